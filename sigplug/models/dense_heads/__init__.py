@@ -1,0 +1,9 @@
+"""Heatmap heads, built on mmdet3d's."""
+from sigplug.registry import register_unavailable
+
+try:
+    from .center_head import CenterHead
+except ImportError as error:
+    CenterHead = register_unavailable('CenterHead', error)
+
+__all__ = ['CenterHead']

@@ -1,0 +1,231 @@
+"""CenterPoint's head with an activation that is chosen by config."""
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from mmdet3d.models.dense_heads.centerpoint_head import \
+    CenterHead as _CenterHead
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from sigplug.ops import gaussian_heatmap, gaussian_radius
+from sigplug.registry import MODELS
+
+# Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
+# The regression target encodes the yaw as (sin, cos), hence one value more.
+BOX_SIZE, BOX_SIZE_WITH_VELOCITY = 7, 9
+
+
+@MODELS.register_module()
+class CenterHead(_CenterHead):
+    """Drop-in for mmdet3d's ``CenterHead`` with a selectable activation.
+
+    Keyword arguments, parameter names, losses, targets and predictions are
+    those of mmdet3d 1.4 at the default settings. What differs:
+
+    - ``heatmap_act`` is applied to a copy: the logits in ``preds_dicts`` are
+      not overwritten, so that ``loss`` and ``predict`` may share a forward.
+    - The losses are computed in float32 also under autocast.
+    - Targets are computed for the whole batch without a loop per box.
+    - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
+      in KITTI, and ``code_weights`` has 8 values.
+    - A NaN in a target box takes its own term out of the loss; upstream
+      masks it too, but NaN times 0 is still NaN.
+
+    Decoding uses the plain sigmoid: the clip is there for the logarithm of
+    the loss.
+
+    Args:
+        *args: Those of mmdet3d's ``CenterHead``.
+        heatmap_act (dict): Config of the activation in front of
+            ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``.
+        **kwargs: Those of mmdet3d's ``CenterHead``.
+
+    Raises:
+        ValueError: ``train_cfg.code_weights`` does not fit the predicted
+            box values.
+    """
+
+    def __init__(self,
+                 *args: Any,
+                 heatmap_act: Optional[dict] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heatmap_act = MODELS.build(
+            heatmap_act or dict(type='ClipSigmoid'))
+        heads = self.task_heads[0].heads
+        self.with_velocity = 'vel' in heads
+        weights = (self.train_cfg or {}).get('code_weights')
+        if weights is not None and len(weights) != self._code_size:
+            raise ValueError(
+                f'train_cfg.code_weights must have {self._code_size} values '
+                f'for the common_heads {sorted(heads)}, but has '
+                f'{len(weights)}: {list(weights)}')
+
+    @property
+    def _code_size(self) -> int:
+        """Number of regression targets: offset, z, size, sin, cos[, v]."""
+        return 1 + (
+            BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE)
+
+    def loss_by_feat(self, preds_dicts: Tuple[List[dict]],
+                     batch_gt_instances_3d: List[InstanceData], *args: Any,
+                     **kwargs: Any) -> Dict[str, Tensor]:
+        """Heatmap and box losses of each task.
+
+        Args:
+            preds_dicts (tuple[list[dict]]): For each task a list with one
+                dict of predictions, shape ``(B, channels, H, W)``; left as
+                they are.
+            batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
+                ``labels_3d`` of each sample.
+
+        Returns:
+            dict[str, Tensor]: ``task{i}.loss_heatmap`` and
+            ``task{i}.loss_bbox``, float32 scalars.
+        """
+        heatmaps, boxes, indices, masks = self.get_targets(
+            batch_gt_instances_3d)
+        losses = {}
+        # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
+        with torch.autocast(heatmaps[0].device.type, enabled=False):
+            for i, (preds, ) in enumerate(preds_dicts):
+                preds = {key: value.float() for key, value in preds.items()}
+                losses[f'task{i}.loss_heatmap'] = self._heatmap_loss(
+                    preds['heatmap'], heatmaps[i])
+                losses[f'task{i}.loss_bbox'] = self._box_loss(
+                    preds, boxes[i], indices[i], masks[i])
+        return losses
+
+    def _heatmap_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Gaussian focal loss of one task, over its number of peaks."""
+        num_peaks = target.eq(1).sum().float().clamp(min=1)
+        return self.loss_cls(
+            self.heatmap_act(logits), target, avg_factor=num_peaks)
+
+    def _box_loss(self, preds: Dict[str, Tensor], target: Tensor,
+                  index: Tensor, mask: Tensor) -> Tensor:
+        """Regression loss of one task at the cells of its objects."""
+        keys = ['reg', 'height', 'dim', 'rot']
+        if self.with_velocity:
+            keys.append('vel')
+        pred = torch.cat([preds[key] for key in keys], dim=1)
+        pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
+        known = mask.unsqueeze(2) * ~target.isnan()
+        weights = known * target.new_tensor(
+            self.train_cfg.get('code_weights') or [1.0] * self._code_size)
+        return self.loss_bbox(
+            pred,
+            target.nan_to_num(),
+            weights,
+            avg_factor=mask.float().sum() + 1e-4)
+
+    def get_targets(
+        self, batch_gt_instances_3d: List[InstanceData]
+    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor], List[Tensor]]:
+        """Targets of a batch, equal to those of mmdet3d's loop over boxes.
+
+        A box becomes a peak of its class in the cell of its centre, and the
+        regression target of that cell. It is left out if its size is not
+        positive, its centre lies outside the map, or ``max_objs`` boxes of
+        its task come before it.
+
+        Args:
+            batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` (7 or 9
+                values) and ``labels_3d`` of each sample.
+
+        Returns:
+            tuple[list[Tensor]]: One entry per task, with ``K`` the largest
+            number of objects: heatmaps ``(B, classes, H, W)``, boxes
+            ``(B, K, 8 or 10)``, indices of the cells ``(B, K)`` int64 and
+            masks ``(B, K)`` uint8.
+        """
+        cfg = self.train_cfg
+        batch_size = len(batch_gt_instances_3d)
+        num_classes = sum(self.num_classes)
+        max_objs = cfg['max_objs'] * cfg['dense_reg']
+        width, height = (int(size) // cfg['out_size_factor']
+                         for size in cfg['grid_size'][:2])
+
+        boxes, labels, sample = self._flatten(batch_gt_instances_3d)
+        task = torch.arange(
+            len(self.num_classes), device=labels.device).repeat_interleave(
+                labels.new_tensor(self.num_classes),
+                output_size=num_classes)[labels]
+
+        # The place of a box among those of its sample and task, in the
+        # order of the classes.
+        group = sample * len(self.num_classes) + task
+        order = torch.argsort(sample * num_classes + labels, stable=True)
+        start = torch.searchsorted(group[order], group[order])
+        slot = torch.empty_like(order)
+        slot[order] = torch.arange(len(order), device=order.device) - start
+
+        center, radius = self._to_cells(boxes)
+        cell = center.int()
+        drawn = ((boxes[:, 3:5] > 0).all(1) & (cell >= 0).all(1)
+                 & (cell[:, 0] < width) & (cell[:, 1] < height)
+                 & (slot < max_objs))
+        # All samples are drawn at once, as channels of one heatmap.
+        heatmap = gaussian_heatmap(
+            cell[drawn], radius[drawn],
+            (sample * num_classes + labels)[drawn],
+            batch_size * num_classes, (height, width))
+        heatmap = heatmap.view(batch_size, num_classes, height, width)
+
+        shape = (batch_size, len(self.num_classes), max_objs)
+        place = (sample[drawn], task[drawn], slot[drawn])
+        target = boxes.new_zeros(*shape, self._code_size)
+        target[place] = self._encode(boxes[drawn], center[drawn] - cell[drawn])
+        index = labels.new_zeros(shape)
+        index[place] = (cell[:, 1].long() * width + cell[:, 0])[drawn]
+        mask = boxes.new_zeros(shape, dtype=torch.uint8)
+        mask[place] = 1
+        return (list(heatmap.split(self.num_classes, dim=1)),
+                list(target.unbind(1)), list(index.unbind(1)),
+                list(mask.unbind(1)))
+
+    def _flatten(
+        self, batch_gt_instances_3d: List[InstanceData]
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """Boxes (gravity centre first), labels and sample of the batch."""
+        size = BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE
+        boxes, labels = [], []
+        for gt in batch_gt_instances_3d:
+            values = gt.bboxes_3d.tensor
+            if values.shape[1] < size:
+                raise ValueError(
+                    f'the head predicts {size} box values, but gt bboxes_3d '
+                    f"have {values.shape[1]}: remove 'vel' from common_heads "
+                    'or give boxes with a velocity')
+            boxes.append(
+                torch.cat((gt.bboxes_3d.gravity_center, values[:, 3:size]),
+                          dim=1).float().to(gt.labels_3d.device))
+            labels.append(gt.labels_3d.long())
+        counts = [len(label) for label in labels]
+        boxes, labels = torch.cat(boxes), torch.cat(labels)
+        sample = torch.arange(
+            len(counts), device=labels.device).repeat_interleave(
+                labels.new_tensor(counts), output_size=len(labels))
+        known = (labels >= 0) & (labels < sum(self.num_classes))
+        return boxes[known], labels[known], sample[known]
+
+    def _to_cells(self, boxes: Tensor) -> Tuple[Tensor, Tensor]:
+        """Centres in heatmap cells, float, and the radii of their peaks."""
+        cfg = self.train_cfg
+        voxel_size = boxes.new_tensor(cfg['voxel_size'][:2])
+        origin = boxes.new_tensor(cfg['point_cloud_range'][:2])
+        factor = cfg['out_size_factor']
+        center = (boxes[:, :2] - origin) / voxel_size / factor
+        length, width = (boxes[:, 3:5] / voxel_size / factor).unbind(1)
+        radius = gaussian_radius(
+            width, length, min_overlap=cfg['gaussian_overlap'])
+        return center, radius.nan_to_num().int().clamp(min=cfg['min_radius'])
+
+    def _encode(self, boxes: Tensor, offset: Tensor) -> Tensor:
+        """Regression targets of boxes with their offset inside the cell."""
+        size = boxes[:, 3:6]
+        yaw = boxes[:, 6:7]
+        return torch.cat((offset, boxes[:, 2:3],
+                          size.log() if self.norm_bbox else size, yaw.sin(),
+                          yaw.cos(), boxes[:, 7:]),
+                         dim=1)

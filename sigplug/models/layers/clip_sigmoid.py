@@ -1,0 +1,66 @@
+"""The clipped sigmoid as an activation layer."""
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from sigplug.ops.clip_sigmoid import (check_grad_mode, clip_sigmoid,
+                                      representable_bounds)
+from sigplug.registry import register_everywhere
+
+
+@register_everywhere
+class ClipSigmoid(nn.Module):
+    """Sigmoid clipped to ``[min_val, max_val]``.
+
+    See :func:`sigplug.ops.clip_sigmoid`. Configs select it by
+    ``dict(type='ClipSigmoid')``, for instance as ``act_cfg`` of mmcv's
+    ``ConvModule`` or as ``heatmap_act`` of :class:`sigplug.CenterHead`.
+
+    Args:
+        eps (float): Distance of both bounds from 0 and 1. Defaults to 1e-4.
+        min_val (float, optional): Lower bound, in place of ``eps``.
+        max_val (float, optional): Upper bound, in place of ``1 - eps``.
+        grad (str): Gradient outside the bounds, ``'zero'`` or
+            ``'straight_through'``. Defaults to ``'zero'``.
+        inplace (bool): Overwrite the input where that is safe.
+            Defaults to False.
+
+    Raises:
+        ValueError: A bound or ``grad`` is out of its range.
+
+    Examples:
+        >>> act = ClipSigmoid(min_val=0.01, max_val=0.99)
+        >>> act(torch.tensor([-2., -4., 0., 6., 8.]))
+        tensor([0.1192, 0.0180, 0.5000, 0.9900, 0.9900])
+    """
+
+    def __init__(self,
+                 eps: float = 1e-4,
+                 min_val: Optional[float] = None,
+                 max_val: Optional[float] = None,
+                 grad: str = 'zero',
+                 inplace: bool = False) -> None:
+        super().__init__()
+        if not 0.0 < eps < 0.5:
+            raise ValueError(f'eps must lie between 0 and 0.5, but got {eps}')
+        self.min_val = eps if min_val is None else min_val
+        self.max_val = 1 - eps if max_val is None else max_val
+        self.grad = grad
+        self.inplace = inplace
+        representable_bounds(self.min_val, self.max_val, torch.float64)
+        check_grad_mode(grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate logits of any shape; the dtype is kept."""
+        return clip_sigmoid(
+            x,
+            self.min_val,
+            self.max_val,
+            grad=self.grad,
+            inplace=self.inplace)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        return (f'min_val={self.min_val}, max_val={self.max_val}, '
+                f'grad={self.grad!r}, inplace={self.inplace}')

@@ -1,0 +1,82 @@
+"""Generalised-mean pooling as a layer."""
+from typing import Optional, Sequence, Tuple, Union
+
+from torch import Tensor
+
+from sigplug.ops import gem_pool
+from sigplug.ops.generalized_mean import IntOrTuple
+from sigplug.registry import register_everywhere
+from .power import Power
+
+
+@register_everywhere
+class GeM(Power):
+    r"""Generalised-mean pooling, global or windowed.
+
+    .. math::
+        y = \Big(\frac{1}{N} \sum_{i=1}^N \max(x_i, \epsilon)^p\Big)^{1/p}
+
+    See :func:`sigplug.ops.gem_pool`. The pooled dims stay, with size 1 when
+    the pooling is global.
+
+    Args:
+        p (float | Sequence[float]): The (initial) power, above 0; 1 is the
+            mean, and it tends to the maximum as it grows. Defaults to 3.0.
+        eps (float): Lower clamp of the input. Defaults to 1e-6.
+        clamp (bool): Whether to clamp the input at ``eps``; without it the
+            input must be non-negative. Defaults to True.
+        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        channels (int, optional): Number of channels, for one ``p`` per
+            channel; ``None`` shares one. Defaults to None.
+        kernel_size (int | tuple[int | None] | None): Window size; ``None``,
+            also per entry, is the full extent. Defaults to None.
+        stride (int | tuple[int | None] | None): Step of the windows.
+            Defaults to ``kernel_size``.
+        padding (int | tuple[int]): Zeros added on both sides, which count in
+            the mean. Defaults to 0.
+        p_range (tuple[float, float]): Smallest and largest value that is used
+            of a trained ``p``. Defaults to (1.0, 50.0).
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Examples:
+        >>> GeM(p=3.0)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 1, 1])
+    """
+
+    def __init__(self,
+                 p: Union[float, Sequence[float]] = 3.0,
+                 eps: float = 1e-6,
+                 clamp: bool = True,
+                 p_trainable: bool = True,
+                 channels: Optional[int] = None,
+                 kernel_size: IntOrTuple = None,
+                 stride: IntOrTuple = None,
+                 padding: Union[int, Sequence[int]] = 0,
+                 p_range: Tuple[float, float] = (1.0, 50.0)) -> None:
+        super().__init__(p, p_trainable, channels, p_range)
+        if not eps > 0:
+            raise ValueError(f'eps must be above 0, but got {eps}: use '
+                             'clamp=False to leave the input as it is')
+        self.eps = eps
+        self.clamp = clamp
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``(N, C, *spatial)``; the dtype is kept."""
+        return gem_pool(
+            x,
+            self.power(),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            eps=self.eps if self.clamp else None)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        return (f'{super().extra_repr()}, eps={self.eps}, '
+                f'clamp={self.clamp}, kernel_size={self.kernel_size}, '
+                f'stride={self.stride}, padding={self.padding}')

@@ -1,0 +1,84 @@
+"""The power ``p`` of the generalised mean, fixed or trained."""
+import math
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+
+class Power(nn.Module):
+    """Owns the power ``p`` of a GeM module.
+
+    A trained ``p`` is a parameter of shape ``(1, )`` or ``(channels, )``.
+    The optimiser moves it freely; what is used is its projection onto
+    ``p_range``, with the gradient passed through, so that a value that has
+    drifted out can come back. A fixed ``p`` is not part of the state_dict.
+
+    Args:
+        p (float | Sequence[float]): The (initial) power, above 0; a sequence
+            holds one value per channel. A fixed ``p`` may be ``inf``, which
+            gives the maximum. Defaults to 3.0.
+        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        channels (int, optional): Number of channels, for one ``p`` per
+            channel; ``None`` shares one. Defaults to None.
+        p_range (tuple[float, float]): Smallest and largest value that is
+            used of a trained ``p``. Defaults to (1.0, 50.0).
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(self,
+                 p: Union[float, Sequence[float]] = 3.0,
+                 p_trainable: bool = True,
+                 channels: Optional[int] = None,
+                 p_range: Tuple[float, float] = (1.0, 50.0)) -> None:
+        super().__init__()
+        low, high = (float(bound) for bound in p_range)
+        if not 0 < low < high < math.inf:
+            raise ValueError('p_range must be two finite numbers with '
+                             f'0 < low < high, but got {tuple(p_range)}')
+        if channels is not None and channels < 1:
+            raise ValueError(
+                f'channels must be at least 1 or None, but got {channels}')
+        size = channels or 1
+        values = [float(p)] if isinstance(p, (int, float)) else list(p)
+        if len(values) not in (1, size):
+            raise ValueError(f'p must be one value or one for each of '
+                             f'channels={channels}, but got {len(values)}')
+        if not all(value > 0 for value in values):
+            raise ValueError(f'p must be above 0, but got {p}')
+        if p_trainable and not all(low <= value <= high for value in values):
+            raise ValueError('a trained p must start within '
+                             f'p_range=({low}, {high}), but got p={p}')
+        self.p_trainable = p_trainable
+        self.p_range = (low, high)
+        initial = torch.tensor(values * (size // len(values)))
+        self.register_buffer('_initial_p', initial, persistent=False)
+        if p_trainable:
+            self.p = nn.Parameter(initial.clone())
+        elif len(set(values)) == 1:
+            # A float selects the exact mean and the exact maximum.
+            self.p = values[0]
+        else:
+            self.register_buffer('p', initial.clone(), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Set a trained ``p`` back to its initial value."""
+        if self.p_trainable:
+            with torch.no_grad():
+                self.p.copy_(self._initial_p)
+
+    def power(self) -> Union[float, Tensor]:
+        """The ``p`` that is used: within ``p_range`` if it is trained."""
+        if not self.p_trainable:
+            return self.p
+        # p - p.detach() is exactly 0: it adds a gradient and no value.
+        used = self.p.detach().clamp(*self.p_range)
+        return used + (self.p - self.p.detach())
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        p = self.p.tolist() if isinstance(self.p, Tensor) else self.p
+        trained = f', p_range={self.p_range}' if self.p_trainable else ''
+        return f'p={p}, p_trainable={self.p_trainable}{trained}'

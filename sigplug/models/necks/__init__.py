@@ -1,0 +1,4 @@
+"""Necks."""
+from .gem_neck import GeMNeck
+
+__all__ = ['GeMNeck']

@@ -1,0 +1,9 @@
+"""Voxel encoders, built on mmdet3d's."""
+from sigplug.registry import register_unavailable
+
+try:
+    from .gem_pillar_feature_net import GeMPillarFeatureNet
+except ImportError as error:
+    GeMPillarFeatureNet = register_unavailable('GeMPillarFeatureNet', error)
+
+__all__ = ['GeMPillarFeatureNet']

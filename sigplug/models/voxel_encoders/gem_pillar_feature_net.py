@@ -1,0 +1,109 @@
+"""Pillar features reduced by a masked generalised mean."""
+from typing import Any, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from mmdet3d.models.voxel_encoders.pillar_encoder import PillarFeatureNet
+from mmdet3d.models.voxel_encoders.utils import (PFNLayer,
+                                                 get_paddings_indicator)
+from torch import Tensor
+
+from sigplug.models.layers.power import Power
+from sigplug.ops import generalized_mean
+from sigplug.registry import MODELS
+
+
+class GeMPFNLayer(PFNLayer):
+    """mmdet3d's ``PFNLayer`` with a masked generalised mean as its reduction.
+
+    Args:
+        *args: Those of ``PFNLayer``.
+        gem (Power): Owner of the power ``p``.
+        eps (float): Lower clamp of the point features.
+        **kwargs: Those of ``PFNLayer``.
+    """
+
+    def __init__(self, *args: Any, gem: Power, eps: float,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gem = gem
+        self.eps = eps
+
+    def forward(self, inputs: Tensor, num_voxels: Tensor) -> Tensor:
+        """Reduce the points of each pillar.
+
+        Args:
+            inputs (Tensor): Point features, shape ``(N, M, C_in)``.
+            num_voxels (Tensor): Number of points in each pillar, ``(N, )``;
+                the remaining rows are padding, which is excluded.
+
+        Returns:
+            Tensor: ``(N, 1, C)`` from the last layer; from the others
+            ``(N, M, 2 C)``, each point beside the reduction.
+        """
+        x = self.linear(inputs)
+        x = F.relu(self.norm(x.transpose(1, 2)).transpose(1, 2))
+        mask = get_paddings_indicator(num_voxels, x.shape[1]).unsqueeze(-1)
+        pooled = generalized_mean(
+            x, self.gem.power(), dim=1, eps=self.eps, mask=mask, keepdim=True)
+        if self.last_vfe:
+            return pooled
+        return torch.cat([x, pooled.expand_as(x)], dim=2)
+
+
+@MODELS.register_module()
+class GeMPillarFeatureNet(PillarFeatureNet):
+    r"""``PillarFeatureNet`` that reduces points by a generalised mean.
+
+    .. math::
+        y_c = \Big(\frac{1}{n} \sum_{i=1}^{n}
+            \max(x_{i, c}, \epsilon)^p\Big)^{1/p}
+
+    over the :math:`n` real points of a pillar. Padding is excluded: upstream
+    zeroes it *before* its Linear-BN-ReLU, after which it is no longer zero.
+    The parameters keep upstream's names; a trained ``p`` is added as
+    ``pfn_layers.*.gem.p``.
+
+    Args:
+        *args: Those of mmdet3d's ``PillarFeatureNet`` except ``mode``.
+        p (float | Sequence[float]): The (initial) power of each layer.
+            Defaults to 3.0.
+        eps (float): Lower clamp of the point features. Defaults to 1e-6.
+        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        per_channel (bool): One ``p`` per channel instead of one per layer.
+            Defaults to False.
+        p_range (tuple[float, float]): Smallest and largest value that is used
+            of a trained ``p``. Defaults to (1.0, 50.0).
+        **kwargs: Those of mmdet3d's ``PillarFeatureNet`` except ``mode``.
+
+    Raises:
+        ValueError: ``mode`` is given, or one of the arguments is out of its
+            range.
+    """
+
+    def __init__(self,
+                 *args: Any,
+                 p: Union[float, Sequence[float]] = 3.0,
+                 eps: float = 1e-6,
+                 p_trainable: bool = True,
+                 per_channel: bool = False,
+                 p_range: Tuple[float, float] = (1.0, 50.0),
+                 norm_cfg: Optional[dict] = None,
+                 **kwargs: Any) -> None:
+        if 'mode' in kwargs:
+            raise ValueError(
+                f"mode={kwargs['mode']!r} does not apply to "
+                'GeMPillarFeatureNet: p=1 is the mean and a fixed p=inf '
+                'the maximum')
+        norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
+        super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
+        for i, layer in enumerate(self.pfn_layers):
+            out_channels = layer.units * (1 if layer.last_vfe else 2)
+            self.pfn_layers[i] = GeMPFNLayer(
+                layer.linear.in_features,
+                out_channels,
+                norm_cfg=norm_cfg,
+                last_layer=layer.last_vfe,
+                gem=Power(p, p_trainable, layer.units if per_channel else None,
+                          p_range),
+                eps=eps)

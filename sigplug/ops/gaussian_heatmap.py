@@ -1,0 +1,118 @@
+"""Targets of a CenterNet-style heatmap: radii and Gaussian peaks."""
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+
+def gaussian_radius(height: Tensor,
+                    width: Tensor,
+                    min_overlap: float = 0.5) -> Tensor:
+    r"""Radius within which a shifted box still overlaps the true one.
+
+    The smallest of the three radii of CornerNet (`Law and Deng, 2018
+    <https://arxiv.org/abs/1808.01244>`_), one for each way in which two
+    corners may move, such that the intersection over union with the true box
+    stays at ``min_overlap`` or above. Written for whole tensors of boxes,
+    with the arithmetic of mmdet3d's ``gaussian_radius`` (which takes the
+    larger root of each quadratic, and so do all published models).
+
+    Args:
+        height (Tensor): Extents along y in heatmap cells, shape ``(K, )``.
+        width (Tensor): Extents along x in heatmap cells, shape ``(K, )``.
+        min_overlap (float): The overlap to keep, in (0, 1). Defaults to 0.5.
+
+    Returns:
+        Tensor: Radii in heatmap cells, shape ``(K, )``, not rounded.
+
+    Raises:
+        ValueError: ``min_overlap`` is not in (0, 1).
+    """
+    if not 0.0 < min_overlap < 1.0:
+        raise ValueError('min_overlap must lie strictly between 0 and 1, but '
+                         f'got {min_overlap}')
+    total, area = height + width, width * height
+
+    b1 = total
+    c1 = area * (1 - min_overlap) / (1 + min_overlap)
+    r1 = (b1 + torch.sqrt(b1**2 - 4 * c1)) / 2
+
+    b2 = 2 * total
+    c2 = (1 - min_overlap) * width * height
+    r2 = (b2 + torch.sqrt(b2**2 - 16 * c2)) / 2
+
+    a3 = 4 * min_overlap
+    b3 = -2 * min_overlap * total
+    c3 = (min_overlap - 1) * width * height
+    r3 = (b3 + torch.sqrt(b3**2 - 4 * a3 * c3)) / 2
+    return torch.minimum(torch.minimum(r1, r2), r3)
+
+
+def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
+                     num_classes: int, size: Tuple[int, int]) -> Tensor:
+    r"""Draw one Gaussian peak per object, the maximum where they overlap.
+
+    .. math::
+        h_{c, y, x} = \max_{k: \mathrm{label}_k = c}
+            \exp\left(-\frac{(x - x_k)^2 + (y - y_k)^2}{2 \sigma_k^2}\right),
+        \qquad \sigma_k = \frac{2 r_k + 1}{6}
+
+    within the square of :math:`2 r_k + 1` cells around each centre, 0
+    elsewhere. There is no loop over the objects, and the memory is
+    proportional to the number of cells that are drawn.
+
+    Args:
+        centers (Tensor): Integer cells (x, y) of the peaks, shape
+            ``(K, 2)``. A centre outside the map draws the part of its square
+            that lies inside.
+        radii (Tensor): Integer radii in cells, at least 0, shape ``(K, )``.
+        labels (Tensor): Integer channel of each object, in
+            ``[0, num_classes)``, shape ``(K, )``.
+        num_classes (int): Number of channels.
+        size (tuple[int, int]): Height and width of the map, in cells.
+
+    Returns:
+        Tensor: float32 heatmap of shape ``(num_classes, height, width)`` with
+        a value of exactly 1 at each centre inside the map.
+
+    Raises:
+        TypeError: An input is not an integer tensor.
+        ValueError: The shapes do not fit together.
+    """
+    for name, value in (('centers', centers), ('radii', radii), ('labels',
+                                                                 labels)):
+        if value.is_floating_point() or value.is_complex():
+            raise TypeError(f'{name} must be an integer tensor, but got '
+                            f'{value.dtype}: round it first')
+    num_objects = len(centers)
+    if centers.shape != (num_objects, 2):
+        raise ValueError('centers must have the shape (K, 2), but got '
+                         f'{tuple(centers.shape)}')
+    for name, value in (('radii', radii), ('labels', labels)):
+        if value.shape != (num_objects, ):
+            raise ValueError(f'{name} must have the shape ({num_objects}, ) '
+                             f'like centers, but got {tuple(value.shape)}')
+    height, width = size
+    x, y = centers.long().unbind(1)
+    radii, labels = radii.long(), labels.long()
+    left, right = (x - radii).clamp(min=0), (x + radii + 1).clamp(max=width)
+    top, bottom = (y - radii).clamp(min=0), (y + radii + 1).clamp(max=height)
+    columns = (right - left).clamp(min=0)
+    cells = columns * (bottom - top).clamp(min=0)
+
+    # One entry per drawn cell: the object it belongs to, and its place in
+    # the object's clipped square.
+    owner = torch.arange(
+        num_objects, device=x.device).repeat_interleave(cells)
+    place = torch.arange(len(owner), device=x.device)
+    place = place - (cells.cumsum(0) - cells)[owner]
+    cell_x = left[owner] + place % columns[owner]
+    cell_y = top[owner] + place // columns[owner]
+
+    sigma = (2 * radii + 1).double() / 6
+    squared = (cell_x - x[owner])**2 + (cell_y - y[owner])**2
+    value = torch.exp(-squared / (2 * sigma**2)[owner]).float()
+    heatmap = value.new_zeros(num_classes * height * width)
+    flat = (labels[owner] * height + cell_y) * width + cell_x
+    heatmap.scatter_reduce_(0, flat, value, 'amax')
+    return heatmap.view(num_classes, height, width)
