@@ -97,27 +97,31 @@ def _power_mean(c: Tensor, p: Power, dims: Tuple[int, ...],
     """Power mean of ``c`` over ``dims``, kept with size 1."""
     count = None
     if mask is not None:
-        count = mask.sum(dims, keepdim=True).to(c.dtype)
         c = torch.where(mask, c, c.new_zeros(()))
+        count = mask.sum(dims, keepdim=True).clamp(min=1).to(c.dtype)
 
     if isinstance(p, float) and p == 1.0:
-        if count is None:
-            return c.mean(dims, keepdim=True)
-        return c.sum(dims, keepdim=True) / count.clamp(min=1)
+        return _mean(c, dims, count)
     if isinstance(p, float) and math.isinf(p):
         return c.amax(dims, keepdim=True)
 
     scale = _safe_scale(c.detach().abs().amax(dims, keepdim=True))
     ratio = c / scale
     if mask is None:
-        mean = ratio.pow(p).mean(dims, keepdim=True)
+        power = ratio.pow(p)
     else:
         # Excluded elements pass through the power as 1, whose gradient is
         # finite for every p, and leave the sum afterwards.
-        power = torch.where(mask, ratio, ratio.new_ones(())).pow(p)
-        power = torch.where(mask, power, power.new_zeros(()))
-        mean = power.sum(dims, keepdim=True) / count.clamp(min=1)
-    return scale * _root(mean, p)
+        power = torch.where(mask, ratio, ratio.new_ones(())).pow(p) * mask
+    return scale * _root(_mean(power, dims, count), p)
+
+
+def _mean(c: Tensor, dims: Tuple[int, ...],
+          count: Optional[Tensor]) -> Tensor:
+    """Mean over ``dims``, of ``count`` elements where that is given."""
+    if count is None:
+        return c.mean(dims, keepdim=True)
+    return c.sum(dims, keepdim=True) / count
 
 
 def _root(mean: Tensor, p: Power) -> Tensor:

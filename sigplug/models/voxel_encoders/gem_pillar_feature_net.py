@@ -9,12 +9,15 @@ from mmdet3d.models.voxel_encoders.utils import (PFNLayer,
 from torch import Tensor
 
 from sigplug.models.layers.power import Power
-from sigplug.ops import generalized_mean
+from sigplug.ops import segment_generalized_mean
 from sigplug.registry import MODELS
 
 
 class GeMPFNLayer(PFNLayer):
-    """mmdet3d's ``PFNLayer`` with a masked generalised mean as its reduction.
+    """mmdet3d's ``PFNLayer`` with a generalised mean as its reduction.
+
+    Only real points are computed: padding enters neither the batch norm's
+    statistics, as it does upstream, nor the reduction.
 
     Args:
         *args: Those of ``PFNLayer``.
@@ -39,16 +42,18 @@ class GeMPFNLayer(PFNLayer):
 
         Returns:
             Tensor: ``(N, 1, C)`` from the last layer; from the others
-            ``(N, M, 2 C)``, each point beside the reduction.
+            ``(N, M, 2 C)``, each point beside the reduction, 0 at padding.
         """
-        x = self.linear(inputs)
-        x = F.relu(self.norm(x.transpose(1, 2)).transpose(1, 2))
-        mask = get_paddings_indicator(num_voxels, x.shape[1]).unsqueeze(-1)
-        pooled = generalized_mean(
-            x, self.gem.power(), dim=1, eps=self.eps, mask=mask, keepdim=True)
+        mask = get_paddings_indicator(num_voxels, inputs.shape[1])
+        pillar = mask.nonzero()[:, 0]
+        x = F.relu(self.norm(self.linear(inputs[mask])))
+        pooled = segment_generalized_mean(
+            x, pillar, len(inputs), self.gem.power(), eps=self.eps)
         if self.last_vfe:
-            return pooled
-        return torch.cat([x, pooled.expand_as(x)], dim=2)
+            return pooled.unsqueeze(1)
+        x = torch.cat([x, pooled.index_select(0, pillar)], dim=1)
+        return x.new_zeros(*mask.shape, x.shape[1]).masked_scatter(
+            mask.unsqueeze(-1), x)
 
 
 @MODELS.register_module()
@@ -59,7 +64,7 @@ class GeMPillarFeatureNet(PillarFeatureNet):
         y_c = \Big(\frac{1}{n} \sum_{i=1}^{n}
             \max(x_{i, c}, \epsilon)^p\Big)^{1/p}
 
-    over the :math:`n` real points of a pillar. Padding is excluded: upstream
+    over the :math:`n` real points of a pillar. Padding is left out: upstream
     zeroes it *before* its Linear-BN-ReLU, after which it is no longer zero.
     The parameters keep upstream's names; a trained ``p`` is added as
     ``pfn_layers.*.gem.p``.
