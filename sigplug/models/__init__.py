@@ -4,6 +4,7 @@ The parts that need only mmengine are imported here; ``dense_heads`` and
 ``voxel_encoders`` import mmdet3d, and are imported when they are asked for.
 """
 from .layers import ClipSigmoid, GeM
+from .losses import GaussianFocalLossWithLogits
 from .necks import GeMNeck
 
-__all__ = ['ClipSigmoid', 'GeM', 'GeMNeck']
+__all__ = ['ClipSigmoid', 'GaussianFocalLossWithLogits', 'GeM', 'GeMNeck']

@@ -4,11 +4,13 @@ Nothing of OpenMMLab is imported from here, so that
 ``from sigplug.ops import clip_sigmoid`` works in any PyTorch project.
 """
 from .clip_sigmoid import clip_sigmoid
+from .gaussian_focal_loss import gaussian_focal_loss_with_logits
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
 from .generalized_mean import (gem_pool, generalized_mean,
                                segment_generalized_mean)
 
 __all__ = [
-    'clip_sigmoid', 'gaussian_heatmap', 'gaussian_radius', 'gem_pool',
-    'generalized_mean', 'segment_generalized_mean'
+    'clip_sigmoid', 'gaussian_focal_loss_with_logits', 'gaussian_heatmap',
+    'gaussian_radius', 'gem_pool', 'generalized_mean',
+    'segment_generalized_mean'
 ]

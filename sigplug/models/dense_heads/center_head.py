@@ -5,7 +5,7 @@ import torch
 from mmdet3d.models.dense_heads.centerpoint_head import \
     CenterHead as _CenterHead
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigplug.ops import gaussian_heatmap, gaussian_radius
 from sigplug.registry import MODELS
@@ -37,12 +37,14 @@ class CenterHead(_CenterHead):
     Args:
         *args: Those of mmdet3d's ``CenterHead``.
         heatmap_act (dict): Config of the activation in front of
-            ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``.
+            ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
+            none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet3d's ``CenterHead``.
 
     Raises:
         ValueError: ``train_cfg.code_weights`` does not fit the predicted
-            box values.
+            box values, or ``heatmap_act`` is given and ``loss_cls`` takes
+            logits.
     """
 
     def __init__(self,
@@ -50,8 +52,14 @@ class CenterHead(_CenterHead):
                  heatmap_act: Optional[dict] = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.heatmap_act = MODELS.build(
-            heatmap_act or dict(type='ClipSigmoid'))
+        takes_logits = getattr(self.loss_cls, 'from_logits', False)
+        if takes_logits and heatmap_act is not None:
+            raise ValueError(
+                f'heatmap_act={heatmap_act} has no effect in front of '
+                f'{type(self.loss_cls).__name__}, which takes logits: '
+                'remove it, or choose a loss that takes probabilities')
+        self.heatmap_act = nn.Identity() if takes_logits else (
+            MODELS.build(heatmap_act or dict(type='ClipSigmoid')))
         heads = self.task_heads[0].heads
         self.with_velocity = 'vel' in heads
         weights = (self.train_cfg or {}).get('code_weights')
