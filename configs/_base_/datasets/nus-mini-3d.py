@@ -1,16 +1,17 @@
 # A nuScenes v1.0-mini data set for LiDAR detection, synthetic by default. Real
-# data (v1.0-mini or v1.0-trainval, with mmdet3d's info files) takes its place
-# by SIGPLUG_DATA_ROOT=data/nuscenes/ in the environment: the version is read
-# from the info files.
+# data, with mmdet3d's info files, takes its place through the environment:
+# SIGPLUG_DATA_ROOT=data/nuscenes/ and, unless it is the mini set, also
+# SIGPLUG_DATA_VERSION=v1.0-trainval.
 dataset_type = 'NuScenesDataset'
 data_root = '{{$SIGPLUG_DATA_ROOT:data/synthetic_nuscenes/}}'
+data_version = '{{$SIGPLUG_DATA_VERSION:v1.0-mini}}'
 data_prefix = dict(pts='samples/LIDAR_TOP', img='', sweeps='sweeps/LIDAR_TOP')
 point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 class_names = [
     'car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier',
     'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone'
 ]
-metainfo = dict(classes=class_names)
+metainfo = dict(classes=class_names, version=data_version)
 input_modality = dict(use_lidar=True, use_camera=False)
 backend_args = None
 

@@ -28,6 +28,9 @@ class CenterHead(_CenterHead):
     - Targets are computed for the whole batch without a loop per box.
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
+    - ``init_weights`` reaches the task heads, so that the ``init_bias`` of
+      their heatmaps holds; upstream keeps them in a plain ``ModuleList``,
+      which mmengine passes over, and training starts from scores of 0.5.
     - A NaN in a target box takes its own term out of the loss; upstream
       masks it too, but NaN times 0 is still NaN.
 
@@ -74,6 +77,12 @@ class CenterHead(_CenterHead):
         """Number of regression targets: offset, z, size, sin, cos[, v]."""
         return 1 + (
             BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE)
+
+    def init_weights(self) -> None:
+        """Initialise the head and, other than upstream, its task heads."""
+        super().init_weights()
+        for task_head in self.task_heads:
+            task_head.init_weights()
 
     def loss_by_feat(self, preds_dicts: Tuple[List[dict]],
                      batch_gt_instances_3d: List[InstanceData], *args: Any,

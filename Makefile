@@ -1,0 +1,34 @@
+# `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of the
+# environment, ARGS='...' goes to the program that the target runs.
+
+.PHONY: help env quickstart test lint clean
+
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(or $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done),python3)
+# An environment that was made with another Python stays.
+KEEP := --keep-python
+endif
+# Packages of other installations (ROS, for one) must not mix with .venv.
+unexport PYTHONPATH PYTHONHOME
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
+	@command -v $(PYTHON) >/dev/null || { echo 'env: no $(PYTHON): install' \
+	'Python 3.10, 3.11 or 3.12, or name one: make env PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) tools/misc/setup_env.py $(KEEP)
+
+quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
+	.venv/bin/python tools/quickstart.py $(ARGS)
+
+test: env  ## run the tests
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: env  ## check the style
+	.venv/bin/python -m ruff check $(ARGS)
+
+clean:  ## remove what builds and tests leave; keep .venv, data and results
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,13 @@
+"""Generator of a synthetic LiDAR data set in the nuScenes format.
+
+A street scene is drawn up (:mod:`scenario`), scanned by a ray-cast LiDAR
+(:mod:`lidar`), and written as nuScenes tables (:mod:`tables`) and mmdet3d info
+files (:mod:`infos`). NumPy, Pillow and tqdm are all it needs.
+"""
+from .config import SCENES, GeneratorConfig
+from .generator import TargetFolderError, generate_synthetic_nuscenes
+
+__all__ = [
+    'SCENES', 'GeneratorConfig', 'TargetFolderError',
+    'generate_synthetic_nuscenes'
+]

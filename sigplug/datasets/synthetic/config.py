@@ -1,0 +1,57 @@
+"""What the user can choose about the synthetic data set."""
+from dataclasses import dataclass
+
+# Scene names of the official mini splits (nuscenes.utils.splits).
+TRAIN_SCENES = ('scene-0061', 'scene-0553', 'scene-0655', 'scene-0757',
+                'scene-0796', 'scene-1077', 'scene-1094', 'scene-1100')
+VAL_SCENES = ('scene-0103', 'scene-0916')
+SCENES = TRAIN_SCENES + VAL_SCENES
+
+VERSION = 'v1.0-mini'
+KEY_FRAME_INTERVAL_US = 500_000  # nuScenes key frames come at 2 Hz
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Arguments that determine every byte of the data set.
+
+    Args:
+        seed (int): Seed of all random numbers, at least 0.
+        samples_per_scene (int): Key frames (at 2 Hz) per scene, at least 2.
+        intermediate_sweeps (int): Sweeps without annotations between two key
+            frames, 0 to 9. The real data set has about 9.
+        scenes (tuple[str]): Which of the ten official mini scenes to make, in
+            any order.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    seed: int = 0
+    samples_per_scene: int = 40
+    intermediate_sweeps: int = 1
+    scenes: tuple[str, ...] = SCENES
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f'seed must be at least 0, got {self.seed}')
+        if self.samples_per_scene < 2:
+            raise ValueError('samples_per_scene must be at least 2 (velocity '
+                             'is a difference of key frames), got '
+                             f'{self.samples_per_scene}')
+        if not 0 <= self.intermediate_sweeps <= 9:
+            raise ValueError('intermediate_sweeps must be in [0, 9], got '
+                             f'{self.intermediate_sweeps}')
+        unknown = [name for name in self.scenes if name not in SCENES]
+        if unknown or not self.scenes:
+            raise ValueError(f'scenes must name some of {", ".join(SCENES)}; '
+                             f'got {", ".join(unknown) or "none"}')
+        ordered = tuple(name for name in SCENES if name in self.scenes)
+        object.__setattr__(self, 'scenes', ordered)
+
+    @property
+    def sweep_offsets_us(self) -> list[int]:
+        """Time of every sweep after the scene's start, in microseconds."""
+        steps = self.intermediate_sweeps + 1
+        count = (self.samples_per_scene - 1) * steps + 1
+        return [i * KEY_FRAME_INTERVAL_US // steps for i in range(count)]

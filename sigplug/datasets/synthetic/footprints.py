@@ -1,0 +1,65 @@
+"""Which moving rectangles would touch each other."""
+import numpy as np
+
+from .primitives import rotate
+
+
+def overlap(pose_a: np.ndarray, half_a: np.ndarray, pose_b: np.ndarray,
+            half_b: np.ndarray) -> np.ndarray:
+    """Separating-axis test of pairs of rectangles.
+
+    Args:
+        pose_a (np.ndarray): x, y, yaw, shape (N, 3).
+        half_a (np.ndarray): Half length and half width, shape (N, 2).
+        pose_b (np.ndarray): The same of the other rectangles.
+        half_b (np.ndarray): The same of the other rectangles.
+
+    Returns:
+        np.ndarray: Shape (N, ), bool; touching counts.
+    """
+    offset = pose_b[:, :2] - pose_a[:, :2]
+    turn = pose_b[:, 2] - pose_a[:, 2]
+    cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
+    matrix = np.stack([np.stack([cos, sin], 1), np.stack([sin, cos], 1)], 1)
+    along_a = np.abs(rotate(offset, -pose_a[:, 2]))
+    along_b = np.abs(rotate(offset, -pose_b[:, 2]))
+    reach_a = half_a + np.einsum('nij,nj->ni', matrix, half_b)
+    reach_b = half_b + np.einsum('nij,nj->ni', matrix, half_a)
+    return (along_a <= reach_a).all(1) & (along_b <= reach_b).all(1)
+
+
+class Footprints:
+    """Rectangles that move over the same instants and stay clear.
+
+    Args:
+        gap (float): Least distance between two rectangles, in metres.
+    """
+
+    def __init__(self, gap: float = 0.3) -> None:
+        self.gap = gap
+        self.poses: list[np.ndarray] = []
+        self.halves: list[np.ndarray] = []
+
+    def try_add(self, poses: np.ndarray, half: np.ndarray) -> bool:
+        """Add a rectangle unless it comes too close to an earlier one.
+
+        Args:
+            poses (np.ndarray): x, y, yaw at all instants, shape (T, 3).
+            half (np.ndarray): Half length and half width, shape (2, ).
+
+        Returns:
+            bool: Whether it was added.
+        """
+        half = np.asarray(half, float) + self.gap / 2
+        if self.poses:
+            others, halves = np.stack(self.poses), np.stack(self.halves)
+            reach = np.linalg.norm(half) + np.linalg.norm(halves, axis=1)
+            offset = others[..., :2] - poses[:, :2]
+            near = (offset**2).sum(2) <= reach[:, None]**2
+            which, when = np.nonzero(near)
+            if overlap(poses[when], np.broadcast_to(half, (len(when), 2)),
+                       others[which, when], halves[which]).any():
+                return False
+        self.poses.append(poses)
+        self.halves.append(half)
+        return True

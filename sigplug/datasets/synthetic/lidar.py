@@ -1,0 +1,131 @@
+"""A 32-beam spinning LiDAR, mounted as LIDAR_TOP of the nuScenes cars."""
+from typing import NamedTuple
+
+import numpy as np
+
+from .materials import DEPTH, INTENSITY_MEAN, INTENSITY_STD, LOSS, Material
+from .primitives import moved, rotate
+from .raycast import Hits, RayGrid, cast, nearest
+from .road import KERB, KERB_HEIGHT, Road
+
+COLUMNS = 1080
+ELEVATIONS = np.deg2rad(np.linspace(-92 / 3, 32 / 3, 32))
+MAX_RANGE = 100.0
+FADE_RANGE = 60.0  # beyond it returns get lost more and more
+RANGE_NOISE = 0.02
+
+# Sensor frame x right, y forward, z up; ego frame x forward, y left, z up.
+TRANSLATION = (0.943713, 0.0, 1.84023)
+YAW = -np.pi / 2
+
+
+class Scan(NamedTuple):
+    """One sweep and how much of each object it could see.
+
+    Attributes:
+        points (np.ndarray): x, y, z, intensity, ring in the sensor frame,
+            shape (N, 5), float32.
+        alone (np.ndarray): Rays that would meet the object if it were alone,
+            shape (num_objects, ).
+        seen (np.ndarray): Rays that meet the object first, same shape.
+    """
+    points: np.ndarray
+    alone: np.ndarray
+    seen: np.ndarray
+
+
+def sensor_pose(ego: np.ndarray) -> tuple[np.ndarray, float]:
+    """Global position (3, ) and yaw of the sensor for an ego x, y, z, yaw."""
+    offset = np.append(rotate(np.array(TRANSLATION[:2]), ego[3]),
+                       TRANSLATION[2])
+    return ego[:3] + offset, ego[3] + YAW
+
+
+def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
+         ego: np.ndarray, rng: np.random.Generator) -> Scan:
+    """Simulate one sweep.
+
+    Args:
+        road (Road): The ground.
+        solids (np.ndarray): Everything on it in the global frame, shape
+            (M, ), dtype ``PRIMITIVE``.
+        owner (np.ndarray): Object of each solid, -1 for none, shape (M, ).
+        num_objects (int): Number of objects.
+        ego (np.ndarray): Pose of the ego vehicle: x, y, z, yaw.
+        rng (np.random.Generator): Source of all noise.
+
+    Returns:
+        Scan: Points and visibility.
+    """
+    position, yaw = sensor_pose(ego)
+    grid = RayGrid(COLUMNS, ELEVATIONS, rng.uniform(0, 2 * np.pi / COLUMNS))
+    shift = np.append(-rotate(position[:2], -yaw), -position[2])
+    hits = cast(grid, moved(solids, shift, -yaw), MAX_RANGE)
+    first = nearest(hits)
+
+    directions = grid.directions
+    distance, material = _ground(road, directions, position, yaw, rng)
+    above = first.distance < distance[first.ray]
+    first = Hits(*(values[above] for values in first))
+    distance[first.ray] = first.distance
+    material[first.ray] = solids['material'][first.solid]
+
+    points = _returns(directions, distance, material, rng)
+    return Scan(points, _count_rays(hits, owner, num_objects),
+                _count_rays(first, owner, num_objects))
+
+
+def _count_rays(hits: Hits, owner: np.ndarray, num_objects: int) -> np.ndarray:
+    """Number of different rays that meet each object."""
+    mine = owner[hits.solid]
+    pairs = np.unique(hits.ray[mine >= 0] * num_objects + mine[mine >= 0])
+    return np.bincount(pairs % num_objects, minlength=num_objects)
+
+
+def _ground(road: Road, directions: np.ndarray, position: np.ndarray,
+            yaw: float, rng: np.random.Generator
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the rough ground, inf above the horizon, and its material.
+
+    The road and the sidewalk are two planes; a ray that passes over the edge
+    of the sidewalk and under its plane meets the face of the kerb.
+    """
+    down = directions[:, 2] < -1e-3
+    z = directions[down, 2]
+    xy = rotate(directions[down, :2], yaw)
+    t_road = -position[2] / z
+    t_walk = (KERB_HEIGHT - position[2]) / z
+    at_road = np.abs(road.lateral(*(position[:2] + t_road[:, None] * xy).T))
+    at_walk = np.abs(road.lateral(*(position[:2] + t_walk[:, None] * xy).T))
+    step = np.maximum(at_road - at_walk, 1e-6)
+    t_face = t_walk + (KERB - at_walk) / step * (t_road - t_walk)
+    on_walk = at_walk >= KERB
+    t = np.where(on_walk, t_walk, np.where(at_road < KERB, t_road, t_face))
+    roughness = np.where(on_walk, 0.015, 0.008)
+    t += roughness * rng.standard_normal(len(t)) / z
+
+    distance = np.full(len(directions), np.inf)
+    distance[down] = np.maximum(t, 0.5)
+    material = np.full(len(directions), Material.ASPHALT)
+    material[down] = np.where(on_walk, Material.PAVEMENT, Material.ASPHALT)
+    return distance, material
+
+
+def _returns(directions: np.ndarray, distance: np.ndarray,
+             material: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add noise, lose some returns, and give the rest an intensity."""
+    count = len(distance)
+    fade = np.clip((distance - FADE_RANGE) / (MAX_RANGE - FADE_RANGE), 0, 1)
+    kept = rng.random(count) >= LOSS[material] + fade
+    distance = distance + RANGE_NOISE * rng.standard_normal(count)
+    distance += DEPTH[material] * rng.exponential(size=count)
+    intensity = INTENSITY_MEAN[material] + \
+        INTENSITY_STD[material] * rng.standard_normal(count)
+    kept &= distance < MAX_RANGE
+    ring = np.arange(count) % len(ELEVATIONS)
+
+    points = np.empty((kept.sum(), 5), np.float32)
+    points[:, :3] = directions[kept] * distance[kept, None]
+    points[:, 3] = np.clip(np.round(intensity[kept]), 0, 255)
+    points[:, 4] = ring[kept]
+    return points

@@ -1,0 +1,363 @@
+"""Draws up one street scene: who is where, and when."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import clutter
+from . import road as cross_section
+from .footprints import Footprints
+from .primitives import join, moved
+from .road import Road
+from .shapes import OBJECT_CLASSES, build_solids, sample_size
+from .tracks import Track, clock, speed_profile
+
+REACH = 75.0  # the street is filled this far around the ego vehicle
+CHECK_EVERY = 5  # table entries (0.25 s) between two overlap checks
+CROSSING_ATTEMPTS = 60
+EGO_HALF = (2.3, 0.95)
+EGO_CENTER = 1.4  # the ego frame's origin is the rear axle
+
+# Cards of each deck are dealt in random order until the street is full, which
+# keeps the classes' shares alike in all scenes.
+LANE_DECK = ('car', 'car', 'car', 'car', 'car', 'car', 'truck', 'bus',
+             'motorcycle_rider', 'semi')
+PARKING_DECK = ('car', 'car', 'car', 'car', 'car', 'car', 'car', 'car',
+                'truck', 'trailer', 'motorcycle_parked', 'motorcycle_parked',
+                'bus')
+FURNITURE_DECK = ('pole', 'pole', 'pole', 'tree', 'tree', 'tree', 'bush',
+                  'bin', 'cabinet', 'bollard', 'bollard', 'shelter',
+                  'bicycle_parked')
+SIDEWALK_DECK = ('adult', 'adult', 'adult', 'adult', 'adult', 'child')
+
+_ATTRIBUTES = {
+    'vehicle.moving': ('vehicle.stopped', 'vehicle.moving'),
+    'vehicle.parked': ('vehicle.parked', 'vehicle.parked'),
+    'cycle.with_rider': ('cycle.with_rider', 'cycle.with_rider'),
+    'cycle.without_rider': ('cycle.without_rider', 'cycle.without_rider'),
+    'pedestrian': ('pedestrian.standing', 'pedestrian.moving'),
+    '': ('', ''),
+}
+
+
+@dataclass
+class Scenario:
+    """A street scene.
+
+    Args:
+        road (Road): Its road.
+        ego (np.ndarray): Arc length of the ego vehicle at every instant.
+        tracks (list[Track]): The annotated objects.
+        clutter (np.ndarray): Solids that stand still, in the global frame.
+    """
+
+    road: Road
+    ego: np.ndarray
+    tracks: list[Track]
+    clutter: np.ndarray
+
+    def ego_poses(self, times: np.ndarray) -> np.ndarray:
+        """x, y, z, yaw of the ego vehicle, shape (T, 4)."""
+        return _ego_track(self.ego).poses(self.road, times)
+
+
+def make_scenario(duration: float, rng: np.random.Generator) -> Scenario:
+    """Draw one scene of ``duration`` seconds."""
+    return _Builder(duration, rng).build()
+
+
+def _ego_track(s: np.ndarray) -> Track:
+    return Track(OBJECT_CLASSES['car'], np.zeros(3), s,
+                 -cross_section.LANE, 0.0)
+
+
+def _room(key: str) -> float:
+    """Length that a card of a deck takes up, in metres."""
+    if key == 'semi':
+        return _room('truck') + _room('trailer')
+    kind = OBJECT_CLASSES[key]
+    return kind.mean[1] + 2 * kind.std[1]
+
+
+def _deal(deck: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    while True:
+        yield from rng.permutation(deck)
+
+
+class _Builder:
+    """Fills a road with objects, each kept only if it fits."""
+
+    def __init__(self, duration: float, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.times = clock(duration)
+        self.tracks: list[Track] = []
+        self.clutter: list[np.ndarray] = []
+        self.footprints = Footprints()
+
+        stop = rng.uniform(0.3, 0.7) * duration if rng.random() < 0.3 else None
+        self.ego = speed_profile(self.times, rng.uniform(4, 8), rng, stop)
+        self.oncoming = speed_profile(self.times, rng.uniform(5, 9), rng)
+        self.low, self.high = -REACH, self.ego[-1] + REACH
+        self.road = self._make_road()
+
+    def _make_road(self) -> Road:
+        """Place the road so that all coordinates are positive."""
+        rng = self.rng
+        heading = rng.uniform(-np.pi, np.pi)
+        curvature = rng.uniform(0.0005, 0.004) * rng.choice([-1, 1])
+        road = Road((0.0, 0.0), heading, curvature)
+        x, y, _ = road.to_global(np.linspace(self.low, self.high, 100), 0.0)
+        return Road((60 - x.min(), 60 - y.min()), heading, curvature)
+
+    def build(self) -> Scenario:
+        self._add_ego()
+        self._fill_parking()
+        self._fill_lanes()
+        self._fill_bicycle_lanes()
+        self._fill_furniture()
+        self._fill_sidewalks()
+        self._fill_crossings()
+        self._fill_background()
+        return Scenario(self.road, self.ego, self.tracks, join(self.clutter))
+
+    # -- one object ---------------------------------------------------------
+    def _add_ego(self) -> None:
+        poses = _ego_track(self.ego + EGO_CENTER).poses(
+            self.road, self.times[::CHECK_EVERY])
+        self.footprints.try_add(poses[:, [0, 1, 3]], EGO_HALF)
+
+    def _add(self,
+             key: str,
+             s: float | np.ndarray,
+             lateral: float | np.ndarray,
+             turn: float = 0.0,
+             attribute: str = '',
+             size: np.ndarray | None = None,
+             clearance: float = 0.0) -> Track | None:
+        """Add an object if it fits; ``s`` is a number if it stands still."""
+        kind = OBJECT_CLASSES[key]
+        if size is None:
+            size = sample_size(kind, self.rng)
+        idle, moving = _ATTRIBUTES[attribute]
+        solids = build_solids(kind, size, self.rng)
+        track = Track(kind, size, np.broadcast_to(s, self.times.shape),
+                      lateral, turn, idle, moving, solids)
+        poses = track.poses(self.road, self.times[::CHECK_EVERY])
+        if not self.footprints.try_add(poses[:, [0, 1, 3]],
+                                       size[[1, 0]] / 2 + clearance):
+            return None
+        self.tracks.append(track)
+        return track
+
+    # -- traffic ------------------------------------------------------------
+    def _fill_lanes(self) -> None:
+        """Convoys around the ego vehicle and in the other direction."""
+        rng, lane = self.rng, cross_section.LANE
+        # The leading vehicles pull away, the following ones fall back.
+        ahead, behind = rng.uniform(1.0, 1.25), rng.uniform(0.8, 1.0)
+        self._fill_lane(-lane, self.ego * ahead, 1, (9.0, REACH))
+        self._fill_lane(-lane, self.ego * behind, 1, (-REACH, -9.0))
+        meeting = self.ego[-1] + self.oncoming[-1]
+        self._fill_lane(lane, self.oncoming, -1, (-REACH, meeting + REACH))
+
+    def _fill_lane(self, lateral: float, driven: np.ndarray, direction: int,
+                   span: tuple[float, float]) -> None:
+        """Vehicles with a common speed and small individual variations.
+
+        They start within ``span`` (arc lengths) and drive ``driven`` metres.
+        """
+        rng = self.rng
+        deck = _deal(LANE_DECK, rng)
+        s = span[0] + rng.uniform(0, 15)
+        while s < span[1]:
+            key = next(deck)
+            phase = rng.uniform(0, 2 * np.pi)
+            sway = 1.2 * (np.sin(0.1 * driven + phase) - np.sin(phase))
+            room = _room(key)
+            path = s + room / 2 + direction * (driven + sway)
+            self._add_mover(key, path, lateral + rng.uniform(-0.2, 0.2),
+                            direction)
+            s += room + rng.uniform(6, 20)
+
+    def _add_mover(self, key: str, path: np.ndarray, lateral: float,
+                   direction: int) -> None:
+        """Add one vehicle of a lane, or a truck with its trailer."""
+        turn = 0.0 if direction > 0 else np.pi
+        if key != 'semi':
+            attribute = 'cycle.with_rider' if key == 'motorcycle_rider' \
+                else 'vehicle.moving'
+            self._add(key, path, lateral, turn, attribute)
+            return
+        trailer_size = sample_size(OBJECT_CLASSES['trailer'], self.rng)
+        front = path + direction * trailer_size[1] / 2
+        truck = self._add('truck', front, lateral, turn, 'vehicle.moving')
+        if truck is not None:
+            gap = (truck.size[1] + trailer_size[1]) / 2 + 0.6
+            self._add('trailer', front - direction * gap, lateral, turn,
+                      'vehicle.moving', trailer_size)
+
+    def _fill_bicycle_lanes(self) -> None:
+        rng = self.rng
+        for direction in (1, -1):
+            driven = speed_profile(self.times, rng.uniform(3, 5.5), rng)
+            relative = self.ego - direction * driven
+            s = relative.min() - REACH + rng.uniform(0, 30)
+            while s < relative.max() + REACH:
+                lateral = -direction * cross_section.BICYCLE_LANE + \
+                    rng.uniform(-0.15, 0.15)
+                self._add('bicycle_rider', s + direction * driven, lateral,
+                          0.0 if direction > 0 else np.pi, 'cycle.with_rider')
+                s += rng.uniform(55, 120)
+
+    # -- parking strip ------------------------------------------------------
+    def _fill_parking(self) -> None:
+        """Parked vehicles with gaps, and road works at regular distances."""
+        rng = self.rng
+        first_works = self.low + rng.uniform(20, 60)
+        for side in (-1, 1):
+            deck = _deal(PARKING_DECK, rng)
+            s = self.low + rng.uniform(0, 20)
+            next_works = first_works + (0 if side < 0 else 60)
+            while s < self.high:
+                if s + 13 > next_works:
+                    s += self._add_works(s, side)
+                    next_works += rng.uniform(110, 130)
+                else:
+                    s += self._park(next(deck), s, side)
+                crowded = rng.random() < 0.65
+                s += rng.uniform(1, 5) if crowded else rng.uniform(10, 20)
+
+    def _park(self, key: str, s: float, side: int) -> float:
+        """Put something into the strip from ``s`` on; return its length."""
+        rng = self.rng
+        room = _room(key)
+        lateral = side * (cross_section.PARKING_STRIP + rng.uniform(-.1, .1))
+        turn = np.pi if side > 0 else 0.0
+        attribute = 'vehicle.parked'
+        if key == 'motorcycle_parked':
+            attribute = 'cycle.without_rider'
+            turn += rng.uniform(-0.6, 0.6)
+        elif key == 'bus':  # waits at its stop
+            attribute = 'vehicle.moving'
+        else:
+            turn += rng.normal(0, 0.02) + np.pi * (rng.random() < 0.15)
+        self._add(key, s + room / 2, lateral, turn, attribute)
+        return room
+
+    def _add_works(self, s: float, side: int) -> float:
+        """Road works from ``s`` on; return their length.
+
+        A construction vehicle behind a row of barriers, cones at both ends.
+        """
+        rng = self.rng
+        edge, kerb = cross_section.PARKING_EDGE, cross_section.KERB - 0.4
+        barriers, pitch = int(rng.integers(2, 5)), 2.75
+        taper = rng.uniform(2.5, 4.0)
+        length = 2 * taper + max(7.5, barriers * pitch + 0.6)
+        for i in range(barriers):
+            along = s + length / 2 + (i - (barriers - 1) / 2) * pitch
+            self._add('barrier', along, side * edge,
+                      side * np.pi / 2 + rng.normal(0, 0.03))
+        self._add('construction_vehicle', s + length / 2, side * (edge + 2.05),
+                  rng.normal(0, 0.015) + np.pi * (rng.random() < 0.5),
+                  'vehicle.parked')
+        for end in (0, 1):
+            for share in np.linspace(0.1, 0.9, int(rng.integers(2, 4))):
+                along = share * taper if end == 0 else length - share * taper
+                lateral = kerb + share * (edge - kerb) + rng.uniform(-.1, .1)
+                self._add('traffic_cone', s + along, side * lateral,
+                          rng.uniform(-np.pi, np.pi))
+        self._add('worker', s + rng.uniform(0.2, 0.8) * length,
+                  side * rng.uniform(edge + 0.8, kerb),
+                  rng.uniform(-np.pi, np.pi), 'pedestrian')
+        return length
+
+    # -- sidewalk -----------------------------------------------------------
+    def _fill_sidewalks(self) -> None:
+        rng = self.rng
+        for side in (-1, 1):
+            deck = _deal(SIDEWALK_DECK, rng)
+            s = self.low + rng.uniform(0, 20)
+            while s < self.high:
+                if rng.random() < 0.25:
+                    s = self._add_group(s, side)
+                else:
+                    self._add_walker(next(deck), s, side)
+                s += rng.uniform(12, 36)
+
+    def _add_group(self, s: float, side: int) -> float:
+        """Some people who stand together and talk."""
+        rng = self.rng
+        lateral = side * rng.uniform(*cross_section.SIDEWALK)
+        for _ in range(int(rng.integers(2, 4))):
+            self._add('adult', s, lateral + rng.uniform(-0.5, 0.5),
+                      rng.uniform(-np.pi, np.pi), 'pedestrian')
+            s += rng.uniform(1.0, 1.4)
+        return s
+
+    def _add_walker(self, key: str, s: float, side: int) -> None:
+        rng = self.rng
+        direction = rng.choice([-1, 1])
+        path = s + direction * rng.uniform(0.8, 1.7) * self.times
+        self._add(key, path, side * rng.uniform(*cross_section.SIDEWALK),
+                  0.0 if direction > 0 else np.pi, 'pedestrian')
+
+    def _fill_crossings(self) -> None:
+        """People who cross the road where the traffic leaves them room."""
+        rng = self.rng
+        for _ in range(CROSSING_ATTEMPTS):
+            side = rng.choice([-1, 1])
+            walked = rng.uniform(1.1, 1.7) * (
+                self.times - rng.uniform(-8, self.times[-1]))
+            edge = cross_section.SIDEWALK[0]
+            lateral = side * np.clip(edge - walked, -edge, edge)
+            self._add('adult', rng.uniform(0, self.ego[-1] + 40), lateral,
+                      -side * np.pi / 2, 'pedestrian', clearance=0.8)
+
+    def _fill_furniture(self) -> None:
+        rng = self.rng
+        for side in (-1, 1):
+            deck = _deal(FURNITURE_DECK, rng)
+            s = self.low + rng.uniform(0, 5)
+            while s < self.high:
+                key = next(deck)
+                lateral = side * cross_section.FURNITURE_STRIP
+                if key == 'bicycle_parked':
+                    self._add(key, s, lateral, rng.uniform(-0.5, 0.5),
+                              'cycle.without_rider')
+                else:
+                    self._add_clutter(key, s, lateral)
+                s += rng.uniform(3.0, 9.0)
+
+    def _add_clutter(self, key: str, s: float, lateral: float) -> None:
+        item = clutter.FURNITURE[key]
+        pose = self._clutter_pose(s, lateral)
+        instants = len(self.times[::CHECK_EVERY])
+        footprint = np.broadcast_to(pose[[0, 1, 3]], (instants, 3))
+        if self.footprints.try_add(footprint, item.half):
+            self._place(join(item.build(self.rng)), pose)
+
+    def _fill_background(self) -> None:
+        """Building fronts and hedges behind the sidewalks."""
+        rng = self.rng
+        for side in (-1, 1):
+            s = self.low
+            while s < self.high:
+                length = rng.uniform(8, 28)
+                lateral = side * (cross_section.BUILDING_LINE +
+                                  rng.uniform(0, 4))
+                make = clutter.facade if rng.random() < 0.65 else clutter.hedge
+                # The front is drawn from x = 0 on, in its own direction.
+                start = s if side > 0 else s + length
+                self._place(
+                    make(length, rng), self._clutter_pose(start, lateral))
+                s += length + rng.uniform(1, 9)
+
+    def _clutter_pose(self, s: float, lateral: float) -> np.ndarray:
+        """x, y, z, yaw with the y axis towards the buildings."""
+        x, y, heading = self.road.to_global(np.float64(s), lateral)
+        z = cross_section.ground_height(np.asarray(lateral))
+        return np.array([x, y, z, heading + np.pi * (lateral < 0)])
+
+    def _place(self, solids: np.ndarray, pose: np.ndarray) -> None:
+        self.clutter.append(moved(solids, pose[:3], pose[3]))

@@ -1,0 +1,66 @@
+"""Motion along the road, tabulated at 20 Hz and interpolated."""
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .road import Road, ground_height
+from .shapes import ObjectClass
+
+STEP = 0.05  # seconds between two entries of a table
+
+
+def clock(duration: float) -> np.ndarray:
+    """Instants of the tables, from 0 to at least ``duration`` seconds."""
+    return np.arange(int(np.ceil(duration / STEP)) + 1) * STEP
+
+
+def speed_profile(times: np.ndarray, cruise: float, rng: np.random.Generator,
+                  stop_at: float | None = None) -> np.ndarray:
+    """Distance driven at every instant, in metres.
+
+    The speed varies piecewise linearly around ``cruise`` (m/s); with
+    ``stop_at`` it falls to zero within 4 s, stays there for 4 s and recovers.
+    """
+    knots = np.arange(0, times[-1] + 8, 4.0)
+    speeds = cruise * rng.uniform(0.75, 1.25, len(knots))
+    if stop_at is not None:
+        speeds[np.abs(knots - stop_at - 2) <= 2.0] = 0
+    speed = np.interp(times, knots, speeds)
+    steps = (speed[1:] + speed[:-1]) / 2 * STEP
+    return np.concatenate([[0.0], np.cumsum(steps)])
+
+
+@dataclass
+class Track:
+    """One object through a scene.
+
+    Args:
+        kind (ObjectClass): Its class.
+        size (np.ndarray): Annotated width, length, height in metres.
+        s (np.ndarray): Arc length along the road at every instant.
+        lateral (float or np.ndarray): Distance to the left of the road's axis,
+            fixed or at every instant.
+        turn (float): Yaw relative to the road, in radians.
+        idle (str): nuScenes attribute while it does not move.
+        moving (str): nuScenes attribute while it moves.
+        solids (np.ndarray): Its geometry in the object frame.
+    """
+
+    kind: ObjectClass
+    size: np.ndarray
+    s: np.ndarray
+    lateral: float | np.ndarray
+    turn: float
+    idle: str = ''
+    moving: str = ''
+    solids: np.ndarray = field(repr=False, default=None)
+
+    def poses(self, road: Road, times: np.ndarray) -> np.ndarray:
+        """Position on the ground and yaw: x, y, z, yaw, shape (T, 4)."""
+        table = np.arange(len(self.s)) * STEP
+        s = np.interp(times, table, self.s)
+        lateral = np.broadcast_to(self.lateral, self.s.shape)
+        lateral = np.interp(times, table, lateral)
+        x, y, heading = road.to_global(s, lateral)
+        z = ground_height(lateral)
+        return np.stack([x, y, z, heading + self.turn], 1)

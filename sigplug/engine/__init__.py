@@ -1,0 +1,4 @@
+"""What a run needs around mmengine's Runner.
+
+Nothing is imported here: ``import sigplug`` loads :mod:`.checkpoint` only.
+"""

@@ -1,0 +1,202 @@
+"""What the command lines of ``tools/train.py`` and ``tools/test.py`` share."""
+import os
+import os.path as osp
+from argparse import ArgumentParser, Namespace
+from glob import glob
+
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .preflight import PreflightError, check_checkpoint, print_once
+
+CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+    """
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and results (default: work_dir of the config, '
+        'else ./work_dirs/<name of the config>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example '
+        'optim_wrapper.optimizer.lr=0.001; lists as KEY=[a,b] or KEY=a,b, '
+        'quoted and without blanks when nested: KEY="[(a,b),(c,d)]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run are started')
+    # torch.distributed.launch passes either spelling.
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0,
+        help='set by the launcher')
+
+
+def parse_args(parser: ArgumentParser) -> Namespace:
+    """Parse the command line; the local rank goes to the environment.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+
+    Returns:
+        Namespace: The arguments.
+    """
+    try:
+        args = parser.parse_args()
+    # DictAction cannot split an option that has no '='.
+    except ValueError:
+        parser.error('--cfg-options takes KEY=VALUE pairs')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def set_work_dir(cfg: Config, work_dir: str | None, config: str) -> None:
+    """Decide on the work dir: the argument, the config, or a default.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        work_dir (str, optional): The value of ``--work-dir``.
+        config (str): Path of the config; its name is the default's name.
+    """
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(config))[0]
+        cfg.work_dir = osp.join('./work_dirs', name)
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Prepare a distributed run, on the CPU with gloo.
+
+    mmengine initialises GPUs only, so that without one the process group is
+    created here and the model is wrapped without a device.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        launcher (str): The value of ``--launcher``.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise PreflightError(
+            '--launcher pytorch needs the processes to be started by '
+            'torch.distributed.run: use tools/dist_train.sh or '
+            'tools/dist_test.sh.')
+    if get_device() != 'cpu':
+        return
+    if launcher != 'pytorch':
+        raise PreflightError(
+            f'--launcher {launcher} needs a GPU, and torch finds none. On '
+            'the CPU, start the processes by tools/dist_train.sh or '
+            'tools/dist_test.sh (--launcher pytorch).')
+    torch.distributed.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch to mixed precision: float16 on a GPU, bfloat16 on the CPU.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    name = kind if isinstance(kind, str) else kind.__name__
+    if name == 'AmpOptimWrapper' and get_device() != 'cpu':
+        print_once('--amp: the config has mixed precision already.')
+    elif name not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise PreflightError(
+            "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
+            f'but it is {name!r}.')
+    elif get_device() == 'cpu':
+        # Settings of AmpOptimWrapper alone.
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(key, None)
+        wrapper.type = CPU_AMP
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.loss_scale = 'dynamic'
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the actual batch size.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise PreflightError(
+            '--auto-scale-lr needs the batch size that the learning rate of '
+            'the config is meant for: auto_scale_lr = dict(enable=False, '
+            'base_batch_size=...).')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Continue from a checkpoint.
+
+    Args:
+        cfg (Config): The config with its work dir, changed in place.
+        resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
+            for the last one in the work dir. Where there is none, training
+            starts from the beginning.
+    """
+    if resume == 'auto':
+        resume = _last_checkpoint(cfg.work_dir)
+    if resume is None:
+        print_once(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
+                   'training starts from the beginning.')
+        return
+    check_checkpoint(resume, '--resume', resume=True)
+    print_once(f'--resume: training continues from {resume}.')
+    cfg.resume = True
+    cfg.load_from = resume
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config describes.
+
+    Args:
+        cfg (Config): The config.
+
+    Returns:
+        Runner: The runner.
+    """
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def _last_checkpoint(work_dir: str) -> str | None:
+    """Where mmengine's file ``last_checkpoint`` points, if there is one."""
+    record = osp.join(work_dir, 'last_checkpoint')
+    if not osp.isfile(record):
+        return None
+    with open(record) as file:
+        path = file.read().strip()
+    # The work dir may have been moved since.
+    for candidate in (path, osp.join(work_dir, osp.basename(path))):
+        if osp.isfile(candidate):
+            return candidate
+    others = sorted(glob(osp.join(work_dir, '*.pth')))
+    raise PreflightError(
+        f'--resume: {record} names the checkpoint {path!r}, which does not '
+        'exist. Name another one with --resume CHECKPOINT (there: '
+        f'{", ".join(others) or "none"}), or train without --resume.')

@@ -1,0 +1,60 @@
+"""Figures of a fixed size in pixels, drawn without a display."""
+import os
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 150
+INK = '#1a1a1a'
+MUTED = '#6b7280'
+
+
+def new_figure(size: tuple[int, int]) -> Figure:
+    """Make a figure outside pyplot: nothing is global, nothing to close.
+
+    Args:
+        size (tuple[int, int]): Width and height in pixels.
+
+    Returns:
+        Figure: An empty figure with constrained layout.
+    """
+    if len(size) != 2 or min(size) < 200:
+        raise ValueError('size must be (width, height) of at least 200 '
+                         f'pixels each, but is {size}')
+    figure = Figure(
+        figsize=(size[0] / DPI, size[1] / DPI),
+        dpi=DPI,
+        layout='constrained',
+        facecolor='white')
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
+    """Give axes their texts, a quiet frame and a quiet grid."""
+    ax.set_title(title, loc='left', fontsize=10, color=INK)
+    ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    ax.set_ylabel(ylabel, fontsize=9, color=INK)
+    ax.tick_params(which='both', colors=MUTED, labelsize=8)
+    ax.grid(color='#e5e7eb', linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.spines[:].set_color('#d1d5db')
+
+
+def save_png(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as a PNG file, whole or not at all.
+
+    Args:
+        figure (Figure): The figure.
+        path (str | PathLike): The file; its folder is made if missing.
+    """
+    path = os.fspath(path)
+    if not path.lower().endswith('.png'):
+        raise ValueError(f'path must end in .png, but is {path!r}')
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    partial = f'{path}.part'
+    # bbox_inches=None: a "tight" in the user's matplotlibrc changes the size.
+    figure.savefig(partial, format='png', dpi=figure.dpi, bbox_inches=None)
+    os.replace(partial, path)

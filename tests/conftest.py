@@ -1,0 +1,75 @@
+"""Fixtures that several test files use."""
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TOOLS = REPOSITORY / 'tools'
+QUICKSTART = REPOSITORY / (
+    'configs/centerpoint/'
+    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-6e_nus-mini-3d.py')
+
+# The quickstart in epochs of two iterations. The worker of the data loader
+# starts anew in each epoch, so that the augmentation does not depend on the
+# epochs before it.
+SMALL_CONFIG = f"""
+_base_ = ['{QUICKSTART}']
+train_cfg = dict(max_epochs=3)
+train_dataloader = dict(
+    batch_size=1, num_workers=1, persistent_workers=False,
+    dataset=dict(indices=2))
+val_cfg = None
+val_dataloader = None
+val_evaluator = None
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
+"""
+
+
+@pytest.fixture(scope='session')
+def synthetic_nuscenes(tmp_path_factory) -> Path:
+    """A data set by the real generator: ten scenes of three key frames."""
+    root = tmp_path_factory.mktemp('data') / 'synthetic_nuscenes'
+    subprocess.run(
+        tool_command('dataset_converters/create_synthetic_nuscenes.py',
+                     '--out', root, '--seed', 0, '--samples-per-scene', 3),
+        check=True)
+    return root
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, synthetic_nuscenes) -> Iterator[Path]:
+    """A working directory outside the repository, with ``small.py`` in it.
+
+    The configs find the data set through the environment.
+    """
+    folder = tmp_path_factory.mktemp('run')
+    (folder / 'small.py').write_text(SMALL_CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+        yield folder
+
+
+@pytest.fixture(scope='session')
+def run_tool() -> Callable[..., str]:
+    """A function that runs a tool and returns what it printed."""
+
+    def run(tool: str, *args, cwd: Path, expect: int = 0) -> str:
+        done = subprocess.run(
+            tool_command(tool, *args),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True)
+        assert done.returncode == expect, done.stdout
+        return done.stdout
+
+    return run
+
+
+def tool_command(tool: str, *args) -> list[str]:
+    """The command line of a Python tool."""
+    return [sys.executable, str(TOOLS / tool), *map(str, args)]

@@ -1,0 +1,134 @@
+"""The flags of the run tools, applied to a config."""
+import argparse
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from sigplug.engine import cli
+from sigplug.engine.preflight import PreflightError
+
+
+def parse(monkeypatch, *args):
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    monkeypatch.setattr('sys.argv', ['tool', *args])
+    return cli.parse_args(parser)
+
+
+def test_common_arguments(monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    args = parse(monkeypatch, '--local-rank', '3', '--cfg-options', 'a.b=1',
+                 'c=[x,y]', '--launcher', 'slurm', '--work-dir', 'w')
+    assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
+    assert (args.launcher, args.work_dir) == ('slurm', 'w')
+    import os
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_an_option_without_a_value(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(monkeypatch, '--cfg-options', 'a.b')
+    assert end.value.code == 2
+    assert '--cfg-options takes KEY=VALUE' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argument, in_config, expected', [
+    ('x', 'y', 'x'),
+    (None, 'y', 'y'),
+    (None, None, './work_dirs/name'),
+])
+def test_work_dir(argument, in_config, expected):
+    cfg = Config(dict(work_dir=in_config))
+    cli.set_work_dir(cfg, argument, 'configs/name.py')
+    assert cfg.work_dir == expected
+
+
+def test_amp(monkeypatch):
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer={})))
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    cli.enable_amp(cfg)
+    expected = dict(
+        type='AmpOptimWrapper', optimizer={}, loss_scale='dynamic')
+    assert cfg.optim_wrapper == expected
+    cli.enable_amp(cfg)
+    assert cfg.optim_wrapper == expected
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    cli.enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type=cli.CPU_AMP, optimizer={})
+    cfg.optim_wrapper.type = 'OtherWrapper'
+    with pytest.raises(PreflightError, match="'OtherWrapper'"):
+        cli.enable_amp(cfg)
+
+
+def test_auto_scale_lr():
+    cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=4)))
+    cli.enable_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr.enable
+    with pytest.raises(PreflightError, match='base_batch_size'):
+        cli.enable_auto_scale_lr(Config())
+
+
+def test_launcher_pytorch_needs_torchrun(monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(PreflightError, match='tools/dist_train.sh'):
+        cli.set_launcher(Config(), 'pytorch')
+
+
+def test_launcher_slurm_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    with pytest.raises(PreflightError, match='launcher slurm needs a GPU'):
+        cli.set_launcher(Config(), 'slurm')
+
+
+def test_launcher_on_a_gpu_is_left_to_mmengine(monkeypatch):
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    cfg = Config()
+    cli.set_launcher(cfg, 'slurm')
+    assert cfg.launcher == 'slurm' and 'model_wrapper_cfg' not in cfg
+
+
+def save(path):
+    torch.save(dict(meta={}, message_hub={}, optimizer={}), path)
+    return str(path)
+
+
+def test_resume_starts_afresh_without_a_checkpoint(tmp_path, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path), resume=False, load_from='x'))
+    cli.set_resume(cfg, 'auto')
+    assert not cfg.resume and cfg.load_from == 'x'
+    assert 'starts from the beginning' in capsys.readouterr().out
+
+
+def test_resume_takes_the_last_checkpoint(tmp_path, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    path = save(tmp_path / 'epoch_3.pth')
+    (tmp_path / 'last_checkpoint').write_text(path)
+    cli.set_resume(cfg, 'auto')
+    assert cfg.resume and cfg.load_from == path
+    assert f'continues from {path}' in capsys.readouterr().out
+
+
+def test_resume_in_a_work_dir_that_was_moved(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    path = save(tmp_path / 'epoch_3.pth')
+    (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
+    cli.set_resume(cfg, 'auto')
+    assert cfg.load_from == path
+
+
+def test_resume_from_a_checkpoint_that_is_gone(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    other = save(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
+    with pytest.raises(PreflightError, match=other):
+        cli.set_resume(cfg, 'auto')
+
+
+def test_resume_from_a_given_checkpoint(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path / 'new')))
+    path = save(tmp_path / 'epoch_2.pth')
+    cli.set_resume(cfg, path)
+    assert cfg.resume and cfg.load_from == path
+    with pytest.raises(PreflightError, match='does not exist'):
+        cli.set_resume(cfg, str(tmp_path / 'epoch_9.pth'))

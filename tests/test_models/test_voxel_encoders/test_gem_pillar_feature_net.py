@@ -1,0 +1,208 @@
+"""``GeMPillarFeatureNet`` against its own layers and mmdet3d's net."""
+import copy
+import math
+
+import pytest
+import torch
+from mmdet3d.models.voxel_encoders import PillarFeatureNet
+
+from sigplug.models.voxel_encoders import GeMPillarFeatureNet
+
+PILLARS, POINTS = 9, 6
+COUNTS = torch.tensor([6, 1, 3, 2, 6, 5, 4, 1, 2])
+
+
+def build(cls=GeMPillarFeatureNet, feat_channels=(8, ), **kwargs):
+    torch.manual_seed(0)
+    net = cls(
+        in_channels=5,
+        feat_channels=feat_channels,
+        voxel_size=(0.5, 0.5, 8),
+        point_cloud_range=(-10, -10, -5, 10, 10, 3),
+        norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.01),
+        legacy=False,
+        **kwargs)
+    for layer in net.pfn_layers:
+        # Statistics and offsets that are not the identity.
+        torch.nn.init.uniform_(layer.norm.running_mean, -0.5, 0.5)
+        torch.nn.init.uniform_(layer.norm.running_var, 0.5, 2)
+        torch.nn.init.uniform_(layer.norm.bias, -0.5, 0.5)
+    return net
+
+
+def pillars(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(PILLARS, POINTS, 5, generator=generator)
+    mask = torch.arange(POINTS) < COUNTS[:, None]
+    coors = torch.randint(0, 40, (PILLARS, 4), generator=generator)
+    coors[:, 1] = 0
+    return points * mask.unsqueeze(-1), COUNTS, coors, mask
+
+
+def decorated(net, points, counts, coors):
+    """The input that the net gives to its first layer."""
+    seen = []
+    handle = net.pfn_layers[0].register_forward_pre_hook(
+        lambda module, args: seen.append([arg.clone() for arg in args]))
+    net(points.clone(), counts, coors)
+    handle.remove()
+    return seen[0][0]
+
+
+def activations(layer, rows):
+    """Linear, batch norm by its stored statistics and ReLU, in float64."""
+    norm = layer.norm
+    x = rows.double() @ layer.linear.weight.double().t()
+    x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    return (x * norm.weight + norm.bias).relu()
+
+
+def by_hand(layer, inputs, counts, p):
+    """One reduced row for each pillar, over its real points alone."""
+    reduced = []
+    for rows, count in zip(inputs, counts):
+        c = activations(layer, rows[:count]).clamp(min=1e-6)
+        reduced.append(c.amax(0) if p == math.inf else
+                       c.pow(p).mean(0).pow(1 / p))
+    return torch.stack(reduced)
+
+
+@pytest.mark.parametrize('p', [1.0, 3.0, math.inf])
+def test_equals_masked_mean_and_maximum_by_hand(p):
+    points, counts, coors, _ = pillars()
+    net = build(p=p, p_trainable=False).eval()
+    y = net(points.clone(), counts, coors)
+    assert y.shape == (PILLARS, 8)
+    inputs = decorated(net, points, counts, coors)
+    expected = by_hand(net.pfn_layers[0], inputs, counts, p)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+    assert (y > 0.1).any()
+
+
+@pytest.mark.parametrize('p', [1.0, math.inf])
+def test_two_layers(p):
+    points, counts, coors, mask = pillars()
+    net = build(p=p, p_trainable=False, feat_channels=(12, 8)).eval()
+    y = net(points.clone(), counts, coors)
+    first, second = net.pfn_layers
+    assert not first.last_vfe and second.last_vfe
+    inputs = decorated(net, points, counts, coors)
+    reduced = by_hand(first, inputs, counts, p)
+    rows = torch.cat([
+        activations(first, inputs), reduced.unsqueeze(1).expand(-1, POINTS, -1)
+    ], dim=2)
+    assert rows.shape[2] == 12
+    expected = by_hand(second, rows, counts, p)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('feat_channels', [(8, ), (8, 8)])
+def test_padding_has_no_influence(feat_channels):
+    """Neither its values nor the number of padded rows."""
+    points, counts, coors, mask = pillars()
+    net = build(feat_channels=feat_channels).eval()
+    expected = net(points.clone(), counts, coors)
+    layer = net.pfn_layers[0]
+    inputs = decorated(net, points, counts, coors)
+    other = torch.where(mask.unsqueeze(-1), inputs, inputs + 7.0)
+    real = layer(inputs, counts)
+    changed = layer(other, counts)
+    rows = mask if len(feat_channels) > 1 else slice(None)
+    assert real[rows].equal(changed[rows])
+    padded = torch.cat([points, torch.zeros(PILLARS, 3, 5)], dim=1)
+    torch.testing.assert_close(net(padded, counts, coors), expected)
+
+
+def test_upstream_maximum_differs_only_by_its_padding():
+    """With full pillars p = inf is mmdet3d's own net."""
+    points, _, coors, _ = pillars()
+    points = points + torch.randn(PILLARS, POINTS, 5)
+    counts = torch.full((PILLARS, ), POINTS)
+    stock = build(PillarFeatureNet, (8, 8)).eval()
+    ours = build(p=math.inf, p_trainable=False, feat_channels=(8, 8)).eval()
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    torch.testing.assert_close(
+        ours(points.clone(), counts, coors),
+        stock(points.clone(), counts, coors), rtol=1e-5, atol=1.1e-6)
+
+
+@pytest.mark.parametrize('feat_channels', [(8, ), (12, 8)])
+def test_state_dict_keys(feat_channels):
+    stock = build(PillarFeatureNet, feat_channels).state_dict()
+    layers = range(len(feat_channels))
+    trained = build(feat_channels=feat_channels).state_dict()
+    assert set(trained) == set(stock) | {
+        f'pfn_layers.{i}.gem.p' for i in layers}
+    assert all(trained[key].shape == stock[key].shape for key in stock)
+    assert all(trained[f'pfn_layers.{i}.gem.p'].shape == (1, )
+               for i in layers)
+    fixed = build(feat_channels=feat_channels, p_trainable=False)
+    assert set(fixed.state_dict()) == set(stock)
+
+
+def test_one_power_per_channel():
+    net = build(feat_channels=(12, 8), per_channel=True).eval()
+    assert [layer.gem.p.shape for layer in net.pfn_layers] == [(6, ), (8, )]
+    points, counts, coors, _ = pillars()
+    net = build(per_channel=True).eval()
+    layer = net.pfn_layers[0]
+    with torch.no_grad():
+        layer.gem.p.copy_(torch.linspace(1, 8, 8))
+    y = net(points.clone(), counts, coors)
+    inputs = decorated(net, points, counts, coors)
+    for channel, p in enumerate(layer.gem.p.tolist()):
+        torch.testing.assert_close(
+            y[:, channel].double(),
+            by_hand(layer, inputs, counts, p)[:, channel], rtol=1e-5,
+            atol=1e-6)
+
+
+def test_trains():
+    points, counts, coors, _ = pillars()
+    net = build(feat_channels=(8, 8)).train()
+    net(points.clone(), counts, coors).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_autocast():
+    points, counts, coors, _ = pillars()
+    net = build().eval()
+    expected = net(points.clone(), counts, coors)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = net(points.clone(), counts, coors)
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_no_pillars():
+    net = build(feat_channels=(8, 8)).eval()
+    y = net(torch.zeros(0, POINTS, 5), torch.zeros(0).long(),
+            torch.zeros(0, 4).long())
+    assert y.shape == (0, 8)
+
+
+def test_arguments_are_passed_on():
+    net = build(eps=1e-3, p=2.0, p_range=(1.5, 9.0))
+    layer = net.pfn_layers[0]
+    assert (layer.eps, layer.gem.p.item(), layer.gem.p_range) == (
+        1e-3, 2.0, (1.5, 9.0))
+    assert layer.norm.eps == 1e-3
+    default = GeMPillarFeatureNet()
+    assert default.pfn_layers[0].norm.eps == 1e-3
+    assert default.pfn_layers[0].norm.momentum == 0.01
+    copied = copy.deepcopy(net)
+    assert copied.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(mode='max'), ['mode', 'max']),
+    (dict(mode='avg'), ['mode', 'avg']),
+    (dict(p=0.0), ['p', '0.0']),
+    (dict(eps=0.0), ['eps', '0.0']),
+    (dict(p=60.0), ['p', '60.0', 'p_range']),
+])
+def test_bad_arguments(kwargs, words):
+    with pytest.raises(ValueError) as info:
+        build(**kwargs)
+    assert all(word in str(info.value) for word in words)

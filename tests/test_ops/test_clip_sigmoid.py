@@ -1,0 +1,351 @@
+"""``clip_sigmoid`` against float64, mmdet3d's function and autograd."""
+import math
+
+import pytest
+import torch
+from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
+from torch.autograd import gradcheck
+
+from sigplug.ops import clip_sigmoid
+
+from .tolerances import DTYPES, TOLERANCES, assert_close, ulps_apart
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def value_and_grad(function, x, **kwargs):
+    x = x.detach().clone().requires_grad_()
+    # A copy, because mmdet3d's function overwrites what it is given.
+    y = function(x.clone(), **kwargs)
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+def float64_sigmoid_slope(x):
+    """Sigmoid's derivative without cancellation: s(x) s(-x)."""
+    return torch.sigmoid(x.double()) * torch.sigmoid(-x.double())
+
+
+def four_decimals(x):
+    return [round(value, 4) for value in x.tolist()]
+
+
+# --- worked examples ------------------------------------------------------
+
+
+@pytest.mark.parametrize('logits, expected', [
+    ([-2., -1., 0., 1., 2.], [0.1192, 0.2689, 0.5, 0.7311, 0.8808]),
+    ([-2., -4., 0., 6., 8.], [0.1192, 0.0180, 0.5, 0.9975, 0.9997]),
+])
+def test_worked_examples(logits, expected):
+    assert four_decimals(clip_sigmoid(torch.tensor(logits))) == expected
+
+
+def test_worked_example_with_bounds():
+    y = clip_sigmoid(torch.tensor([-2., -4., 0., 6., 8.]), 0.01, 0.99)
+    assert four_decimals(y) == [0.1192, 0.0180, 0.5, 0.99, 0.99]
+
+
+def test_derivative_peaks_at_a_quarter():
+    x = torch.linspace(-8, 8, 16001, dtype=torch.float64)
+    _, slope = value_and_grad(clip_sigmoid, x)
+    assert slope.max().item() == pytest.approx(0.25, abs=1e-12)
+    assert x[slope.argmax()].item() == pytest.approx(0, abs=1e-9)
+
+
+# --- value and gradient ---------------------------------------------------
+
+
+def test_float32_equals_mmdet3d():
+    edge = math.log(1e4 - 1)
+    x = torch.cat([
+        torch.linspace(-30, 30, 600001),
+        torch.linspace(edge - 1e-3, edge + 1e-3, 20001),
+        torch.linspace(-edge - 1e-3, -edge + 1e-3, 20001),
+        torch.tensor([0., -0., 1e-30, -1e-30, 100., -100., 1e30, -1e30]),
+    ])
+    y, slope = value_and_grad(clip_sigmoid, x)
+    stock_y, stock_slope = value_and_grad(stock_clip_sigmoid, x)
+    assert ulps_apart(y, stock_y) <= 1
+    assert ulps_apart(slope, stock_slope) <= 1
+    # The sweep reaches both bounds and the zero gradient beyond them.
+    assert (slope == 0).any() and (y == y.min()).sum() > 1000
+
+
+@pytest.mark.parametrize('eps', [1e-4, 1e-2, 0.3])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_equals_float64_formula(dtype, eps):
+    x = torch.linspace(-15, 15, 30001).to(dtype)
+    y, slope = value_and_grad(clip_sigmoid, x, min_val=eps, max_val=1 - eps)
+    assert y.dtype == slope.dtype == dtype
+    sigmoid = torch.sigmoid(x.double())
+    # Bounds that are rounded inwards lie a fraction of a unit inside.
+    assert_close(y, sigmoid.clamp(y.min().double(), y.max().double()))
+    assert_close(y, sigmoid.clamp(eps, 1 - eps))
+    inside = (y > y.min()) & (y < y.max())
+    # y (1 - y) of autograd cancels where y is close to 1.
+    torch.testing.assert_close(
+        slope[inside].double(), float64_sigmoid_slope(x)[inside],
+        rtol=TOLERANCES[dtype]['rtol'],
+        atol=2.0**-52 if dtype == torch.float64 else 2.0**-23)
+    beyond = (sigmoid < 0.99 * eps) | (1 - sigmoid < 0.99 * eps)
+    assert (slope[beyond] == 0).all()
+
+
+@pytest.mark.parametrize('bounds', [
+    (1e-4, 1 - 1e-4), (1e-2, 0.99), (1e-9, 1 - 1e-9), (5e-324, 1 - 2**-53),
+    (0.2, 0.7)
+])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_strictly_inside_zero_and_one(dtype, bounds):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([-math.inf, -largest, -1e4, -20, 20, 1e4, largest,
+                      math.inf]).to(dtype)
+    y = clip_sigmoid(x, *bounds)
+    assert (y > 0).all() and (y < 1).all()
+    # 1 - y is what the loss takes the logarithm of.
+    assert (1 - y > 0).all()
+    assert y.log().isfinite().all() and (1 - y).log().isfinite().all()
+
+
+@pytest.mark.parametrize('eps', [1e-4, 1e-2, 3e-3])
+@pytest.mark.parametrize('dtype', HALF)
+def test_half_bounds_are_the_tightest_inside(dtype, eps):
+    low, high = clip_sigmoid(
+        torch.tensor([-100., 100.], dtype=dtype), eps, 1 - eps)
+    assert low.item() >= eps and high.item() <= 1 - eps
+    below = torch.nextafter(low, low.new_tensor(0.))
+    above = torch.nextafter(high, high.new_tensor(1.))
+    assert below.item() < eps and above.item() > 1 - eps
+
+
+@pytest.mark.parametrize('dtype', HALF)
+def test_focal_loss_terms_stay_finite_in_half_precision(dtype):
+    """Where 1 - 1e-4 rounds to 1, log(1 - y) is infinite."""
+    assert torch.tensor(1 - 1e-4, dtype=dtype) == 1
+    x = torch.tensor([8.5, 12., 60.], dtype=dtype, requires_grad=True)
+    loss = -((1 - clip_sigmoid(x)).log() * clip_sigmoid(x)**2).sum()
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
+def test_nan_propagates(grad):
+    assert clip_sigmoid(torch.tensor([math.nan]), grad=grad).isnan().all()
+
+
+@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
+def test_gradcheck(grad):
+    x = torch.linspace(-4, 4, 23, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: clip_sigmoid(x, 1e-3, 1 - 1e-3, grad=grad), x)
+
+
+def test_gradcheck_beyond_the_bounds():
+    x = torch.tensor([-9., -5., 5., 9.], dtype=torch.float64,
+                     requires_grad=True)
+    assert gradcheck(lambda x: clip_sigmoid(x, 0.1, 0.9), x)
+
+
+def test_gradient_at_the_bounds_is_clamps():
+    """At equality clamp passes the gradient; sigmoid(0) is 0.5 exactly."""
+    for bounds in ((0.5, 0.9), (0.1, 0.5)):
+        _, slope = value_and_grad(
+            clip_sigmoid, torch.zeros(1), min_val=bounds[0],
+            max_val=bounds[1])
+        assert slope.item() == 0.25
+
+
+# --- straight-through -----------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_straight_through_does_not_change_the_value(dtype):
+    x = torch.linspace(-30, 30, 6001).to(dtype)
+    straight = clip_sigmoid(x.clone().requires_grad_(),
+                            grad='straight_through')
+    assert straight.dtype == dtype
+    assert straight.detach().equal(clip_sigmoid(x))
+
+
+@pytest.mark.parametrize('sign', [-1, 1], ids=['low', 'high'])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_straight_through_gradient_is_the_sigmoids(dtype, sign):
+    """Also far outside, on both sides: a wrong cell can recover."""
+    x = sign * torch.linspace(0, 60, 601).to(dtype)
+    _, slope = value_and_grad(clip_sigmoid, x, grad='straight_through')
+    expected = float64_sigmoid_slope(x)
+    tolerance = dict(TOLERANCES[dtype])
+    # Several float32 operations, and in fp16 subnormal results.
+    tolerance['rtol'] = max(tolerance['rtol'], 4e-6)
+    if dtype == torch.float64:
+        tolerance = dict(rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(slope.double(), expected, **tolerance)
+    if dtype in (torch.float32, torch.bfloat16):
+        assert (slope > 0).all()
+
+
+# --- in-place -------------------------------------------------------------
+
+
+def test_input_is_left_untouched():
+    x = torch.randn(4, 3)
+    before = x.clone()
+    y = clip_sigmoid(x)
+    assert x.equal(before) and y.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_inplace_overwrites_where_no_gradient_is_recorded(dtype):
+    x = (5 * torch.randn(50)).to(dtype)
+    expected = clip_sigmoid(x)
+    assert clip_sigmoid(x, inplace=True) is x
+    assert x.equal(expected)
+
+
+def test_inplace_on_a_leaf_with_gradient():
+    x = torch.randn(5, requires_grad=True)
+    before = x.detach().clone()
+    clip_sigmoid(x, inplace=True).sum().backward()
+    assert x.detach().equal(before)
+    torch.testing.assert_close(x.grad, float64_sigmoid_slope(before).float())
+
+
+def test_inplace_on_a_view_of_a_split():
+    x = torch.randn(6, requires_grad=True)
+    first, second = (2 * x).split(3)
+    (clip_sigmoid(first, inplace=True).sum() + second.sum()).backward()
+    expected = 2 * torch.cat([
+        float64_sigmoid_slope(2 * x.detach()[:3]),
+        torch.ones(3, dtype=torch.float64)
+    ])
+    torch.testing.assert_close(x.grad, expected.float())
+
+
+def test_inplace_on_a_view_made_without_gradient():
+    leaf = torch.randn(4, requires_grad=True)
+    with torch.no_grad():
+        view = leaf[:2]
+    before = leaf.detach().clone()
+    y = clip_sigmoid(view, inplace=True)
+    assert y.equal(clip_sigmoid(before[:2])) and leaf.detach().equal(before)
+
+
+def test_inplace_on_an_output_that_backward_needs():
+    """exp keeps its output for its gradient."""
+    x = torch.randn(5, requires_grad=True)
+    y = x.exp()
+    z = clip_sigmoid(y, inplace=True)
+    z.sum().backward()
+    expected = float64_sigmoid_slope(y.detach()) * y.detach()
+    torch.testing.assert_close(x.grad, expected.float())
+
+
+def test_inplace_without_recording_spares_a_graph_that_is_recorded():
+    """A gradient is recorded for y, also while no_grad is in force."""
+    x = torch.randn(5, requires_grad=True)
+    y = x.exp()
+    with torch.no_grad():
+        clip_sigmoid(y, inplace=True)
+    y.sum().backward()
+    assert x.grad.equal(x.detach().exp())
+
+
+def test_inplace_on_an_inference_tensor():
+    with torch.inference_mode():
+        x = torch.randn(5)
+        expected = clip_sigmoid(x)
+        kept = x.clone()
+    assert clip_sigmoid(x, inplace=True).equal(expected)
+    assert x.equal(kept)
+    with torch.inference_mode():
+        assert clip_sigmoid(x, inplace=True) is x
+
+
+@pytest.mark.parametrize('overlapping', [
+    lambda x: x.unsqueeze(0).expand(3, -1),
+    lambda x: x.unfold(0, 3, 1),
+], ids=['expand', 'unfold'])
+def test_inplace_on_overlapping_memory(overlapping):
+    """A cell that is seen twice must not be activated twice."""
+    x = torch.linspace(-3, 3, 6)
+    expected = clip_sigmoid(overlapping(x).clone())
+    assert clip_sigmoid(overlapping(x), inplace=True).equal(expected)
+
+
+def test_inplace_on_disjoint_strides():
+    x = torch.randn(4, 6)
+    expected = clip_sigmoid(x[:, ::2])
+    untouched = x[:, 1::2].clone()
+    view = x[:, ::2]
+    assert clip_sigmoid(view, inplace=True).equal(expected)
+    assert x[:, 1::2].equal(untouched)
+
+
+# --- shapes and contexts --------------------------------------------------
+
+
+@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
+@pytest.mark.parametrize('inplace', [False, True])
+def test_shapes_and_strides(grad, inplace):
+    for x in (torch.tensor(0.5), torch.empty(0), torch.empty(2, 0, 3),
+              torch.randn(3, 4).t(), torch.randn(2, 3, 4, 4).to(
+                  memory_format=torch.channels_last)):
+        expected = torch.sigmoid(x.double()).clamp(1e-4, 1 - 1e-4)
+        y = clip_sigmoid(x, grad=grad, inplace=inplace)
+        assert y.shape == x.shape
+        assert_close(y, expected)
+
+
+def test_autocast_keeps_the_dtype_and_the_bounds():
+    conv = torch.nn.Conv2d(3, 2, 1)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        logits = conv(100 * torch.randn(1, 3, 8, 8))
+        y = clip_sigmoid(logits)
+        exact = clip_sigmoid(torch.tensor([0.3]))
+    assert y.dtype == logits.dtype == torch.bfloat16
+    assert (y > 0).all() and (y < 1).all()
+    y.float().sum().backward()
+    assert conv.weight.grad.isfinite().all()
+    assert exact.dtype == torch.float32
+    assert_close(exact, torch.sigmoid(torch.tensor([0.3]).double()))
+
+
+# --- bad arguments --------------------------------------------------------
+
+
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(min_val=0.0), ValueError, ['min_val', '0.0']),
+    (dict(min_val=-0.1), ValueError, ['min_val', '-0.1']),
+    (dict(min_val=1.5), ValueError, ['min_val', '1.5']),
+    (dict(min_val=math.nan), ValueError, ['min_val', 'nan']),
+    (dict(max_val=1.0), ValueError, ['max_val', '1.0']),
+    (dict(max_val=0.0), ValueError, ['max_val', '0.0']),
+    (dict(max_val=math.nan), ValueError, ['max_val', 'nan']),
+    (dict(min_val=0.7, max_val=0.3), ValueError,
+     ['min_val', '0.7', 'max_val', '0.3']),
+    (dict(min_val=0.3, max_val=0.3), ValueError, ['min_val', '0.3']),
+    (dict(grad='one'), ValueError, ['grad', 'one', 'straight_through']),
+])
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error) as info:
+        clip_sigmoid(torch.zeros(2), **kwargs)
+    assert all(word in str(info.value) for word in words)
+
+
+@pytest.mark.parametrize('dtype', HALF)
+def test_bounds_that_cross_in_half_precision(dtype):
+    with pytest.raises(ValueError) as info:
+        clip_sigmoid(torch.zeros(2, dtype=dtype), 0.99990, 0.99995)
+    for word in ('min_val', '0.9999', 'max_val', '0.99995', str(dtype)):
+        assert word in str(info.value)
+
+
+@pytest.mark.parametrize('x, got', [
+    (torch.zeros(2, dtype=torch.int64), 'int64'),
+    (torch.zeros(2, dtype=torch.bool), 'bool'),
+    (torch.zeros(2, dtype=torch.complex64), 'complex64'),
+    ([0.0, 1.0], 'list'),
+    (0.5, 'float'),
+])
+def test_bad_input(x, got):
+    with pytest.raises(TypeError, match=rf'^x .*{got}'):
+        clip_sigmoid(x)

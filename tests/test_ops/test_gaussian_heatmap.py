@@ -1,0 +1,136 @@
+"""Vectorised heatmap targets against mmdet3d's functions in a loop."""
+import pytest
+import torch
+from mmdet3d.models.utils import draw_heatmap_gaussian
+from mmdet3d.models.utils import gaussian_radius as stock_radius
+
+from sigplug.ops import gaussian_heatmap, gaussian_radius
+
+HEIGHT, WIDTH = 20, 33
+
+
+def loop(centers, radii, labels, num_classes, size=(HEIGHT, WIDTH)):
+    heatmap = torch.zeros(num_classes, *size)
+    for center, radius, label in zip(centers, radii, labels):
+        draw_heatmap_gaussian(heatmap[label], center, int(radius))
+    return heatmap
+
+
+def compare(centers, radii, labels, num_classes=3):
+    args = [torch.tensor(value, dtype=torch.long)
+            for value in (centers, radii, labels)]
+    actual = gaussian_heatmap(*args, num_classes, (HEIGHT, WIDTH))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(
+        actual, loop(*args, num_classes), rtol=1e-6, atol=1e-9)
+    return actual
+
+
+def test_one_object():
+    heatmap = compare([[7, 4]], [3], [1])
+    assert heatmap[1, 4, 7] == 1
+    assert (heatmap > 0).sum() == 49
+
+
+def test_border_and_corners():
+    corners = [[0, 0], [WIDTH - 1, 0], [0, HEIGHT - 1],
+               [WIDTH - 1, HEIGHT - 1], [1, 10], [WIDTH - 2, 3]]
+    compare(corners, [2, 5, 3, 40, 4, 6], [0, 1, 2, 0, 1, 2])
+
+
+def test_radius_zero_draws_one_cell():
+    heatmap = compare([[3, 4], [32, 19]], [0, 0], [0, 2])
+    assert heatmap.sum() == 2 and heatmap[0, 4, 3] == heatmap[2, 19, 32] == 1
+
+
+def test_several_objects_in_one_cell():
+    compare([[5, 6]] * 4 + [[6, 6]], [2, 4, 0, 2, 3], [0, 0, 0, 1, 0])
+
+
+def test_no_objects():
+    args = (torch.empty(0, 2).long(), torch.empty(0).long(),
+            torch.empty(0).long())
+    heatmap = gaussian_heatmap(*args, 3, (HEIGHT, WIDTH))
+    assert heatmap.equal(torch.zeros(3, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_many_objects(seed):
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.stack([
+        torch.randint(0, WIDTH, (80, ), generator=generator),
+        torch.randint(0, HEIGHT, (80, ), generator=generator)
+    ], dim=1)
+    radii = torch.randint(0, 9, (80, ), generator=generator)
+    labels = torch.randint(0, 3, (80, ), generator=generator)
+    compare(centers.tolist(), radii.tolist(), labels.tolist())
+
+
+def test_centers_outside_draw_what_lies_inside():
+    """On a larger map the same objects lie inside."""
+    centers = torch.tensor([[-2, 5], [WIDTH + 1, -3], [40, HEIGHT], [-9, -9]])
+    radii, labels = torch.tensor([4, 5, 8, 3]), torch.tensor([0, 1, 0, 1])
+    margin = 20
+    large = loop(centers + margin, radii, labels, 2,
+                 (HEIGHT + 2 * margin, WIDTH + 2 * margin))
+    actual = gaussian_heatmap(centers, radii, labels, 2, (HEIGHT, WIDTH))
+    torch.testing.assert_close(
+        actual, large[:, margin:margin + HEIGHT, margin:margin + WIDTH],
+        rtol=1e-6, atol=1e-9)
+
+
+def test_huge_radius_needs_no_more_memory_than_the_map():
+    heatmap = compare([[5, 5]], [300], [0])
+    assert (heatmap[0] > 0.9).all()
+    gaussian_heatmap(torch.tensor([[5, 5]]), torch.tensor([2**31 - 1]),
+                     torch.tensor([0]), 1, (HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize('dtype', [torch.int32, torch.int16])
+def test_integer_dtypes(dtype):
+    args = (torch.tensor([[7, 4]]), torch.tensor([3]), torch.tensor([0]))
+    expected = gaussian_heatmap(*args, 1, (HEIGHT, WIDTH))
+    small = [arg.to(dtype) for arg in args]
+    assert gaussian_heatmap(*small, 1, (HEIGHT, WIDTH)).equal(expected)
+
+
+@pytest.mark.parametrize('name, value, error', [
+    ('centers', torch.zeros(2, 2), TypeError),
+    ('radii', torch.zeros(2), TypeError),
+    ('labels', torch.zeros(2), TypeError),
+    ('centers', torch.zeros(2, 3).long(), ValueError),
+    ('radii', torch.zeros(3).long(), ValueError),
+    ('labels', torch.zeros(2, 1).long(), ValueError),
+])
+def test_bad_arguments(name, value, error):
+    good = dict(centers=torch.zeros(2, 2).long(),
+                radii=torch.zeros(2).long(), labels=torch.zeros(2).long())
+    got = str(value.dtype if error is TypeError else tuple(value.shape))
+    with pytest.raises(error) as info:
+        gaussian_heatmap(**dict(good, **{name: value}), num_classes=1,
+                         size=(4, 4))
+    assert name in str(info.value) and got in str(info.value)
+
+
+@pytest.mark.parametrize('min_overlap', [0.1, 0.5, 0.7])
+def test_radius_equals_mmdet3d(min_overlap):
+    height, width = 60 * torch.rand(
+        2, 200, generator=torch.Generator().manual_seed(0))
+    height[:3], width[:3] = 0.0, torch.tensor([0.0, 1.0, 5.0])
+    expected = torch.stack([
+        stock_radius((h, w), min_overlap) for h, w in zip(height, width)])
+    assert gaussian_radius(height, width, min_overlap).equal(expected)
+    assert gaussian_radius(height[:0], width[:0]).shape == (0, )
+
+
+def test_radius_by_hand():
+    """4 x 4 cells, overlap 0.5: the third quadratic is the smallest."""
+    radius = gaussian_radius(torch.tensor([4.0]), torch.tensor([4.0]), 0.5)
+    # 2 r^2 - 8 r - 8 = 0 with the published form (-b + sqrt(d)) / 2.
+    assert radius.item() == pytest.approx((-8 + (64 + 64)**0.5) / 2)
+
+
+@pytest.mark.parametrize('min_overlap', [0.0, 1.0, -0.1])
+def test_radius_bad_overlap(min_overlap):
+    with pytest.raises(ValueError, match=f'min_overlap.*{min_overlap}'):
+        gaussian_radius(torch.ones(1), torch.ones(1), min_overlap)

@@ -1,0 +1,253 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOLS = REPOSITORY / 'tools/analysis_tools'
+CONFIG, = REPOSITORY.glob('configs/centerpoint/*_gem_*_nus-mini-3d.py')
+
+
+def run(tool, *args, **environment):
+    return subprocess.run(
+        [sys.executable, TOOLS / tool, *map(str, args)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True)
+
+
+def load(tool):
+    spec = importlib.util.spec_from_file_location(Path(tool).stem,
+                                                  TOOLS / tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(tool, monkeypatch, capsys, *args):
+    """Run a tool in this process; its exit code and standard error."""
+    monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
+    try:
+        code = tool.preflight.run_tool(tool.main)
+    except SystemExit as error:
+        code = error.code
+    return code, capsys.readouterr().err
+
+
+def log_training(work_dir):
+    folder = work_dir / '20260101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    records = [dict(loss=9.0 / i, iter=i, step=i, lr=0.1) for i in (1, 2)]
+    (folder / 'scalars.json').write_text(
+        '\n'.join(map(json.dumps, [*records, dict(mAP=0.3, step=1)])))
+
+
+def test_plot_training(tmp_path):
+    log_training(tmp_path / 'quickstart')
+    out = tmp_path / 'new' / 'curve.png'
+    result = run('plot_training.py', tmp_path / 'quickstart', '--out', out)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [str(out)]
+    assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['nothing', '--out', 'x.png'], 'error: No training log in nothing'),
+    (['log', '--out', 'x.jpg'], "--out must end in .png, got 'x.jpg'"),
+    (['log', '--out', 'x.png', '--metrics', 'NDS'],
+     "error: metrics: ['NDS'] were not logged, only ['mAP', 'step']"),
+])
+def test_plot_training_errors(tmp_path, monkeypatch, capsys, args, message):
+    monkeypatch.chdir(tmp_path)
+    log_training(tmp_path / 'log')
+    code, error = run_here(
+        load('plot_training.py'), monkeypatch, capsys, *args)
+    assert code == 2 and message in error
+    assert not list(tmp_path.glob('x.*'))
+
+
+mmdet3d = pytest.importorskip('mmdet3d')
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load('visualize_bev.py')
+
+
+@pytest.fixture(scope='module')
+def cfg(synthetic_nuscenes):
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+        cfg = Config.fromfile(CONFIG)
+    init_default_scope('mmdet3d')
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def checkpoint(cfg, tmp_path_factory):
+    """Untrained weights, but every box is in the middle of its cell."""
+    import torch
+    from mmengine.registry import MODELS
+    from mmengine.runner import save_checkpoint
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    offset = model.pts_bbox_head.task_heads[0].reg[-1]
+    torch.nn.init.zeros_(offset.weight)
+    torch.nn.init.constant_(offset.bias, 0.5)
+    path = tmp_path_factory.mktemp('checkpoint') / 'untrained.pth'
+    save_checkpoint(dict(state_dict=model.state_dict()), str(path))
+    return path
+
+
+@pytest.mark.slow
+def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
+    result = run(
+        'visualize_bev.py', CONFIG, checkpoint, '--out-dir', tmp_path,
+        '--num', 2, '--score-thr', 0.05, '--device', 'cpu',
+        SIGPLUG_DATA_ROOT=f'{synthetic_nuscenes}/')
+    assert result.returncode == 0, result.stderr
+    # Six samples: two scenes of three key frames.
+    pictures = [tmp_path / 'bev_0001.png', tmp_path / 'bev_0004.png']
+    assert result.stdout.splitlines()[-2:] == list(map(str, pictures))
+    assert sorted(tmp_path.iterdir()) == pictures
+    for path in pictures:
+        assert matplotlib.image.imread(path).shape[:2] == (1200, 1500)
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['config.py'], "The config 'config.py' does not exist"),
+    ([CONFIG, 'none.pth'], "the checkpoint 'none.pth' does not exist"),
+    ([CONFIG], "'nowhere/' (val_dataloader.dataset.data_root) does not exist"),
+    ([CONFIG, '--num', '0'], '--num must be at least 1, got 0'),
+    ([CONFIG, '--score-thr', '3'], '--score-thr must lie in [0, 1], got 3.0'),
+    ([CONFIG, '--bev-range', *'1001'], '--bev-range must have min < max'),
+    ([CONFIG, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
+])
+def test_visualize_bev_errors(tool, tmp_path, monkeypatch, capsys, args,
+                              message):
+    monkeypatch.chdir(tmp_path)
+    if message.startswith('the checkpoint'):
+        for name in ('nuscenes_infos_val.pkl', 'samples/LIDAR_TOP'):
+            (tmp_path / 'nowhere' / name).mkdir(parents=True)
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'nowhere/')
+    code, error = run_here(
+        tool, monkeypatch, capsys, *args, '--out-dir', 'out')
+    assert code == 2 and message in error
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture(scope='module', params=['val', 'train'])
+def dataset(request, tool, cfg):
+    from mmengine.registry import DATASETS
+    return DATASETS.build(tool.dataset_config(cfg, request.param))
+
+
+def test_samples_are_not_augmented(dataset):
+    info = dataset.get_data_info(2)
+    points = np.fromfile(info['lidar_path'], np.float32).reshape(-1, 5)
+    drawn = dataset[2]['inputs']['points'].numpy()
+    # Those of the key frame, not of earlier sweeps.
+    drawn = drawn[drawn[:, 4] == 0]
+    assert 1000 < len(drawn) <= len(points)
+    rows = set(map(tuple, points[:, :3]))
+    assert all(tuple(row) in rows for row in drawn[:, :3])
+
+
+def test_ground_truth_holds_all_boxes(tool, dataset):
+    """Compared with mmdet3d's own, which drops those without points."""
+    empty = 0
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        drawn = tool.ground_truth(dataset, info)
+        seen = drawn['gt_num_points'] > 0
+        empty += (~seen).sum()
+        expected = info['eval_ann_info']
+        bboxes = expected['gt_bboxes_3d']
+        np.testing.assert_allclose(
+            drawn['gt_bboxes'][seen][:, :2], bboxes.bev[:, :2], rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn['gt_bboxes'][seen][:, 3:], bboxes.tensor[:, 3:], rtol=1e-5,
+            atol=1e-6)
+        np.testing.assert_array_equal(
+            drawn['gt_labels'][seen], expected['gt_labels_3d'])
+    assert empty > 0
+
+
+def test_points_lie_in_the_boxes_they_were_counted_in(tool, dataset):
+    """Boxes, points and the picture share one coordinate system."""
+    from matplotlib.path import Path as Polygon
+
+    from sigplug.visualization import bev_corners
+    info = dataset.get_data_info(0)
+    truth = tool.ground_truth(dataset, info)
+    points = dataset[0]['inputs']['points'].numpy()
+    near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
+        truth['gt_num_points'] > 4)
+    assert near.any()
+    for corners in bev_corners(truth['gt_bboxes'][near]):
+        assert Polygon(corners).contains_points(points[:, :2]).any()
+
+
+def test_heatmap_and_predictions_agree(tool, cfg, checkpoint, dataset):
+    predict = tool.Predictor(
+        tool.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
+    drawn = predict(dataset[0], score_thr=0.0)
+    heatmap, extent = drawn['heatmap'], np.array(drawn['heatmap_extent'])
+    np.testing.assert_allclose(extent, [-51.2, -51.2, 51.2, 51.2])
+    row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    cell = (extent[2:] - extent[:2]) / heatmap.shape[::-1]
+    best = drawn['pred_scores'].argmax()
+    assert drawn['pred_scores'][best] == pytest.approx(heatmap.max())
+    np.testing.assert_allclose(
+        drawn['pred_bboxes'][best, :2],
+        extent[:2] + cell * (column + 0.5, row + 0.5), atol=1e-3)
+    threshold = float(np.median(drawn['pred_scores']))
+    fewer = predict(dataset[0], score_thr=threshold)['pred_scores']
+    assert 0 < len(fewer) < len(drawn['pred_scores'])
+    assert fewer.min() >= threshold
+
+
+def test_a_foreign_checkpoint_is_refused(tool, cfg, tmp_path):
+    import torch
+    path = tmp_path / 'foreign.pth'
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
+    with pytest.raises(tool.preflight.PreflightError, match='does not fit'):
+        tool.build_model(cfg, str(path), 'cpu')
+
+
+def test_a_model_without_heatmap_is_named(tool):
+    from torch import nn
+    with pytest.raises(tool.preflight.PreflightError, match='--no-heatmap'):
+        tool.Predictor(nn.Linear(1, 1), with_heatmap=True)
+
+
+@pytest.mark.parametrize(('num', 'indices', 'chosen'), [
+    (4, None, [10, 30, 50, 70]),
+    (1, None, [40]),
+    (200, None, list(range(80))),
+    (4, [79, 3], [79, 3]),
+])
+def test_choice_of_samples(tool, num, indices, chosen):
+    from argparse import Namespace
+    args = Namespace(num=num, indices=indices, split='val')
+    assert tool.choose_samples(args, 80) == chosen
+    args.indices = [80, 5]
+    with pytest.raises(tool.preflight.PreflightError, match='--indices 80: '):
+        tool.choose_samples(args, 80)
+
+
+@pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
+def test_ego_yaw(tool, yaw):
+    from pyquaternion import Quaternion
+    ego2lidar = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
+    info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
+    assert tool.ego_yaw(info) == pytest.approx(yaw)
+    assert tool.ego_yaw({}) is None

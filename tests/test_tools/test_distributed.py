@@ -1,0 +1,168 @@
+"""Two processes on the CPU, started by torch.distributed.run."""
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+from sigplug.engine import cli
+from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+from sigplug.models import ClipSigmoid, GeM, GeMNeck
+from sigplug.ops import segment_generalized_mean
+
+
+class ToyNet(nn.Module):
+    """A clipped heatmap, weighted by GeM descriptors with trainable powers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = ClipSigmoid()
+        self.pool = GeM(p=3.0, kernel_size=2)
+        self.neck = GeMNeck(p=4.0, channels=4)
+        self.power = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        features = self.pool(self.conv(x).exp())
+        descriptor = self.neck(features)
+        heat = self.act(features.log() * descriptor[..., None, None])
+        pillars = heat.flatten(1)
+        index = torch.arange(pillars.shape[1]) % 5
+        sums = segment_generalized_mean(
+            pillars.T.contiguous(), index, 5, self.power)
+        # One loss for each sample: the mean is the same over any split.
+        return -(heat.log().mean(dim=(1, 2, 3)) + sums.mean(dim=0)).mean()
+
+
+def make_case():
+    torch.manual_seed(0)
+    return ToyNet().double(), torch.randn(6, 3, 8, 8).double()
+
+
+def gradients_of_one_rank(path):
+    """What each of the processes does: its share of the batch, then save."""
+    cfg = Config()
+    cli.set_launcher(cfg, 'pytorch')
+    model, batch = make_case()
+    settings = dict(cfg.model_wrapper_cfg)
+    assert settings.pop('type') == 'MMDistributedDataParallel'
+    wrapped = MMDistributedDataParallel(module=model, **settings)
+    rank = torch.distributed.get_rank()
+    assert torch.distributed.get_world_size() == 2
+    wrapped(batch[rank::2]).backward()
+    torch.save({k: v.grad for k, v in model.named_parameters()},
+               f'{path}.{rank}')
+    torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
+    path = tmp_path / 'gradients'
+    subprocess.run(
+        [
+            sys.executable, '-m', 'torch.distributed.run',
+            '--nproc_per_node=2', f'--master_port={free_port()}', __file__,
+            path
+        ],
+        check=True)
+    model, batch = make_case()
+    model(batch).backward()
+    first, second = torch.load(f'{path}.0'), torch.load(f'{path}.1')
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() > 1e-6, name
+        torch.testing.assert_close(
+            first[name], parameter.grad, rtol=1e-10, atol=1e-14, msg=name)
+        assert torch.equal(first[name], second[name])
+
+
+def run_script(script, *args, cwd):
+    done = subprocess.run(
+        [script, *map(str, args)],
+        cwd=cwd,
+        env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def tools(request):
+    return request.config.rootpath / 'tools'
+
+
+@pytest.mark.slow
+def test_dist_train_and_dist_test(folder, tools):
+    """Three samples: one is drawn twice to give both processes two."""
+    printed = run_script(
+        tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
+        '--cfg-options', 'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.indices=3', cwd=folder)
+    assert re.search(r'Distributed training: True\s+GPU number: 2', printed)
+    assert len(re.findall(r'Epoch\(train\) \[1\]\[2/2\]', printed)) == 1
+    # One folder for both processes.
+    assert len(list((folder / 'dist').glob('2*'))) == 1
+    allow_mmengine_checkpoints()
+    checkpoint = torch.load(folder / 'dist/epoch_1.pth', weights_only=True)
+    assert checkpoint['meta']['iter'] == 2
+    assert not any(k.startswith('module.') for k in checkpoint['state_dict'])
+
+    printed = run_script(
+        tools / 'dist_test.sh', 'small.py', 'dist/epoch_1.pth', 2,
+        '--work-dir', 'dist_eval', cwd=folder)
+    assert printed.count('Per-class results') == 1
+    assert len(list((folder / 'dist_eval').glob('*/*.json'))) == 1
+
+
+@pytest.mark.parametrize('script, words', [
+    ('dist_train.sh', 'CONFIG GPUS'),
+    ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
+    ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+    ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
+])
+def test_scripts_say_what_they_take(tools, script, words):
+    done = subprocess.run([tools / script, 'x'],
+                          capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and words in done.stderr
+
+
+@pytest.mark.parametrize('script, tool, last', [
+    ('slurm_train.sh', 'train.py', ['--work-dir', 'd']),
+    ('slurm_test.sh', 'test.py', ['d']),
+])
+def test_slurm_command(tools, tmp_path, script, tool, last):
+    """A program in the place of srun shows the command it is given."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    printed = subprocess.run(
+        [tools / script, 'part', 'job', 'c.py', 'd', '--amp', 'a b'],
+        env=dict(os.environ, PATH=path, PYTHON='python3', GPUS='16',
+                 SRUN_ARGS='--qos high'),
+        check=True,
+        capture_output=True,
+        text=True).stdout.splitlines()
+    assert printed == [
+        '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16',
+        '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1',
+        '--qos', 'high', 'python3', '-u', str(tools / tool), 'c.py', *last,
+        '--launcher', 'slurm', '--amp', 'a b'
+    ]
+
+
+if __name__ == '__main__':
+    gradients_of_one_rank(sys.argv[1])

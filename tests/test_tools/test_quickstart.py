@@ -1,0 +1,96 @@
+"""The main job, with a small data set and few iterations."""
+import json
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, TOOLS, tool_command
+
+
+def test_failing_stage_is_named_with_its_command(tmp_path):
+    """The data root is taken: a stage fails, and nothing after it runs."""
+    (tmp_path / 'taken').write_text('')
+    done = subprocess.run(
+        tool_command('quickstart.py', '--data-root', 'taken', '--work-dir',
+                     'work'),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True)
+    assert done.returncode == 1
+    assert "the stage 'data' failed with exit code 1" in done.stderr
+    assert 'SIGPLUG_DATA_ROOT=taken/ ' in done.stderr
+    assert ('create_synthetic_nuscenes.py --out taken --seed 0'
+            ) in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert '=== train' not in done.stdout
+    assert not (tmp_path / 'work/summary.json').exists()
+
+
+def test_missing_config(tmp_path, run_tool):
+    printed = run_tool(
+        'quickstart.py', '--config', 'none.py', cwd=tmp_path, expect=2)
+    assert '--config: none.py does not exist' in printed
+
+
+@pytest.mark.slow
+def test_quickstart(folder, synthetic_nuscenes, run_tool):
+    """All stages, and a summary of what they left."""
+    work_dir = folder / 'quickstart'
+    work_dir.mkdir()
+    # What an earlier run left must not survive.
+    (work_dir / 'summary.json').write_text('{}')
+    (work_dir / 'bev').mkdir()
+    (work_dir / 'bev/old.png').touch()
+    printed = run_tool(
+        'quickstart.py', '--config', 'small.py', '--work-dir', 'quickstart',
+        '--data-root', synthetic_nuscenes, '--samples-per-scene', 3,
+        '--seed', 7, cwd=folder)
+
+    summary = json.loads((work_dir / 'summary.json').read_text())
+    metrics = summary['metrics']
+    assert len(metrics['class_AP']) == 10
+    assert all(0 <= ap <= 1 for ap in metrics['class_AP'].values())
+    assert metrics['mAP'] == pytest.approx(
+        sum(metrics['class_AP'].values()) / 10, abs=1e-4)
+    errors = metrics['TP_errors']
+    assert list(errors) == ['mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE']
+    # The definition of the nuScenes detection score.
+    assert metrics['NDS'] == pytest.approx(
+        (5 * metrics['mAP'] + sum(max(0, 1 - e) for e in errors.values())) /
+        10,
+        abs=1e-4)
+    assert summary['seed'] == 7 and summary['config'] == 'small.py'
+    assert list(summary['stages']) == [
+        'data', 'train', 'test', 'pictures', 'curve'
+    ]
+    for stage in summary['stages'].values():
+        assert stage['seconds'] > 0 and stage['peak_memory_mib'] > 20
+    assert summary['peak_memory_mib'] == summary['stages']['train'][
+        'peak_memory_mib'] > 200
+    assert {'python', 'torch', 'mmcv', 'mmdet3d', 'sigplug',
+            'numpy'} <= set(summary['versions'])
+    assert summary['machine']['cores'] > 0 and summary['machine']['cpu']
+
+    files = summary['files']
+    assert len(files['pictures']) == 4
+    for name in [*files['pictures'], files['curve']]:
+        assert (folder / name).read_bytes().startswith(b'\x89PNG')
+        assert name in printed
+    assert not (work_dir / 'bev/old.png').exists()
+    assert (folder / files['checkpoint']).name == 'epoch_3.pth'
+    log, = work_dir.glob('2*/*.log')
+    assert 'seed: 7' in log.read_text()
+    assert not list(work_dir.glob('*.partial'))
+
+
+def test_default_config_exists(tmp_path):
+    """Relative to the repository, whatever the working directory is."""
+    done = subprocess.run(
+        tool_command('quickstart.py', '--help'),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True)
+    name = done.stdout.replace('\n', ' ').split('(default: ')[1]
+    name = name.split(')')[0].replace(' ', '')
+    assert list((REPOSITORY / 'configs').rglob(name))
+    assert (TOOLS / 'quickstart.py').is_file()

@@ -1,0 +1,286 @@
+"""Draw samples from above with their ground truth and predictions.
+
+Without a checkpoint the data alone is drawn.
+"""
+import argparse
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from sigplug.engine import preflight
+from sigplug.visualization import draw_bev, save_png
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='checkpoint file; none: data alone')
+    parser.add_argument(
+        '--out-dir',
+        type=Path,
+        required=True,
+        help='folder of the pictures, bev_<index>.png')
+    parser.add_argument(
+        '--split',
+        choices=['val', 'train'],
+        default='val',
+        help='where the samples are from; those for training are drawn '
+        'without augmentation (default: val)')
+    parser.add_argument(
+        '--num',
+        type=int,
+        default=4,
+        help='number of samples, evenly spaced over the split (default: 4)')
+    parser.add_argument(
+        '--indices',
+        type=int,
+        nargs='+',
+        metavar='INDEX',
+        help='draw these samples of the split instead')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='draw predictions with at least this score (default: 0.3)')
+    parser.add_argument(
+        '--bev-range',
+        type=float,
+        nargs=4,
+        metavar=('X_MIN', 'Y_MIN', 'X_MAX', 'Y_MAX'),
+        help='what to draw, in metres around the LiDAR (default: the range of '
+        'the heatmap, else of the data)')
+    parser.add_argument(
+        '--no-heatmap',
+        action='store_true',
+        help='leave out the heatmap (only heads like CenterHead have one)')
+    parser.add_argument(
+        '--device',
+        default=get_device(),
+        help='where the model runs (default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, as for tools/train.py')
+    try:
+        args = parser.parse_args()
+    # DictAction cannot split an option that has no '='.
+    except ValueError:
+        parser.error('--cfg-options takes KEY=VALUE pairs')
+    if args.num < 1:
+        parser.error(f'--num must be at least 1, got {args.num}')
+    if not 0 <= args.score_thr <= 1:
+        parser.error(f'--score-thr must lie in [0, 1], got {args.score_thr}')
+    if args.bev_range and not (args.bev_range[0] < args.bev_range[2]
+                               and args.bev_range[1] < args.bev_range[3]):
+        parser.error(f'--bev-range must have min < max, got {args.bev_range}')
+    return args
+
+
+def innermost(dataset: ConfigDict) -> ConfigDict:
+    """The config of the dataset inside wrappers like ``CBGSDataset``."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def dataset_config(cfg: Config, split: str) -> ConfigDict:
+    """The config of a split with the pipeline of the validation."""
+    for name in ('val', split):
+        if cfg.get(f'{name}_dataloader') is None:
+            raise preflight.PreflightError(
+                f'The config {cfg.filename!r} has no {name}_dataloader.')
+    dataset = copy.deepcopy(innermost(cfg.val_dataloader.dataset))
+    source = innermost(cfg[f'{split}_dataloader'].dataset)
+    for key in ('data_root', 'data_prefix', 'ann_file'):
+        if key in source:
+            dataset[key] = source[key]
+    # Otherwise samples without an object would be replaced by others.
+    dataset.test_mode = True
+    # The evaluator and what it reads are not needed here.
+    loader = {f'{split}_dataloader': dict(dataset=dataset)}
+    preflight.check_data(Config(loader), split)
+    return dataset
+
+
+def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
+    """The indices of the samples to draw."""
+    if args.indices is None:
+        num = min(args.num, length)
+        return [int((i + 0.5) * length / num) for i in range(num)]
+    outside = [index for index in args.indices if not 0 <= index < length]
+    if outside:
+        raise preflight.PreflightError(
+            f'--indices {" ".join(map(str, outside))}: the split '
+            f'{args.split!r} has the samples 0 to {length - 1}.')
+    return args.indices
+
+
+def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    """Build the model and load its weights, all of them."""
+    model = MODELS.build(cfg.model)
+    try:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise preflight.PreflightError(
+            f'The checkpoint {checkpoint!r} does not fit the model of the '
+            f'config {cfg.filename!r}. {error}') from error
+    return model.to(device).eval()
+
+
+def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, np.ndarray]:
+    """The annotated boxes of a sample as arguments of ``draw_bev``."""
+    from mmdet3d.datasets import NuScenesDataset
+    from mmdet3d.structures import Box3DMode
+    if not isinstance(dataset, NuScenesDataset):
+        annotations = info['eval_ann_info']
+        bboxes = annotations['gt_bboxes_3d'].convert_to(Box3DMode.LIDAR)
+        return dict(
+            gt_bboxes=bboxes.tensor.numpy(),
+            gt_labels=annotations['gt_labels_3d'],
+            gt_num_points=annotations.get('num_lidar_pts'))
+    # NuScenesDataset drops the objects that no point lies on.
+    instances = [
+        instance for instance in info['instances']
+        if dataset.label_mapping[instance['bbox_label_3d']] >= 0
+    ]
+    bboxes = [[*instance['bbox_3d'], *instance['velocity']]
+              for instance in instances]
+    labels = [
+        dataset.label_mapping[instance['bbox_label_3d']]
+        for instance in instances
+    ]
+    return dict(
+        gt_bboxes=np.array(bboxes, dtype=np.float64).reshape(-1, 9),
+        gt_labels=np.array(labels, dtype=np.int64),
+        gt_num_points=np.array(
+            [instance['num_lidar_pts'] for instance in instances], dtype=int))
+
+
+def ego_yaw(info: dict) -> float | None:
+    """The heading of the vehicle in the coordinates of the LiDAR."""
+    lidar2ego = info.get('lidar_points', {}).get('lidar2ego')
+    if lidar2ego is None:
+        return None
+    # The first row of the rotation is the x axis of the vehicle.
+    return float(np.arctan2(lidar2ego[0][1], lidar2ego[0][0]))
+
+
+class Predictor:
+    """Runs a model and keeps what its head says about the heatmap.
+
+    Args:
+        model (nn.Module): The detector.
+        with_heatmap (bool): Whether the heatmap is wanted.
+    """
+
+    def __init__(self, model: nn.Module, with_heatmap: bool) -> None:
+        self.model = model
+        self.head = getattr(model, 'pts_bbox_head', None)
+        self.with_heatmap = with_heatmap
+        self.outputs: Any = None
+        if not with_heatmap:
+            return
+        if not hasattr(getattr(self.head, 'bbox_coder', None), 'pc_range'):
+            raise preflight.PreflightError(
+                f'{type(model).__name__} has no heatmap like that of '
+                'CenterHead: use --no-heatmap.')
+        self.head.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.outputs = outputs
+
+    @torch.no_grad()
+    def __call__(self, data: dict, score_thr: float) -> dict[str, Any]:
+        """Run one sample of the dataset.
+
+        Args:
+            data (dict): The sample.
+            score_thr (float): The least score of a prediction.
+
+        Returns:
+            dict[str, Any]: Arguments of ``draw_bev``.
+        """
+        result, = self.model.test_step(pseudo_collate([data]))
+        found = result.pred_instances_3d.cpu()
+        found = found[found.scores_3d >= score_thr]
+        drawn = dict(
+            pred_bboxes=found.bboxes_3d.tensor.numpy(),
+            pred_labels=found.labels_3d.numpy(),
+            pred_scores=found.scores_3d.numpy())
+        if self.with_heatmap:
+            drawn.update(self._heatmap())
+        return drawn
+
+    def _heatmap(self) -> dict[str, Any]:
+        """The highest score of all classes and the place of the map."""
+        logits = torch.cat([task[0]['heatmap'][0] for task in self.outputs])
+        heatmap = logits.float().sigmoid().amax(dim=0).cpu().numpy()
+        coder = self.head.bbox_coder
+        low = np.array(coder.pc_range[:2])
+        cell = np.array(coder.voxel_size[:2]) * coder.out_size_factor
+        high = low + cell * heatmap.shape[::-1]
+        return dict(heatmap=heatmap, heatmap_extent=(*low, *high))
+
+
+def describe(args: argparse.Namespace, index: int, info: dict) -> str:
+    """The title of a picture."""
+    title = f'{args.split} sample {index}'
+    if 'token' in info:
+        title += f' ({info["token"][:8]})'
+    if args.checkpoint is None:
+        return title
+    return f'{title}: predictions with a score of at least {args.score_thr:g}'
+
+
+def main() -> None:
+    """Draw."""
+    args = parse_args()
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    dataset_cfg = dataset_config(cfg, args.split)
+    if args.checkpoint:
+        preflight.check_checkpoint(args.checkpoint, 'checkpoint')
+    preflight.check_stack(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    with preflight.clear_registry_errors(cfg):
+        dataset = DATASETS.build(dataset_cfg)
+        predict = None
+        if args.checkpoint:
+            predict = Predictor(
+                build_model(cfg, args.checkpoint, args.device),
+                with_heatmap=not args.no_heatmap)
+    for index in choose_samples(args, len(dataset)):
+        info = dataset.get_data_info(index)
+        try:
+            data = dataset[index]
+        except FileNotFoundError as error:
+            raise preflight.PreflightError(
+                f'A file of sample {index} is missing: {error}') from error
+        path = args.out_dir / f'bev_{index:04d}.png'
+        figure = draw_bev(
+            data['inputs']['points'].numpy(),
+            **ground_truth(dataset, info),
+            **(predict(data, args.score_thr) if predict else {}),
+            class_names=dataset.metainfo['classes'],
+            bev_range=args.bev_range,
+            ego_yaw=ego_yaw(info),
+            title=describe(args, index, info))
+        save_png(figure, path)
+        print(path, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(preflight.run_tool(main))

@@ -1,0 +1,223 @@
+"""Run the main job: data, training, evaluation and pictures.
+
+Every stage is a tool of its own, started as a user would start it. The
+results are gathered in WORK_DIR/summary.json.
+"""
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+TOOLS = Path(__file__).resolve().parent
+CONFIG = TOOLS.parent / (
+    'configs/centerpoint/'
+    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-6e_nus-mini-3d.py')
+DATA_SEED = 0
+TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--config', type=Path, default=CONFIG,
+        help=f'config to train (default: {CONFIG.name})')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'),
+        help='folder of the results (default: %(default)s)')
+    parser.add_argument(
+        '--data-root', type=Path, default=Path('data/synthetic_nuscenes'),
+        help='folder of the data set, generated if it is not there (default: '
+        '%(default)s)')
+    parser.add_argument(
+        '--samples-per-scene', type=int, metavar='N',
+        help='key frames in each scene of the data set (default: that of the '
+        'generator)')
+    parser.add_argument(
+        '--seed', type=int, default=0,
+        help='seed of the training (default: 0)')
+    parser.add_argument(
+        '--resume', action='store_true',
+        help='continue an interrupted training')
+    args = parser.parse_args()
+    if not args.config.is_file():
+        parser.error(f'--config: {args.config} does not exist')
+    return args
+
+
+def relative(path: Path | str) -> str:
+    """A path as it is typed: relative, where it is below the working dir."""
+    path = os.path.relpath(path)
+    return os.path.abspath(path) if path.startswith('..') else path
+
+
+def run_stage(name: str, tool: str, *args: Any) -> dict[str, float]:
+    """Run one tool in a process of its own.
+
+    Returns:
+        dict[str, float]: Its ``seconds`` and its ``peak_memory_mib``: the
+        largest resident set among the tool's process and its workers.
+    """
+    command = [
+        relative(sys.executable), relative(TOOLS / tool), *map(str, args)
+    ]
+    line = shlex.join(command)
+    print(f'\n=== {name}: {line}', flush=True)
+    start = perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        root = shlex.quote(os.environ['SIGPLUG_DATA_ROOT'])
+        print(
+            f'\nerror: the stage {name!r} failed with exit code {code}. Run '
+            f'it alone with\n    SIGPLUG_DATA_ROOT={root} {line}',
+            file=sys.stderr)
+        # A negative code is a signal.
+        sys.exit(code if code > 0 else 1)
+    # Linux counts KiB, macOS bytes.
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    return dict(
+        seconds=round(perf_counter() - start, 1),
+        peak_memory_mib=round(usage.ru_maxrss / unit))
+
+
+def read_metrics(work_dir: Path) -> dict[str, Any]:
+    """Read what NuScenesMetric reported in the last test of a work dir."""
+    newest = max(
+        work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    values = {
+        key.rpartition('/')[2]: value
+        for key, value in json.loads(newest.read_text()).items()
+    }
+    class_ap = {}
+    for key, value in values.items():
+        if match := re.fullmatch(r'(\w+)_AP_dist_[\d.]+', key):
+            class_ap.setdefault(match[1], []).append(value)
+    return dict(
+        mAP=values['mAP'],
+        NDS=values['NDS'],
+        class_AP={
+            name: round(sum(aps) / len(aps), 4)
+            for name, aps in class_ap.items()
+        },
+        TP_errors={name: values[name] for name in TP_ERRORS})
+
+
+def machine() -> dict[str, Any]:
+    """Describe the processor."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        match = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text())
+        model = match[1] if match else model
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    return dict(cpu=model, cores=cores, system=platform.platform())
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the result depends on."""
+    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'sigplug',
+                'numpy', 'nuscenes-devkit')
+    return dict(
+        python=platform.python_version(),
+        **{name: version(name) for name in packages})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, never a part of one."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(partial, path)
+
+
+def report(summary: dict[str, Any]) -> None:
+    """Print the results and where they lie."""
+    metrics = summary['metrics']
+    print('\nnuScenes evaluation')
+    for name, ap in metrics['class_AP'].items():
+        print(f'  {name:22s}AP {ap:.3f}')
+    print(f'  {"mean":22s}AP {metrics["mAP"]:.3f}')
+    errors = '  '.join(
+        f'{name} {value:.3f}' for name, value in metrics['TP_errors'].items())
+    print(f'  NDS {metrics["NDS"]:.3f}  {errors}')
+    print('\nStages')
+    for name, stage in summary['stages'].items():
+        print(f'  {name:10s}{stage["seconds"]:8.1f} s'
+              f'{stage["peak_memory_mib"]:8d} MiB')
+    print(f'  {"total":10s}{summary["seconds"]:8.1f} s'
+          f'{summary["peak_memory_mib"]:8d} MiB')
+    print('\nFiles')
+    for name, files in summary['files'].items():
+        for path in [files] if isinstance(files, str) else files:
+            print(f'  {name:12s}{path}')
+
+
+def main() -> None:
+    """Run all stages."""
+    args = parse_args()
+    work_dir = args.work_dir
+    summary_file = work_dir / 'summary.json'
+    eval_dir, bev_dir = work_dir / 'eval', work_dir / 'bev'
+    curve = work_dir / 'training_curve.png'
+    # The results of an earlier run must not pass for those of this one.
+    for old in (summary_file, curve, *bev_dir.glob('*.png')):
+        old.unlink(missing_ok=True)
+    # The configs read the data root from here, see configs/_base_/datasets.
+    os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
+    config = relative(args.config)
+
+    stages = {}
+    stages['data'] = run_stage(
+        'data', 'dataset_converters/create_synthetic_nuscenes.py',
+        '--out', args.data_root, '--seed', DATA_SEED,
+        *(['--samples-per-scene', args.samples_per_scene]
+          if args.samples_per_scene else []))
+    stages['train'] = run_stage(
+        'train', 'train.py', config, '--work-dir', work_dir,
+        *(['--resume'] if args.resume else []),
+        '--cfg-options', f'randomness.seed={args.seed}')
+    checkpoint = relative((work_dir / 'last_checkpoint').read_text())
+    stages['test'] = run_stage(
+        'test', 'test.py', config, checkpoint, '--work-dir', eval_dir)
+    stages['pictures'] = run_stage(
+        'pictures', 'analysis_tools/visualize_bev.py', config, checkpoint,
+        '--out-dir', bev_dir, '--num', 4)
+    stages['curve'] = run_stage(
+        'curve', 'analysis_tools/plot_training.py', work_dir, '--out', curve)
+
+    summary = dict(
+        config=config,
+        seed=args.seed,
+        data_seed=DATA_SEED,
+        data_root=str(args.data_root),
+        metrics=read_metrics(eval_dir),
+        seconds=round(sum(s['seconds'] for s in stages.values()), 1),
+        peak_memory_mib=max(s['peak_memory_mib'] for s in stages.values()),
+        stages=stages,
+        machine=machine(),
+        versions=versions(),
+        files=dict(
+            checkpoint=checkpoint,
+            pictures=sorted(map(str, bev_dir.glob('*.png'))),
+            curve=str(curve),
+            summary=str(summary_file)))
+    write_json(summary_file, summary)
+    report(summary)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
