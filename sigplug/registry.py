@@ -4,7 +4,7 @@ They are children of mmengine's, so that ``type='sigplug.X'`` in a config
 builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
-from typing import Any, Type
+from typing import Any
 
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
@@ -19,7 +19,7 @@ MODELS = Registry(
     ])
 
 
-def register_everywhere(cls: Type) -> Type:
+def register_everywhere(cls: type) -> type:
     """Register a model part as ``sigplug.X`` and under its bare name.
 
     The bare name goes to mmengine's root registry, where mmcv keeps its own
@@ -30,7 +30,7 @@ def register_everywhere(cls: Type) -> Type:
     return cls
 
 
-def register_unavailable(name: str, error: ImportError) -> Type:
+def register_unavailable(name: str, error: ImportError) -> type:
     """Register a stand-in for a class whose imports fail.
 
     Without it a config that names the class would end in a confusing "not in

@@ -10,20 +10,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
 QUICKSTART = REPOSITORY / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-6e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_nus-mini-3d.py')
 
-# The quickstart in epochs of two iterations. The worker of the data loader
-# starts anew in each epoch, so that the augmentation does not depend on the
-# epochs before it.
+# The quickstart in epochs of two iterations, without validation. The worker of
+# the data loader starts anew in each epoch, so that the augmentation does not
+# depend on the epochs before it.
 SMALL_CONFIG = f"""
 _base_ = ['{QUICKSTART}']
-train_cfg = dict(max_epochs=3)
+train_cfg = dict(max_epochs=3, val_begin=100)
 train_dataloader = dict(
     batch_size=1, num_workers=1, persistent_workers=False,
     dataset=dict(indices=2))
-val_cfg = None
-val_dataloader = None
-val_evaluator = None
 default_hooks = dict(
     logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
 """

@@ -12,7 +12,7 @@ from mmengine.utils import import_modules_from_strings
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-SMALL = 'centerpoint_pillar04_second_secfpn_{}_1xb4-onecycle-6e_nus-mini-3d.py'
+SMALL = 'centerpoint_pillar04_second_secfpn_{}_1xb4-onecycle-8e_nus-mini-3d.py'
 
 
 def load(name: str) -> Config:
@@ -72,13 +72,13 @@ def test_power_has_its_own_optimiser_settings():
     assert p.shape == torch.Size([1])
 
 
-FIVE_LINES = '''
+FIVE_LINES = """
 _base_ = 'mmdet3d::centerpoint/{}'
 custom_imports = dict(imports=['sigplug'], allow_failed_imports=False)
 model = dict(
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
-'''
+"""
 
 
 def test_five_lines_on_a_stock_config_keep_losses_and_checkpoints(tmp_path):

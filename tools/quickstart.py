@@ -16,10 +16,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import sigplug
+
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-6e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_nus-mini-3d.py')
 DATA_SEED = 0
 TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 
@@ -127,10 +129,11 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of what the result depends on."""
-    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'sigplug',
-                'numpy', 'nuscenes-devkit')
+    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
+                'nuscenes-devkit')
     return dict(
         python=platform.python_version(),
+        sigplug=sigplug.__version__,
         **{name: version(name) for name in packages})
 
 

@@ -157,10 +157,8 @@ def check_checkpoint(path: str, argument: str, resume: bool = False) -> None:
     # Whatever goes wrong here, this file is of no use to the run.
     except Exception as error:
         raise PreflightError(
-            f'{argument}: the checkpoint {path!r} cannot be loaded. It is '
-            'damaged, perhaps by an interrupted write or download, or it '
-            f'holds objects that torch does not trust. {_text(error)}'
-        ) from error
+            f'{argument}: the checkpoint {path!r} '
+            f'{_why_unreadable(error)}') from error
     if not resume:
         return
     absent = {'meta', 'message_hub', 'optimizer'} - set(checkpoint)
@@ -273,7 +271,7 @@ def _data_paths(node: dict, section: str,
     if root:
         yield 'data_root', root
     if node.get('type') == 'NuScenesMetric':
-        yield f'data_root with the tables of {version}', osp.join(root, version)
+        yield 'data_root with its tables', osp.join(root, version)
     # A dataset's files lie below its data root, an evaluator's do not.
     base = root if section.endswith('_dataloader') else ''
     if isinstance(node.get('ann_file'), str) and node['ann_file']:
@@ -301,6 +299,18 @@ def _missing_data(key: str, path: str, root: str | None) -> str:
             ' --out data/synthetic_nuscenes --seed 0')
     return (f'The data is missing: {path!r} ({key}) does not exist (working '
             f'directory: {os.getcwd()}).\n{remedy}')
+
+
+def _why_unreadable(error: Exception) -> str:
+    name = re.search(r'(?i)unsupported global:?(?: GLOBAL)? ([\w.]+)',
+                     str(error))
+    if name:
+        return (f'holds {name[1]}, which torch does not trust: loading it '
+                'might execute any code. Only if you trust the source of the '
+                'file, allow the name with '
+                'torch.serialization.add_safe_globals.')
+    return ('cannot be loaded. It is no checkpoint, or damaged by an '
+            f'interrupted write or download ({type(error).__name__}).')
 
 
 def _similar_files(path: str) -> str:

@@ -1,7 +1,6 @@
 """The clipped sigmoid of CenterPoint-style heatmap heads."""
 import math
-from functools import lru_cache
-from typing import Tuple
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ def _round_to_grid(value: float, dtype: torch.dtype, rounding) -> float:
     return math.ldexp(rounding(math.ldexp(value, -unit)), unit)
 
 
-@lru_cache(maxsize=None)
+@cache
 def representable_bounds(min_val: float, max_val: float,
-                         dtype: torch.dtype) -> Tuple[float, float]:
+                         dtype: torch.dtype) -> tuple[float, float]:
     r"""Bounds that ``dtype`` can hold, strictly between 0 and 1.
 
     The half types round inwards, so that ``min_val <= y <= max_val`` still

@@ -1,5 +1,4 @@
 """The Gaussian focal loss of heatmap heads, computed from logits."""
-from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +21,10 @@ def gaussian_focal_loss_with_logits(
         gamma: float = 4.0,
         pos_weight: float = 1.0,
         neg_weight: float = 1.0,
-        clip: Optional[float] = None,
-        weight: Optional[Tensor] = None,
+        clip: float | None = None,
+        weight: Tensor | None = None,
         reduction: str = 'mean',
-        avg_factor: Union[float, Tensor, None] = None) -> Tensor:
+        avg_factor: float | Tensor | None = None) -> Tensor:
     r"""Gaussian focal loss of logits.
 
     .. math::
@@ -114,7 +113,7 @@ def gaussian_focal_loss_with_logits(
     return loss.sum() / (avg_factor + AVG_FACTOR_EPS)
 
 
-def check_focal_arguments(alpha: float, gamma: float, clip: Optional[float],
+def check_focal_arguments(alpha: float, gamma: float, clip: float | None,
                           reduction: str) -> None:
     """Raise a ``ValueError`` that names an argument out of its range."""
     for name, value in (('alpha', alpha), ('gamma', gamma)):

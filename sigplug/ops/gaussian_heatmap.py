@@ -1,5 +1,4 @@
 """Targets of a CenterNet-style heatmap: radii and Gaussian peaks."""
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ def gaussian_radius(height: Tensor,
 
 
 def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
-                     num_classes: int, size: Tuple[int, int]) -> Tensor:
+                     num_classes: int, size: tuple[int, int]) -> Tensor:
     r"""Draw one Gaussian peak per object, the maximum where they overlap.
 
     .. math::

@@ -1,34 +1,34 @@
-"""Generalised (power) mean pooling over dims, windows and segments.
+r"""Generalised (power) mean pooling over dims, windows and segments.
 
 All three forms compute
 
 .. math::
-    y = \\Big(\\frac{1}{N} \\sum_i c_i^p\\Big)^{1/p}
-      = m \\Big(\\frac{1}{N} \\sum_i (c_i / m)^p\\Big)^{1/p}, \\qquad
-    c_i = \\max(x_i, \\epsilon), \\quad m = \\max_i c_i
+    y = \Big(\frac{1}{N} \sum_i c_i^p\Big)^{1/p}
+      = m \Big(\frac{1}{N} \sum_i (c_i / m)^p\Big)^{1/p}, \qquad
+    c_i = \max(x_i, \epsilon), \quad m = \max_i c_i
 
 in the second form: every ratio is at most 1, so that no power overflows, and
 at least one is 1, so that the mean does not vanish. ``m`` cancels out of the
 formula and is therefore treated as a constant in the backward pass.
 """
 import math
+from collections.abc import Sequence
 from numbers import Real
-from typing import Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Power = Union[float, Tensor]
-IntOrTuple = Union[int, Sequence[Optional[int]], None]
+Power = float | Tensor
+IntOrTuple = int | Sequence[int | None] | None
 
 
 def generalized_mean(x: Tensor,
                      p: Power = 3.0,
-                     dim: Union[int, Sequence[int]] = (-2, -1),
+                     dim: int | Sequence[int] = (-2, -1),
                      *,
-                     eps: Optional[float] = 1e-6,
-                     mask: Optional[Tensor] = None,
+                     eps: float | None = 1e-6,
+                     mask: Tensor | None = None,
                      keepdim: bool = False) -> Tensor:
     r"""Generalised (power) mean over some dims.
 
@@ -92,8 +92,8 @@ def generalized_mean(x: Tensor,
     return y.to(x.dtype)
 
 
-def _power_mean(c: Tensor, p: Power, dims: Tuple[int, ...],
-                mask: Optional[Tensor]) -> Tensor:
+def _power_mean(c: Tensor, p: Power, dims: tuple[int, ...],
+                mask: Tensor | None) -> Tensor:
     """Power mean of ``c`` over ``dims``, kept with size 1."""
     count = None
     if mask is not None:
@@ -116,8 +116,8 @@ def _power_mean(c: Tensor, p: Power, dims: Tuple[int, ...],
     return scale * _root(_mean(power, dims, count), p)
 
 
-def _mean(c: Tensor, dims: Tuple[int, ...],
-          count: Optional[Tensor]) -> Tensor:
+def _mean(c: Tensor, dims: tuple[int, ...],
+          count: Tensor | None) -> Tensor:
     """Mean over ``dims``, of ``count`` elements where that is given."""
     if count is None:
         return c.mean(dims, keepdim=True)
@@ -135,9 +135,9 @@ def gem_pool(x: Tensor,
              p: Power = 3.0,
              kernel_size: IntOrTuple = None,
              stride: IntOrTuple = None,
-             padding: Union[int, Sequence[int]] = 0,
+             padding: int | Sequence[int] = 0,
              *,
-             eps: Optional[float] = 1e-6) -> Tensor:
+             eps: float | None = 1e-6) -> Tensor:
     r"""Generalised-mean pooling over 1-d, 2-d or 3-d windows.
 
     .. math::
@@ -214,7 +214,7 @@ def segment_generalized_mean(x: Tensor,
                              num_segments: int,
                              p: Power = 3.0,
                              *,
-                             eps: Optional[float] = 1e-6) -> Tensor:
+                             eps: float | None = 1e-6) -> Tensor:
     r"""Generalised mean of ragged sets, such as the points of a pillar.
 
     .. math::
@@ -296,7 +296,7 @@ def _safe_scale(largest: Tensor) -> Tensor:
     return torch.where(largest > 0, largest, largest.new_ones(()))
 
 
-def _check_input(x: Tensor, eps: Optional[float]) -> None:
+def _check_input(x: Tensor, eps: float | None) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'x must be a floating point tensor, but got {got}: '
@@ -313,7 +313,7 @@ def _check_float_power(p: float) -> float:
     return float(p)
 
 
-def _check_power(p: Power, x: Tensor, dims: Tuple[int, ...]) -> Power:
+def _check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
     """Shape ``p`` to broadcast against ``x`` with ``dims`` of size 1."""
     if not isinstance(p, Tensor):
         return _check_float_power(p)
@@ -351,8 +351,7 @@ def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
             f'of shape {tuple(x.shape)}') from None
 
 
-def _normalize_dims(x: Tensor, dim: Union[int,
-                                          Sequence[int]]) -> Tuple[int, ...]:
+def _normalize_dims(x: Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:
     dims = (dim, ) if isinstance(dim, int) else tuple(dim)
     positive = tuple(sorted(d + x.dim() if d < 0 else d for d in dims))
     if (not dims or len(set(positive)) != len(dims)
@@ -383,7 +382,7 @@ def _window(name: str,
             value: IntOrTuple,
             spatial: int,
             default: Sequence[int],
-            minimum: int = 1) -> Tuple[int, ...]:
+            minimum: int = 1) -> tuple[int, ...]:
     """One int for each spatial dim, with ``default`` in place of None."""
     entries = (value, ) * spatial if value is None or isinstance(
         value, int) else tuple(value)

@@ -29,8 +29,9 @@ CLASS_COLORS = ('#3f90da', '#332288', '#999933', '#117733', '#661100',
 _HEIGHT_CMAP = LinearSegmentedColormap.from_list(
     'height', ['#ccd1d8', '#9aa5b1', '#5b6b7d', '#3c4858'])
 _HEAT_CMAP = LinearSegmentedColormap.from_list(
-    'heat', ['#ffffff', '#fff0c4', '#fdc56b', '#f58a32', '#d4471c'])
-# A velocity arrow is as long as the way in this time, in seconds.
+    'heat', [(0.0, '#ffffff'), (0.02, '#ffffff'), (0.1, '#fff0c8'),
+             (0.3, '#fdc160'), (0.6, '#f08030'), (1.0, '#b82e0a')])
+# A velocity arrow is as long as the distance in this time, in seconds.
 _ARROW_TIME = 1.0
 _MIN_SPEED = 0.2
 
@@ -49,14 +50,16 @@ def draw_bev(points: np.ndarray,
              bev_range: Sequence[float] | None = None,
              ego_yaw: float | None = None,
              title: str = '',
-             size: tuple[int, int] = (1500, 1200)) -> Figure:
+             size: tuple[int, int] | None = None) -> Figure:
     """Draw one frame from above, in the metric coordinates of the LiDAR.
 
     Ground truth is a thin dark outline, dashed where no point lies on the
     object. Predictions are filled in the colour of their class and carry its
-    name and the score. The line from the centre of a box to its front shows
-    the heading. Without predictions the ground truth has the names and
-    colours. Boxes have the layout of mmdet3d's ``LiDARInstance3DBoxes``, see
+    name and the score, unless the label would cover another one. The line
+    from the centre of a box to its front shows the heading. Without
+    predictions the ground truth has the names and colours.
+
+    Boxes have the layout of mmdet3d's ``LiDARInstance3DBoxes``, see
     :func:`bev_corners`; those of 9 values end in the velocity ``(vx, vy)`` in
     m/s, NaN where it is unknown.
 
@@ -80,7 +83,8 @@ def draw_bev(points: np.ndarray,
         ego_yaw (float, optional): Heading of the vehicle in radians. Without
             it the vehicle is a cross.
         title (str): Title of the picture.
-        size (tuple[int, int]): Width and height in pixels.
+        size (tuple[int, int], optional): Width and height in pixels. Defaults
+            to what fits the range: 1500 x 1200 for a square.
 
     Returns:
         Figure: The drawing, for :func:`sigplug.visualization.save_png`.
@@ -110,7 +114,7 @@ def draw_bev(points: np.ndarray,
     gt = None if gt is None else gt.inside(bev_range)
     pred = None if pred is None else pred.inside(bev_range)
 
-    figure = new_figure(size)
+    figure = new_figure(size or _default_size(bev_range))
     ax = figure.add_subplot()
     if heatmap is not None:
         _draw_heatmap(ax, heatmap, heatmap_extent)
@@ -147,6 +151,15 @@ def _range_of(points: np.ndarray,
     places = np.concatenate(places)
     low, high = np.floor(places.min(0)) - 1, np.ceil(places.max(0)) + 1
     return (*low.tolist(), *high.tolist())
+
+
+def _default_size(bev_range: Sequence[float]) -> tuple[int, int]:
+    """Pixels of a figure whose axes have the shape of the range."""
+    x_min, y_min, x_max, y_max = bev_range
+    width, height = x_max - x_min, y_max - y_min
+    scale = 1080 / max(height, width / 1.5)
+    # Beside and below the axes; the legend needs some height.
+    return round(scale * width) + 420, max(round(scale * height) + 120, 800)
 
 
 def _draw_heatmap(ax: Axes, heatmap: np.ndarray,
@@ -193,7 +206,7 @@ def _draw_points(ax: Axes, points: np.ndarray,
                color=_HEIGHT_CMAP(0.6),
                marker='.',
                linestyle='none',
-               label=f'{len(points)} LiDAR points\n(the darker, the higher)')
+               label=f'{len(points)} LiDAR points\n(darker = higher)')
     ]
 
 
@@ -255,7 +268,7 @@ def _draw_classes(ax: Axes, boxes: BEVBoxes, class_names: Sequence[str],
     for label in np.unique(boxes.labels):
         chosen = corners[boxes.labels == label]
         look = dict(
-            facecolor=to_rgba(_color(label), 0.35),
+            facecolor=to_rgba(_color(label), 0.2),
             edgecolor=_color(label),
             linewidth=1.5)
         ax.add_collection(PolyCollection(chosen, zorder=4, **look))
@@ -310,7 +323,7 @@ def _draw_velocities(ax: Axes, gt: BEVBoxes | None,
                    linewidth=0.9,
                    marker='>',
                    markersize=4,
-                   label=f'velocity: way in {_ARROW_TIME:g} s')
+                   label=f'velocity (distance in {_ARROW_TIME:g} s)')
         ]
     return handles
 

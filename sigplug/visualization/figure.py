@@ -55,6 +55,10 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
         raise ValueError(f'path must end in .png, but is {path!r}')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     partial = f'{path}.part'
-    # bbox_inches=None: a "tight" in the user's matplotlibrc changes the size.
-    figure.savefig(partial, format='png', dpi=figure.dpi, bbox_inches=None)
+    # Stated, because a user's matplotlibrc may ask for another size.
+    figure.savefig(
+        partial,
+        format='png',
+        dpi=figure.dpi,
+        bbox_inches=figure.bbox_inches)
     os.replace(partial, path)

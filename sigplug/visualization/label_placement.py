@@ -10,7 +10,7 @@ from .figure import INK
 _FONT_SIZE = 6.5
 # Between the text and its frame, in font sizes.
 _PADDING = 0.15
-# Distances of a label from its box, in points; tried from the nearest on.
+# Possible distances of a label from its box, in points.
 _DISTANCES = (3.0, 12.0, 24.0, 40.0)
 _DIRECTIONS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1),
                         (1, -1), (-1, -1)])

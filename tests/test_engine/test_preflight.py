@@ -1,4 +1,5 @@
 """One clear message per known failure, and a traceback for the others."""
+import datetime
 import os
 import sys
 
@@ -207,9 +208,12 @@ def test_check_checkpoint_does_not_run_code(tmp_path):
             return os.system, (f'touch {marker}', )
 
     path = checkpoint(tmp_path / 'bad.pth', state_dict=Attack())
-    with pytest.raises(PreflightError, match='does not trust'):
+    with pytest.raises(PreflightError, match='holds posix.system, which'):
         preflight.check_checkpoint(path, 'checkpoint')
     assert not marker.exists()
+    other = checkpoint(tmp_path / 'other.pth', meta=datetime.timezone.utc)
+    with pytest.raises(PreflightError, match='holds datetime.timezone, which'):
+        preflight.check_checkpoint(other, 'checkpoint')
 
 
 def test_check_checkpoint_for_resuming(tmp_path):

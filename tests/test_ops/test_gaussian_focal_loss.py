@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 import torch
-from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 from mmdet.models.losses import GaussianFocalLoss
+from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 
 from sigplug.models import GaussianFocalLossWithLogits
 from sigplug.ops import gaussian_focal_loss_with_logits

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from sigplug.ops import (gem_pool, generalized_mean,
-                         segment_generalized_mean)
+from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
 
 from .tolerances import DTYPES, assert_close
 
@@ -111,7 +110,8 @@ def test_gradient_of_a_tensor_power_of_inf():
     p = torch.tensor([1.0, math.inf])
     dx, = grads(lambda x: generalized_mean(x, p), x)
     for channel, power in enumerate((1.0, math.inf)):
-        expected, = grads(lambda x: generalized_mean(x, power), x[:, channel])
+        expected, = grads(
+            lambda x, p=power: generalized_mean(x, p), x[:, channel])
         torch.testing.assert_close(dx[:, channel], expected)
 
 
@@ -251,7 +251,8 @@ def test_mask_excludes_even_what_is_not_finite(p, eps):
         y = generalized_mean(x, power, 1, eps=eps, mask=mask)
         assert y.isfinite().all() and y[2] == 0
         dx, = grads(
-            lambda x: generalized_mean(x, power, 1, eps=eps, mask=mask), x)
+            lambda x, p=power: generalized_mean(
+                x, p, 1, eps=eps, mask=mask), x)
         assert dx.isfinite().all() and (dx[~mask] == 0).all()
         kept = x[:2][mask[:2]].view(2, 2)
         assert_close(y[:2], generalized_mean(kept.double(), p, 1))
@@ -700,7 +701,7 @@ def test_segment_gradcheck():
         lambda x, p: segment_generalized_mean(x, index, 6, p), (x, p))
     for power in (1.0, 3.0):
         assert gradcheck(
-            lambda x: segment_generalized_mean(x, index, 6, power), x)
+            lambda x, p=power: segment_generalized_mean(x, index, 6, p), x)
 
 
 @pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor([3.0])])

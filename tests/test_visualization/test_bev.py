@@ -62,6 +62,16 @@ def test_draws_a_picture_of_the_promised_size(tmp_path):
     assert image[..., :3].std() > 0.05
 
 
+@pytest.mark.parametrize(('bev_range', 'size'), [
+    ((-20, -20, 20, 20), (1500, 1200)),
+    ((-15, -30, 15, 30), (960, 1200)),
+    ((0, -10, 80, 10), (2040, 800)),
+])
+def test_default_size_fits_the_range(bev_range, size):
+    figure = draw_bev(POINTS, **SCENE, bev_range=bev_range)
+    np.testing.assert_allclose(figure.get_size_inches() * figure.dpi, size)
+
+
 def test_boxes_are_drawn_where_they_are():
     ax = draw_bev(POINTS, **SCENE).axes[0]
     np.testing.assert_allclose(
@@ -115,7 +125,7 @@ def test_data_alone_has_class_names_on_the_ground_truth():
     assert {'car (1)', 'truck (1)', 'pedestrian (1)'} < set(legend_texts(ax))
 
 
-def test_velocity_arrows_show_the_way_of_one_second():
+def test_velocity_arrows_show_the_distance_in_one_second():
     ax = draw_bev(POINTS, **SCENE).axes[0]
     pred, gt = sorted((c for c in ax.collections if isinstance(c, Quiver)),
                       key=lambda arrows: arrows.get_zorder())
@@ -124,7 +134,7 @@ def test_velocity_arrows_show_the_way_of_one_second():
     np.testing.assert_allclose([gt.U, gt.V], GT[:1, 7:].T)
     np.testing.assert_allclose(pred.get_offsets(), PRED[:1, :2])
     assert gt.scale == 1 and gt.angles == gt.scale_units == 'xy'
-    assert 'velocity: way in 1 s' in legend_texts(ax)
+    assert 'velocity (distance in 1 s)' in legend_texts(ax)
 
 
 def test_a_hot_cell_is_at_its_metric_place():

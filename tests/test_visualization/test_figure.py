@@ -11,7 +11,7 @@ from sigplug.visualization.figure import new_figure
 def test_png_has_the_promised_size(tmp_path, size):
     path = tmp_path / 'new' / 'figure.png'
     figure = new_figure(size)
-    figure.add_subplot().plot([0, 1])
+    figure.add_subplot().set_aspect(3)
     # Settings that users have for pictures of their own.
     with matplotlib.rc_context({'savefig.bbox': 'tight', 'savefig.dpi': 70}):
         save_png(figure, path)

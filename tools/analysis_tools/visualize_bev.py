@@ -243,7 +243,7 @@ def describe(args: argparse.Namespace, index: int, info: dict) -> str:
         title += f' ({info["token"][:8]})'
     if args.checkpoint is None:
         return title
-    return f'{title}: predictions with a score of at least {args.score_thr:g}'
+    return f'{title}: predictions with score \u2265 {args.score_thr:g}'
 
 
 def main() -> None:

@@ -34,16 +34,17 @@ load_points = [
 train_pipeline = [
     *load_points,
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+    # Turning the scene around keeps the side of the road that one drives on,
+    # which a mirror image would not; it tells front from back far away.
     dict(
-        type='GlobalRotScaleTrans',
-        rot_range=[-0.3925, 0.3925],
-        scale_ratio_range=[0.95, 1.05],
-        translation_std=[0, 0, 0]),
-    dict(
-        type='RandomFlip3D',
-        sync_2d=False,
-        flip_ratio_bev_horizontal=0.5,
-        flip_ratio_bev_vertical=0.5),
+        type='RandomChoice',
+        transforms=[[
+            dict(
+                type='GlobalRotScaleTrans',
+                rot_range=[turn - 0.3925, turn + 0.3925],
+                scale_ratio_range=[0.95, 1.05],
+                translation_std=[0, 0, 0])
+        ] for turn in (0.0, 3.14159)]),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectNameFilter', classes=class_names),

@@ -14,7 +14,7 @@ from .tracks import Track, clock, speed_profile
 
 REACH = 75.0  # the street is filled this far around the ego vehicle
 CHECK_EVERY = 5  # table entries (0.25 s) between two overlap checks
-CROSSING_ATTEMPTS = 60
+CROSSING_ATTEMPTS = 3.0  # per second
 EGO_HALF = (2.3, 0.95)
 EGO_CENTER = 1.4  # the ego frame's origin is the rear axle
 
@@ -155,16 +155,18 @@ class _Builder:
         rng, lane = self.rng, cross_section.LANE
         # The leading vehicles pull away, the following ones fall back.
         ahead, behind = rng.uniform(1.0, 1.25), rng.uniform(0.8, 1.0)
-        self._fill_lane(-lane, self.ego * ahead, 1, (9.0, REACH))
-        self._fill_lane(-lane, self.ego * behind, 1, (-REACH, -9.0))
+        self._fill_lane(-lane, self.ego * ahead, 1, (9.0, REACH), 26.0)
+        self._fill_lane(-lane, self.ego * behind, 1, (-REACH, -9.0), 26.0)
         meeting = self.ego[-1] + self.oncoming[-1]
-        self._fill_lane(lane, self.oncoming, -1, (-REACH, meeting + REACH))
+        self._fill_lane(lane, self.oncoming, -1, (-REACH, meeting + REACH),
+                        16.0)
 
     def _fill_lane(self, lateral: float, driven: np.ndarray, direction: int,
-                   span: tuple[float, float]) -> None:
+                   span: tuple[float, float], gap: float) -> None:
         """Vehicles with a common speed and small individual variations.
 
-        They start within ``span`` (arc lengths) and drive ``driven`` metres.
+        They start within ``span`` (arc lengths), ``gap`` metres apart on
+        average, and drive ``driven`` metres.
         """
         rng = self.rng
         deck = _deal(LANE_DECK, rng)
@@ -177,7 +179,7 @@ class _Builder:
             path = s + room / 2 + direction * (driven + sway)
             self._add_mover(key, path, lateral + rng.uniform(-0.2, 0.2),
                             direction)
-            s += room + rng.uniform(6, 20)
+            s += room + gap * rng.uniform(0.5, 1.5)
 
     def _add_mover(self, key: str, path: np.ndarray, lateral: float,
                    direction: int) -> None:
@@ -225,7 +227,7 @@ class _Builder:
                 else:
                     s += self._park(next(deck), s, side)
                 crowded = rng.random() < 0.65
-                s += rng.uniform(1, 5) if crowded else rng.uniform(10, 20)
+                s += rng.uniform(3, 7) if crowded else rng.uniform(10, 18)
 
     def _park(self, key: str, s: float, side: int) -> float:
         """Put something into the strip from ``s`` on; return its length."""
@@ -305,7 +307,7 @@ class _Builder:
     def _fill_crossings(self) -> None:
         """People who cross the road where the traffic leaves them room."""
         rng = self.rng
-        for _ in range(CROSSING_ATTEMPTS):
+        for _ in range(int(CROSSING_ATTEMPTS * self.times[-1])):
             side = rng.choice([-1, 1])
             walked = rng.uniform(1.1, 1.7) * (
                 self.times - rng.uniform(-8, self.times[-1]))

@@ -162,25 +162,27 @@ def _beam(start: np.ndarray, end: np.ndarray, y: float,
                  pitch=-np.arctan2(dz, dx))
 
 
-def _person(w: float, le: float, h: float, base: float = 0.0, x: float = 0.0,
-            cloth: M = M.CLOTH) -> list[np.ndarray]:
-    """Legs, torso and head between ``base`` and ``base + h``."""
-    legs = solid(FRUSTUM, (x - 0.34 * le, -0.32 * w, base),
-                 (x + 0.34 * le, 0.32 * w, base + 0.5 * h), M.CLOTH)
-    torso = solid(FRUSTUM, (x - 0.36 * le, -0.5 * w, base + 0.45 * h),
-                  (x + 0.36 * le, 0.5 * w, base + 0.84 * h), cloth, taper=0.85)
-    head = solid(ELLIPSOID, (x - 0.12, -0.1, base + 0.84 * h),
-                 (x + 0.12, 0.1, base + h), M.CLOTH)
-    return [legs, torso, head]
+def _person(size: np.ndarray, cloth: M) -> list[np.ndarray]:
+    """One foot before the other, shoulders as wide as the box."""
+    w, le, h = size
+    legs = [
+        solid(FRUSTUM, (-le / 2, -0.4 * w, 0), (-0.04 * le, 0, 0.5 * h),
+              M.CLOTH),
+        solid(FRUSTUM, (0.04 * le, 0, 0), (le / 2, 0.4 * w, 0.5 * h), M.CLOTH)
+    ]
+    torso = solid(FRUSTUM, (-0.36 * le, -w / 2, 0.45 * h),
+                  (0.36 * le, w / 2, 0.84 * h), cloth, taper=0.85)
+    head = solid(ELLIPSOID, (-0.12, -0.1, 0.84 * h), (0.12, 0.1, h), M.CLOTH)
+    return [*legs, torso, head]
 
 
 def _pedestrian(size: np.ndarray,
                 rng: np.random.Generator) -> list[np.ndarray]:
-    return _person(*size)
+    return _person(size, M.CLOTH)
 
 
 def _worker(size: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    return _person(*size, cloth=M.REFLECTIVE)
+    return _person(size, M.REFLECTIVE)
 
 
 def _wheel(x: float, radius: float, width: float) -> np.ndarray:

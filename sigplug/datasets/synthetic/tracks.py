@@ -24,7 +24,8 @@ def speed_profile(times: np.ndarray, cruise: float, rng: np.random.Generator,
     knots = np.arange(0, times[-1] + 8, 4.0)
     speeds = cruise * rng.uniform(0.75, 1.25, len(knots))
     if stop_at is not None:
-        speeds[np.abs(knots - stop_at - 2) <= 2.0] = 0
+        first = int(stop_at / 4)
+        speeds[first:first + 2] = 0
     speed = np.interp(times, knots, speeds)
     steps = (speed[1:] + speed[:-1]) / 2 * STEP
     return np.concatenate([[0.0], np.cumsum(steps)])

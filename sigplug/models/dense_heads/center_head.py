@@ -1,9 +1,10 @@
 """CenterPoint's head with an activation that is chosen by config."""
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
-from mmdet3d.models.dense_heads.centerpoint_head import \
-    CenterHead as _CenterHead
+from mmdet3d.models.dense_heads.centerpoint_head import (
+    CenterHead as _CenterHead,
+)
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ class CenterHead(_CenterHead):
 
     def __init__(self,
                  *args: Any,
-                 heatmap_act: Optional[dict] = None,
+                 heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         takes_logits = getattr(self.loss_cls, 'from_logits', False)
@@ -84,9 +85,9 @@ class CenterHead(_CenterHead):
         for task_head in self.task_heads:
             task_head.init_weights()
 
-    def loss_by_feat(self, preds_dicts: Tuple[List[dict]],
-                     batch_gt_instances_3d: List[InstanceData], *args: Any,
-                     **kwargs: Any) -> Dict[str, Tensor]:
+    def loss_by_feat(self, preds_dicts: tuple[list[dict]],
+                     batch_gt_instances_3d: list[InstanceData], *args: Any,
+                     **kwargs: Any) -> dict[str, Tensor]:
         """Heatmap and box losses of each task.
 
         Args:
@@ -95,6 +96,8 @@ class CenterHead(_CenterHead):
                 they are.
             batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
                 ``labels_3d`` of each sample.
+            *args: Ignored, as upstream does.
+            **kwargs: Ignored, as upstream does.
 
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
@@ -119,7 +122,7 @@ class CenterHead(_CenterHead):
         return self.loss_cls(
             self.heatmap_act(logits), target, avg_factor=num_peaks)
 
-    def _box_loss(self, preds: Dict[str, Tensor], target: Tensor,
+    def _box_loss(self, preds: dict[str, Tensor], target: Tensor,
                   index: Tensor, mask: Tensor) -> Tensor:
         """Regression loss of one task at the cells of its objects."""
         keys = ['reg', 'height', 'dim', 'rot']
@@ -137,8 +140,8 @@ class CenterHead(_CenterHead):
             avg_factor=mask.float().sum() + 1e-4)
 
     def get_targets(
-        self, batch_gt_instances_3d: List[InstanceData]
-    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor], List[Tensor]]:
+        self, batch_gt_instances_3d: list[InstanceData]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Targets of a batch, equal to those of mmdet3d's loop over boxes.
 
         A box becomes a peak of its class in the cell of its centre, and the
@@ -202,8 +205,8 @@ class CenterHead(_CenterHead):
                 list(mask.unbind(1)))
 
     def _flatten(
-        self, batch_gt_instances_3d: List[InstanceData]
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+        self, batch_gt_instances_3d: list[InstanceData]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (gravity centre first), labels and sample of the batch."""
         size = BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE
         boxes, labels = [], []
@@ -226,7 +229,7 @@ class CenterHead(_CenterHead):
         known = (labels >= 0) & (labels < sum(self.num_classes))
         return boxes[known], labels[known], sample[known]
 
-    def _to_cells(self, boxes: Tensor) -> Tuple[Tensor, Tensor]:
+    def _to_cells(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Centres in heatmap cells, float, and the radii of their peaks."""
         cfg = self.train_cfg
         voxel_size = boxes.new_tensor(cfg['voxel_size'][:2])

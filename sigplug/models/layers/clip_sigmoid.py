@@ -1,11 +1,13 @@
 """The clipped sigmoid as an activation layer."""
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops.clip_sigmoid import (check_grad_mode, clip_sigmoid,
-                                      representable_bounds)
+from sigplug.ops.clip_sigmoid import (
+    check_grad_mode,
+    clip_sigmoid,
+    representable_bounds,
+)
 from sigplug.registry import register_everywhere
 
 
@@ -37,8 +39,8 @@ class ClipSigmoid(nn.Module):
 
     def __init__(self,
                  eps: float = 1e-4,
-                 min_val: Optional[float] = None,
-                 max_val: Optional[float] = None,
+                 min_val: float | None = None,
+                 max_val: float | None = None,
                  grad: str = 'zero',
                  inplace: bool = False) -> None:
         super().__init__()

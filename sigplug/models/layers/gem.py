@@ -1,11 +1,12 @@
 """Generalised-mean pooling as a layer."""
-from typing import Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from sigplug.ops import gem_pool
 from sigplug.ops.generalized_mean import IntOrTuple
 from sigplug.registry import register_everywhere
+
 from .power import Power
 
 
@@ -46,15 +47,15 @@ class GeM(Power):
     """
 
     def __init__(self,
-                 p: Union[float, Sequence[float]] = 3.0,
+                 p: float | Sequence[float] = 3.0,
                  eps: float = 1e-6,
                  clamp: bool = True,
                  p_trainable: bool = True,
-                 channels: Optional[int] = None,
+                 channels: int | None = None,
                  kernel_size: IntOrTuple = None,
                  stride: IntOrTuple = None,
-                 padding: Union[int, Sequence[int]] = 0,
-                 p_range: Tuple[float, float] = (1.0, 50.0)) -> None:
+                 padding: int | Sequence[int] = 0,
+                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__(p, p_trainable, channels, p_range)
         if not eps > 0:
             raise ValueError(f'eps must be above 0, but got {eps}: use '

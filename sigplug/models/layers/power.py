@@ -1,6 +1,6 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
-from typing import Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,10 @@ class Power(nn.Module):
     """
 
     def __init__(self,
-                 p: Union[float, Sequence[float]] = 3.0,
+                 p: float | Sequence[float] = 3.0,
                  p_trainable: bool = True,
-                 channels: Optional[int] = None,
-                 p_range: Tuple[float, float] = (1.0, 50.0)) -> None:
+                 channels: int | None = None,
+                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__()
         low, high = (float(bound) for bound in p_range)
         if not 0 < low < high < math.inf:
@@ -69,7 +69,7 @@ class Power(nn.Module):
             with torch.no_grad():
                 self.p.copy_(self._initial_p)
 
-    def power(self) -> Union[float, Tensor]:
+    def power(self) -> float | Tensor:
         """The ``p`` that is used: within ``p_range`` if it is trained."""
         if not self.p_trainable:
             return self.p

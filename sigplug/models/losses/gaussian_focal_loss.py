@@ -1,10 +1,11 @@
 """The Gaussian focal loss of logits as a module."""
-from typing import Optional, Union
 
 from torch import Tensor, nn
 
-from sigplug.ops.gaussian_focal_loss import (check_focal_arguments,
-                                             gaussian_focal_loss_with_logits)
+from sigplug.ops.gaussian_focal_loss import (
+    check_focal_arguments,
+    gaussian_focal_loss_with_logits,
+)
 from sigplug.registry import register_everywhere
 
 
@@ -40,7 +41,7 @@ class GaussianFocalLossWithLogits(nn.Module):
                  loss_weight: float = 1.0,
                  pos_weight: float = 1.0,
                  neg_weight: float = 1.0,
-                 clip: Optional[float] = None) -> None:
+                 clip: float | None = None) -> None:
         super().__init__()
         check_focal_arguments(alpha, gamma, clip, reduction)
         self.alpha = alpha
@@ -54,9 +55,9 @@ class GaussianFocalLossWithLogits(nn.Module):
     def forward(self,
                 pred: Tensor,
                 target: Tensor,
-                weight: Optional[Tensor] = None,
-                avg_factor: Union[float, Tensor, None] = None,
-                reduction_override: Optional[str] = None) -> Tensor:
+                weight: Tensor | None = None,
+                avg_factor: float | Tensor | None = None,
+                reduction_override: str | None = None) -> Tensor:
         """Loss of heatmap logits.
 
         Args:

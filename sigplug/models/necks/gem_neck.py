@@ -1,5 +1,5 @@
 """Generalised-mean pooling as a global neck."""
-from typing import Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -33,12 +33,12 @@ class GeMNeck(GeM):
     """
 
     def __init__(self,
-                 p: Union[float, Sequence[float]] = 3.0,
+                 p: float | Sequence[float] = 3.0,
                  eps: float = 1e-6,
                  clamp: bool = True,
                  p_trainable: bool = True,
-                 channels: Optional[int] = None,
-                 p_range: Tuple[float, float] = (1.0, 50.0)) -> None:
+                 channels: int | None = None,
+                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__(
             p=p,
             eps=eps,
@@ -48,8 +48,8 @@ class GeMNeck(GeM):
             p_range=p_range)
 
     def forward(
-        self, inputs: Union[Tensor, Sequence[Tensor]]
-    ) -> Union[Tensor, Tuple[Tensor, ...]]:
+        self, inputs: Tensor | Sequence[Tensor]
+    ) -> Tensor | tuple[Tensor, ...]:
         """Pool each level to ``(N, C)``.
 
         Args:

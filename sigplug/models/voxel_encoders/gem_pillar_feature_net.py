@@ -1,11 +1,14 @@
 """Pillar features reduced by a masked generalised mean."""
-from typing import Any, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmdet3d.models.voxel_encoders.pillar_encoder import PillarFeatureNet
-from mmdet3d.models.voxel_encoders.utils import (PFNLayer,
-                                                 get_paddings_indicator)
+from mmdet3d.models.voxel_encoders.utils import (
+    PFNLayer,
+    get_paddings_indicator,
+)
 from torch import Tensor
 
 from sigplug.models.layers.power import Power
@@ -88,12 +91,12 @@ class GeMPillarFeatureNet(PillarFeatureNet):
 
     def __init__(self,
                  *args: Any,
-                 p: Union[float, Sequence[float]] = 3.0,
+                 p: float | Sequence[float] = 3.0,
                  eps: float = 1e-6,
                  p_trainable: bool = True,
                  per_channel: bool = False,
-                 p_range: Tuple[float, float] = (1.0, 50.0),
-                 norm_cfg: Optional[dict] = None,
+                 p_range: tuple[float, float] = (1.0, 50.0),
+                 norm_cfg: dict | None = None,
                  **kwargs: Any) -> None:
         if 'mode' in kwargs:
             raise ValueError(

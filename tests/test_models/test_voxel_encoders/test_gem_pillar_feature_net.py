@@ -113,6 +113,28 @@ def test_padding_has_no_influence(feat_channels):
     torch.testing.assert_close(net(padded, counts, coors), expected)
 
 
+def test_first_of_two_layers_leaves_padding_at_zero():
+    points, counts, coors, mask = pillars()
+    net = build(feat_channels=(12, 8)).eval()
+    y = net.pfn_layers[0](decorated(net, points, counts, coors), counts)
+    assert y.shape == (PILLARS, POINTS, 12)
+    assert (y[~mask] == 0).all() and (y[mask] > 0).any()
+
+
+def test_statistics_are_those_of_real_points():
+    points, counts, coors, mask = pillars()
+    net = build().train()
+    layer = net.pfn_layers[0]
+    torch.nn.init.zeros_(layer.norm.running_mean)
+    inputs = decorated(build().eval(), points, counts, coors)
+    x = inputs[mask].double() @ layer.linear.weight.double().t()
+    net(points.clone(), counts, coors)
+    momentum = layer.norm.momentum
+    torch.testing.assert_close(
+        layer.norm.running_mean.double(), momentum * x.mean(0), rtol=1e-4,
+        atol=1e-7)
+
+
 def test_upstream_maximum_differs_only_by_its_padding():
     """With full pillars p = inf is mmdet3d's own net."""
     points, _, coors, _ = pillars()
@@ -166,9 +188,25 @@ def test_trains():
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-def test_autocast():
+@pytest.mark.parametrize('cls', [PillarFeatureNet, GeMPillarFeatureNet])
+@pytest.mark.parametrize('count', [0, 1])
+def test_trains_on_hardly_any_points(cls, count):
+    """An almost empty frame must not end a training, as upstream."""
+    net = build(cls).train()
+    points = torch.zeros(count, POINTS, 5)
+    points[:, 0] = torch.randn(5)
+    y = net(points, torch.ones(count).long(), torch.zeros(count, 4).long())
+    assert y.shape == (count, 8)
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters()
+               if p.grad is not None)
+    assert all(b.isfinite().all() for b in net.buffers())
+
+
+@pytest.mark.parametrize('feat_channels', [(8, ), (8, 8)])
+def test_autocast(feat_channels):
     points, counts, coors, _ = pillars()
-    net = build().eval()
+    net = build(feat_channels=feat_channels).eval()
     expected = net(points.clone(), counts, coors)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         y = net(points.clone(), counts, coors)

@@ -1,6 +1,6 @@
 # The quickstart: GeM over the points of a pillar, and ClipSigmoid in front of
 # the heatmap loss. All the rest is the stock twin.
-_base_ = './centerpoint_pillar04_second_secfpn_stock_1xb4-onecycle-6e_nus-mini-3d.py'  # noqa: E501
+_base_ = './centerpoint_pillar04_second_secfpn_stock_1xb4-onecycle-8e_nus-mini-3d.py'  # noqa: E501
 
 model = dict(
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),

@@ -1,5 +1,5 @@
-# One cycle over a short training: the rate rises for a third of it.
-max_epochs = 6
+# One cycle over a short training: the rate rises for a quarter of it.
+max_epochs = 8
 lr = 3e-4
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -8,23 +8,23 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(
         type='CosineAnnealingLR',
-        T_max=max_epochs / 3,
+        T_max=max_epochs / 4,
         eta_min=lr * 10,
         begin=0,
-        end=max_epochs / 3,
+        end=max_epochs / 4,
         by_epoch=True,
         convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR',
-        T_max=max_epochs * 2 / 3,
+        T_max=max_epochs * 3 / 4,
         eta_min=lr * 1e-3,
-        begin=max_epochs / 3,
+        begin=max_epochs / 4,
         end=max_epochs,
         by_epoch=True,
         convert_to_iter_based=True)
 ]
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 auto_scale_lr = dict(enable=False, base_batch_size=4)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+from sigplug.datasets.synthetic import lidar
+from sigplug.datasets.synthetic.materials import Material
+from sigplug.datasets.synthetic.primitives import BOX, join, moved, solid
+from sigplug.datasets.synthetic.road import KERB, KERB_HEIGHT, Road
+
+ROAD = Road((0.0, 0.0), 0.4, 0.002)
+S, LATERAL = 30.0, -1.75
+
+
+def ego_pose():
+    x, y, yaw = ROAD.to_global(np.array(S), LATERAL)
+    return np.array([x, y, 0.0, yaw])
+
+
+def place(*solids):
+    """Solids of the ego frame, in the global frame."""
+    ego = ego_pose()
+    return moved(join(solids), ego[:3], ego[3])
+
+
+def scan(solids=None, owner=(), num_objects=0, seed=0):
+    solids = join([]) if solids is None else solids
+    owner = np.array(owner or [-1] * len(solids), int)
+    return lidar.scan(ROAD, solids, owner, num_objects, ego_pose(),
+                      np.random.default_rng(seed))
+
+
+def to_global(points):
+    """The devkit's way: sensor to ego to global, by quaternions."""
+    ego = ego_pose()
+    for yaw, shift in ((lidar.YAW, lidar.TRANSLATION), (ego[3], ego[:3])):
+        turn = Quaternion(axis=[0, 0, 1], radians=yaw).rotation_matrix
+        points = points @ turn.T + np.array(shift)
+    return points
+
+
+def wall(x, low, high, height=3.0):
+    return solid(BOX, (x, low, 0), (x + 0.5, high, height), Material.CONCRETE)
+
+
+def test_sensor_pose():
+    position, yaw = lidar.sensor_pose(ego_pose())
+    np.testing.assert_allclose(position, to_global(np.zeros((1, 3)))[0])
+    forward = to_global(np.array([[0, 1.0, 0]]))[0] - position
+    np.testing.assert_allclose(
+        forward[:2], [np.cos(yaw + np.pi / 2), np.sin(yaw + np.pi / 2)])
+    # The sensor's y axis is the driving direction, as on the nuScenes cars.
+    np.testing.assert_allclose(yaw + np.pi / 2, ego_pose()[3])
+
+
+def test_points_of_an_empty_street():
+    points = scan().points
+    assert points.dtype == np.float32 and points.shape[1] == 5
+    # Beams below the horizon that end within range, some returns lost.
+    assert 15_000 < len(points) < 24 * 1080
+    ring = points[:, 4].astype(int)
+    assert set(ring) <= set(range(32))
+    elevation = np.arctan2(points[:, 2], np.linalg.norm(points[:, :2], axis=1))
+    np.testing.assert_allclose(elevation, lidar.ELEVATIONS[ring], atol=1e-4)
+    assert (points[:, 3] == np.round(points[:, 3])).all()
+    assert points[:, 3].min() >= 0 and points[:, 3].max() <= 255
+    assert np.linalg.norm(points[:, :3], axis=1).max() <= lidar.MAX_RANGE
+
+
+def test_ground_has_a_road_and_raised_sidewalks():
+    ground = to_global(scan().points[:, :3].astype(float))
+    lateral = np.abs(ROAD.lateral(ground[:, 0], ground[:, 1]))
+    road, walk = lateral < KERB - 0.1, lateral > KERB + 0.1
+    assert road.sum() > 5000 and walk.sum() > 500
+    np.testing.assert_allclose(ground[road, 2].mean(), 0, atol=0.002)
+    np.testing.assert_allclose(ground[walk, 2].mean(), KERB_HEIGHT, atol=.003)
+    assert ground[road, 2].std() < 0.03 and ground[walk, 2].std() < 0.04
+    # The face of the kerb joins the two.
+    face = (lateral > KERB - 0.03) & (lateral < KERB + 0.03)
+    between = (ground[face, 2] > 0.03) & (ground[face, 2] < KERB_HEIGHT - .03)
+    assert between.sum() > 30
+
+
+def test_range_noise_and_loss():
+    far_wall = place(wall(15.0, -15, 15, 8.0))
+    points = scan(far_wall).points[:, :3].astype(float)
+    ahead = points[:, 1] - (15.0 - lidar.TRANSLATION[0])
+    on_wall = np.abs(ahead) < 0.15
+    rays = points[on_wall]
+    distance = np.linalg.norm(rays, axis=1)
+    noise = distance - (rays[:, 1] - ahead[on_wall]) / rays[:, 1] * distance
+    high = rays[:, 2] > -1.6  # no ground among them
+    assert high.sum() > 1500
+    assert abs(noise[high].mean()) < 0.003
+    assert 0.018 < noise[high].std() < 0.022
+
+
+def test_far_returns_fade():
+    def returns(distance):
+        half = 0.2 * distance
+        scene = place(wall(distance, -half, half, 60.0))
+        points = scan(scene).points
+        return (points[:, 1] > distance - 2).sum()
+
+    near, far = returns(40.0), returns(85.0)
+    assert 0.2 * near < far < 0.6 * near
+
+
+def test_visibility_of_hidden_and_free_objects():
+    target, other = wall(20.0, -1, 1, 2.0), wall(20.0, 8, 10, 2.0)
+    half_screen = wall(10.0, -5, 0, 6.0)
+    solids = place(target, other, half_screen)
+    result = scan(solids, [0, 1, -1], 2)
+    free = scan(place(target, other), [0, 1], 2)
+    np.testing.assert_array_equal(free.seen, free.alone)
+    np.testing.assert_array_equal(result.alone, free.alone)
+    assert free.alone[0] > 50
+    assert 0.4 < result.seen[0] / result.alone[0] < 0.6
+    assert result.seen[1] == result.alone[1]
+    full = scan(place(target, wall(10.0, -5, 5, 6.0)), [0, -1], 1)
+    assert full.seen[0] == 0 and full.alone[0] == free.alone[0]
+    shadow = full.points[:, 1] > 21 - lidar.TRANSLATION[0]
+    across = np.abs(full.points[:, 0]) < 2
+    assert not (shadow & across).any()
+
+
+def test_rays_are_counted_once_per_object():
+    twice = place(wall(20.0, -1, 1), wall(21.0, -1, 1))
+    one = scan(twice, [0, 0], 1)
+    two = scan(twice, [0, 1], 2)
+    assert one.alone[0] == max(two.alone)
+    assert two.seen[0] == two.alone[0]
+
+
+@pytest.mark.parametrize('seed', [1, 2])
+def test_same_generator_same_sweep(seed):
+    first, second = (scan(place(wall(9, -3, 3)), seed=seed).points
+                     for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert len(first) != len(scan(place(wall(9, -3, 3)), seed=3).points)

@@ -1,0 +1,269 @@
+"""The tables, read by the official devkit."""
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sigplug.datasets import SCENES
+from sigplug.datasets.synthetic.lidar import RANGE_NOISE
+from sigplug.datasets.synthetic.tables import visibility_token
+
+pytest.importorskip('nuscenes')
+from nuscenes.eval.detection.config import config_factory  # noqa: E402
+from nuscenes.eval.detection.evaluate import NuScenesEval  # noqa: E402
+from nuscenes.eval.detection.utils import (  # noqa: E402
+    category_to_detection_name,
+    detection_name_to_rel_attributes,
+)
+from nuscenes.utils.data_classes import LidarPointCloud  # noqa: E402
+from nuscenes.utils.geometry_utils import points_in_box  # noqa: E402
+from nuscenes.utils.splits import mini_train, mini_val  # noqa: E402
+
+FIELDS = dict(
+    category='token name description',
+    attribute='token name description',
+    visibility='token level description',
+    instance='token category_token nbr_annotations first_annotation_token '
+    'last_annotation_token',
+    sensor='token channel modality',
+    calibrated_sensor='token sensor_token translation rotation '
+    'camera_intrinsic',
+    ego_pose='token timestamp rotation translation',
+    log='token logfile vehicle date_captured location',
+    scene='token log_token nbr_samples first_sample_token last_sample_token '
+    'name description',
+    sample='token timestamp prev next scene_token',
+    sample_data='token sample_token ego_pose_token calibrated_sensor_token '
+    'timestamp fileformat is_key_frame height width filename prev next',
+    sample_annotation='token sample_token instance_token visibility_token '
+    'attribute_tokens translation size rotation prev next num_lidar_pts '
+    'num_radar_pts',
+    map='token category filename log_tokens')
+
+
+def lidar_boxes(nusc, sample):
+    """Boxes in the sensor frame, their annotations and the points."""
+    path, boxes, _ = nusc.get_sample_data(sample['data']['LIDAR_TOP'])
+    rows = [nusc.get('sample_annotation', box.token) for box in boxes]
+    return boxes, rows, LidarPointCloud.from_file(path).points[:3]
+
+
+def test_scene_names_are_those_of_the_official_splits():
+    assert set(SCENES) == set(mini_train + mini_val)
+
+
+def test_schema(data_root):
+    for name, fields in FIELDS.items():
+        rows = json.loads((data_root / f'v1.0-mini/{name}.json').read_text())
+        assert rows
+        assert all(set(row) == set(fields.split()) for row in rows), name
+        tokens = [row['token'] for row in rows]
+        assert len(set(tokens)) == len(tokens)
+
+
+def test_files_and_rows_match(nusc, data_root):
+    named = {row['filename'] for row in nusc.sample_data + nusc.map}
+    there = {
+        str(path.relative_to(data_root))
+        for folder in ('samples', 'sweeps', 'maps')
+        for path in (data_root / folder).rglob('*') if path.is_file()
+    }
+    assert named == there
+    for row in nusc.sample_data:
+        folder = 'samples' if row['is_key_frame'] else 'sweeps'
+        assert row['filename'].startswith(f'{folder}/LIDAR_TOP/')
+
+
+@pytest.mark.parametrize('table', ['sample', 'sample_data',
+                                   'sample_annotation'])
+def test_chains(nusc, table):
+    rows = {row['token']: row for row in getattr(nusc, table)}
+    for token, row in rows.items():
+        if row['next']:
+            assert rows[row['next']]['prev'] == token
+        if row['prev']:
+            assert rows[row['prev']]['next'] == token
+
+
+def test_times(nusc):
+    for sample in nusc.sample:
+        data = nusc.get('sample_data', sample['data']['LIDAR_TOP'])
+        assert data['timestamp'] == sample['timestamp']
+        if sample['next']:
+            after = nusc.get('sample', sample['next'])
+            assert after['timestamp'] - sample['timestamp'] == 500_000
+    for data in nusc.sample_data:
+        pose = nusc.get('ego_pose', data['ego_pose_token'])
+        assert pose['timestamp'] == data['timestamp']
+        if data['next']:
+            after = nusc.get('sample_data', data['next'])
+            assert after['timestamp'] - data['timestamp'] == 250_000
+        sample = nusc.get('sample', data['sample_token'])
+        assert 0 <= sample['timestamp'] - data['timestamp'] < 500_000
+
+
+def test_scenes_and_instances_name_their_ends(nusc):
+    for scene in nusc.scene:
+        token, count = scene['first_sample_token'], 0
+        while token:
+            last, count = token, count + 1
+            token = nusc.get('sample', token)['next']
+        assert (last, count) == (scene['last_sample_token'],
+                                 scene['nbr_samples']) and count == 8
+    for instance in nusc.instance:
+        token, count = instance['first_annotation_token'], 0
+        while token:
+            row = nusc.get('sample_annotation', token)
+            assert row['instance_token'] == instance['token']
+            last, count = token, count + 1
+            token = row['next']
+        assert last == instance['last_annotation_token']
+        assert count == instance['nbr_annotations'] >= 2
+
+
+def test_point_counts_are_the_devkits(nusc):
+    total = 0
+    for sample in nusc.sample:
+        boxes, rows, points = lidar_boxes(nusc, sample)
+        for box, row in zip(boxes, rows):
+            count = points_in_box(box, points).sum()
+            assert row['num_lidar_pts'] == count
+            assert row['num_radar_pts'] == 0
+            total += count
+    assert total > 10_000
+
+
+def test_points_of_objects_lie_in_their_boxes(nusc):
+    """Around a fully visible car there is no point just outside its box."""
+    checked = 0
+    for sample in nusc.sample:
+        boxes, rows, points = lidar_boxes(nusc, sample)
+        above = points[:, points[2] > -1.5]  # without the ground
+        for box, row in zip(boxes, rows):
+            if (row['category_name'] == 'vehicle.car'
+                    and row['num_lidar_pts'] > 100):
+                box.wlh = box.wlh + 4 * RANGE_NOISE
+                inner = points_in_box(box, above).sum()
+                box.wlh = box.wlh + 0.3
+                outer = points_in_box(box, above).sum()
+                assert inner > 20
+                assert outer == inner
+                checked += 1
+    assert checked > 10
+
+
+def test_velocity_attribute_and_yaw_agree(nusc):
+    """Per class: what moves is said to move, and moves forward."""
+    seen = Counter()
+    for row in nusc.sample_annotation:
+        velocity = nusc.box_velocity(row['token'])
+        assert np.isfinite(velocity).all()
+        name = category_to_detection_name(row['category_name'])
+        attributes = [
+            nusc.get('attribute', token)['name']
+            for token in row['attribute_tokens']
+        ]
+        allowed = detection_name_to_rel_attributes(name)
+        assert len(attributes) == (1 if allowed else 0)
+        assert set(attributes) <= set(allowed)
+        attribute = attributes[0] if attributes else 'static'
+        seen[attribute] += 1
+        speed = np.linalg.norm(velocity[:2])
+        if attribute in ('static', 'vehicle.parked', 'cycle.without_rider'):
+            assert speed == 0
+        elif attribute in ('vehicle.stopped', 'pedestrian.standing'):
+            assert speed < 1.5
+        elif attribute in ('vehicle.moving', 'pedestrian.moving'):
+            assert speed > 0.05
+            w, _, _, z = row['rotation']
+            yaw = 2 * np.arctan2(z, w)
+            along = velocity[:2] @ [np.cos(yaw), np.sin(yaw)]
+            assert along > 0.99 * speed
+    assert set(seen) == {
+        'static', 'vehicle.parked', 'cycle.without_rider', 'vehicle.stopped',
+        'pedestrian.standing', 'vehicle.moving', 'pedestrian.moving',
+        'cycle.with_rider'
+    }
+
+
+def test_boxes_stand_on_the_ground(nusc):
+    for row in nusc.sample_annotation:
+        bottom = row['translation'][2] - row['size'][2] / 2
+        assert min(abs(bottom), abs(bottom - 0.14)) < 2e-3
+
+
+def test_visibility_levels(nusc):
+    assert [visibility_token(share)
+            for share in (0, 0.39, 0.4, 0.6, 0.79, 0.8, 1)
+            ] == ['1', '1', '2', '3', '3', '4', '4']
+    counts = Counter(row['visibility_token'] for row in nusc.sample_annotation)
+    assert set(counts) == {'1', '2', '3', '4'}
+    hidden = [row['num_lidar_pts'] for row in nusc.sample_annotation
+              if row['visibility_token'] == '1']
+    clear = [row['num_lidar_pts'] for row in nusc.sample_annotation
+             if row['visibility_token'] == '4']
+    assert np.mean(clear) > 5 * np.mean(hidden)
+
+
+def test_road_is_on_the_map(nusc):
+    """The ego vehicle and parked cars on the mask, sidewalks off it."""
+    for scene in nusc.scene:
+        log = nusc.get('log', scene['log_token'])
+        mask = nusc.get('map', log['map_token'])['mask']
+        sample = nusc.get('sample', scene['first_sample_token'])
+        data = nusc.get('sample_data', sample['data']['LIDAR_TOP'])
+        ego = nusc.get('ego_pose', data['ego_pose_token'])['translation']
+        assert mask.is_on_mask(ego[0], ego[1]).all()
+        for token in sample['anns']:
+            row = nusc.get('sample_annotation', token)
+            x, y, _ = row['translation']
+            if row['category_name'] == 'vehicle.car':
+                assert mask.is_on_mask(x, y).all()
+            if 'human' in row['category_name'] and \
+                    row['translation'][2] - row['size'][2] / 2 > 0.1:
+                assert not mask.is_on_mask(x, y).any()
+
+
+def test_devkit_lists_the_scenes(nusc, capsys):
+    nusc.list_scenes()
+    assert 'scene-0061' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('split, names', [('mini_train', mini_train),
+                                          ('mini_val', mini_val)])
+def test_ground_truth_as_predictions(nusc, tmp_path, split, names):
+    results = {}
+    for sample in nusc.sample:
+        scene = nusc.get('scene', sample['scene_token'])['name']
+        if scene not in names:
+            continue
+        results[sample['token']] = [
+            dict(
+                sample_token=sample['token'],
+                translation=row['translation'], size=row['size'],
+                rotation=row['rotation'],
+                velocity=nusc.box_velocity(row['token'])[:2].tolist(),
+                detection_name=category_to_detection_name(
+                    row['category_name']),
+                detection_score=0.9,
+                attribute_name=nusc.get('attribute',
+                                        row['attribute_tokens'][0])['name']
+                if row['attribute_tokens'] else '')
+            for row in (nusc.get('sample_annotation', token)
+                        for token in sample['anns'])
+            if row['num_lidar_pts'] > 0
+        ]
+    assert len(results) == 8
+    path = Path(tmp_path / 'results.json')
+    meta = dict.fromkeys(
+        [f'use_{x}' for x in ('camera', 'lidar', 'radar', 'map', 'external')],
+        False)
+    path.write_text(json.dumps(dict(meta=meta, results=results)))
+    metrics = NuScenesEval(
+        nusc, config_factory('detection_cvpr_2019'), str(path), split,
+        str(tmp_path), verbose=False).main(render_curves=False)
+    assert metrics['mean_ap'] > 0.99 and metrics['nd_score'] > 0.99
+    assert len(metrics['mean_dist_aps']) == 10
+    assert min(metrics['mean_dist_aps'].values()) > 0.99

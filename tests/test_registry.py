@@ -1,0 +1,205 @@
+"""Names in configs resolve from every scope, with and without mmdet3d.
+
+What is imported by then matters, hence a fresh interpreter for each case.
+"""
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE_PARENT = Path(find_spec('sigplug').origin).parents[1]
+
+# What every case may use.
+PRELUDE = """
+import sys
+
+
+def imported(*names):
+    return sorted(set(names) & {name.split('.')[0] for name in sys.modules})
+
+
+def message_of(error, function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except error as caught:
+        return str(caught)
+    raise AssertionError(f'{function} did not raise {error}')
+"""
+
+
+def run(code, cwd):
+    """Run code in a fresh interpreter, outside the repository."""
+    done = subprocess.run(
+        [sys.executable, '-c', PRELUDE + code],
+        cwd=cwd,
+        env=dict(
+            os.environ, PYTHONPATH=str(PACKAGE_PARENT), OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_ops_import_nothing_of_the_stack_and_need_no_mmengine(tmp_path):
+    run("""
+import sigplug.ops
+assert not imported('mmcv', 'mmdet', 'mmdet3d'), imported('mmcv', 'mmdet3d')
+
+# The modules of sigplug.ops name nothing of OpenMMLab themselves.
+for name in [name for name in sys.modules if name.startswith('sigplug.ops')]:
+    found = {getattr(value, '__module__', None) or getattr(
+        value, '__name__', '') for value in vars(sys.modules[name]).values()}
+    assert not any(str(module).split('.')[0] in (
+        'mmengine', 'mmcv', 'mmdet', 'mmdet3d') for module in found), name
+""", tmp_path)
+    run("""
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmdet3d'):
+    sys.modules[name] = None
+import torch
+import sigplug
+from sigplug.ops import clip_sigmoid, generalized_mean
+assert sigplug.__version__
+assert clip_sigmoid(torch.zeros(1)).item() == 0.5
+assert generalized_mean(torch.ones(1, 4), 3.0, 1).item() == 1
+""", tmp_path)
+
+
+def test_bare_names_after_a_light_import(tmp_path):
+    """mmengine's and mmcv's scope, with mmdet3d not even imported."""
+    run("""
+import sigplug
+heavy = imported('mmcv', 'mmdet', 'mmdet3d', 'nuscenes', 'matplotlib', 'numba')
+assert 'mmdet3d' not in heavy and 'mmcv' not in heavy, heavy
+assert 'nuscenes' not in heavy and 'numba' not in heavy, heavy
+
+from mmengine.registry import MODELS
+from sigplug.models import ClipSigmoid, GeM, GeMNeck
+for cls in (ClipSigmoid, GeM, GeMNeck):
+    assert type(MODELS.build(dict(type=cls.__name__))) is cls
+
+from mmcv.cnn import ConvModule, build_activation_layer
+assert type(build_activation_layer(dict(type='ClipSigmoid'))) is ClipSigmoid
+conv = ConvModule(3, 4, 1, act_cfg=dict(type='ClipSigmoid'))
+assert type(conv.activate) is ClipSigmoid
+assert not imported('mmdet3d')
+""", tmp_path)
+
+
+def test_without_mmdet3d(tmp_path):
+    """Layers and necks work; the parts on mmdet3d say what is missing."""
+    run("""
+sys.modules['mmdet3d'] = None
+import torch
+import sigplug, sigplug.ops
+from mmengine.registry import MODELS
+from sigplug.models import ClipSigmoid, GeM, GeMNeck
+
+for prefix in ('', 'sigplug.'):
+    act = MODELS.build(dict(type=f'{prefix}ClipSigmoid', eps=0.1))
+    assert type(act) is ClipSigmoid and act(torch.ones(1) * 9) == 0.9
+    neck = MODELS.build(dict(type=f'{prefix}GeMNeck'))
+    assert type(neck) is GeMNeck and neck(torch.ones(2, 3, 4, 4)).sum() == 6
+    assert type(MODELS.build(dict(type=f'{prefix}GeM'))) is GeM
+
+for name in ('CenterHead', 'GeMPillarFeatureNet'):
+    message = message_of(
+        ImportError, MODELS.build, dict(type=f'sigplug.{name}', in_channels=4))
+    for word in (f'sigplug.{name}', 'mmdet3d', 'Install'):
+        assert word in message, message
+    assert 'not in the' not in message, message
+""", tmp_path)
+
+
+def test_mmdet3d_that_refuses_its_surroundings(tmp_path):
+    """mmdet and mmdet3d assert the versions of what they stand on."""
+    # The folder in which Python is started comes first in its path.
+    package = tmp_path / 'mmdet3d'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        "assert False, 'MMCV==2.2.0 is used but incompatible.'\n")
+    run("""
+from mmengine.registry import MODELS
+neck = MODELS.build(dict(type='sigplug.GeMNeck'))
+assert type(neck).__module__ == 'sigplug.models.necks.gem_neck'
+message = message_of(
+    ImportError, MODELS.build, dict(type='sigplug.CenterHead'))
+assert 'MMCV==2.2.0 is used but incompatible' in message, message
+""", tmp_path)
+
+
+def test_prefixed_names_without_any_import(tmp_path):
+    """The first look-up from each scope, each in a fork of one start."""
+    out = run('''
+import os
+import traceback
+
+import mmcv.cnn
+import mmdet.models
+import mmdet3d.models
+from mmcv.cnn import ConvModule, build_activation_layer
+from mmdet.registry import MODELS as MMDET
+from mmdet3d.registry import MODELS as MMDET3D
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+
+HEAD = dict(
+    type='sigplug.CenterHead', in_channels=8, share_conv_channel=8,
+    tasks=[dict(num_class=1, class_names=['car'])],
+    common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2)),
+    bbox_coder=dict(
+        type='CenterPointBBoxCoder', pc_range=[0, 0], out_size_factor=4,
+        voxel_size=[1, 1]),
+    separate_head=dict(type='SeparateHead', final_kernel=3))
+
+
+def first(build, cfg):
+    """The first thing that a process builds, and then everything else."""
+    assert not imported('sigplug')
+    names = [type(build(dict(cfg))).__module__]
+    for other in ('ClipSigmoid', 'GeM', 'GeMNeck', 'GeMPillarFeatureNet'):
+        names.append(type(build(dict(type=f'sigplug.{other}'))).__module__)
+    for other in ('ClipSigmoid', 'GeM', 'GeMNeck'):
+        names.append(type(build(dict(type=other))).__module__)
+    assert all(name.startswith('sigplug.') for name in names), names
+
+
+def conv_module():
+    assert not imported('sigplug')
+    conv = ConvModule(3, 4, 1, act_cfg=dict(type='sigplug.ClipSigmoid'))
+    assert type(conv.activate).__module__.startswith('sigplug.')
+
+
+def with_scope(scope, registry, cfg):
+    if scope is not None:
+        init_default_scope(scope)
+    first(registry.build, cfg)
+
+
+CASES = {
+    'mmengine': lambda: with_scope(None, MODELS, dict(type='sigplug.GeM')),
+    'mmcv': lambda: first(
+        build_activation_layer, dict(type='sigplug.ClipSigmoid')),
+    'ConvModule': conv_module,
+    'mmdet': lambda: with_scope(None, MMDET, dict(type='sigplug.GeMNeck')),
+    'mmdet3d': lambda: with_scope(None, MMDET3D, HEAD),
+    'default scope mmdet': lambda: with_scope(
+        'mmdet', MODELS, dict(type='sigplug.GeMNeck')),
+    'default scope mmdet3d': lambda: with_scope('mmdet3d', MODELS, HEAD),
+    'default scope sigplug': lambda: with_scope(
+        'sigplug', MODELS, dict(type='sigplug.GeMNeck')),
+    'encoder': lambda: with_scope(
+        'mmdet3d', MMDET3D, dict(type='sigplug.GeMPillarFeatureNet')),
+}
+for name, case in CASES.items():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            case()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    print(name, 'failed' if status else 'done', flush=True)
+''', tmp_path)
+    assert 'failed' not in out and out.count('done') == 9, out
