@@ -176,8 +176,9 @@ def main() -> None:
     # The results of an earlier run must not pass for those of this one.
     for old in (summary_file, curve, *bev_dir.glob('*.png')):
         old.unlink(missing_ok=True)
-    # The configs read the data root from here, see configs/_base_/datasets.
+    # The configs read these, see configs/_base_/datasets.
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
+    os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     config = relative(args.config)
 
     stages = {}

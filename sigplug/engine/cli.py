@@ -164,10 +164,15 @@ def set_resume(cfg: Config, resume: str) -> None:
         print_once(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
                    'training starts from the beginning.')
         return
-    check_checkpoint(resume, '--resume', resume=True)
+    checkpoint = check_checkpoint(resume, '--resume', resume=True)
     print_once(f'--resume: training continues from {resume}.')
     cfg.resume = True
     cfg.load_from = resume
+    # Runner.resume restores a random seed too late for the order of the data.
+    randomness = cfg.get('randomness', {})
+    if checkpoint and randomness.get('seed') is None:
+        cfg.randomness = dict(
+            randomness, seed=checkpoint['meta'].get('seed'))
 
 
 def build_runner(cfg: Config) -> Runner:

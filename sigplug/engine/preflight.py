@@ -134,7 +134,9 @@ def check_data(cfg: Config, *splits: str) -> None:
                             f'{key}.{name}', path, node.get('data_root')))
 
 
-def check_checkpoint(path: str, argument: str, resume: bool = False) -> None:
+def check_checkpoint(path: str,
+                     argument: str,
+                     resume: bool = False) -> dict[str, Any]:
     """Load a checkpoint once, to find out before the run that it will do.
 
     Args:
@@ -142,12 +144,15 @@ def check_checkpoint(path: str, argument: str, resume: bool = False) -> None:
         argument (str): Where the path comes from, for the message.
         resume (bool): Whether training is to continue from it.
 
+    Returns:
+        dict: The checkpoint; that of a URL is not loaded and empty.
+
     Raises:
         PreflightError: The checkpoint is missing or unreadable, or training
             cannot continue from it.
     """
     if '://' in path:
-        return
+        return {}
     if not osp.isfile(path):
         raise PreflightError(
             f'{argument}: the checkpoint {path!r} does not exist (working '
@@ -160,7 +165,7 @@ def check_checkpoint(path: str, argument: str, resume: bool = False) -> None:
             f'{argument}: the checkpoint {path!r} '
             f'{_why_unreadable(error)}') from error
     if not resume:
-        return
+        return checkpoint
     absent = {'meta', 'message_hub', 'optimizer'} - set(checkpoint)
     if absent:
         raise PreflightError(
@@ -172,6 +177,7 @@ def check_checkpoint(path: str, argument: str, resume: bool = False) -> None:
         raise PreflightError(
             f"{argument}: {path!r} holds a config in meta['config'], which "
             'mmengine would execute. Remove it if you trust the file.')
+    return checkpoint
 
 
 @contextmanager
@@ -256,18 +262,19 @@ def _dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
 def _nuscenes_version(dataloader: dict | None) -> str:
     """The folder of the tables that mmdet3d's NuScenesMetric will load."""
     for _, node in _dicts(dataloader, ''):
-        metainfo = node.get('metainfo') or {}
-        if 'version' in metainfo:
+        metainfo = node.get('metainfo')
+        if isinstance(metainfo, dict) and 'version' in metainfo:
             return metainfo['version']
     return 'v1.0-trainval'
 
 
 def _data_paths(node: dict, section: str,
                 version: str) -> Iterator[tuple[str, str]]:
-    """The paths in one dict of a data loader or an evaluator."""
-    if node.get('backend_args') is not None:
-        return
+    """The local paths in one dict of a data loader or an evaluator."""
     root = node.get('data_root') or ''
+    if (node.get('backend_args') is not None or not isinstance(root, str)
+            or '://' in root):
+        return
     if root:
         yield 'data_root', root
     if node.get('type') == 'NuScenesMetric':
@@ -278,9 +285,9 @@ def _data_paths(node: dict, section: str,
         yield 'ann_file', osp.join(base, node['ann_file'])
     if isinstance(node.get('info_path'), str):
         yield 'info_path', node['info_path']
-    points = (node.get('data_prefix') or {}).get('pts')
-    if points:
-        yield 'data_prefix.pts', osp.join(base, points)
+    prefix = node.get('data_prefix')
+    if isinstance(prefix, dict) and prefix.get('pts'):
+        yield 'data_prefix.pts', osp.join(base, prefix['pts'])
 
 
 def _missing_data(key: str, path: str, root: str | None) -> str:

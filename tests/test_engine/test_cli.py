@@ -89,7 +89,7 @@ def test_launcher_on_a_gpu_is_left_to_mmengine(monkeypatch):
 
 
 def save(path):
-    torch.save(dict(meta={}, message_hub={}, optimizer={}), path)
+    torch.save(dict(meta=dict(seed=5), message_hub={}, optimizer={}), path)
     return str(path)
 
 
@@ -107,6 +107,19 @@ def test_resume_takes_the_last_checkpoint(tmp_path, capsys):
     cli.set_resume(cfg, 'auto')
     assert cfg.resume and cfg.load_from == path
     assert f'continues from {path}' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('randomness, seed', [
+    (None, 5),
+    (dict(seed=None, deterministic=True), 5),
+    (dict(seed=1), 1),
+])
+def test_resume_takes_over_a_random_seed(tmp_path, randomness, seed):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    if randomness is not None:
+        cfg.randomness = randomness
+    cli.set_resume(cfg, save(tmp_path / 'epoch_1.pth'))
+    assert cfg.randomness == dict(randomness or {}, seed=seed)
 
 
 def test_resume_in_a_work_dir_that_was_moved(tmp_path):

@@ -171,8 +171,10 @@ def test_check_data_leaves_remote_storage_alone():
         dict(
             train_dataloader=dict(
                 dataset=dict(
-                    data_root='s3://bucket/',
-                    backend_args=dict(backend='petrel')))))
+                    data_root='s3://bucket/', ann_file='infos.pkl'))))
+    preflight.check_data(cfg, 'train')
+    cfg.train_dataloader.dataset.update(
+        data_root='data/', backend_args=dict(backend='lmdb'))
     preflight.check_data(cfg, 'train')
 
 
@@ -187,7 +189,7 @@ def test_check_checkpoint(tmp_path):
                       optimizer={}, state_dict=dict(p=torch.zeros(3)),
                       scores=np.zeros(3))
     preflight.check_checkpoint(good, 'checkpoint', resume=True)
-    preflight.check_checkpoint('https://example.com/x.pth', 'checkpoint')
+    assert not preflight.check_checkpoint('https://a.org/x.pth', 'checkpoint')
     with pytest.raises(PreflightError, match="Did you mean 'good.pth'"):
         preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'checkpoint')
     with open(good, 'rb') as file:

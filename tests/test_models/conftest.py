@@ -1,11 +1,17 @@
-"""Small tensors: a second thread only costs, the more on a busy machine."""
+"""What each test of this folder starts from."""
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True, scope='package')
 def one_thread():
+    """On small tensors a second thread only costs, most so when busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -85,8 +86,8 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, resumed):
 
 
 @pytest.mark.slow
-def test_test_evaluates_and_writes_predictions(folder, run_tool,
-                                               uninterrupted):
+def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
+                                               run_tool, uninterrupted):
     printed = run_tool(
         'test.py', 'small.py', uninterrupted / 'epoch_3.pth', '--work-dir',
         'eval', '--out', 'predictions.pkl', cwd=folder)
@@ -99,9 +100,13 @@ def test_test_evaluates_and_writes_predictions(folder, run_tool,
     assert f'{prefix}/car_AP_dist_0.5' in metrics
     with open(folder / 'predictions.pkl', 'rb') as file:
         predictions = pickle.load(file)
-    # The two scenes of mini_val.
+    # The key frames of the two scenes of mini_val.
+    infos = mmengine.load(synthetic_nuscenes / 'nuscenes_infos_val.pkl')
+    assert [p['sample_idx'] for p in predictions] == [
+        info['sample_idx'] for info in infos['data_list']
+    ]
     assert len(predictions) == 6
-    assert all(len(p['pred_instances_3d']['scores_3d']) for p in predictions)
+    assert all('scores_3d' in p['pred_instances_3d'] for p in predictions)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ load_points = [
     dict(
         type='LoadPointsFromMultiSweeps',
         sweeps_num=1,
-        use_dim=[0, 1, 2, 3, 4],
+        use_dim=[0, 1, 2, 4],  # x, y, z and the age of the sweep
         pad_empty_sweeps=True,
         remove_close=True,
         test_mode=True,

@@ -17,13 +17,15 @@ model = dict(
             point_cloud_range=pc_range)),
     pts_voxel_encoder=dict(
         type='PillarFeatureNet',
-        in_channels=5,
+        in_channels=4,
         feat_channels=[32],
         with_distance=False,
         voxel_size=voxel_size,
         point_cloud_range=pc_range,
         norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.05),
-        legacy=False),
+        # Offsets from the pillar's centre in place of absolute coordinates,
+        # which would drown them in a short training.
+        legacy=True),
     pts_middle_encoder=dict(
         type='PointPillarsScatter', in_channels=32, output_shape=(256, 256)),
     pts_backbone=dict(
@@ -55,7 +57,7 @@ model = dict(
                 ])
         ],
         common_heads=dict(
-            reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+            reg=(2, 1), height=(1, 1), dim=(3, 1), rot=(2, 1), vel=(2, 1)),
         share_conv_channel=32,
         norm_cfg=dict(type='BN2d', eps=1e-3, momentum=0.05),
         bbox_coder=dict(
@@ -71,7 +73,7 @@ model = dict(
             type='SeparateHead',
             head_conv=32,
             init_bias=-2.19,
-            final_kernel=1),
+            final_kernel=3),
         loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
         loss_bbox=dict(
             type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),

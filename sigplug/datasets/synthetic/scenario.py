@@ -14,7 +14,14 @@ from .tracks import Track, clock, speed_profile
 
 REACH = 75.0  # the street is filled this far around the ego vehicle
 CHECK_EVERY = 5  # table entries (0.25 s) between two overlap checks
-CROSSING_ATTEMPTS = 3.0  # per second
+# Ranges of the nuScenes detection task in metres, and how many objects of
+# each class a scene has within them on average, at least.
+EVALUATION_RANGE = dict(
+    car=50, truck=50, bus=50, trailer=50, construction_vehicle=50,
+    pedestrian=40, motorcycle=40, bicycle=40, traffic_cone=30, barrier=30)
+MIN_MEAN_COUNT = 0.6
+MAX_DRAWS = 30
+CROSSING_ATTEMPTS = 60
 EGO_HALF = (2.3, 0.95)
 EGO_CENTER = 1.4  # the ego frame's origin is the rear axle
 
@@ -62,8 +69,28 @@ class Scenario:
 
 
 def make_scenario(duration: float, rng: np.random.Generator) -> Scenario:
-    """Draw one scene of ``duration`` seconds."""
-    return _Builder(duration, rng).build()
+    """Draw one scene of ``duration`` seconds.
+
+    Scenes are drawn again until every class is often enough near the ego
+    vehicle, so that each scene can train and test all of them.
+    """
+    for _ in range(MAX_DRAWS):
+        scenario = _Builder(duration, rng).build()
+        counts = mean_counts(scenario, np.arange(0, duration + 0.25, 0.5))
+        if min(counts.values()) >= MIN_MEAN_COUNT:
+            break
+    return scenario
+
+
+def mean_counts(scenario: Scenario, times: np.ndarray) -> dict[str, float]:
+    """Objects of each class within its evaluation range, mean over time."""
+    ego = scenario.ego_poses(times)
+    counts = dict.fromkeys(EVALUATION_RANGE, 0.0)
+    for track in scenario.tracks:
+        offset = (track.poses(scenario.road, times) - ego)[:, :2]
+        near = np.hypot(*offset.T) < EVALUATION_RANGE[track.kind.name]
+        counts[track.kind.name] += float(near.mean())
+    return counts
 
 
 def _ego_track(s: np.ndarray) -> Track:
@@ -307,14 +334,18 @@ class _Builder:
     def _fill_crossings(self) -> None:
         """People who cross the road where the traffic leaves them room."""
         rng = self.rng
-        for _ in range(int(CROSSING_ATTEMPTS * self.times[-1])):
+        wanted = 1 + int(self.times[-1] / 8)
+        for _ in range(CROSSING_ATTEMPTS):
             side = rng.choice([-1, 1])
             walked = rng.uniform(1.1, 1.7) * (
                 self.times - rng.uniform(-8, self.times[-1]))
             edge = cross_section.SIDEWALK[0]
             lateral = side * np.clip(edge - walked, -edge, edge)
-            self._add('adult', rng.uniform(0, self.ego[-1] + 40), lateral,
-                      -side * np.pi / 2, 'pedestrian', clearance=0.8)
+            where = rng.uniform(0, self.ego[-1] + 40)
+            wanted -= self._add('adult', where, lateral, -side * np.pi / 2,
+                                'pedestrian', clearance=0.8) is not None
+            if wanted == 0:
+                break
 
     def _fill_furniture(self) -> None:
         rng = self.rng

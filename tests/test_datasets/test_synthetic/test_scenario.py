@@ -56,7 +56,7 @@ def test_classes_are_there_and_near(scenario):
         counts[track.kind.name] += near.mean()
     assert set(counts) == set(RANGES)
     assert 8 <= counts['car'] <= 18
-    assert min(counts.values()) >= 0.25
+    assert min(counts.values()) >= 0.6
     assert 25 <= sum(counts.values()) <= 50
 
 
