@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
 
@@ -205,6 +205,7 @@ def test_gradcheck(p):
     assert gradcheck(
         lambda x, p: generalized_mean(x, p, mask=mask, keepdim=True),
         (x, power))
+    assert gradgradcheck(lambda x: generalized_mean(x, p, mask=mask), x)
 
 
 def test_gradient_at_the_clamp():

@@ -19,7 +19,8 @@ def speed_profile(times: np.ndarray, cruise: float, rng: np.random.Generator,
     """Distance driven at every instant, in metres.
 
     The speed varies piecewise linearly around ``cruise`` (m/s); with
-    ``stop_at`` it falls to zero within 4 s, stays there for 4 s and recovers.
+    ``stop_at`` (s) it falls to zero within 4 s, stays there for 4 s and
+    recovers.
     """
     knots = np.arange(0, times[-1] + 8, 4.0)
     speeds = cruise * rng.uniform(0.75, 1.25, len(knots))
