@@ -30,7 +30,7 @@ def register_everywhere(cls: type) -> type:
     return cls
 
 
-def register_unavailable(name: str, error: ImportError) -> type:
+def register_unavailable(name: str, error: Exception) -> type:
     """Register a stand-in for a class whose imports fail.
 
     Without it a config that names the class would end in a confusing "not in
@@ -38,7 +38,7 @@ def register_unavailable(name: str, error: ImportError) -> type:
 
     Args:
         name (str): The class name.
-        error (ImportError): Why the class cannot be imported.
+        error (Exception): Why the class cannot be imported.
 
     Returns:
         type: A class that raises an ``ImportError`` when it is built.

@@ -47,6 +47,8 @@ def folder(tmp_path_factory, synthetic_nuscenes) -> Iterator[Path]:
     (folder / 'small.py').write_text(SMALL_CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+        # With so small batches, threads that share busy cores only wait.
+        patch.setenv('OMP_NUM_THREADS', '1')
         yield folder
 
 

@@ -102,7 +102,7 @@ def clip_sigmoid(x: Tensor,
             :math:`\sigma'(x)`, so that a confidently wrong cell can recover.
             Defaults to ``'zero'``.
         inplace (bool): Write the result into ``x`` and return ``x`` where
-            that is safe, that is where no gradient is recorded for ``x`` and
+            that is safe, that is where ``x`` takes no part in autograd and
             its memory may be written; elsewhere the option has no effect.
             Defaults to False.
 
@@ -135,17 +135,34 @@ def clip_sigmoid(x: Tensor,
     y = torch.sigmoid(x.to(wide))
     clipped = y.clamp(low, high)
     if grad == 'straight_through':
-        # y - y.detach() is exactly 0: it adds a gradient and no value.
-        clipped = clipped.detach() + (y - y.detach())
+        clipped = clipped.detach() + _sigmoid_gradient(x.to(wide))
     return clipped.to(x.dtype)
+
+
+def _sigmoid_gradient(x: Tensor) -> Tensor:
+    """Zeros that carry the gradient of the sigmoid.
+
+    It is taken on the side where the sigmoid is small, since on the other
+    one ``y * (1 - y)`` vanishes as soon as ``y`` rounds to 1.
+    """
+    tail = torch.sigmoid(torch.where(x > 0, -x, x))
+    tail = torch.where(x > 0, -tail, tail)
+    return tail - tail.detach()
 
 
 def _may_overwrite(x: Tensor) -> bool:
     """Whether writing into ``x`` can break neither autograd nor memory."""
-    if x.requires_grad and torch.is_grad_enabled():
+    # Even without recording, an earlier graph may have saved x.
+    if x.requires_grad:
         return False
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return False
-    # An expanded tensor shows one memory cell under several indices.
-    return all(
-        stride != 0 or size <= 1 for stride, size in zip(x.stride(), x.shape))
+    # Expanded and overlapping views show one memory cell under several
+    # indices: each stride has to reach beyond all smaller ones together.
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += stride * (size - 1)
+    return True

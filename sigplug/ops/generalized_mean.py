@@ -12,7 +12,7 @@ at least one is 1, so that the mean does not vanish. ``m`` cancels out of the
 formula and is therefore treated as a constant in the backward pass.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
@@ -101,19 +101,45 @@ def _power_mean(c: Tensor, p: Power, dims: tuple[int, ...],
         count = mask.sum(dims, keepdim=True).clamp(min=1).to(c.dtype)
 
     if isinstance(p, float) and p == 1.0:
-        return _mean(c, dims, count)
+        mean = _mean(c, dims, count)
+        # The sum may overflow where the mean does not.
+        total = c.numel() // max(mean.numel(), 1) if count is None else count
+        return torch.where(mean.isinf(), (c / total).sum(dims, keepdim=True),
+                           mean)
     if isinstance(p, float) and math.isinf(p):
         return c.amax(dims, keepdim=True)
 
-    scale = _safe_scale(c.detach().abs().amax(dims, keepdim=True))
-    ratio = c / scale
+    largest = c.detach().amax(dims, keepdim=True)
+    scale = _safe_scale(largest)
+    # A set of zeros: passing it as ones keeps its gradient from 0 * inf.
+    ratio = torch.where(largest == 0, torch.ones_like(c), c / scale)
     if mask is None:
-        power = ratio.pow(p)
+        power = ratio.pow(_finite(p))
     else:
         # Excluded elements pass through the power as 1, whose gradient is
         # finite for every p, and leave the sum afterwards.
-        power = torch.where(mask, ratio, ratio.new_ones(())).pow(p) * mask
-    return scale * _root(_mean(power, dims, count), p)
+        power = torch.where(mask, ratio, ratio.new_ones(()))
+        power = power.pow(_finite(p)) * mask
+    mean = _mean(power, dims, count)
+    # An empty set leaves the root with a zero gradient, not an infinite one.
+    mean = torch.where(largest == 0, mean.new_ones(()), mean)
+    y = torch.where(largest == 0, largest, scale * mean.pow(1 / _finite(p)))
+    return _replace_infinite(y, p, lambda: c.amax(dims, keepdim=True))
+
+
+def _finite(p: Power) -> Power:
+    """A tensor ``p`` with 1 in the places of ``inf``."""
+    if isinstance(p, float) or p.requires_grad:
+        return p
+    return torch.where(torch.isinf(p), torch.ones_like(p), p)
+
+
+def _replace_infinite(y: Tensor, p: Power,
+                      maximum: Callable[[], Tensor]) -> Tensor:
+    """The maximum where a tensor ``p`` is ``inf``."""
+    if isinstance(p, float) or p.requires_grad:
+        return y
+    return torch.where(torch.isinf(p), maximum(), y)
 
 
 def _mean(c: Tensor, dims: tuple[int, ...],
@@ -122,13 +148,6 @@ def _mean(c: Tensor, dims: tuple[int, ...],
     if count is None:
         return c.mean(dims, keepdim=True)
     return c.sum(dims, keepdim=True) / count
-
-
-def _root(mean: Tensor, p: Power) -> Tensor:
-    """``mean ** (1 / p)`` with a zero gradient, not an infinite one, at 0."""
-    dead = mean == 0
-    root = torch.where(dead, mean.new_ones(()), mean).pow(1 / p)
-    return torch.where(dead, mean.new_zeros(()), root)
 
 
 def gem_pool(x: Tensor,
@@ -260,12 +279,9 @@ def segment_generalized_mean(x: Tensor,
     if num_segments < 0:
         raise ValueError(
             f'num_segments must be at least 0, but got {num_segments}')
-    if isinstance(p, Tensor):
-        if p.numel() == 1:
-            p = p.reshape(())
-    else:
-        p = _check_float_power(p)
+    p = _check_row_power(p, x)
     index = index.long()
+    _check_index(index, num_segments)
     shape = (num_segments, *x.shape[1:])
     column = (-1, ) + (1, ) * (x.dim() - 1)
     rows = index.view(column).expand_as(x)
@@ -273,21 +289,36 @@ def segment_generalized_mean(x: Tensor,
     c = x.to(torch.promote_types(x.dtype, torch.float32))
     if eps is not None:
         c = c.clamp(min=eps)
-    if isinstance(p, float) and math.isinf(p):
-        y = c.new_zeros(shape).scatter_reduce(
-            0, rows, c, 'amax', include_self=False)
-        return y.to(x.dtype)
-    count = c.new_zeros(num_segments).index_add(
-        0, index, c.new_ones(len(x))).view(column)
-    if isinstance(p, float) and p == 1.0:
-        total = c.new_zeros(shape).index_add(0, index, c)
-        return (total / count.clamp(min=1)).to(x.dtype)
 
-    scale = _safe_scale(
-        c.new_zeros(shape).scatter_reduce(0, rows, c.detach().abs(), 'amax'))
-    power = (c / scale.index_select(0, index)).pow(p)
-    mean = c.new_zeros(shape).index_add(0, index, power) / count.clamp(min=1)
-    return (scale * _root(mean, p)).to(x.dtype)
+    def maximum() -> Tensor:
+        return c.new_zeros(shape).scatter_reduce(
+            0, rows, c, 'amax', include_self=False)
+
+    if isinstance(p, float) and math.isinf(p):
+        return maximum().to(x.dtype)
+    count = c.new_zeros(num_segments).index_add(
+        0, index, c.new_ones(len(x))).clamp(min=1).view(column)
+    if isinstance(p, float) and p == 1.0:
+        mean = c.new_zeros(shape).index_add(0, index, c) / count
+        # The sum may overflow where the mean does not.
+        parts = c / count.index_select(0, index)
+        mean = torch.where(mean.isinf(),
+                           c.new_zeros(shape).index_add(0, index, parts), mean)
+        return mean.to(x.dtype)
+
+    largest = c.new_zeros(shape).scatter_reduce(0, rows, c.detach(), 'amax')
+    scale = _safe_scale(largest)
+    ratio = c / scale.index_select(0, index)
+    if eps is None:
+        # A set of zeros: passing it as ones keeps its gradient from 0 * inf.
+        zeros = (largest == 0).index_select(0, index)
+        ratio = torch.where(zeros, torch.ones_like(c), ratio)
+    mean = c.new_zeros(shape).index_add(0, index,
+                                        ratio.pow(_finite(p))) / count
+    # Empty segments leave the root with a zero gradient, not an infinite one.
+    mean = torch.where(largest == 0, mean.new_ones(()), mean)
+    y = torch.where(largest == 0, largest, scale * mean.pow(1 / _finite(p)))
+    return _replace_infinite(y, p, maximum).to(x.dtype)
 
 
 def _safe_scale(largest: Tensor) -> Tensor:
@@ -306,6 +337,35 @@ def _check_input(x: Tensor, eps: float | None) -> None:
                          f'that are not negative, but got {eps}')
 
 
+def _check_index(index: Tensor, num_segments: int) -> None:
+    # On a GPU the comparison would wait for the device, whose own kernels
+    # check the range.
+    if index.device.type != 'cpu' or index.numel() == 0:
+        return
+    low, high = index.min().item(), index.max().item()
+    if low < 0 or high >= num_segments:
+        raise ValueError(
+            f'index must lie in [0, num_segments={num_segments}), but has '
+            f'values from {low} to {high}')
+
+
+def _check_row_power(p: Power, x: Tensor) -> Power:
+    """A float, or a tensor that broadcasts against one row of ``x``."""
+    if not isinstance(p, Tensor):
+        return _check_float_power(p)
+    p = p.to(torch.promote_types(x.dtype, torch.float32))
+    if p.numel() == 1:
+        return p.reshape(())
+    try:
+        fits = torch.broadcast_shapes(p.shape, x.shape[1:]) == x.shape[1:]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
+                         f'against a row of x, of shape {tuple(x.shape[1:])}')
+    return p
+
+
 def _check_float_power(p: float) -> float:
     if not isinstance(p, Real) or not p > 0:
         raise ValueError('p must be a number above 0 (inf gives the maximum) '
@@ -317,6 +377,7 @@ def _check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
     """Shape ``p`` to broadcast against ``x`` with ``dims`` of size 1."""
     if not isinstance(p, Tensor):
         return _check_float_power(p)
+    p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())
     pooled = [1 if d in dims else size for d, size in enumerate(x.shape)]
@@ -384,8 +445,8 @@ def _window(name: str,
             default: Sequence[int],
             minimum: int = 1) -> tuple[int, ...]:
     """One int for each spatial dim, with ``default`` in place of None."""
-    entries = (value, ) * spatial if value is None or isinstance(
-        value, int) else tuple(value)
+    entries = tuple(value) if isinstance(
+        value, (tuple, list)) else (value, ) * spatial
     if len(entries) != spatial:
         raise ValueError(f'{name} must be one value or {spatial} values, but '
                          f'got {value}')

@@ -1,6 +1,7 @@
 """train.py and test.py, run as a user runs them."""
 import json
 import pickle
+import runpy
 import signal
 import subprocess
 import time
@@ -9,7 +10,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from conftest import QUICKSTART, tool_command
+from conftest import QUICKSTART, TOOLS, tool_command
 
 from sigplug.engine.checkpoint import allow_mmengine_checkpoints
 
@@ -127,37 +128,16 @@ def test_amp_trains_on_the_cpu(folder, run_tool):
     assert 'CPUAmpOptimWrapper' in checkpoint['meta']['cfg']
 
 
-@pytest.mark.parametrize('tool, args, words', [
-    ('train.py', ['configs/nothing.py'],
-     ["'configs/nothing.py' does not exist"]),
-    ('test.py', ['nothing.py', 'x.pth'], ["'nothing.py' does not exist"]),
-    ('train.py', [QUICKSTART],
-     ['data/synthetic_nuscenes/', 'train_dataloader.dataset.data_root',
-      'python tools/dataset_converters/create_synthetic_nuscenes.py --out '
-      'data/synthetic_nuscenes --seed 0']),
-    ('test.py', [QUICKSTART, 'x.pth'],
-     ['data/synthetic_nuscenes/', 'test_dataloader.dataset.data_root']),
-])
-def test_missing_config_or_data(tmp_path, monkeypatch, run_tool, tool, args,
-                                words):
-    monkeypatch.delenv('SIGPLUG_DATA_ROOT', raising=False)
-    check_message(run_tool(tool, *args, cwd=tmp_path, expect=2), words)
-
-
-@pytest.mark.parametrize('tool, args, words', [
-    ('test.py', ['x.pth'], ["checkpoint 'x.pth' does not exist"]),
-    ('train.py', ['--resume', 'x.pth'], ["'x.pth' does not exist"]),
-    ('train.py', ['--cfg-options', 'load_from=x.pth'],
-     ['load_from of the config', "'x.pth' does not exist"]),
-    ('train.py', [
-        '--work-dir', 'typo', '--cfg-options',
-        'model.pts_bbox_head.heatmap_act.type=ClipSigmod'
-    ], ['model.pts_bbox_head.heatmap_act.type', "'ClipSigmod'",
-        "Did you mean 'ClipSigmoid'"]),
-])
-def test_missing_checkpoint_or_type(folder, run_tool, tool, args, words):
-    check_message(
-        run_tool(tool, 'small.py', *args, cwd=folder, expect=2), words)
+def fail(capfd, monkeypatch, cwd, tool, *args):
+    """Run a tool in this process; return what it printed."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr('sys.argv', [tool, *map(str, args)])
+    # mmengine's log handlers hold the streams of the tests before.
+    monkeypatch.setattr('logging.raiseExceptions', False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    assert end.value.code == 2
+    return capfd.readouterr().err
 
 
 def check_message(printed, words):
@@ -169,6 +149,76 @@ def check_message(printed, words):
         assert word in message
 
 
+@pytest.mark.parametrize('tool, args, words', [
+    ('train.py', ['configs/nothing.py'],
+     ["'configs/nothing.py' does not exist"]),
+    ('test.py', ['nothing.py', 'x.pth'], ["'nothing.py' does not exist"]),
+    ('test.py', [QUICKSTART, 'x.pth'],
+     ['data/synthetic_nuscenes/', 'test_dataloader.dataset.data_root']),
+])
+def test_missing_config_or_data(tmp_path, monkeypatch, capfd, tool, args,
+                                words):
+    monkeypatch.delenv('SIGPLUG_DATA_ROOT', raising=False)
+    check_message(fail(capfd, monkeypatch, tmp_path, tool, *args), words)
+
+
+@pytest.mark.parametrize('tool, args, words', [
+    ('test.py', ['x.pth'], ["checkpoint 'x.pth' does not exist"]),
+    ('train.py', ['--resume', 'x.pth'], ["'x.pth' does not exist"]),
+    ('train.py', ['--cfg-options', 'load_from=x.pth'],
+     ['load_from of the config', "'x.pth' does not exist"]),
+    ('train.py', ['--cfg-options', 'train_dataloader.dataset.ann_file=x.pkl'],
+     ['train_dataloader.dataset.ann_file', 'x.pkl']),
+    ('train.py', ['--launcher', 'pytorch'], ['tools/dist_train.sh']),
+])
+def test_missing_checkpoint_or_launcher(folder, monkeypatch, capfd, tool,
+                                        args, words):
+    check_message(
+        fail(capfd, monkeypatch, folder, tool, 'small.py', *args), words)
+
+
+def test_missing_data_gives_the_command_that_makes_it(tmp_path, monkeypatch,
+                                                      run_tool):
+    monkeypatch.delenv('SIGPLUG_DATA_ROOT', raising=False)
+    printed = run_tool('train.py', QUICKSTART, cwd=tmp_path, expect=2)
+    check_message(printed, [
+        "'data/synthetic_nuscenes/' (train_dataloader.dataset.data_root)",
+        'python tools/dataset_converters/create_synthetic_nuscenes.py --out '
+        'data/synthetic_nuscenes --seed 0'
+    ])
+
+
+def test_misspelt_type(folder, run_tool):
+    printed = run_tool(
+        'train.py', 'small.py', '--work-dir', 'typo', '--cfg-options',
+        'model.pts_bbox_head.heatmap_act.type=ClipSigmod', cwd=folder,
+        expect=2)
+    check_message(printed, [
+        "model.pts_bbox_head.heatmap_act.type = 'ClipSigmod' is not "
+        'registered', "Did you mean 'ClipSigmoid'"
+    ])
+
+
 @pytest.mark.parametrize('tool', ['train.py', 'test.py', 'quickstart.py'])
-def test_help(tmp_path, run_tool, tool):
-    assert 'usage:' in run_tool(tool, '--help', cwd=tmp_path)
+def test_help(monkeypatch, capsys, tool):
+    monkeypatch.setattr('sys.argv', [tool, '--help'])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    assert end.value.code == 0
+    assert 'usage:' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--out', 'x.json'], '--out must end with .pkl or .pickle'),
+    (['--cfg-options', 'a'], '--cfg-options takes KEY=VALUE'),
+])
+def test_wrong_arguments(tmp_path, monkeypatch, capfd, args, words):
+    assert words in fail(
+        capfd, monkeypatch, tmp_path, 'test.py', 'c.py', 'x.pth', *args)
+
+
+def test_show_needs_a_display(folder, uninterrupted, monkeypatch, capfd):
+    monkeypatch.delenv('DISPLAY', raising=False)
+    printed = fail(capfd, monkeypatch, folder, 'test.py', 'small.py',
+                   uninterrupted / 'epoch_1.pth', '--show')
+    check_message(printed, ['needs a display', 'visualize_bev.py small.py'])

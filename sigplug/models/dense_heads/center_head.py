@@ -32,8 +32,9 @@ class CenterHead(_CenterHead):
     - ``init_weights`` reaches the task heads, so that the ``init_bias`` of
       their heatmaps holds; upstream keeps them in a plain ``ModuleList``,
       which mmengine passes over, and training starts from scores of 0.5.
-    - A NaN in a target box takes its own term out of the loss; upstream
-      masks it too, but NaN times 0 is still NaN.
+    - A value of a target box that is not finite (a NaN velocity, the
+      logarithm of a zero height) takes its own term out of the loss; upstream
+      masks a NaN too, but NaN times 0 is still NaN.
 
     Decoding uses the plain sigmoid: the clip is there for the logarithm of
     the loss.
@@ -64,7 +65,10 @@ class CenterHead(_CenterHead):
                 'remove it, or choose a loss that takes probabilities')
         self.heatmap_act = nn.Identity() if takes_logits else (
             MODELS.build(heatmap_act or dict(type='ClipSigmoid')))
-        heads = self.task_heads[0].heads
+        # The logits are still needed after the loss.
+        if getattr(self.heatmap_act, 'inplace', False):
+            self.heatmap_act.inplace = False
+        heads = kwargs.get('common_heads', {})
         self.with_velocity = 'vel' in heads
         weights = (self.train_cfg or {}).get('code_weights')
         if weights is not None and len(weights) != self._code_size:
@@ -91,9 +95,9 @@ class CenterHead(_CenterHead):
         """Heatmap and box losses of each task.
 
         Args:
-            preds_dicts (tuple[list[dict]]): For each task a list with one
-                dict of predictions, shape ``(B, channels, H, W)``; left as
-                they are.
+            preds_dicts (tuple[list[dict]]): For each task a list whose first
+                entry is a dict of predictions, shape ``(B, channels, H, W)``;
+                left as they are.
             batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
                 ``labels_3d`` of each sample.
             *args: Ignored, as upstream does.
@@ -108,8 +112,8 @@ class CenterHead(_CenterHead):
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
-            for i, (preds, ) in enumerate(preds_dicts):
-                preds = {key: value.float() for key, value in preds.items()}
+            for i, levels in enumerate(preds_dicts):
+                preds = {key: pred.float() for key, pred in levels[0].items()}
                 losses[f'task{i}.loss_heatmap'] = self._heatmap_loss(
                     preds['heatmap'], heatmaps[i])
                 losses[f'task{i}.loss_bbox'] = self._box_loss(
@@ -130,12 +134,12 @@ class CenterHead(_CenterHead):
             keys.append('vel')
         pred = torch.cat([preds[key] for key in keys], dim=1)
         pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
-        known = mask.unsqueeze(2) * ~target.isnan()
+        known = mask.unsqueeze(2) * target.isfinite()
         weights = known * target.new_tensor(
             self.train_cfg.get('code_weights') or [1.0] * self._code_size)
         return self.loss_bbox(
             pred,
-            target.nan_to_num(),
+            target.where(target.isfinite(), target.new_zeros(())),
             weights,
             avg_factor=mask.float().sum() + 1e-4)
 

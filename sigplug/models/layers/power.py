@@ -12,7 +12,8 @@ class Power(nn.Module):
     A trained ``p`` is a parameter of shape ``(1, )`` or ``(channels, )``.
     The optimiser moves it freely; what is used is its projection onto
     ``p_range``, with the gradient passed through, so that a value that has
-    drifted out can come back. A fixed ``p`` is not part of the state_dict.
+    drifted out can come back. A fixed ``p`` is not part of the state_dict; one
+    that a checkpoint brings is taken over.
 
     Args:
         p (float | Sequence[float]): The (initial) power, above 0; a sequence
@@ -42,7 +43,8 @@ class Power(nn.Module):
             raise ValueError(
                 f'channels must be at least 1 or None, but got {channels}')
         size = channels or 1
-        values = [float(p)] if isinstance(p, (int, float)) else list(p)
+        values = [float(p)] if isinstance(p, (int, float)) else [
+            float(value) for value in p]
         if len(values) not in (1, size):
             raise ValueError(f'p must be one value or one for each of '
                              f'channels={channels}, but got {len(values)}')
@@ -57,28 +59,52 @@ class Power(nn.Module):
         self.register_buffer('_initial_p', initial, persistent=False)
         if p_trainable:
             self.p = nn.Parameter(initial.clone())
-        elif len(set(values)) == 1:
-            # A float selects the exact mean and the exact maximum.
-            self.p = values[0]
         else:
             self.register_buffer('p', initial.clone(), persistent=False)
+        self._shared_p = self._read_shared_p()
+
+    def _read_shared_p(self) -> float | None:
+        """A fixed ``p`` as a float, which selects the exact mean or maximum.
+
+        Read once, since reading it from a GPU waits for the device.
+        """
+        values = set(self.p.tolist())
+        return values.pop() if not self.p_trainable and len(
+            values) == 1 else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
+                              local_metadata: dict, strict: bool,
+                              missing_keys: list[str],
+                              unexpected_keys: list[str],
+                              error_msgs: list[str]) -> None:
+        """Load, and take over the ``p`` of a checkpoint that trained it."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+        key = f'{prefix}p'
+        if key in state_dict and not self.p_trainable:
+            with torch.no_grad():
+                self.p.copy_(state_dict[key])
+            self._shared_p = self._read_shared_p()
+            if key in unexpected_keys:
+                unexpected_keys.remove(key)
 
     def reset_parameters(self) -> None:
-        """Set a trained ``p`` back to its initial value."""
-        if self.p_trainable:
-            with torch.no_grad():
-                self.p.copy_(self._initial_p)
+        """Set ``p`` back to its initial value."""
+        with torch.no_grad():
+            self.p.copy_(self._initial_p)
+        self._shared_p = self._read_shared_p()
 
     def power(self) -> float | Tensor:
         """The ``p`` that is used: within ``p_range`` if it is trained."""
         if not self.p_trainable:
-            return self.p
+            return self.p if self._shared_p is None else self._shared_p
         # p - p.detach() is exactly 0: it adds a gradient and no value.
         used = self.p.detach().clamp(*self.p_range)
         return used + (self.p - self.p.detach())
 
     def extra_repr(self) -> str:
         """Arguments shown by ``print(module)``."""
-        p = self.p.tolist() if isinstance(self.p, Tensor) else self.p
+        p = [round(value, 4) for value in self.p.tolist()]
         trained = f', p_range={self.p_range}' if self.p_trainable else ''
         return f'p={p}, p_trainable={self.p_trainable}{trained}'

@@ -3,7 +3,8 @@ from sigplug.registry import register_unavailable
 
 try:
     from .gem_pillar_feature_net import GeMPillarFeatureNet
-except ImportError as error:
+# mmdet3d asserts the versions of what it stands on.
+except (ImportError, AssertionError) as error:
     GeMPillarFeatureNet = register_unavailable('GeMPillarFeatureNet', error)
 
 __all__ = ['GeMPillarFeatureNet']

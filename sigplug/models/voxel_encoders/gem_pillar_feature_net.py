@@ -49,7 +49,12 @@ class GeMPFNLayer(PFNLayer):
         """
         mask = get_paddings_indicator(num_voxels, inputs.shape[1])
         pillar = mask.nonzero()[:, 0]
-        x = F.relu(self.norm(self.linear(inputs[mask])))
+        x = self.linear(inputs[mask])
+        if self.training and len(x) == 1:
+            # A batch norm refuses to take statistics of a single point.
+            x = F.relu(self.norm(x.expand(2, -1)))[:1]
+        else:
+            x = F.relu(self.norm(x))
         pooled = segment_generalized_mean(
             x, pillar, len(inputs), self.gem.power(), eps=self.eps)
         if self.last_vfe:
@@ -103,6 +108,8 @@ class GeMPillarFeatureNet(PillarFeatureNet):
                 f"mode={kwargs['mode']!r} does not apply to "
                 'GeMPillarFeatureNet: p=1 is the mean and a fixed p=inf '
                 'the maximum')
+        if not eps > 0:
+            raise ValueError(f'eps must be above 0, but got {eps}')
         norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
         super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
         for i, layer in enumerate(self.pfn_layers):
