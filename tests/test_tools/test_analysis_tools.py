@@ -157,7 +157,7 @@ def test_training_samples_are_not_augmented(tool, cfg, synthetic_nuscenes):
     points = np.fromfile(info['lidar_path'], np.float32).reshape(-1, 5)
     drawn = dataset[2]['inputs']['points'].numpy()
     # Those of the key frame, not of earlier sweeps.
-    drawn = drawn[drawn[:, 4] == 0]
+    drawn = drawn[drawn[:, -1] == 0]
     assert 1000 < len(drawn) <= len(points)
     rows = set(map(tuple, points[:, :3]))
     assert all(tuple(row) in rows for row in drawn[:, :3])

@@ -214,7 +214,9 @@ def test_killed_run(tmp_path, number):
     out = tmp_path / 'out'
     process = subprocess.Popen(
         [sys.executable, TOOL, '--out', out, '--workers', '2'],
-        stderr=subprocess.PIPE, text=True)
+        stderr=subprocess.PIPE, text=True,
+        # A shell starts its background jobs with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_until(lambda: any(tmp_path.glob('.out*/samples/*/*.bin')))
     workers = children_of(process.pid)
     assert len(workers) == 2
