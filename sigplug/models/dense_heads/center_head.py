@@ -29,9 +29,9 @@ class CenterHead(_CenterHead):
     - Targets are computed for the whole batch without a loop per box.
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
-    - ``init_weights`` reaches the task heads, so that the ``init_bias`` of
-      their heatmaps holds; upstream keeps them in a plain ``ModuleList``,
-      which mmengine passes over, and training starts from scores of 0.5.
+    - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
+      keeps the task heads in a plain ``ModuleList``, which mmengine passes
+      over, and training starts from scores of 0.5.
     - A value of a target box that is not finite (a NaN velocity, the
       logarithm of a zero height) takes its own term out of the loss; upstream
       masks a NaN too, but NaN times 0 is still NaN.
@@ -84,10 +84,17 @@ class CenterHead(_CenterHead):
             BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE)
 
     def init_weights(self) -> None:
-        """Initialise the head and, other than upstream, its task heads."""
+        """Initialise the head, with the prior score of each heatmap.
+
+        Only the bias is set. The heads' own ``init_weights``, which upstream
+        never reaches, also draws their convolutions anew, from a
+        distribution so wide that the first losses are 20 times larger.
+        """
         super().init_weights()
         for task_head in self.task_heads:
-            task_head.init_weights()
+            # DCNSeparateHead calls its heatmap branch cls_head.
+            branch = getattr(task_head, 'heatmap', None) or task_head.cls_head
+            nn.init.constant_(branch[-1].bias, task_head.init_bias)
 
     def loss_by_feat(self, preds_dicts: tuple[list[dict]],
                      batch_gt_instances_3d: list[InstanceData], *args: Any,

@@ -494,3 +494,32 @@ def test_scores_are_the_plain_sigmoid():
             preds, [dict(box_type_3d=LiDARInstance3DBoxes)])[0]
     assert result.scores_3d.max().item() == pytest.approx(
         1 / (1 + math.exp(-6)), rel=1e-6)
+
+
+@pytest.mark.parametrize('separate', [
+    dict(type='SeparateHead', init_bias=-3.0, final_kernel=3),
+    dict(
+        type='DCNSeparateHead',
+        init_bias=-3.0,
+        dcn_config=dict(
+            type='DCN',
+            in_channels=8,
+            out_channels=8,
+            kernel_size=3,
+            padding=1,
+            groups=4)),
+])
+def test_init_weights_sets_the_prior_score_and_nothing_else(separate):
+    """Upstream's init_bias never takes effect: the scores start at 0.5."""
+    stock, ours = both(separate_head=separate)
+    stock.init_weights()
+    drawn = {k: v.clone() for k, v in ours.state_dict().items()}
+    ours.init_weights()
+    for task in ours.task_heads:
+        branch = getattr(task, 'heatmap', None) or task.cls_head
+        assert (branch[-1].bias == -3.0).all()
+    changed = {k for k, v in ours.state_dict().items() if (v != drawn[k]).any()}
+    biases = {k for k in changed if k.endswith('.bias')
+              and ('heatmap' in k or 'cls_head' in k)}
+    assert {k for k in changed if k.startswith('task_heads')} == biases
+    assert biases
