@@ -162,6 +162,18 @@ def test_tiny_values_do_not_vanish(p, value):
         generalized_mean(x, p, 1, eps=None), x[:, 0], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor(3.0)])
+def test_what_is_not_finite_stays_visible(p):
+    """A NaN or an infinity reaches its own set and no other."""
+    x = torch.tensor([[1., math.nan], [1., math.inf], [1., 3.]])
+    y = generalized_mean(x, p, 1)
+    ragged = segment_generalized_mean(
+        x.flatten(), torch.tensor([0, 0, 1, 1, 2, 2]), 3, p)
+    for result in (y, ragged):
+        assert result[0].isnan() and result[1] == math.inf
+        torch.testing.assert_close(result[2:], generalized_mean(x[2:], p, 1))
+
+
 @pytest.mark.parametrize('p', [3.0, 8.0, 20.0, 50.0])
 def test_dead_channels_have_finite_gradients(p):
     """All of a channel at the clamp; p then has no influence at all."""

@@ -68,7 +68,9 @@ class CenterHead(_CenterHead):
         # The logits are still needed after the loss.
         if getattr(self.heatmap_act, 'inplace', False):
             self.heatmap_act.inplace = False
-        heads = kwargs.get('common_heads', {})
+        # DCNSeparateHead keeps its regression branches one level down.
+        first = self.task_heads[0]
+        heads = getattr(first, 'task_head', first).heads
         self.with_velocity = 'vel' in heads
         weights = (self.train_cfg or {}).get('code_weights')
         if weights is not None and len(weights) != self._code_size:

@@ -160,6 +160,19 @@ def test_needs_no_train_cfg():
     assert head.with_velocity
 
 
+def test_positional_arguments(heads):
+    """The velocity of the fourth argument is not overlooked."""
+    cfg = config()
+    first = [cfg.pop(key) for key in (
+        'in_channels', 'tasks', 'bbox_coder', 'common_heads')]
+    head = CenterHead(*first, **cfg)
+    assert head.with_velocity
+    head.load_state_dict(heads[0].state_dict(), strict=True)
+    x, batch = features(), BATCHES['random']
+    compare_losses(head.loss_by_feat(head(x), batch),
+                   heads[0].loss_by_feat(heads[0](x), batch))
+
+
 @pytest.mark.parametrize('velocity, wrong', [(True, 8), (False, 10)])
 def test_wrong_code_weights(velocity, wrong):
     with pytest.raises(ValueError) as info:
@@ -518,7 +531,8 @@ def test_init_weights_sets_the_prior_score_and_nothing_else(separate):
     for task in ours.task_heads:
         branch = getattr(task, 'heatmap', None) or task.cls_head
         assert (branch[-1].bias == -3.0).all()
-    changed = {k for k, v in ours.state_dict().items() if (v != drawn[k]).any()}
+    changed = {
+        k for k, v in ours.state_dict().items() if (v != drawn[k]).any()}
     biases = {k for k in changed if k.endswith('.bias')
               and ('heatmap' in k or 'cls_head' in k)}
     assert {k for k in changed if k.startswith('task_heads')} == biases
