@@ -214,13 +214,16 @@ def test_killed_run(tmp_path, number):
     out = tmp_path / 'out'
     process = subprocess.Popen(
         [sys.executable, TOOL, '--out', out, '--workers', '2'],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A shell starts its background jobs with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_until(lambda: any(tmp_path.glob('.out*/samples/*/*.bin')))
     workers = children_of(process.pid)
     assert len(workers) == 2
-    process.send_signal(number)
+    if number == signal.SIGINT:  # Ctrl-C reaches the workers as well
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     message = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert 'Traceback' not in message

@@ -123,6 +123,14 @@ def test_visibility_of_hidden_and_free_objects():
     assert not (shadow & across).any()
 
 
+def test_ground_hides_what_is_under_it():
+    sunk = place(
+        solid(BOX, (8, -2, -1.5), (10, 2, -0.3), Material.CONCRETE))
+    result = scan(sunk, [0], 1)
+    assert result.alone[0] > 50 and result.seen[0] == 0
+    assert to_global(result.points[:, :3].astype(float))[:, 2].min() > -0.15
+
+
 def test_rays_are_counted_once_per_object():
     twice = place(wall(20.0, -1, 1), wall(21.0, -1, 1))
     one = scan(twice, [0, 0], 1)
