@@ -52,12 +52,15 @@ def gradients_of_one_rank(path):
     model, batch = make_case()
     settings = dict(cfg.model_wrapper_cfg)
     assert settings.pop('type') == 'MMDistributedDataParallel'
-    wrapped = MMDistributedDataParallel(module=model, **settings)
     rank = torch.distributed.get_rank()
     assert torch.distributed.get_world_size() == 2
+    wrapped = MMDistributedDataParallel(module=model, **settings)
     wrapped(batch[rank::2]).backward()
     torch.save({k: v.grad for k, v in model.named_parameters()},
                f'{path}.{rank}')
+    # First the wrapper: were it the last to hold the group, it would free it
+    # under the GIL, for which a thread of gloo may be waiting.
+    del wrapped
     torch.distributed.destroy_process_group()
 
 
@@ -75,7 +78,8 @@ def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
             '--nproc_per_node=2', f'--master_port={free_port()}', __file__,
             path
         ],
-        check=True)
+        check=True,
+        timeout=300)
     model, batch = make_case()
     model(batch).backward()
     first, second = torch.load(f'{path}.0'), torch.load(f'{path}.1')
@@ -93,7 +97,8 @@ def run_script(script, *args, cwd):
         env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True)
+        text=True,
+        timeout=300)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
