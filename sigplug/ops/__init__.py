@@ -6,11 +6,9 @@ Nothing of OpenMMLab is imported from here, so that
 from .clip_sigmoid import clip_sigmoid
 from .gaussian_focal_loss import gaussian_focal_loss_with_logits
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
-from .generalized_mean import (
-                               gem_pool,
-                               generalized_mean,
-                               segment_generalized_mean,
-)
+from .gem_pool import gem_pool
+from .generalized_mean import generalized_mean
+from .segment_generalized_mean import segment_generalized_mean
 
 __all__ = [
     'clip_sigmoid', 'gaussian_focal_loss_with_logits', 'gaussian_heatmap',

@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ._autograd import needs_closed_form, widen
+
 GRAD_MODES = ('zero', 'straight_through')
 
 # Significant bits and the exponent of the smallest subnormal, by dtype.
@@ -130,24 +132,64 @@ def clip_sigmoid(x: Tensor,
             return x.sigmoid_().clamp_(low, high)
         return x.copy_(x.float().sigmoid_().clamp_(low, high))
 
-    # A half type becomes float32; float32 and float64 stay as they are.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = torch.sigmoid(x.to(wide))
-    clipped = y.clamp(low, high)
+    if needs_closed_form(x):
+        return _ClipSigmoid.apply(x, low, high, grad)
+    return clip_sigmoid_forward(x, low, high, grad)
+
+
+def clip_sigmoid_forward(x: Tensor, low: float, high: float,
+                         grad: str) -> Tensor:
+    """The plain form, whose gradient autograd derives."""
+    x, dtype = widen(x), x.dtype
+    y = torch.sigmoid(x).clamp(low, high)
     if grad == 'straight_through':
-        clipped = clipped.detach() + _sigmoid_gradient(x.to(wide))
-    return clipped.to(x.dtype)
+        # Zeros with the gradient of the sigmoid, taken where it is small:
+        # y * (1 - y) vanishes once y rounds to 1.
+        tail = torch.sigmoid(torch.where(x > 0, -x, x))
+        tail = torch.where(x > 0, -tail, tail)
+        y = y.detach() + (tail - tail.detach())
+    return y.to(dtype)
 
 
-def _sigmoid_gradient(x: Tensor) -> Tensor:
-    """Zeros that carry the gradient of the sigmoid.
+def clip_sigmoid_backward(grad_y: Tensor, x: Tensor, low: float, high: float,
+                          grad: str) -> Tensor:
+    """The closed form of the gradient, ``grad_y * dy/dx``."""
+    x, dtype = widen(x), x.dtype
+    grad_y = grad_y.to(x.dtype)
+    if grad == 'straight_through':
+        tail = torch.sigmoid(-x.abs())
+        return torch.ops.aten.sigmoid_backward(grad_y, tail).to(dtype)
+    y = torch.sigmoid(x)
+    grad_x = torch.ops.aten.sigmoid_backward(grad_y, y)
+    inside = (y >= low) & (y <= high)
+    return torch.where(inside, grad_x, torch.zeros_like(grad_x)).to(dtype)
 
-    It is taken on the side where the sigmoid is small, since on the other
-    one ``y * (1 - y)`` vanishes as soon as ``y`` rounds to 1.
-    """
-    tail = torch.sigmoid(torch.where(x > 0, -x, x))
-    tail = torch.where(x > 0, -tail, tail)
-    return tail - tail.detach()
+
+class _ClipSigmoid(torch.autograd.Function):
+    """Saves the input alone, which in half precision is the smallest."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, low, high, grad):
+        return clip_sigmoid_forward(x, low, high, grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.arguments = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, = ctx.saved_tensors
+        grad_x = clip_sigmoid_backward(grad_y, x, *ctx.arguments)
+        return grad_x, None, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        x, = ctx.saved_tensors
+        return clip_sigmoid_backward(tangent, x, *ctx.arguments)
 
 
 def _may_overwrite(x: Tensor) -> bool:

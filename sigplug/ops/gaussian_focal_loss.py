@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clip_sigmoid import clip_sigmoid
+from ._autograd import needs_closed_form, widen
+from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -90,18 +91,12 @@ def gaussian_focal_loss_with_logits(
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
 
-    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    t = target.to(x.dtype)
-    if clip is None:
-        log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
-        q_alpha = torch.exp(alpha * log_q)
-        not_q_alpha = torch.exp(alpha * log_not_q)
+    arguments = (alpha, gamma, pos_weight, neg_weight, clip)
+    # The closed form knows no gradient of the target.
+    if needs_closed_form(logits) and not target.requires_grad:
+        loss = _GaussianFocalLoss.apply(logits, target, *arguments)
     else:
-        q = clip_sigmoid(x, clip, 1 - clip)
-        log_q, log_not_q = (q + LOG_EPS).log(), (1 - q + LOG_EPS).log()
-        q_alpha, not_q_alpha = q.pow(alpha), (1 - q).pow(alpha)
-    loss = -(pos_weight * not_q_alpha * log_q * t.eq(1) +
-             neg_weight * q_alpha * log_not_q * (1 - t).pow(gamma))
+        loss = gaussian_focal_loss_forward(logits, target, *arguments)
     if weight is not None:
         loss = loss * weight
     if reduction == 'none':
@@ -111,6 +106,101 @@ def gaussian_focal_loss_with_logits(
     if avg_factor is None:
         return loss.mean()
     return loss.sum() / (avg_factor + AVG_FACTOR_EPS)
+
+
+def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
+                                gamma: float, pos_weight: float,
+                                neg_weight: float,
+                                clip: float | None) -> Tensor:
+    """The plain form, whose gradient autograd derives: the loss per cell."""
+    x = widen(logits)
+    t = target.to(x.dtype)
+    if clip is None:
+        q, not_q = _sigmoids(x)
+        log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
+    else:
+        q = torch.sigmoid(x).clamp(*representable_bounds(
+            clip, 1 - clip, x.dtype))
+        not_q = 1 - q
+        log_q, log_not_q = (q + LOG_EPS).log(), (not_q + LOG_EPS).log()
+    return -(pos_weight * not_q.pow(alpha) * log_q * t.eq(1) +
+             neg_weight * q.pow(alpha) * log_not_q * (1 - t).pow(gamma))
+
+
+def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
+                                 target: Tensor, alpha: float, gamma: float,
+                                 pos_weight: float, neg_weight: float,
+                                 clip: float | None) -> Tensor:
+    r"""The closed form of the gradient with respect to the logits.
+
+    .. math::
+        \frac{d\ell}{dx} = w_+ [t = 1] (1 - q)^\alpha
+            (\alpha q \log q - (1 - q))
+            + w_- (1 - t)^\gamma q^\alpha
+            (q - \alpha (1 - q) \log(1 - q))
+
+    and 0 where ``clip`` holds :math:`q`. In either line both
+    terms have the same sign, so that nothing cancels.
+    """
+    x = widen(logits)
+    t = target.to(x.dtype)
+    grad_loss = grad_loss.to(x.dtype)
+    if clip is None:
+        q, not_q = _sigmoids(x)
+        log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
+        pos, neg = not_q, q
+    else:
+        low, high = representable_bounds(clip, 1 - clip, x.dtype)
+        q = torch.sigmoid(x)
+        inside = (q >= low) & (q <= high)
+        q = q.clamp(low, high)
+        not_q = 1 - q
+        log_q, log_not_q = (q + LOG_EPS).log(), (not_q + LOG_EPS).log()
+        # q (1 - q) times the derivatives of the two logarithms.
+        pos, neg = not_q * (q / (q + LOG_EPS)), q * (not_q / (not_q + LOG_EPS))
+    slope = (
+        pos_weight * not_q.pow(alpha) *
+        (alpha * q * log_q - pos) * t.eq(1) + neg_weight *
+        (1 - t).pow(gamma) * q.pow(alpha) * (neg - alpha * not_q * log_not_q))
+    if clip is not None:
+        slope = torch.where(inside, slope, torch.zeros_like(slope))
+    return (grad_loss * slope).to(logits.dtype)
+
+
+def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``sigmoid(x)`` and ``1 - sigmoid(x)``, both to full precision.
+
+    Kept above 0, where a power below 1 has an infinite slope.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    return torch.sigmoid(x).clamp(min=tiny), torch.sigmoid(-x).clamp(min=tiny)
+
+
+class _GaussianFocalLoss(torch.autograd.Function):
+    """Saves its two inputs and nothing else."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, target, *arguments):
+        return gaussian_focal_loss_forward(logits, target, *arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, target, *ctx.arguments = inputs
+        ctx.save_for_backward(logits, target)
+        ctx.save_for_forward(logits, target)
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        grad = gaussian_focal_loss_backward(grad_loss, *ctx.saved_tensors,
+                                            *ctx.arguments)
+        return grad, *[None] * (1 + len(ctx.arguments))
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return gaussian_focal_loss_backward(tangent, *ctx.saved_tensors,
+                                            *ctx.arguments)
 
 
 def check_focal_arguments(alpha: float, gamma: float, clip: float | None,

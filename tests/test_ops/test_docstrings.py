@@ -8,7 +8,9 @@ import torch
 
 @pytest.mark.parametrize('name, examples', [
     ('sigplug.ops.clip_sigmoid', 1),
-    ('sigplug.ops.generalized_mean', 3),
+    ('sigplug.ops.gem_pool', 1),
+    ('sigplug.ops.generalized_mean', 1),
+    ('sigplug.ops.segment_generalized_mean', 1),
     ('sigplug.models.layers.clip_sigmoid', 1),
     ('sigplug.models.layers.gem', 1),
     ('sigplug.models.necks.gem_neck', 1),

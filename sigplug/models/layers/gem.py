@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sigplug.ops import gem_pool
-from sigplug.ops.generalized_mean import IntOrTuple
+from sigplug.ops.gem_pool import IntOrTuple
 from sigplug.registry import register_everywhere
 
 from .power import Power

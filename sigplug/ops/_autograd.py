@@ -1,0 +1,21 @@
+"""When a closed-form backward takes the place of autograd's own."""
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """A half type becomes float32; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def needs_closed_form(*inputs: object) -> bool:
+    """Whether a reverse-mode gradient is recorded, outside of a compiler.
+
+    Compilers and exporters trace the plain form instead: they derive and
+    fuse its backward themselves, and cannot look into every
+    ``torch.autograd.Function``.
+    """
+    return (torch.is_grad_enabled()
+            and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing())

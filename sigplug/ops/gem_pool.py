@@ -1,0 +1,121 @@
+"""Generalised-mean pooling over windows."""
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .generalized_mean import check_power
+from .power_mean import Dims, Power, Windows, check_input, power_mean
+
+IntOrTuple = int | Sequence[int | None] | None
+
+
+def gem_pool(x: Tensor,
+             p: Power = 3.0,
+             kernel_size: IntOrTuple = None,
+             stride: IntOrTuple = None,
+             padding: int | Sequence[int] = 0,
+             *,
+             eps: float | None = 1e-6) -> Tensor:
+    r"""Generalised-mean pooling over 1-d, 2-d or 3-d windows.
+
+    .. math::
+        y = \mathrm{avgpool}(\max(x, \epsilon)^p)^{1/p}
+
+    with the windows of ``torch.nn.functional.avg_pool*d``: ``p = 1`` equals
+    it on positive inputs and ``p = inf`` equals ``max_pool*d``. Padded cells
+    hold 0 after the power and count in the mean, as in ``avg_pool*d``.
+
+    Args:
+        x (Tensor): Input of shape ``(N, C, L)``, ``(N, C, H, W)`` or
+            ``(N, C, D, H, W)``, or an unbatched image ``(C, H, W)``. A 3-d
+            input is read as ``(N, C, L)`` if ``kernel_size`` is ``None`` or
+            has one entry, and as ``(C, H, W)`` otherwise.
+        p (float | Tensor): The power, above 0; a tensor of one element, or of
+            shape ``(C, )`` with a value per channel. Defaults to 3.0.
+        kernel_size (int | Sequence[int | None] | None): Window size. ``None``
+            is the full extent, also for a single entry: ``(1, None)`` pools
+            each row of an image. Defaults to None.
+        stride (int | Sequence[int | None] | None): Step of the windows.
+            Defaults to ``kernel_size``.
+        padding (int | Sequence[int]): Zeros added on both sides, at most half
+            the window. Defaults to 0.
+        eps (float, optional): Lower clamp of the input; ``None`` does not
+            clamp. Defaults to 1e-6.
+
+    Returns:
+        Tensor: The pooled windows, in the dtype of ``x``; the pooled dims
+        stay, with size 1 where a window takes in the full extent.
+
+    Raises:
+        TypeError: ``x`` is not a floating point tensor.
+        ValueError: ``x`` has another number of dims, or a window, a stride,
+            a padding, ``p`` or ``eps`` is out of its range.
+
+    Examples:
+        >>> x = torch.ones(10, 3, 4, 4)
+        >>> gem_pool(x, p=1.0, kernel_size=(4, 4)).shape
+        torch.Size([10, 3, 1, 1])
+    """
+    check_input(x, eps)
+    spatial = _num_spatial_dims(x, kernel_size)
+    extent = x.shape[-spatial:]
+    kernel = _window('kernel_size', kernel_size, spatial, extent)
+    step = _window('stride', stride, spatial, kernel)
+    pad = _window('padding', padding, spatial, (0, ) * spatial, minimum=0)
+    for k, size, margin in zip(kernel, extent, pad):
+        if 2 * margin > k:
+            raise ValueError('padding must be at most half of kernel_size, '
+                             f'but got padding={pad}, kernel_size={kernel}')
+        if k > size + 2 * margin:
+            raise ValueError(f'kernel_size {kernel} must fit into the padded '
+                             f'input, but x has the shape {tuple(x.shape)} '
+                             f'and padding={pad}')
+    channel_dim = x.dim() - spatial - 1
+    p = check_power(p, x, tuple(range(channel_dim + 1, x.dim())))
+    if kernel == tuple(extent) and not any(pad):
+        sets = Dims(tuple(range(channel_dim + 1, x.dim())))
+        return power_mean(x, p, sets, None, eps).to(x.dtype)
+    if isinstance(p, Tensor):
+        # The windows become trailing dims.
+        p = p.reshape(p.shape + (1, ) * spatial)
+    window_dims = tuple(range(x.dim(), x.dim() + spatial))
+    sets = Windows(window_dims, kernel, step, pad)
+    y = power_mean(x, p, sets, None, eps)
+    return y.squeeze(window_dims).to(x.dtype)
+
+
+def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
+    if isinstance(kernel_size, (tuple, list)):
+        spatial = len(kernel_size)
+        if 1 <= spatial <= 3 and x.dim() in (spatial + 1, spatial + 2):
+            if x.dim() == spatial + 2 or spatial == 2:
+                return spatial
+        raise ValueError(f'kernel_size {tuple(kernel_size)} has {spatial} '
+                         'entries, which does not fit x of shape '
+                         f'{tuple(x.shape)}')
+    if x.dim() == 3:
+        return 1 if kernel_size is None else 2
+    if x.dim() in (4, 5):
+        return x.dim() - 2
+    raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
+                     f'three more), but got the shape {tuple(x.shape)}')
+
+
+def _window(name: str,
+            value: IntOrTuple,
+            spatial: int,
+            default: Sequence[int],
+            minimum: int = 1) -> tuple[int, ...]:
+    """One int for each spatial dim, with ``default`` in place of None."""
+    entries = tuple(value) if isinstance(
+        value, (tuple, list)) else (value, ) * spatial
+    if len(entries) != spatial:
+        raise ValueError(f'{name} must be one value or {spatial} values, but '
+                         f'got {value}')
+    entries = tuple(d if entry is None else entry
+                    for entry, d in zip(entries, default))
+    if not all(isinstance(entry, int) and entry >= minimum
+               for entry in entries):
+        raise ValueError(f'{name} must consist of integers of at least '
+                         f'{minimum}, but got {value}')
+    return entries

@@ -1,0 +1,342 @@
+r"""The power mean of sets, behind all forms of generalised-mean pooling.
+
+.. math::
+    y = \Big(\frac{1}{N} \sum_i c_i^p\Big)^{1/p}
+      = m \Big(\frac{1}{N} \sum_i (c_i / m)^p\Big)^{1/p}, \qquad
+    c_i = \max(x_i, \epsilon), \quad m = \max_i c_i
+
+is computed in the second form: every ratio is at most 1, so that no power
+overflows, and one of them is 1, so that the mean does not vanish. With
+:math:`u_i = c_i / y` the derivatives are
+
+.. math::
+    \frac{\partial y}{\partial x_i} = \frac{u_i^{p-1}}{N} [x_i \ge \epsilon],
+    \qquad
+    \frac{\partial y}{\partial p} = \frac{y}{p N} \sum_i u_i^p \ln u_i
+
+which cannot overflow for :math:`p \ge 1`, as :math:`u_i^p \le N`. At
+:math:`c_i = 0`, which needs ``eps=None``, the first one is taken as 0 for
+every :math:`p \ne 1`.
+"""
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._autograd import needs_closed_form, widen
+
+Power = float | Tensor
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sets along some dims, which stay with size 1.
+
+    The members of the sets are given by a mask, or by None if all are.
+    """
+
+    dims: tuple[int, ...]
+
+    def arrange(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The elements as the other methods take them; 0 adds nothing."""
+        return x if mask is None else torch.where(mask, x, x.new_zeros(()))
+
+    def put_back(self, g: Tensor, mask: Tensor | None,
+                 shape: torch.Size) -> Tensor:
+        """The adjoint of ``arrange``, for an input of this shape."""
+        return self.arrange(g, mask)
+
+    def sum(self, c: Tensor, mask: Tensor | None) -> Tensor:
+        """Sum over each set, in float64.
+
+        In float32, small elements would be lost beside a large one.
+        """
+        return c.sum(self.dims, keepdim=True, dtype=torch.float64)
+
+    def count(self, c: Tensor, mask: Tensor | None) -> int | Tensor:
+        """Number of elements of each set, at least 1."""
+        if mask is None:
+            return math.prod([c.shape[d] for d in self.dims])
+        return mask.sum(self.dims, keepdim=True).clamp(min=1).to(c.dtype)
+
+    def max(self, c: Tensor, mask: Tensor | None) -> Tensor:
+        """Maximum of each set of non-negative elements."""
+        return c.amax(self.dims, keepdim=True)
+
+    def spread(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """A value per set, such that it broadcasts against the elements."""
+        return y
+
+
+@dataclass(frozen=True)
+class Windows(Dims):
+    """Sliding windows over the last dims; ``dims`` are those they add."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    def arrange(self, x: Tensor, _: None) -> Tensor:
+        """Shape ``(..., *windows, *kernel)``; padded cells are 0."""
+        x = F.pad(x, self._sides(self.padding))
+        first = x.dim() - len(self.kernel)
+        for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
+            x = x.unfold(first + i, size, step)
+        return x
+
+    def put_back(self, g: Tensor, _: None, shape: torch.Size) -> Tensor:
+        """Add up what the windows hold of each element."""
+        first = len(shape) - len(self.kernel)
+        for i in reversed(range(len(self.kernel))):
+            sizes = list(g.shape[:-1])
+            sizes[first + i] = shape[first + i] + 2 * self.padding[i]
+            g = torch.ops.aten.unfold_backward(
+                g, sizes, first + i, self.kernel[i], self.stride[i])
+        return F.pad(g, self._sides(-margin for margin in self.padding))
+
+    @staticmethod
+    def _sides(margins) -> list[int]:
+        """The argument of ``F.pad``: both sides, from the last dim on."""
+        return [side for m in reversed(tuple(margins)) for side in (m, m)]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Ragged sets: the rows that share an index.
+
+    The methods are those of :class:`Dims`.
+    """
+
+    num: int
+
+    def arrange(self, x: Tensor, index: Tensor) -> Tensor:
+        """The elements as they are."""
+        return x
+
+    def put_back(self, g: Tensor, index: Tensor,
+                 shape: torch.Size) -> Tensor:
+        """The elements as they are."""
+        return g
+
+    def sum(self, c: Tensor, index: Tensor) -> Tensor:
+        """Sum over each segment, in float64."""
+        c = c.double()
+        return c.new_zeros(self.num, *c.shape[1:]).index_add(0, index, c)
+
+    def count(self, c: Tensor, index: Tensor) -> Tensor:
+        """Number of rows of each segment, at least 1."""
+        ones = c.new_ones(len(index))
+        count = c.new_zeros(self.num).index_add(0, index, ones).clamp(min=1)
+        return count.view(-1, *[1] * (c.dim() - 1))
+
+    def max(self, c: Tensor, index: Tensor) -> Tensor:
+        """Maximum of each segment, 0 if it is empty."""
+        rows = index.view(-1, *[1] * (c.dim() - 1)).expand_as(c)
+        return c.new_zeros(self.num, *c.shape[1:]).scatter_reduce(
+            0, rows, c, 'amax')
+
+    def spread(self, y: Tensor, index: Tensor) -> Tensor:
+        """The value of its segment for each row."""
+        return y.index_select(0, index)
+
+
+def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
+               members: Tensor | None, eps: float | None) -> Tensor:
+    """Power mean of each set, in float32 for half types.
+
+    Args:
+        x (Tensor): Floating point input.
+        p (float | Tensor): The power; a tensor broadcasts against the
+            result.
+        sets (Dims | Windows | Segments): What is pooled together.
+        members (Tensor, optional): The mask of ``Dims``, the index of
+            ``Segments``.
+        eps (float, optional): Lower clamp of the input.
+
+    Returns:
+        Tensor: One value per set.
+    """
+    if needs_closed_form(x, p):
+        return _PowerMean.apply(x, p, sets, members, eps)
+    return power_mean_forward(x, p, sets, members, eps)
+
+
+def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
+                       members: Tensor | None, eps: float | None) -> Tensor:
+    """The plain form, whose gradient autograd derives."""
+    c = sets.arrange(_clamp(x, eps), members)
+    if _is_float(p, math.inf):
+        return sets.max(c, members)
+    count = sets.count(c, members)
+    if _is_float(p, 1.0):
+        mean = sets.sum(c, members) / count
+        if c.dtype == torch.float64:
+            # The sum may overflow where the mean does not.
+            parts = c / sets.spread(count, members)
+            mean = torch.where(mean.isinf(), sets.sum(parts, members), mean)
+        return mean.to(c.dtype)
+
+    finite = _replace_inf(p)
+    # The maximum cancels out of the formula: it needs no gradient.
+    largest = sets.max(c.detach(), members)
+    scale = _divisor(largest)
+    # A power may have an infinite slope at 0: stay away from it.
+    base = torch.where(c == 0, c.new_ones(()),
+                       c / sets.spread(scale, members))
+    power = torch.where(c == 0, c.new_zeros(()), base.pow(finite))
+    mean = sets.sum(power, members) / count
+    # So does the root: a set of zeros gives 0, with a gradient of 0.
+    mean = torch.where(largest == 0, mean.new_ones(()), mean)
+    # In float64, as ln(mean) multiplies the rounding error of 1 / p.
+    root = mean.pow(1 / _double(finite))
+    y = (scale.double() * root).to(c.dtype)
+    y = torch.where(largest == 0, largest, y)
+    if finite is not p:
+        y = torch.where(p.isinf(), sets.max(c, members), y)
+    return y
+
+
+def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
+                      members: Tensor | None, eps: float | None,
+                      y: Tensor) -> tuple[Tensor, Tensor | None]:
+    r"""The closed form of the derivatives.
+
+    Returns:
+        tuple[Tensor, Tensor | None]: :math:`\partial y / \partial c`, for
+        each arranged element, and :math:`\partial y / \partial p`, for each
+        set, if ``p`` requires a gradient.
+    """
+    c = sets.arrange(_clamp(x, eps), members)
+    if _is_float(p, math.inf):
+        return _slope_of_max(c, sets, members, y), None
+    count = sets.count(c, members)
+    weight = sets.spread(1 / torch.as_tensor(
+        count, dtype=c.dtype, device=c.device), members)
+    if _is_float(p, 1.0):
+        return weight * torch.ones_like(c), None
+
+    finite = _replace_inf(p)
+    u = c / sets.spread(_divisor(y), members)
+    u = torch.where(c == 0, c.new_ones(()), u)
+    power = torch.where(c == 0, c.new_zeros(()), u.pow(finite - 1))
+    by_element, by_power = power * weight, None
+    if isinstance(p, Tensor) and p.requires_grad:
+        total = sets.sum(power * u * u.log(), members)
+        by_power = y / p * (total / count).to(y.dtype)
+    if finite is not p:
+        by_element = torch.where(
+            p.isinf(), _slope_of_max(c, sets, members, y), by_element)
+    return by_element, by_power
+
+
+class _PowerMean(torch.autograd.Function):
+    """Saves the input and tensors of the size of the result."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, p, sets, members, eps):
+        return power_mean_forward(x, p, sets, members, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, p, ctx.sets, members, ctx.eps = inputs
+        ctx.float_p = None if isinstance(p, Tensor) else p
+        tensors = x, None if ctx.float_p else p, members, output
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def _read(ctx):
+        x, p, members, y = ctx.saved_tensors
+        p = ctx.float_p or p
+        by_element, by_power = power_mean_slopes(x, p, ctx.sets, members,
+                                                 ctx.eps, y)
+        return x, p, members, by_element, by_power
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, p, members, by_element, by_power = _PowerMean._read(ctx)
+        grad_x = grad_p = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.sets.put_back(
+                ctx.sets.spread(grad_y, members) * by_element, members,
+                x.shape)
+            grad_x = _where_kept(x, grad_x, ctx.eps).to(x.dtype)
+        if by_power is not None:
+            grad_p = (grad_y * by_power).sum_to_size(p.shape)
+        return grad_x, grad_p, None, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent_x, tangent_p, *_):
+        x, _, members, by_element, by_power = _PowerMean._read(ctx)
+        tangent = 0
+        if tangent_x is not None:
+            kept = _where_kept(x, tangent_x.to(by_element.dtype), ctx.eps)
+            tangent = ctx.sets.sum(
+                ctx.sets.arrange(kept, members) * by_element,
+                members).to(by_element.dtype)
+        if tangent_p is not None:
+            tangent = tangent + tangent_p * by_power
+        return tangent
+
+
+def _slope_of_max(c: Tensor, sets: Dims | Windows | Segments,
+                  members: Tensor | None, y: Tensor) -> Tensor:
+    """All elements that attain the maximum share its gradient."""
+    attained = (c == sets.spread(y, members)).to(c.dtype)
+    ties = sets.sum(attained, members).clamp(min=1).to(c.dtype)
+    return attained / sets.spread(ties, members)
+
+
+def _is_float(p: Power, value: float) -> bool:
+    return not isinstance(p, Tensor) and p == value
+
+
+def _replace_inf(p: Power) -> Power:
+    """1 in the places where a tensor that is not trained is ``inf``."""
+    if not isinstance(p, Tensor) or p.requires_grad:
+        return p
+    return torch.where(p.isinf(), torch.ones_like(p), p)
+
+
+def _double(p: Power) -> Power:
+    return p.double() if isinstance(p, Tensor) else p
+
+
+def _clamp(x: Tensor, eps: float | None) -> Tensor:
+    x = widen(x)
+    return x if eps is None else x.clamp(min=eps)
+
+
+def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
+    """``g`` where the clamp lets the input pass."""
+    return g if eps is None else torch.where(x >= eps, g, g.new_zeros(()))
+
+
+def _divisor(y: Tensor) -> Tensor:
+    """``y`` where it can be divided by, being neither 0 nor infinite."""
+    y = y.clamp(max=torch.finfo(y.dtype).max)
+    return torch.where(y == 0, y.new_ones(()), y)
+
+
+def check_input(x: Tensor, eps: float | None) -> None:
+    """Raise an error unless ``x`` and ``eps`` can be pooled."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f'x must be a floating point tensor, but got {got}: '
+                        'convert it, e.g. x.float()')
+    if eps is not None and not 0.0 < eps < math.inf:
+        raise ValueError('eps must be above 0 and finite, or None for inputs '
+                         f'that are not negative, but got {eps}')
+
+
+def check_float_power(p: float) -> float:
+    """A power that is not a tensor."""
+    if not isinstance(p, Real) or not p > 0:
+        raise ValueError('p must be a number above 0 (inf gives the maximum) '
+                         f'or a tensor of such numbers, but got {p!r}')
+    return float(p)

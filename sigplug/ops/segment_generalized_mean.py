@@ -1,0 +1,102 @@
+"""Generalised mean of ragged sets."""
+import torch
+from torch import Tensor
+
+from .power_mean import (
+    Power,
+    Segments,
+    check_float_power,
+    check_input,
+    power_mean,
+)
+
+
+def segment_generalized_mean(x: Tensor,
+                             index: Tensor,
+                             num_segments: int,
+                             p: Power = 3.0,
+                             *,
+                             eps: float | None = 1e-6) -> Tensor:
+    r"""Generalised mean of ragged sets, such as the points of a pillar.
+
+    .. math::
+        y_s = \Big(\frac{1}{N_s} \sum_{i: \mathrm{index}_i = s}
+            \max(x_i, \epsilon)^p\Big)^{1/p}
+
+    Args:
+        x (Tensor): One row per element, shape ``(M, ...)``.
+        index (Tensor): Integer segment of each row, in
+            ``[0, num_segments)``, in any order, shape ``(M, )``.
+        num_segments (int): Number of segments ``S``.
+        p (float | Tensor): The power, above 0; a tensor of one element, or
+            one that broadcasts against a row of ``x``. Defaults to 3.0.
+        eps (float, optional): Lower clamp of the input; ``None`` does not
+            clamp. Defaults to 1e-6.
+
+    Returns:
+        Tensor: Shape ``(S, ...)``, in the dtype of ``x``; an empty segment
+        gives 0.
+
+    Raises:
+        TypeError: ``x`` is not a floating point tensor or ``index`` is not an
+            integer one.
+        ValueError: ``index``, ``num_segments``, ``p`` or ``eps`` is not as
+            described.
+
+    Examples:
+        >>> x = torch.tensor([[1.], [3.], [5.]])
+        >>> segment_generalized_mean(x, torch.tensor([0, 0, 2]), 3, p=1.0)
+        tensor([[2.],
+                [0.],
+                [5.]])
+    """
+    check_input(x, eps)
+    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8,
+                           torch.int8):
+        raise TypeError('index must be an integer tensor, but got '
+                        f'{index.dtype}')
+    if x.dim() < 1 or index.shape != x.shape[:1]:
+        raise ValueError('index must hold one segment for each row of x, but '
+                         f'got index of shape {tuple(index.shape)} and x of '
+                         f'shape {tuple(x.shape)}')
+    if num_segments < 0:
+        raise ValueError(
+            f'num_segments must be at least 0, but got {num_segments}')
+    p = _check_row_power(p, x)
+    index = index.long()
+    _check_index(index, num_segments)
+    y = power_mean(x, p, Segments(num_segments), index, eps)
+    return y.to(x.dtype)
+
+
+def _check_index(index: Tensor, num_segments: int) -> None:
+    # On a GPU the comparison would wait for the device, whose own kernels
+    # check the range.
+    if (index.device.type != 'cpu' or index.numel() == 0
+            or torch.compiler.is_compiling()):
+        return
+    try:
+        low, high = index.min().item(), index.max().item()
+    except RuntimeError:  # Fake tensors and vmap have no values to look at.
+        return
+    if low < 0 or high >= num_segments:
+        raise ValueError(
+            f'index must lie in [0, num_segments={num_segments}), but has '
+            f'values from {low} to {high}')
+
+
+def _check_row_power(p: Power, x: Tensor) -> Power:
+    """A float, or a tensor that broadcasts against one row of ``x``."""
+    if not isinstance(p, Tensor):
+        return check_float_power(p)
+    p = p.to(torch.promote_types(x.dtype, torch.float32))
+    if p.numel() == 1:
+        return p.reshape(())
+    try:
+        fits = torch.broadcast_shapes(p.shape, x.shape[1:]) == x.shape[1:]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
+                         f'against a row of x, of shape {tuple(x.shape[1:])}')
+    return p
