@@ -44,6 +44,10 @@ class Dims:
         """The elements as the other methods take them; 0 adds nothing."""
         return x if mask is None else torch.where(mask, x, x.new_zeros(()))
 
+    def adds_zeros(self, mask: Tensor | None) -> bool:
+        """Whether ``arrange`` puts zeros among the elements."""
+        return mask is not None
+
     def put_back(self, g: Tensor, mask: Tensor | None,
                  shape: torch.Size) -> Tensor:
         """The adjoint of ``arrange``, for an input of this shape."""
@@ -87,6 +91,10 @@ class Windows(Dims):
             x = x.unfold(first + i, size, step)
         return x
 
+    def adds_zeros(self, _: None) -> bool:
+        """Whether there is padding."""
+        return any(self.padding)
+
     def put_back(self, g: Tensor, _: None, shape: torch.Size) -> Tensor:
         """Add up what the windows hold of each element."""
         first = len(shape) - len(self.kernel)
@@ -115,6 +123,10 @@ class Segments:
     def arrange(self, x: Tensor, index: Tensor) -> Tensor:
         """The elements as they are."""
         return x
+
+    def adds_zeros(self, index: Tensor) -> bool:
+        """Nothing is added."""
+        return False
 
     def put_back(self, g: Tensor, index: Tensor,
                  shape: torch.Size) -> Tensor:
@@ -184,9 +196,9 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     largest = sets.max(c.detach(), members)
     scale = _divisor(largest)
     # A power may have an infinite slope at 0: stay away from it.
-    base = torch.where(c == 0, c.new_ones(()),
-                       c / sets.spread(scale, members))
-    power = torch.where(c == 0, c.new_zeros(()), base.pow(finite))
+    zero = _zeros(c, sets, members, eps)
+    base = _replace(c / sets.spread(scale, members), zero, 1.0)
+    power = _replace(base.pow(finite), zero, 0.0)
     mean = sets.sum(power, members) / count
     # So does the root: a set of zeros gives 0, with a gradient of 0.
     mean = torch.where(largest == 0, mean.new_ones(()), mean)
@@ -219,9 +231,9 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
         return weight * torch.ones_like(c), None
 
     finite = _replace_inf(p)
-    u = c / sets.spread(_divisor(y), members)
-    u = torch.where(c == 0, c.new_ones(()), u)
-    power = torch.where(c == 0, c.new_zeros(()), u.pow(finite - 1))
+    zero = _zeros(c, sets, members, eps)
+    u = _replace(c / sets.spread(_divisor(y), members), zero, 1.0)
+    power = _replace(u.pow(finite - 1), zero, 0.0)
     by_element, by_power = power * weight, None
     if isinstance(p, Tensor) and p.requires_grad:
         total = sets.sum(power * u * u.log(), members)
@@ -315,6 +327,19 @@ def _clamp(x: Tensor, eps: float | None) -> Tensor:
 def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
     """``g`` where the clamp lets the input pass."""
     return g if eps is None else torch.where(x >= eps, g, g.new_zeros(()))
+
+
+def _zeros(c: Tensor, sets: Dims | Windows | Segments, members: Tensor | None,
+           eps: float | None) -> Tensor | None:
+    """Where elements are 0; None if the clamp keeps all of them above."""
+    clamped = eps is not None and eps >= torch.finfo(c.dtype).tiny
+    return None if clamped and not sets.adds_zeros(members) else c == 0
+
+
+def _replace(c: Tensor, where: Tensor | None, value: float) -> Tensor:
+    if where is None:
+        return c
+    return torch.where(where, c.new_full((), value), c)
 
 
 def _divisor(y: Tensor) -> Tensor:
