@@ -116,15 +116,16 @@ def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
     x = widen(logits)
     t = target.to(x.dtype)
     if clip is None:
-        q, not_q = _sigmoids(x)
+        # Not 1 - q, which would lose its digits.
+        q, not_q = torch.sigmoid(x), torch.sigmoid(-x)
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     else:
         q = torch.sigmoid(x).clamp(*representable_bounds(
             clip, 1 - clip, x.dtype))
         not_q = 1 - q
         log_q, log_not_q = (q + LOG_EPS).log(), (not_q + LOG_EPS).log()
-    return -(pos_weight * not_q.pow(alpha) * log_q * t.eq(1) +
-             neg_weight * q.pow(alpha) * log_not_q * (1 - t).pow(gamma))
+    return -(pos_weight * _power(not_q, alpha) * log_q * t.eq(1) +
+             neg_weight * _power(q, alpha) * log_not_q * (1 - t).pow(gamma))
 
 
 def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
@@ -146,7 +147,7 @@ def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
     t = target.to(x.dtype)
     grad_loss = grad_loss.to(x.dtype)
     if clip is None:
-        q, not_q = _sigmoids(x)
+        q, not_q = torch.sigmoid(x), torch.sigmoid(-x)
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
         pos, neg = not_q, q
     else:
@@ -159,21 +160,17 @@ def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
         # q (1 - q) times the derivatives of the two logarithms.
         pos, neg = not_q * (q / (q + LOG_EPS)), q * (not_q / (not_q + LOG_EPS))
     slope = (
-        pos_weight * not_q.pow(alpha) *
-        (alpha * q * log_q - pos) * t.eq(1) + neg_weight *
-        (1 - t).pow(gamma) * q.pow(alpha) * (neg - alpha * not_q * log_not_q))
+        pos_weight * _power(not_q, alpha) * (alpha * q * log_q - pos) *
+        t.eq(1) + neg_weight * _power(q, alpha) *
+        (neg - alpha * not_q * log_not_q) * (1 - t).pow(gamma))
     if clip is not None:
         slope = torch.where(inside, slope, torch.zeros_like(slope))
     return (grad_loss * slope).to(logits.dtype)
 
 
-def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``sigmoid(x)`` and ``1 - sigmoid(x)``, both to full precision.
-
-    Kept above 0, where a power below 1 has an infinite slope.
-    """
-    tiny = torch.finfo(x.dtype).tiny
-    return torch.sigmoid(x).clamp(min=tiny), torch.sigmoid(-x).clamp(min=tiny)
+def _power(q: Tensor, exponent: float) -> Tensor:
+    """A power of a probability, away from 0, where its slope is infinite."""
+    return q.clamp(min=torch.finfo(q.dtype).tiny).pow(exponent)
 
 
 class _GaussianFocalLoss(torch.autograd.Function):
