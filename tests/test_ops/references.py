@@ -277,15 +277,27 @@ def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
     # From p = 1 on, the bound that the project states. Below, the root
     # multiplies the error of the mean, and the rounding of 1/p the mean's
     # logarithm.
-    y_allowed = 4 * ulp(y, out) if p >= 1 else (
-        4 * ulp(y, out) + u * y * (4 - 2 * log_mean) / p)
+    y_allowed = 4 * ulp(y, out)
+    # A ratio below the smallest normal number has few bits, or none.
+    lost = np.where(ratio < smallest_normal(out), ulp(ratio, out), 0)
+    if p < 1:
+        power_lost = ((ratio + lost)**p - np.maximum(ratio - lost, 0)**p)
+        y_allowed += u * y * (4 - 2 * log_mean) / p + (
+            y * power_lost.sum() / power.sum() / p)
     # The power multiplies the roundings of its base, and its logarithm those
-    # of the exponent; the mean and its root come on top, as for y. What
-    # underflows in the power is lost.
+    # of the exponent; the mean and its root come on top, as for y. The closed
+    # form divides by y, of which a subnormal holds few bits. What underflows
+    # in the power is lost.
     slope_error = u * (8 + 4 * p + 4 / p + 4 * (p + 1) * np.minimum(
         np.abs(log), 800 / p) + 2 * np.abs(log_mean) / p)
-    with np.errstate(invalid='ignore'):
-        slope_allowed = slope * slope_error + smallest_normal(out)
+    if y < smallest_normal(out):
+        slope_error = slope_error + np.expm1(
+            abs(p - 1) * np.log1p(ulp(y, out) / y))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        slope_lost = np.abs((ratio + lost)**(p - 1) - np.maximum(
+            ratio - lost, 0)**(p - 1)) * mean**(1 / p - 1) / count
+        slope_allowed = np.where(lost > 0, slope_lost, 0)
+        slope_allowed += slope * slope_error + smallest_normal(out)
     # r: weights that are off by p roundings, over logarithms that are off by
     # one; log_mean: the same weights.
     by_p_allowed = 4 * u * y / p * (

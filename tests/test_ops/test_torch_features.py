@@ -102,12 +102,9 @@ def test_without_gradient(name):
     case = CASES[name]
     inputs, constants = case.tensors()
     y, _ = value_and_grads(case.function, inputs, constants)
-    with torch.no_grad():
-        assert case.function(
-            *[x.clone() for x in inputs], *constants).equal(y)
-    with torch.inference_mode():
-        assert case.function(
-            *[x.clone() for x in inputs], *constants).equal(y)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert case.function(*inputs, *constants).equal(y)
 
 
 # --- torch.func -----------------------------------------------------------
@@ -212,27 +209,26 @@ def test_compile(name, dynamo):
     assert_close(value_and_grads(compiled, inputs, constants),
                  value_and_grads(case.function, inputs, constants))
     with torch.no_grad():
-        assert_close(compiled(*map(torch.clone, inputs), *constants),
-                     case.function(*map(torch.clone, inputs), *constants))
+        assert_close(compiled(*inputs, *constants),
+                     case.function(*inputs, *constants))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
-def test_compile_with_inductor(dtype, dynamo):
+def test_compile_with_inductor(dynamo):
     """One graph of all operations, since each build takes seconds."""
 
     def function(x, z, p, t, i):
-        y = clip_sigmoid(x, grad='straight_through')
-        loss = gaussian_focal_loss_with_logits(x, t).float()
-        return torch.cat([
-            y.flatten().float(), loss.view(1),
-            generalized_mean(z, p).flatten().float(),
-            gem_pool(z, p, 2).flatten().float(),
-            segment_generalized_mean(z[0, 0], i, 3).flatten().float()])
+        return torch.cat([y.flatten() for y in (
+            clip_sigmoid(x, grad='straight_through'),
+            gaussian_focal_loss_with_logits(x, t),
+            generalized_mean(z, p),
+            gem_pool(z, p, 2),
+            segment_generalized_mean(z[0, 0], i, 3))])
 
-    (x, ), (t, ) = CASES['focal'].tensors(dtype)
-    (z, p), _ = CASES['generalized_mean channels'].tensors(dtype)
-    i = torch.tensor([2, 0, 2, 0])
+    (x, ), (t, ) = CASES['focal'].tensors()
+    (z, p), _ = CASES['generalized_mean channels'].tensors()
+    i = torch.tensor([2, 0])
     compiled = torch.compile(function, fullgraph=True)
     assert_close(value_and_grads(compiled, [x, z, p], [t, i]),
                  value_and_grads(function, [x, z, p], [t, i]))
@@ -244,9 +240,7 @@ def test_export(name):
     inputs, constants = case.tensors()
     tensors = (*inputs, *constants)
     program = torch.export.export(Wrapper(case.function), tensors)
-    # Clones, because an exported function may write where it is asked to.
-    expected = case.function(*map(torch.clone, tensors))
-    assert_close(program.module()(*map(torch.clone, tensors)), expected)
+    assert_close(program.module()(*tensors), case.function(*tensors))
 
 
 @every_module

@@ -85,7 +85,7 @@ def inputs(kind, n, dtype):
         'one huge, many tiny': lambda: one_huge_many_tiny(n, 1e3, 1e-3),
         'one huge, many zeros': lambda: one_huge_many_tiny(n, 1e3, 0.0),
         'all equal': lambda: torch.full((n, ), 1.1, dtype=torch.float64),
-        'two values': lambda: 0.7 + 0.6 * (uniform() > 0.5),
+        'two values': lambda: 0.7 + 0.6 * (uniform() > 0.5).double(),
         'near overflow': lambda: info.max * (1 - 0.4 * uniform()),
         'all the largest': lambda: torch.full(
             (n, ), info.max, dtype=torch.float64),
