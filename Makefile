@@ -1,7 +1,9 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of the
-# environment, ARGS='...' goes to the program that the target runs.
+# environment, ARGS='...' goes to the program that the target runs, EXAMPLES=1000
+# and SECONDS=0 are how many random examples `make fuzz` draws for each of its
+# properties, and for how long it starts over.
 
-.PHONY: help env quickstart test lint clean
+.PHONY: help env quickstart test fuzz lint clean
 
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(or $(shell for p in python3.11 python3.12 python3.10 python3; do \
@@ -25,6 +27,13 @@ quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 
 test: env  ## run the tests
 	.venv/bin/python -m pytest $(ARGS)
+
+fuzz: export EXAMPLES ?= 1000
+fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
+	@end=$$(($$(date +%s) + $(or $(SECONDS),0))); while :; do \
+	.venv/bin/python -m pytest --hypothesis-profile=fuzz \
+	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
+	|| exit; [ $$(date +%s) -lt $$end ] || break; done
 
 lint: env  ## check the style
 	.venv/bin/python -m ruff check $(ARGS)

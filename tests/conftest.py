@@ -1,10 +1,12 @@
 """Fixtures that several test files use."""
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
@@ -24,6 +26,18 @@ train_dataloader = dict(
 default_hooks = dict(
     logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
 """
+
+# `make test` draws the same few examples each time, so that only a change can
+# make it fail; `make fuzz` draws new ones, and keeps those that fail in
+# .hypothesis.
+COMMON = dict(
+    deadline=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    'test', max_examples=30, derandomize=True, **COMMON)
+settings.register_profile(
+    'fuzz', max_examples=int(os.environ.get('EXAMPLES', 1000)), **COMMON)
+settings.load_profile('test')
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,362 @@
+"""Random arguments against the formulas: finite, inside, and exact.
+
+``make fuzz`` runs these tests with many more examples than ``make test``.
+"""
+import math
+
+import numpy as np
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sigplug.models import (
+    ClipSigmoid,
+    GaussianFocalLossWithLogits,
+    GeM,
+    GeMNeck,
+)
+from sigplug.ops import (
+    clip_sigmoid,
+    gaussian_focal_loss_with_logits,
+    gem_pool,
+    generalized_mean,
+    segment_generalized_mean,
+)
+
+from . import references, strategies
+from .references import LD, assert_within, exact
+
+
+def run(function, x, p=None, upstream=1.0):
+    """Output, and the gradients with respect to ``x`` and a tensor ``p``."""
+    inputs = [v.detach().requires_grad_() for v in (x, p)
+              if isinstance(v, torch.Tensor)]
+    y = function(*inputs)
+    grads = torch.autograd.grad(
+        y, inputs, torch.full_like(y, upstream))
+    for value, grad in zip(inputs, grads):
+        assert grad.shape == value.shape and grad.dtype == value.dtype
+    return (y.detach(), *grads)
+
+
+# --- clip_sigmoid ---------------------------------------------------------
+
+
+def check_clip_sigmoid(function, x, low, high, grad):
+    y, dx = run(function, x)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    # Strictly inside, and so is what the loss takes the logarithm of.
+    assert (y > 0).all() and (y < 1).all() and (1 - y > 0).all()
+    lo, hi = references.bounds(low, high, x.dtype)
+    assert ((exact(y) >= lo) & (exact(y) <= hi)).all()
+    assert dx.isfinite().all()
+    value, slope = references.clip_sigmoid(x, low, high, grad)
+    assert_within(y, *value)
+    assert_within(dx, *slope)
+
+
+@given(st.data())
+def test_clip_sigmoid(data):
+    dtype = data.draw(strategies.DTYPES)
+    low, high = data.draw(strategies.clip_bounds())
+    grad = data.draw(st.sampled_from(('zero', 'straight_through')))
+    x = data.draw(strategies.tensors(
+        data.draw(strategies.shapes()), dtype,
+        strategies.logits(dtype, (low, high), infinite=True)))
+    check_clip_sigmoid(
+        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad)
+
+
+@given(st.data())
+def test_clip_sigmoid_module(data):
+    dtype = data.draw(strategies.DTYPES)
+    eps = data.draw(st.sampled_from((1e-4, 1e-3, 1e-2)) | st.floats(
+        1e-15, 0.3))
+    grad = data.draw(st.sampled_from(('zero', 'straight_through')))
+    inplace = data.draw(st.booleans())
+    x = data.draw(strategies.tensors(
+        data.draw(strategies.shapes()), dtype,
+        strategies.logits(dtype, (eps, 1 - eps))))
+    act = ClipSigmoid(eps=eps, grad=grad, inplace=inplace)
+    before = x.clone()
+    check_clip_sigmoid(act, x, eps, 1 - eps, grad)
+    assert x.equal(before)
+    # Without autograd: the same bits, also where x is overwritten.
+    assert act(x).equal(clip_sigmoid(before, eps, 1 - eps))
+
+
+# --- gaussian_focal_loss_with_logits --------------------------------------
+
+
+def draw_focal(data, clip):
+    dtype = data.draw(strategies.DTYPES)
+    shape = data.draw(strategies.shapes())
+    bounds = () if clip is None else (clip, 1 - clip)
+    x = data.draw(strategies.tensors(
+        shape, dtype, strategies.logits(dtype, bounds)))
+    t = data.draw(strategies.tensors(
+        shape, data.draw(st.sampled_from((dtype, torch.float32))),
+        strategies.targets(torch.float32)))
+    settings = dict(
+        alpha=data.draw(strategies.exponents()),
+        gamma=data.draw(strategies.exponents()),
+        pos_weight=data.draw(st.sampled_from((1.0, 0.0, 0.25, 3.0))),
+        neg_weight=data.draw(st.sampled_from((1.0, 0.0, 0.25, 3.0))),
+        clip=clip)
+    return x, t, settings
+
+
+def check_focal_loss(x, t, settings):
+    loss, dx = run(
+        lambda x: gaussian_focal_loss_with_logits(
+            x, t, reduction='none', **settings), x)
+    assert loss.shape == x.shape and loss.dtype == references.wide(x.dtype)
+    assert dx.isfinite().all()
+    value, slope = references.focal_loss(x, t, **settings)
+    assert_within(loss, *value)
+    assert_within(dx, *slope)
+    assert (loss >= 0).all()
+
+
+@given(st.data())
+def test_focal_loss(data):
+    check_focal_loss(*draw_focal(data, None))
+
+
+@given(st.data())
+def test_focal_loss_clipped(data):
+    clip = data.draw(st.sampled_from((1e-4, 1e-2, 0.3)) | st.floats(
+        1e-9, 0.49))
+    check_focal_loss(*draw_focal(data, clip))
+
+
+@given(st.data())
+def test_focal_loss_module(data):
+    """Weights, the reductions and ``loss_weight``."""
+    x, t, settings = draw_focal(
+        data, data.draw(st.sampled_from((None, 1e-4, 1e-2))))
+    # A sum of the largest floats may truly overflow.
+    x = x.clamp(-1e4, 1e4)
+    weight = data.draw(st.none() | strategies.tensors(
+        x.shape, torch.float32, st.floats(0, 4)))
+    reduction = data.draw(st.sampled_from(('none', 'mean', 'sum')))
+    override = data.draw(st.sampled_from((None, 'none', 'mean', 'sum')))
+    used = override or reduction
+    avg_factor = None if used == 'sum' else data.draw(
+        st.sampled_from((None, 1.0, 7.0, 0.5)))
+    scale = data.draw(st.sampled_from((1.0, 0.25, 3.0)))
+    # The mean of nothing is NaN.
+    assume(used != 'mean' or avg_factor is not None or x.numel())
+    module = GaussianFocalLossWithLogits(
+        reduction=reduction, loss_weight=scale, **settings)
+    loss, dx = run(
+        lambda x: module(x, t, weight, avg_factor, override), x)
+
+    factor = scale * (1 if weight is None else exact(weight))
+    if used == 'mean':
+        factor = factor / (
+            x.numel() if avg_factor is None else LD(avg_factor) +
+            LD(torch.finfo(torch.float32).eps))
+    value, slope = references.focal_loss(x, t, **settings)
+    # The factors, and a sum that is rounded relative to its terms.
+    u = references.rounding(x.dtype)
+    value, slope = (
+        (factor * v, factor * allowed + (8 + x.numel()) * u * np.abs(
+            factor * v) + references.smallest_normal(torch.float32))
+        for v, allowed in (value, slope))
+    if used != 'none':
+        value = tuple(np.sum(v) for v in value)
+    assert loss.dtype == references.wide(x.dtype) and loss.isfinite().all()
+    assert dx.isfinite().all()
+    assert_within(loss, *map(np.asarray, value))
+    # Factors come after the gradient has been rounded, or before.
+    assert_within(dx, slope[0], slope[1] + references.ulp(slope[0], x.dtype))
+
+
+# --- the generalised mean -------------------------------------------------
+
+
+def check_pooled(function, x, p, sets, eps, upstream):
+    trained = isinstance(p, torch.Tensor)
+    y, dx, *dp = run(function, x, p, upstream)
+    assert tuple(y.shape) == sets.shape and y.dtype == x.dtype
+    expected = references.pooled(x, p, sets, eps, upstream)
+    assert_within(y, expected.y, expected.y_allowed)
+    assert_within(dx, expected.dx, expected.dx_allowed)
+    if trained:
+        assert_within(dp[0], expected.dp, expected.dp_allowed)
+    finite = y.isfinite().all()
+    # Below p = 1 the slope itself may be infinite.
+    if not trained and p >= 1 or trained and (p >= 1).all():
+        assert finite and dx.isfinite().all()
+
+
+def draw_features(data, eps, min_dims, max_dims, min_side=0):
+    dtype = data.draw(strategies.DTYPES)
+    shape = data.draw(strategies.shapes(min_dims, max_dims, min_side))
+    return data.draw(strategies.tensors(
+        shape, dtype, strategies.features(dtype, eps)))
+
+
+def draw_dims(data, x):
+    """Pooled dims, none of them empty."""
+    pooled = data.draw(st.lists(
+        st.integers(0, x.dim() - 1), min_size=1, unique=True))
+    assume(all(x.shape[d] for d in pooled))
+    return tuple(sorted(pooled))
+
+
+def check_generalized_mean(data, x, p, p_places, dims, eps, mask=None):
+    sets = references.dense_sets(
+        x.shape, dims, None if mask is None else mask.numpy(), p_places)
+    # A name for the same dims.
+    dim = tuple(d - data.draw(st.sampled_from((0, x.dim()))) for d in dims)
+
+    def function(x, p=p):
+        return generalized_mean(x, p, dim, eps=eps, mask=mask)
+
+    check_pooled(function, x, p, sets, eps, data.draw(
+        strategies.upstreams()))
+
+
+@given(st.data())
+def test_generalized_mean(data):
+    eps = data.draw(strategies.EPSILONS)
+    x = draw_features(data, eps, 1, 4)
+    dims = draw_dims(data, x)
+    p = data.draw(strategies.powers())
+    check_generalized_mean(data, x, p, None, dims, eps)
+
+
+@given(st.data())
+def test_generalized_mean_of_trained_powers(data):
+    """One shared, or one per channel: dim 1, else the last one."""
+    eps = data.draw(strategies.EPSILONS)
+    x = draw_features(data, eps, 3, 4)
+    dims = draw_dims(data, x)
+    channel = 1 if 1 not in dims else x.dim() - 1
+    size, p_places = x.shape[channel], None
+    if channel not in dims and size > 1 and data.draw(st.booleans()):
+        p = data.draw(strategies.tensor_powers(size, x.dtype))
+        p_places = np.arange(size).reshape(
+            [size if d == channel else 1
+             for d in range(x.dim()) if d not in dims])
+    else:
+        p = data.draw(strategies.tensor_powers(1, x.dtype))
+    check_generalized_mean(data, x, p, p_places, dims, eps)
+
+
+@given(st.data())
+def test_generalized_mean_below_one(data):
+    """Where nothing is zero, and so every slope finite."""
+    eps = data.draw(st.sampled_from((1e-6, 1e-3, 2.0)))
+    x = draw_features(data, eps, 1, 3)
+    dims = draw_dims(data, x)
+    if data.draw(st.booleans()):
+        p = data.draw(strategies.powers(0.05, infinite=False))
+    else:
+        p = data.draw(strategies.tensor_powers(1, x.dtype, lowest=0.05))
+    check_generalized_mean(data, x, p, None, dims, eps)
+
+
+@given(st.data())
+def test_masked_generalized_mean(data):
+    eps = data.draw(strategies.EPSILONS)
+    x = draw_features(data, eps, 1, 3)
+    dims = draw_dims(data, x)
+    mask = torch.from_numpy(data.draw(strategies.masks(tuple(x.shape))))
+    p = data.draw(strategies.powers() | strategies.tensor_powers(1, x.dtype))
+    check_generalized_mean(data, x, p, None, dims, eps, mask)
+    # Excluded elements have no part in anything, whatever they are.
+    changed = x.masked_fill(~mask, math.nan)
+    got, dx, *dp = run(
+        lambda x, p=p: generalized_mean(x, p, dims, eps=eps, mask=mask),
+        changed, p)
+    expected = run(
+        lambda x, p=p: generalized_mean(x, p, dims, eps=eps, mask=mask), x, p)
+    for value, other in zip((got, dx, *dp), expected):
+        assert value.equal(other)
+    assert (dx[~mask] == 0).all()
+
+
+@given(st.data())
+def test_gem_pool(data):
+    spatial = data.draw(st.integers(1, 3))
+    eps = data.draw(strategies.EPSILONS)
+    x = draw_features(data, eps, spatial + 2, spatial + 2)
+    extent = x.shape[2:]
+    assume(all(extent))
+    kernel = tuple(data.draw(st.integers(1, size)) for size in extent)
+    stride = tuple(data.draw(st.integers(1, 3)) for _ in kernel)
+    padding = tuple(data.draw(st.integers(0, size // 2)) for size in kernel)
+    per_channel = x.shape[1] > 1 and data.draw(st.booleans())
+    p = data.draw(strategies.tensor_powers(x.shape[1], x.dtype)) if (
+        per_channel) else data.draw(
+            strategies.powers() | strategies.tensor_powers(1, x.dtype))
+    sets = references.window_sets(
+        x.shape, kernel, stride, padding, per_channel)
+    check_pooled(
+        lambda x, p=p: gem_pool(x, p, kernel, stride, padding, eps=eps),
+        x, p, sets, eps, data.draw(strategies.upstreams()))
+
+
+@given(st.data())
+def test_segment_generalized_mean(data):
+    eps = data.draw(strategies.EPSILONS)
+    x = draw_features(data, eps, 1, 3)
+    num_segments = data.draw(st.integers(1 if len(x) else 0, 4))
+    index = np.array(data.draw(st.lists(
+        st.integers(0, max(num_segments - 1, 0)), min_size=len(x),
+        max_size=len(x))), dtype=np.int64)
+    columns = math.prod(x.shape[1:])
+    per_column = columns > 1 and data.draw(st.booleans())
+    if per_column:
+        p = data.draw(strategies.tensor_powers(columns, x.dtype)).view(
+            x.shape[1:])
+    else:
+        p = data.draw(
+            strategies.powers() | strategies.tensor_powers(1, x.dtype))
+    sets = references.segment_sets(x.shape, index, num_segments, per_column)
+    kind = data.draw(st.sampled_from((torch.int64, torch.int32)))
+    index = torch.from_numpy(index).to(kind)
+    check_pooled(
+        lambda x, p=p: segment_generalized_mean(
+            x, index, num_segments, p, eps=eps),
+        x, p, sets, eps, data.draw(strategies.upstreams()))
+
+
+@given(st.data())
+def test_gem_modules(data):
+    """The layer and the neck, trained and fixed, also cast to half."""
+    clamp = data.draw(st.booleans())
+    eps = data.draw(st.sampled_from((1e-6, 1e-3)))
+    x = draw_features(data, eps if clamp else None, 3, 5)
+    assume(all(x.shape[2:]))
+    trained = data.draw(st.booleans())
+    channels = x.shape[1] if x.shape[1] and data.draw(
+        st.booleans()) else None
+    p = data.draw(st.lists(
+        strategies.powers(infinite=False).map(lambda p: min(p, 50.0)),
+        min_size=channels or 1, max_size=channels or 1))
+    kind = data.draw(st.sampled_from((GeM, GeMNeck)))
+    module = kind(
+        p=p, eps=eps, clamp=clamp, p_trainable=trained, channels=channels)
+    if data.draw(st.booleans()):
+        module = module.to(x.dtype)
+    size = tuple(x.shape[2:])
+    sets = references.window_sets(
+        x.shape, size, size, (0, ) * len(size), channels is not None)
+    if kind is GeMNeck:
+        sets.shape = sets.shape[:2]
+
+    # A fixed power is what it was, unless it was cast to half.
+    held = module.p.detach() if trained or channels else float(module.p)
+    y, dx = run(module, x)
+    expected = references.pooled(
+        x, held, sets, eps if clamp else None, 1.0)
+    assert y.dtype == x.dtype
+    assert_within(y, expected.y, expected.y_allowed)
+    assert_within(dx, expected.dx, expected.dx_allowed)
+    if trained:
+        module(x).backward(torch.ones_like(y))
+        assert_within(module.p.grad, expected.dp, expected.dp_allowed)

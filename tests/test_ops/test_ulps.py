@@ -1,0 +1,160 @@
+"""Errors in units of the last place (ulp) of the output."""
+import numpy as np
+import pytest
+import torch
+
+from sigplug.ops import (
+    clip_sigmoid,
+    gem_pool,
+    generalized_mean,
+    segment_generalized_mean,
+)
+
+from .references import LD, bounds, exact, sigmoid, steps
+
+HALF = (torch.float16, torch.bfloat16)
+POWERS = (1.0, 1.0001, 1.5, 2.0, 3.0, 6.5, 20.0, 50.0, 100.0)
+
+
+# --- clip_sigmoid ---------------------------------------------------------
+
+
+def every_half(dtype):
+    """All bit patterns that are numbers, infinities included."""
+    x = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
+    return x[~x.isnan()]
+
+
+def clip_sigmoid_ulps(x, low, high):
+    lo, hi = bounds(low, high, x.dtype)
+    return steps(clip_sigmoid(x, low, high),
+                 np.clip(sigmoid(exact(x)), lo, hi)).max()
+
+
+@pytest.mark.parametrize('low, high', [
+    (1e-4, 1 - 1e-4), (0.011, 0.7), (1e-37, 1 - 2**-53)])
+@pytest.mark.parametrize('dtype', HALF)
+def test_clip_sigmoid_on_every_half(dtype, low, high):
+    """One ulp: computed in float32 and rounded once."""
+    assert clip_sigmoid_ulps(every_half(dtype), low, high) <= 1
+
+
+@pytest.mark.parametrize('low, high', [
+    (1e-4, 1 - 1e-4), (0.011, 0.7), (1e-37, 1 - 2**-53)])
+def test_clip_sigmoid_on_a_sweep_of_float32(low, high):
+    """Of bit patterns, of ordinary logits, and around the bounds."""
+    edge = torch.log(torch.tensor([low, 1 - high]).double())
+    patterns = torch.arange(-2**31, 2**31, 8191).to(torch.int32).view(
+        torch.float32)
+    x = torch.cat([
+        patterns[~patterns.isnan()],
+        torch.linspace(-105, 105, 400001),
+        *(torch.linspace(e - 1e-3, e + 1e-3, 20001)
+          for e in (*edge.tolist(), *(-edge).tolist()))])
+    assert clip_sigmoid_ulps(x, low, high) <= 2
+
+
+def test_clip_sigmoid_on_a_sweep_of_float64():
+    x = torch.cat([torch.linspace(-40, 40, 100001), torch.tensor(
+        [-1e300, -745.2, -709.8, 709.8, 1e300])]).double()
+    assert clip_sigmoid_ulps(x, 1e-4, 1 - 1e-4) <= 2
+    assert clip_sigmoid_ulps(x, 1e-300, 1 - 2**-53) <= 2
+
+
+# --- the generalised mean -------------------------------------------------
+
+
+def one_huge_many_tiny(n, largest, tiny):
+    x = torch.full((n, ), tiny, dtype=torch.float64)
+    x[n // 2] = largest
+    return x
+
+
+def inputs(kind, n, dtype):
+    """Sets of ``n`` values, computed in float64 and rounded."""
+    generator = torch.Generator().manual_seed(n)
+    info = torch.finfo(dtype)
+
+    def uniform():
+        return torch.rand(n, generator=generator, dtype=torch.float64)
+
+    x = {
+        'uniform': lambda: uniform() * 10,
+        # A mean far below the maximum: the root has most to undo.
+        'many orders': lambda: torch.exp(8 * (uniform() - 1)) * 100,
+        'one huge, many tiny': lambda: one_huge_many_tiny(n, 1e3, 1e-3),
+        'one huge, many zeros': lambda: one_huge_many_tiny(n, 1e3, 0.0),
+        'all equal': lambda: torch.full((n, ), 1.1, dtype=torch.float64),
+        'two values': lambda: 0.7 + 0.6 * (uniform() > 0.5).double(),
+        'near overflow': lambda: info.max * (1 - 0.4 * uniform()),
+        'all the largest': lambda: torch.full(
+            (n, ), info.max, dtype=torch.float64),
+        'subnormals': lambda: info.smallest_normal * uniform(),
+        'the smallest': lambda: info.smallest_normal * info.eps * (
+            1 + (uniform() > 0.5).double()),
+    }[kind]()
+    return x.clamp(max=info.max).to(dtype)
+
+
+KINDS = ('uniform', 'many orders', 'one huge, many tiny',
+         'one huge, many zeros', 'all equal', 'two values', 'near overflow',
+         'all the largest', 'subnormals', 'the smallest')
+
+
+def expected_mean(x, p):
+    c, p = exact(x), LD(float(p))
+    return c.max() * np.mean((c / c.max())**p)**(1 / p)
+
+
+def pooled_ulps(y, x, p):
+    return steps(y, np.asarray(expected_mean(x, p))).max()
+
+
+@pytest.mark.parametrize('p', POWERS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_generalized_mean(kind, p):
+    """Four ulp, by a number as well as by a tensor."""
+    for dtype in (torch.float32, torch.float64):
+        for n in (1, 2, 7, 64, 1000, 30000):
+            x = inputs(kind, n, dtype)
+            for power in (p, torch.tensor(p)):
+                y = generalized_mean(x, power, 0, eps=None)
+                assert pooled_ulps(y, x, power) <= 4, (dtype, n, power)
+
+
+@pytest.mark.parametrize('p', [1.0001, 3.0, 100.0])
+@pytest.mark.parametrize('kind', [
+    'uniform', 'one huge, many zeros', 'all equal'])
+def test_generalized_mean_of_a_million(kind, p):
+    x = inputs(kind, 10**6, torch.float32)
+    y = generalized_mean(x, p, 0, eps=None)
+    assert pooled_ulps(y, x, p) <= 4
+
+
+@pytest.mark.parametrize('p', POWERS)
+@pytest.mark.parametrize('dtype', HALF)
+def test_generalized_mean_of_halves(dtype, p):
+    """One ulp: computed in float32 and rounded once."""
+    for kind in KINDS:
+        for n in (1, 2, 7, 64, 3000):
+            x = inputs(kind, n, dtype)
+            y = generalized_mean(x, p, 0, eps=None)
+            assert y.dtype == dtype
+            assert pooled_ulps(y, x, p) <= 1, (kind, n)
+
+
+@pytest.mark.parametrize('p', POWERS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_other_forms(kind, p):
+    """The same sets as windows, and as segments in mixed order."""
+    n = 1024
+    x = torch.stack([inputs(kind, n, torch.float32),
+                     inputs(kind, n, torch.float32).flip(0)])
+    pooled = gem_pool(x.view(1, 2, n), p, eps=None).view(2)
+    windows = gem_pool(x.view(1, 1, 2 * n), p, (n, ), eps=None).view(2)
+    index = torch.arange(2 * n) % 2
+    ragged = segment_generalized_mean(
+        x.t().reshape(-1), index, 2, p, eps=None)
+    for row in range(2):
+        for y in (pooled, windows, ragged):
+            assert pooled_ulps(y[row], x[row], p) <= 4
