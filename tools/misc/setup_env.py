@@ -363,11 +363,11 @@ class Setup:
                 return
             aside = VENV.with_name(time.strftime('.venv.%Y%m%d-%H%M%S'))
             VENV.rename(aside)
+            say(f'.venv is built afresh: {reason}')
             if self.state:  # nobody else's
                 shutil.rmtree(aside, ignore_errors=True)
             else:
-                reason += f'; the old one is now {aside.name}'
-            say(f'.venv is built afresh: {reason}')
+                say(f'the old one is now {aside.name}')
         VENV.mkdir()
         label = 'virtual environment'
         self.state = dict(self.wanted, busy=label, done=[], installed=None)
