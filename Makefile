@@ -6,10 +6,10 @@
 .PHONY: help env quickstart test fuzz lint clean
 
 ifeq ($(origin PYTHON),undefined)
-PYTHON := $(or $(shell for p in python3.11 python3.12 python3.10 python3; do \
+# The environment's own first: one that was made with another Python stays.
+PYTHON := $(or $(shell for p in $(if $(wildcard .venv/setup-env.json), \
+	.venv/bin/python) python3.11 python3.12 python3.10 python3; do \
 	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done),python3)
-# An environment that was made with another Python stays.
-KEEP := --keep-python
 endif
 # Packages of other installations (ROS, for one) must not mix with .venv.
 unexport PYTHONPATH PYTHONHOME
@@ -20,7 +20,7 @@ help:  ## list the targets
 env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 	@command -v $(PYTHON) >/dev/null || { echo 'env: no $(PYTHON): install' \
 	'Python 3.10, 3.11 or 3.12, or name one: make env PYTHON=...' >&2; exit 1; }
-	@$(PYTHON) tools/misc/setup_env.py $(KEEP)
+	@$(PYTHON) tools/misc/setup_env.py
 
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 	.venv/bin/python tools/quickstart.py $(ARGS)

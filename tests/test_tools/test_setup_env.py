@@ -3,54 +3,34 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import stat
 import subprocess
 import sys
-import threading
+import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'tools' / 'misc' / 'setup_env.py'
+SCRIPT = 'tools/misc/setup_env.py'
 PYTHON = '{}.{}'.format(*sys.version_info[:2])
 FACTS = dict(
     torch='2.13.0+cpu', python='cpython-311-x86_64-linux-gnu',
-    platform='linux-x86_64', libc='glibc-2.36', gpus=['9.0'])
+    platform='linux-x86_64', libc='glibc-2.36', cuda=[])
+WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
 
 needs_make = pytest.mark.skipif(not shutil.which('make'), reason='no make')
 needs_compiler = pytest.mark.skipif(
-    not shutil.which('c++'), reason='no C++ compiler')
-
-
-@pytest.fixture(scope='module')
-def setup_env():
-    spec = importlib.util.spec_from_file_location('setup_env', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def cache(setup_env, tmp_path):
-    return setup_env.WheelCache(tmp_path / 'cache')
-
-
-@pytest.fixture
-def wheel(tmp_path):
-    path = tmp_path / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
-    path.write_bytes(os.urandom(5000))
-    return path
+    not shutil.which('c++')
+    or not Path(sysconfig.get_path('include'), 'Python.h').exists(),
+    reason='no C++ compiler or no Python headers')
 
 
 @pytest.fixture
 def repo(tmp_path):
     """A repository with only what the script reads."""
     root = tmp_path / 'repo'
-    for name in ('setup.py', 'sigplug/version.py', 'tools/misc/setup_env.py',
-                 'Makefile'):
+    for name in ('setup.py', 'sigplug/version.py', SCRIPT, 'Makefile'):
         target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
@@ -58,747 +38,460 @@ def repo(tmp_path):
     return root
 
 
+@pytest.fixture
+def setup_env(repo, tmp_path, monkeypatch):
+    """The script of ``repo``, whose ``.venv`` holds no more than its logs."""
+    monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path / 'cache'))
+    (repo / '.venv').mkdir()
+    spec = importlib.util.spec_from_file_location('setup_env', repo / SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in (*module.BUILD_VARIABLES, 'FORCE_CUDA', 'MAX_JOBS'):
+        monkeypatch.delenv(name, raising=False)
+    return module
+
+
 def write_script(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
+    path.write_text(f'#!/bin/sh\n{text}')
+    path.chmod(0o755)
 
 
-def make_complete(setup_env, root):
+def make_complete(setup_env, **changes):
     """Fake the result of a finished set-up."""
-    venv = root / '.venv'
-    write_script(venv / 'bin' / 'python', '#!/bin/sh\n')
-    site = venv / 'lib' / f'python{PYTHON}' / 'site-packages'
+    write_script(setup_env.PYTHON, '')
+    site = setup_env.VENV / 'lib' / f'python{PYTHON}' / 'site-packages'
     (site / 'numpy-1.26.4.dist-info').mkdir(parents=True)
-    state = dict(
-        place=str(venv), python=PYTHON, cuda=False, complete=True, busy=None,
-        inputs=setup_env.hash_inputs(root), done=['build tools'], mmcv=None,
-        installed=['numpy-1.26.4.dist-info'])
-    (venv / setup_env.STATE_FILE).write_text(json.dumps(state))
-    return venv, state
+    setup = setup_env.Setup()
+    setup.save(**{**setup.wanted, 'busy': None, 'done': ['torch'],
+                  'installed': setup_env.list_installed(), **changes})
 
 
-def clean_environ(**changes):
-    environ = {k: v for k, v in os.environ.items()
-               if k not in ('FORCE_CUDA', 'MAKEFLAGS', 'MAKELEVEL', 'PYTHON')}
-    return dict(environ, **changes)
+def start(repo):
+    return subprocess.Popen(
+        [sys.executable, SCRIPT], cwd=repo, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-# -- Python, compiler, disk --------------------------------------------------
+def shell(command, folder):
+    subprocess.run(command, shell=True, check=True, cwd=folder)
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(info=(3, 9, 18)), dict(info=(3, 13, 0)), dict(info=(2, 7, 18)),
-    dict(implementation='pypy'), dict(is_64bit=False)
-])
-def test_wrong_python_is_named_with_remedy(setup_env, kwargs):
-    with pytest.raises(setup_env.SetupError) as info:
-        setup_env.check_python(**kwargs)
-    text = str(info.value)
-    assert 'Wrong Python' in text and '3.10 to 3.12' in text
-    assert 'make env PYTHON=python3.11' in text
-    if 'info' in kwargs:
-        assert '{}.{}'.format(*kwargs['info']) in text
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-@pytest.mark.parametrize('minor', [10, 11, 12])
-def test_supported_python(setup_env, minor):
-    setup_env.check_python((3, minor, 1), 'cpython', True)
+# -- Python and compiler -----------------------------------------------------
 
 
-def test_old_python_can_parse_the_script():
-    """It must get as far as the message about the version."""
-    ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
+def test_wrong_python_is_named_with_remedy(setup_env):
+    for version in ('3.10', '3.11', '3.12'):
+        setup_env.check_python(version)
+    for version in ('2.7', '3.9', '3.13'):
+        with pytest.raises(setup_env.SetupError) as info:
+            setup_env.check_python(version)
+        for text in ('Wrong Python', version, '3.10 to 3.12',
+                     'make env PYTHON=python3.11'):
+            assert text in str(info.value)
 
 
-def test_script_needs_standard_library_only():
-    names = {
-        alias.name.partition('.')[0]
-        for node in ast.walk(ast.parse(SCRIPT.read_text()))
-        if isinstance(node, ast.Import) for alias in node.names
-    } | {
-        node.module.partition('.')[0]
-        for node in ast.walk(ast.parse(SCRIPT.read_text()))
-        if isinstance(node, ast.ImportFrom)
-    }
-    assert names <= sys.stdlib_module_names
+def test_old_python_gets_as_far_as_the_message():
+    """About its version: it can parse the script and import its modules."""
+    tree = ast.parse((ROOT / SCRIPT).read_text(), feature_version=(3, 6))
+    for node in ast.walk(tree):
+        # No `list[str]` or `Path | None`.
+        for field in ('annotation', 'returns'):
+            assert not isinstance(getattr(node, field, None),
+                                  (ast.Subscript, ast.BinOp))
+        if isinstance(node, ast.Import):
+            assert {n.name for n in node.names} <= sys.stdlib_module_names
+        if isinstance(node, ast.ImportFrom):
+            assert node.module in sys.stdlib_module_names
 
 
 @needs_make
 def test_make_without_python(repo):
-    done = subprocess.run(
-        ['make', 'env', 'PYTHON=no-such-python'], cwd=repo, text=True,
-        capture_output=True, env=clean_environ())
+    done = subprocess.run(['make', 'env', 'PYTHON=no-such-python'], cwd=repo,
+                          text=True, capture_output=True)
     assert done.returncode
     assert 'no no-such-python: install Python 3.10' in done.stderr
     assert not (repo / '.venv').exists()
 
 
 @needs_make
-def test_make_passes_python_and_keeps_the_old_one(repo, tmp_path):
-    """Without PYTHON=, an environment of another Python is kept."""
-    log = tmp_path / 'log'
-    fake = f'#!/bin/sh\n[ "$1" = -c ] || echo "$0 $@" >> {log}\n'
+def test_make_keeps_the_python_of_our_environment(repo, tmp_path, monkeypatch):
+    fake = '[ "$1" = -c ] || echo "$0 $@"\n'
     write_script(tmp_path / 'bin' / 'python3.11', fake)
     write_script(tmp_path / 'bin' / 'other', fake)
-    path = f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}'
-    for arguments in (['env'], ['env', 'PYTHON=other']):
-        subprocess.run(['make', *arguments], cwd=repo, check=True,
-                       env=clean_environ(PATH=path))
-    first, second = log.read_text().splitlines()
-    assert first.endswith('python3.11 tools/misc/setup_env.py --keep-python')
-    assert second.endswith('other tools/misc/setup_env.py')
+    write_script(repo / '.venv' / 'bin' / 'python', fake)
+    monkeypatch.delenv('PYTHON', raising=False)
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+
+    def choose(*arguments):
+        return Path(subprocess.check_output(
+            ['make', '-s', 'env', *arguments], cwd=repo,
+            text=True).split()[0]).name
+
+    assert choose() == 'python3.11'  # the environment is not ours
+    (repo / '.venv' / 'setup-env.json').touch()
+    assert choose() == 'python'
+    assert choose('PYTHON=other') == 'other'
+    (repo / '.venv' / 'bin' / 'python').unlink()
+    assert choose() == 'python3.11'
 
 
-def test_missing_ensurepip(setup_env):
-    with pytest.raises(setup_env.SetupError, match=f'python{PYTHON}-venv'):
-        setup_env.check_venv_module(
-            lambda name: None if name == 'ensurepip' else object())
-    setup_env.check_venv_module()
-
-
-def test_no_compiler(setup_env, tmp_path):
-    with pytest.raises(setup_env.SetupError) as info:
-        setup_env.check_compiler({'PATH': str(tmp_path)})
-    assert 'c++ is not on the PATH' in str(info.value)
+@pytest.mark.parametrize('compiler, problem', [
+    ('no-such-compiler', 'not found'),
+    ('echo "error: unknown option -std=c++17" probe.cpp; exit 1;', 'unknown'),
+])
+def test_no_compiler(setup_env, monkeypatch, compiler, problem):
+    monkeypatch.setenv('CXX', compiler)
+    with pytest.raises(setup_env.SetupError, match=problem) as info:
+        setup_env.check_compiler('C++ compiler')
     assert 'apt install build-essential' in str(info.value)
 
 
-def test_broken_compiler(setup_env, tmp_path):
-    fake = write_script(tmp_path / 'c++',
-                        '#!/bin/sh\necho "error: -std=c++17?"; exit 1\n')
-    with pytest.raises(setup_env.SetupError, match='cannot compile') as info:
-        setup_env.check_compiler({
-            'PATH': os.environ['PATH'], 'CXX': str(fake),
-            'LDCXXSHARED': str(fake)})
-    assert '-std=c++17?' in str(info.value)
-
-
-def test_no_python_headers(setup_env, tmp_path, monkeypatch):
-    compiler = write_script(tmp_path / 'c++', '#!/bin/sh\n')
-    monkeypatch.setattr(setup_env.sysconfig, 'get_path',
-                        lambda *_: str(tmp_path / 'include'))
-    with pytest.raises(setup_env.SetupError, match=f'python{PYTHON}-dev'):
-        setup_env.check_compiler({
-            'PATH': str(tmp_path), 'LDCXXSHARED': str(compiler)})
-
-
 @needs_compiler
-def test_real_compiler_passes(setup_env):
-    include = setup_env.sysconfig.get_path('include', 'posix_prefix')
-    if not Path(include, 'Python.h').exists():
-        pytest.skip('no Python headers')
-    setup_env.check_compiler(dict(os.environ))
-
-
-def test_disk(setup_env, tmp_path, monkeypatch, capsys):
-    free = shutil.disk_usage(tmp_path)._replace
-    monkeypatch.setattr(setup_env.shutil, 'disk_usage',
-                        lambda _: free(free=2 * setup_env.GIB))
-    with pytest.raises(setup_env.SetupError, match=r'2\.0 GiB free'):
-        setup_env.check_disk(tmp_path)
-    monkeypatch.setattr(setup_env.shutil, 'disk_usage',
-                        lambda _: free(free=7 * setup_env.GIB))
-    setup_env.check_disk(tmp_path)
-    assert 'CUDA' in capsys.readouterr().out
-
-
-def test_count_jobs(setup_env, monkeypatch):
-    monkeypatch.setattr(setup_env.os, 'sched_getaffinity',
-                        lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(setup_env, 'find_memory',
-                        lambda: [64 * 2**30, 9 * 2**30])
-    assert setup_env.count_jobs({}) == 4
-    assert setup_env.count_jobs({'MAX_JOBS': '7'}) == 7
-    monkeypatch.setattr(setup_env, 'find_memory', lambda: [2**30])
-    assert setup_env.count_jobs({}) == 1
-    monkeypatch.setattr(setup_env, 'find_memory', list)
-    assert setup_env.count_jobs({}) == 16
+def test_compiler(setup_env, tmp_path, monkeypatch):
+    setup_env.check_compiler('C++ compiler')
+    monkeypatch.setattr(setup_env.sysconfig, 'get_path', lambda *_: tmp_path)
+    with pytest.raises(setup_env.SetupError, match=f'python{PYTHON}-dev'):
+        setup_env.check_compiler('C++ compiler')
 
 
 # -- Commands that fail ------------------------------------------------------
 
 
-def run_and_fail(setup_env, tmp_path, command, **environ):
-    log = tmp_path / 'step.log'
-    with pytest.raises(setup_env.SetupError) as info:
-        setup_env.run('the step', command, log, clean_environ(**environ))
-    return info.value, log
+def fail(setup_env, *command):
+    with pytest.raises(setup_env.SetupError, match='the step failed') as info:
+        setup_env.run('the step', [sys.executable, *command])
+    assert '.venv/setup-logs/the-step.log' in str(info.value)
+    return str(info.value)
 
 
-def test_network_unreachable(setup_env, tmp_path):
-    command = [sys.executable, '-m', 'pip', '--isolated', 'download',
-               '--retries', '1', '--index-url', 'http://127.0.0.1:9/',
-               '--no-deps', 'sigplug']
-    error, _ = run_and_fail(setup_env, tmp_path, command)
-    assert error.remedy == setup_env.NETWORK_REMEDY
-    assert 'the step failed' in str(error) and 'step.log' in str(error)
-
-
-def test_version_not_in_index(setup_env, tmp_path):
-    command = [sys.executable, '-m', 'pip', '--isolated', 'download',
-               '--no-index', '--find-links', tmp_path, 'torch==2.13.0']
-    error, _ = run_and_fail(setup_env, tmp_path, command)
-    assert 'does not have this version' in error.remedy
-    assert 'torch==2.13.0' in error.details
-
-
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
-def test_disk_full(setup_env, tmp_path):
-    code = "print('x', file=open('/dev/full', 'w'), flush=True)"
-    error, _ = run_and_fail(setup_env, tmp_path, [sys.executable, '-c', code])
-    assert error.remedy == setup_env.DISK_REMEDY
-
-
-@needs_compiler
-def test_compiler_without_headers(setup_env, tmp_path):
-    source = tmp_path / 'a.cpp'
-    source.write_text('#include <Python.h>\n')
-    # As a first path, an empty folder: the compiler's own do not have it.
-    error, _ = run_and_fail(setup_env, tmp_path,
-                            ['c++', '-I', tmp_path, '-c', source])
-    assert error.remedy == setup_env.HEADERS_REMEDY
-
-
-def test_killed_for_memory(setup_env, tmp_path):
-    code = 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)'
-    error, _ = run_and_fail(setup_env, tmp_path, [sys.executable, '-c', code])
-    assert error.remedy == setup_env.MEMORY_REMEDY
+def test_network_unreachable(setup_env):
+    text = fail(setup_env, '-m', 'pip', '--isolated', 'download', '--retries',
+                '1', '--index-url', 'http://127.0.0.1:9/', 'no-such-package')
+    assert 'Check the network' in text and 'no-such-package' in text
 
 
 @pytest.mark.parametrize('line, remedy', [
     ('c++: fatal error: Killed signal terminated program cc1plus',
      'MAX_JOBS=1'),
+    ('because ensurepip is not available.', f'python{PYTHON}-venv'),
     ('OSError: CUDA_HOME environment variable is not set.', 'FORCE_CUDA=0'),
     ("error: unable to execute 'g++': No such file", 'build-essential'),
-    ('RuntimeError: Error compiling objects for extension', 'CXX='),
+    # A network error that a retry overcame does not hide the cause.
+    ('NewConnectionError\nError compiling objects for extension', 'CXX='),
+    ("[Errno 13] Permission denied: '/cache'", 'SIGPLUG_CACHE'),
+    ('No matching distribution found for torch==2.13.0', 'index'),
     ('ERROR: something nobody thought of', 'remove .venv'),
 ])
 def test_remedies(setup_env, line, remedy):
-    # A network error that a retry overcame does not hide the cause.
-    log = f"WARNING: Retrying after 'NewConnectionError'\n{line}\n"
-    if 'nobody' in line:
-        log = line
-    assert remedy in setup_env.find_remedy(log, 1)
+    assert remedy in str(setup_env.SetupError(line))
 
 
-def test_log_and_relevant_lines(setup_env, tmp_path):
+def test_failing_step(setup_env):
     code = ("import sys; print('noise\\n' * 50); print('error: the cause');"
             "print('noise\\n' * 50); sys.exit(3)")
-    error, log = run_and_fail(setup_env, tmp_path,
-                              [sys.executable, '-c', code])
-    assert 'exit status 3' in str(error)
-    assert error.details == 'error: the cause'
-    assert log.read_text().count('noise') >= 100
+    text = fail(setup_env, '-c', code)
+    assert 'exit status 3' in text and '| error: the cause' in text
+    assert 'noise' not in text
+    log = setup_env.VENV / 'setup-logs' / 'the-step.log'
+    assert log.read_text().count('noise') == 100
+    code = "raise OSError(28, 'No space left on device')"
+    assert 'free some space' in fail(setup_env, '-c', code)
+    code = 'import os; os.kill(os.getpid(), 9)'
+    assert 'MAX_JOBS=1' in fail(setup_env, '-c', code)
 
 
-def test_interrupt_ends_grandchildren(setup_env, tmp_path):
-    pid = tmp_path / 'pid'
+def test_interrupt_ends_grandchildren(setup_env, tmp_path, monkeypatch):
+    """After the sign of life that a long command gives."""
+    pid, said = tmp_path / 'pid', []
 
-    def interrupt(_):
+    def interrupt(text):
+        said.append(text)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(setup_env, 'QUIET_PERIOD', 0.5)
+    monkeypatch.setattr(setup_env, 'say', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        setup_env.run(
-            'sleep',
-            ['sh', '-c', f'sleep 60 & echo $! > {pid}; wait'],
-            tmp_path / 'log', dict(os.environ), interrupt)
-    deadline = time.monotonic() + 10
-    with pytest.raises(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.kill(int(pid.read_text()), 0)
-            time.sleep(0.05)
-
-
-def test_ninja_progress(setup_env):
-    assert setup_env.ninja_progress('') == ''
-    log = '  [1/77] c++ a\n  [23/77] c++ b\nerror [9/9]\n'
-    assert setup_env.ninja_progress(log) == ', file 23 of 77'
-
-
-def test_environ_keeps_pip_configuration(setup_env, tmp_path, monkeypatch):
-    for name in ('PYTHONPATH', 'PIP_TARGET'):
-        monkeypatch.setenv(name, '/foreign')
-    for name in ('PIP_INDEX_URL', 'PIP_FIND_LINKS', 'PIP_CERT'):
-        monkeypatch.setenv(name, 'mine')
-    environ = setup_env.make_environ(tmp_path)
-    assert '/foreign' not in environ.values()
-    assert environ['PIP_INDEX_URL'] == environ['PIP_CERT'] == 'mine'
-    assert environ['PIP_FIND_LINKS'] == 'mine'
-    assert environ['PATH'].startswith(f'{tmp_path}/bin{os.pathsep}')
+        setup_env.run('sleep', [
+            'sh', '-c', f'sleep 60 & echo $! > {pid}; echo "[1/9] c++"; '
+            'echo "[2/9] c++"; wait'])
+    assert said[0].startswith('sleep ... 0 min') and '[2/9]' in said[0]
+    wait_until(lambda: not Path('/proc', pid.read_text().strip()).exists())
 
 
 # -- Key and cache -----------------------------------------------------------
 
 
-def test_key_holds_what_the_wheel_depends_on(setup_env):
-    def key(mmcv='2.1.0', cuda=False, environ=None, **facts):
-        return setup_env.make_key(dict(FACTS, **facts), mmcv, cuda,
-                                  environ or {})
+def test_key_holds_what_the_wheel_depends_on(setup_env, monkeypatch):
+    def key(for_cuda=False, mmcv='2.1.0', environ=None, **facts):
+        with monkeypatch.context() as patch:
+            patch.setattr(setup_env, 'MMCV_VERSION', mmcv)
+            for name, value in (environ or {}).items():
+                patch.setenv(name, value)
+            return setup_env.find_entry(
+                setup_env.make_key(dict(FACTS, **facts), for_cuda))
 
     keys = [
         key(), key(mmcv='2.2.0'), key(torch='2.13.0'), key(torch='2.12.0+cpu'),
         key(python='cpython-312-x86_64-linux-gnu'),
-        key(platform='linux-aarch64'), key(libc='glibc-2.31'), key(cuda=True),
-        key(cuda=True, gpus=['8.0']), key(environ={'CXX': 'clang++'}),
-        key(cuda=True, environ={'TORCH_CUDA_ARCH_LIST': '8.0'})
+        key(platform='linux-aarch64'), key(libc='glibc-2.31'), key(True),
+        key(True, cuda=['8.0']), key(environ={'CXX': 'clang++'}),
+        key(True, environ={'TORCH_CUDA_ARCH_LIST': '8.0'})
     ]
-    assert len({json.dumps(k, sort_keys=True) for k in keys}) == len(keys)
+    assert len(set(keys)) == len(keys)
     # GPUs do not matter to a wheel for the CPU, nor do other variables.
-    assert key(gpus=[]) == key(environ={'HOME': '/x', 'CUDA_HOME': '/y'})
-    assert key(gpus=[]) == key()
+    assert key(cuda=['8.0']) == key(environ={'CUDA_HOME': '/y'}) == key()
+    # Wheels that were stored earlier are still found.
+    assert key().name == 'c92f0ad3cede42e1'
 
 
-def test_find_cache(setup_env, tmp_path, monkeypatch):
-    find = setup_env.find_cache
-    monkeypatch.setenv('HOME', str(tmp_path))
-    xdg = {'XDG_CACHE_HOME': str(tmp_path / 'xdg')}
-    assert find(dict(xdg, SIGPLUG_CACHE='~/own')) == tmp_path / 'own'
-    assert find(xdg) == tmp_path / 'xdg' / 'sigplug'
-    assert find({}) == tmp_path / '.cache' / 'sigplug'
-    assert find({'XDG_CACHE_HOME': 'rel'}) == tmp_path / '.cache' / 'sigplug'
+def test_find_cache(setup_env, monkeypatch):
+    monkeypatch.setenv('HOME', '/me')
+    monkeypatch.setenv('XDG_CACHE_HOME', '/xdg')
+    monkeypatch.setenv('SIGPLUG_CACHE', '~/own')
+    assert setup_env.find_cache() == Path('/me/own/mmcv')
+    monkeypatch.delenv('SIGPLUG_CACHE')
+    assert setup_env.find_cache() == Path('/xdg/sigplug/mmcv')
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    assert setup_env.find_cache() == Path('/me/.cache/sigplug/mmcv')
 
 
-def make_key(setup_env, **facts):
-    return setup_env.make_key(dict(FACTS, **facts), '2.1.0', False, {})
-
-
-def test_cache_returns_what_was_stored(setup_env, cache, wheel, tmp_path):
-    key = make_key(setup_env)
-    assert cache.fetch(key, tmp_path / 'out') is None
-    assert not cache.may_have('2.1.0', FACTS['python'])
-    cache.store(key, wheel)
-    copy = cache.fetch(key, tmp_path / 'out')
-    assert copy == tmp_path / 'out' / wheel.name
-    assert copy.read_bytes() == wheel.read_bytes()
-    assert cache.may_have('2.1.0', FACTS['python'])
-    assert not cache.may_have('2.1.0', 'cpython-312-x86_64-linux-gnu')
-    assert cache.fetch(make_key(setup_env, torch='2.13.0'), tmp_path) is None
-    cache.discard(key)
-    assert cache.fetch(key, tmp_path / 'out') is None
-
-
-def truncate(entry, wheel):
-    (entry / wheel.name).write_bytes(wheel.read_bytes()[:-1])
-
-
-def replace(entry, wheel):
-    (entry / wheel.name).write_bytes(os.urandom(5000))
-
-
-def remove_wheel(entry, wheel):
-    (entry / wheel.name).unlink()
-
-
-def cut_record(entry, wheel):
-    text = (entry / 'entry.json').read_text()
-    (entry / 'entry.json').write_text(text[:-20])
-
-
-def point_outside(entry, wheel):
-    record = json.loads((entry / 'entry.json').read_text())
-    record['wheel'] = f'../../{wheel.name}'
-    (entry / 'entry.json').write_text(json.dumps(record))
-
-
-def take_key_of_other_torch(entry, wheel):
-    record = json.loads((entry / 'entry.json').read_text())
-    record['key']['torch'] = '2.12.0+cpu'
-    (entry / 'entry.json').write_text(json.dumps(record))
+def store(setup_env, content='compiled\n'):
+    """Put a wheel into the cache, as if it had been compiled."""
+    key = setup_env.make_key(FACTS, False)
+    wheel = setup_env.find_entry(key) / WHEEL
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    wheel.write_text(content)
+    setup_env.write_json(wheel.with_name('entry.json'),
+                         setup_env.make_record(key, wheel))
+    return key, wheel
 
 
 @pytest.mark.parametrize('damage', [
-    truncate, replace, remove_wheel, cut_record, point_outside,
-    take_key_of_other_torch
+    'truncate -s -1 *.whl', 'rm *.whl', 'rm entry.json', 'sed -i s/c/C/ *.whl',
+    'truncate -s -20 entry.json', 'sed -i s/2.13.0/2.12.0/ entry.json'
 ])
-def test_cache_rejects(setup_env, cache, wheel, tmp_path, damage):
-    key = make_key(setup_env)
-    cache.store(key, wheel)
-    entry, = cache.folder.iterdir()
-    damage(entry, wheel)
-    assert cache.fetch(key, tmp_path / 'out') is None
-    assert not list((tmp_path / 'out').glob('*'))
-    # Compiled again, it is used again.
-    cache.store(key, wheel)
-    assert cache.fetch(key, tmp_path / 'out')
-
-
-def test_store_that_fails_leaves_no_wheel(setup_env, cache, wheel, tmp_path,
-                                          monkeypatch):
-    def fail(*_):
-        raise OSError(28, 'No space left on device')
-
-    key = make_key(setup_env)
-    with monkeypatch.context() as patch:
-        patch.setattr(setup_env.shutil, 'copyfile', fail)
-        with pytest.raises(OSError):
-            cache.store(key, wheel)
-    assert cache.fetch(key, tmp_path / 'out') is None
-    assert not list(cache.folder.rglob('*.tmp'))
-
-
-def test_concurrent_stores_never_mix(setup_env, cache, tmp_path):
-    """A reader gets a whole wheel of one writer; without the lock, or none."""
-    key, stop = make_key(setup_env), threading.Event()
-    name = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
-    contents = [bytes([i]) * 300_000 for i in range(2)]
-    for i, content in enumerate(contents):
-        (tmp_path / str(i)).mkdir()
-        (tmp_path / str(i) / name).write_bytes(content)
-
-    def write(wheel):
-        while not stop.is_set():
-            with cache.lock(key):
-                cache.store(key, wheel)
-
-    cache.store(key, tmp_path / '0' / name)
-    threads = [threading.Thread(target=write, args=(tmp_path / i / name, ))
-               for i in '01']
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(100):
-            copy = cache.fetch(key, tmp_path / 'out')
-            assert copy is None or copy.read_bytes() in contents
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    with cache.lock(key):
-        assert cache.fetch(key, tmp_path / 'out').read_bytes() in contents
-
-
-def test_lock_excludes(setup_env, tmp_path, capsys):
-    order = []
-
-    def second():
-        with setup_env.locked(tmp_path, 'test'):
-            order.append('second')
-
-    thread = threading.Thread(target=second)
-    with setup_env.locked(tmp_path, 'test'):
-        thread.start()
-        time.sleep(0.3)
-        order.append('first')
-    thread.join(timeout=10)
-    assert order == ['first', 'second']
+def test_damaged_or_foreign_wheel_is_not_used(setup_env, damage):
+    key, wheel = store(setup_env)
+    assert setup_env.find_wheel(key) == wheel
+    shell(damage, wheel.parent)
+    assert setup_env.find_wheel(key) is None
+    store(setup_env)
+    assert setup_env.find_wheel(key) == wheel
 
 
 # -- What is up to date ------------------------------------------------------
 
 
-def remove_package(venv, state):
-    next(venv.glob('lib/*/site-packages/*')).rmdir()
-
-
-def upgrade_package(venv, state):
-    site = next(venv.glob('lib/*/site-packages'))
-    (site / 'numpy-1.26.4.dist-info').rename(site / 'numpy-2.0.0.dist-info')
-
-
-def remove_python(venv, state):
-    (venv / 'bin' / 'python').unlink()
-    (venv / 'bin' / 'python').symlink_to('/nowhere/python')
-
-
-def mark_incomplete(venv, state):
-    state['complete'] = False
-
-
-def mark_moved(venv, state):
-    state['place'] = '/elsewhere/.venv'
-
-
-def change_constraints(venv, state):
-    path = venv.parent / 'requirements' / 'constraints.txt'
-    path.write_text(path.read_text().replace('numpy==1.26.4', 'numpy==1.26.3'))
-
-
-def change_script(venv, state):
-    with (venv.parent / 'tools/misc/setup_env.py').open('a') as file:
-        file.write('# changed\n')
-
-
 @pytest.mark.parametrize('change', [
-    None, remove_package, upgrade_package, remove_python, mark_incomplete,
-    mark_moved, change_constraints, change_script
+    'rmdir .venv/lib/*/site-packages/numpy*',
+    'mkdir $(echo .venv/lib/*/site-packages)/numpy-2.0.0.dist-info',
+    'ln -sf /nowhere/python .venv/bin/python',
+    'sed -i s/numpy==1.26.4/numpy==1.26.3/ requirements/constraints.txt',
+    'echo "# changed" >> tools/misc/setup_env.py',
 ])
-def test_is_current(setup_env, repo, change):
-    venv, state = make_complete(setup_env, repo)
-    if change:
-        change(venv, state)
-    assert setup_env.is_current(
-        state, venv, setup_env.hash_inputs(repo), PYTHON,
-        None) == (change is None)
+def test_a_change_is_noticed(setup_env, repo, monkeypatch, change):
+    make_complete(setup_env)
+    # Reaching for it means that there is something to do.
+    monkeypatch.delattr(setup_env.Setup, 'begin')
+    setup_env.Setup().install()
+    shell(change, repo)
+    with pytest.raises(AttributeError, match='begin'):
+        setup_env.Setup().install()
 
 
-def test_is_current_compares_what_is_asked_for(setup_env, repo):
-    venv, state = make_complete(setup_env, repo)
-    inputs = state['inputs']
-
-    def check(python=PYTHON, cuda=None, state=state):
-        return setup_env.is_current(state, venv, inputs, python, cuda)
-
-    assert check() and check(python=None) and check(cuda=False)
-    assert not check(python='3.9') and not check(cuda=True)
-    assert not check(state=None) and not check(state={})
+@pytest.mark.parametrize('has', [False, True])
+def test_operators_stay_what_they_are_without_flag(setup_env, monkeypatch,
+                                                   has):
+    make_complete(setup_env, cuda=has)
+    for flag, wanted in ('', has), ('0', False), ('1', True):
+        monkeypatch.setenv('FORCE_CUDA', flag)
+        setup = setup_env.Setup()
+        assert setup.wanted['cuda'] == wanted
+        assert setup.is_as_wanted == (has == wanted)
 
 
 def test_up_to_date_is_quick_and_changes_nothing(setup_env, repo):
-    make_complete(setup_env, repo)
+    make_complete(setup_env)
     before = {p: p.stat().st_mtime_ns for p in repo.rglob('*')}
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, 'tools/misc/setup_env.py'], cwd=repo, text=True,
-        capture_output=True, env=clean_environ())
-    elapsed = time.monotonic() - start
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == 'env: .venv is up to date\n'
+    begin = os.times().children_user
+    process = start(repo)
+    assert process.communicate() == ('env: .venv is up to date\n', '')
+    assert os.times().children_user - begin < 1
     assert {p: p.stat().st_mtime_ns for p in repo.rglob('*')} == before
-    assert elapsed < 1
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"complete": true', '\0'])
-def test_damaged_state_counts_as_none(setup_env, tmp_path, text):
-    (tmp_path / 'state.json').write_text(text)
-    assert setup_env.read_json(tmp_path / 'state.json') is None
+def test_second_set_up_waits(setup_env, repo):
+    make_complete(setup_env)
+    setup_env.wait_for_others()
+    process = start(repo)
+    assert 'waiting for another' in process.stdout.readline()
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(10) == 130
+    assert 'stopped' in process.communicate()[1]
+
+
+@pytest.mark.parametrize('changes, reason', [
+    ({}, ''), (dict(busy='torch'), 'stopped in: torch'),
+    (dict(place='/other/.venv'), 'made as /other/.venv'),
+    (dict(python='3.9'), 'with Python 3.9')
+])
+def test_what_cannot_be_built_upon(setup_env, changes, reason):
+    make_complete(setup_env, **changes)
+    why = setup_env.Setup().why_afresh()
+    assert reason in why and bool(reason) == bool(why)
+    setup_env.PYTHON.unlink()
+    assert setup_env.Setup().why_afresh()
+    for damaged in ('', '[]', '5', '{"place": 1', '\0'):
+        setup_env.STATE_FILE.write_text(damaged)
+        assert 'not made by this script' in setup_env.Setup().why_afresh()
 
 
 # -- Steps -------------------------------------------------------------------
 
 
-@pytest.fixture
-def setup(setup_env, repo, tmp_path, monkeypatch):
-    monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setattr(setup_env, 'ROOT', repo)
-    return setup_env.Setup(repo, cuda=False)
-
-
-def test_foreign_venv_is_moved_aside(setup_env, setup, monkeypatch):
-    """And a real one is made in its place."""
-    monkeypatch.setattr(setup, 'check_build', lambda: None)
-    (setup.venv / 'lib').mkdir(parents=True)
-    (setup.venv / 'mine.txt').write_text('mine')
-    setup.prepare('inputs')
-    aside, = setup.root.glob('.venv.*')
-    assert (aside / 'mine.txt').read_text() == 'mine'
-    assert not (setup.venv / 'mine.txt').exists()
-    assert subprocess.run([setup.python, '-m', 'pip', '--version'],
-                          capture_output=True).returncode == 0
-    state = setup_env.read_json(setup.venv / setup_env.STATE_FILE)
-    assert state['busy'] is None and state['done'] == []
-    assert not state['complete']
-
-
-def test_half_made_venv_is_not_trusted(setup_env, setup):
-    venv, state = make_complete(setup_env, setup.root)
-    assert setup.why_afresh(state) == ''
-    assert 'not made by' in setup.why_afresh(None)
-    assert 'not made by' in setup.why_afresh({'complete': True})
-    assert 'stopped in: torch' in setup.why_afresh(dict(state, busy='torch'))
-    assert 'moved' in setup.why_afresh(dict(state, place='/other/.venv'))
-    assert 'Python 3.9' in setup.why_afresh(dict(state, python='3.9'))
-    (venv / 'bin' / 'python').write_text('#!/bin/sh\nexit 1\n')
-    assert 'does not run' in setup.why_afresh(state)
-
-
-def test_own_venv_is_removed(setup_env, setup):
-    venv, state = make_complete(setup_env, setup.root)
-    setup.clear(state, 'a test')
-    assert not venv.exists() and not list(setup.root.glob('.venv*'))
+@pytest.mark.parametrize('ours', [True, False])
+def test_venv_is_made_anew(setup_env, repo, tmp_path, monkeypatch, ours):
+    """In the place of a spoilt one of ours; one of others is kept."""
+    if ours:
+        make_complete(setup_env, busy='torch')
+    (setup_env.VENV / 'mine.txt').write_text('mine')
+    monkeypatch.setattr(setup_env, 'BASE_PYTHON', tmp_path / 'python')
+    write_script(tmp_path / 'python', '[ "$*" = "-m venv $3" ]; mkdir $3/bin;'
+                 'cp "$0" $3/bin/python')
+    setup_env.Setup().begin()
+    kept = [path.read_text() for path in repo.glob('.venv.*/mine.txt')]
+    assert kept == ([] if ours else ['mine'])
+    assert not (setup_env.VENV / 'mine.txt').exists()
+    setup = setup_env.Setup()
+    assert setup.why_afresh() == '' and setup.is_as_wanted
+    assert setup.state['done'] == [] and setup.state['installed'] is None
 
 
 @pytest.mark.parametrize('changes, kept', [
-    (dict(complete=False), True),
-    (dict(complete=False, inputs='old'), False),
-    (dict(complete=False, cuda=True), False),
-    (dict(), False),  # complete, yet not current: something was altered
+    (dict(installed=None), True),
+    (dict(installed=None, inputs='old'), False),
+    (dict(), False),  # complete, yet not as it was: something was altered
 ])
-def test_prepare_takes_up_an_interrupted_set_up(setup_env, setup, changes,
-                                                kept):
-    venv, state = make_complete(setup_env, setup.root)
-    state = dict(state, **changes)
-    setup_env.write_json(venv / setup_env.STATE_FILE, state)
-    setup.prepare(setup_env.hash_inputs(setup.root))
-    assert setup.state['done'] == (state['done'] if kept else [])
-    assert setup.state['cuda'] is False
-    assert not setup_env.read_json(venv / setup_env.STATE_FILE)['complete']
+def test_interrupted_set_up_goes_on(setup_env, changes, kept):
+    make_complete(setup_env, **changes)
+    setup_env.Setup().begin()
+    setup = setup_env.Setup()
+    assert setup.state['done'] == (['torch'] if kept else [])
+    assert setup.is_as_wanted and setup.state['installed'] is None
 
 
-FAKE_PYTHON = """#!/bin/sh
-# Stands for .venv/bin/python: records its calls; `pip wheel` makes a wheel,
-# code runs well once a compiled wheel is installed.
+# Records its calls; `pip wheel` makes a wheel, and the operators work once a
+# compiled wheel is installed.
+FAKE_PYTHON = f"""
 here=$(dirname "$0")
-echo "$@" >> "$here/calls"
-case "$3" in
-  wheel)
+echo $* >> "$here/calls"
+case "$*" in
+  *' wheel '*)
     env > "$here/environ"
     while [ "$1" != -w ]; do shift; done
-    echo compiled > "$2/mmcv-2.1.0-cp311-cp311-linux_x86_64.whl" ;;
-  install)
+    echo compiled > "$2/{WHEEL}" ;;
+  *' install '*.whl)
     for wheel; do :; done
-    cp "$wheel" "$here/installed" 2>/dev/null
-    echo Installing collected packages ;;
-  *)
-    [ "$1" = -c ] && grep -q compiled "$here/installed" ;;
+    cp "$wheel" "$here/installed" ;;
+  *get_device_capability*) echo '{json.dumps(FACTS)}' ;;
+  *nms*) grep compiled "$here/installed" || {{ echo ImportError; exit 1; }} ;;
 esac
 """
 
 
 @pytest.fixture
-def fake(setup_env, setup, monkeypatch):
-    """A set-up whose environment has a fake Python and pip."""
-    _, setup.state = make_complete(setup_env, setup.root)
-    setup.state.update(complete=False, done=[])
-    write_script(setup.python, FAKE_PYTHON)
-    monkeypatch.setattr(setup_env, 'check_compiler', lambda environ: None)
-    monkeypatch.setattr(setup, 'read_facts', lambda: dict(FACTS, gpus=[]))
-    return setup
+def fake(setup_env, monkeypatch):
+    """A set-up that has yet to do its steps, with a fake Python and pip."""
+    make_complete(setup_env, installed=None, done=[])
+    write_script(setup_env.PYTHON, FAKE_PYTHON)
+    monkeypatch.setattr(setup_env, 'check_compiler', lambda label: None)
+    return setup_env
 
 
-def read_calls(setup):
-    return (setup.python.parent / 'calls').read_text()
+def read_calls(setup_env):
+    return setup_env.PYTHON.with_name('calls').read_text()
 
 
-def test_mmcv_is_compiled_for_the_cpu(fake, monkeypatch):
-    for name, value in dict(CFLAGS='-Dx', CUDA_VISIBLE_DEVICES='0',
-                            FORCE_MLU='1', MAX_JOBS='3').items():
-        monkeypatch.setitem(fake.environ, name, value)
-    monkeypatch.delitem(fake.environ, 'FORCE_MLU')
-    fake.install_mmcv()
-    environ = dict(
-        line.partition('=')[::2] for line in
-        (fake.python.parent / 'environ').read_text().splitlines())
-    assert environ['MMCV_WITH_OPS'] == '1' and environ['FORCE_CUDA'] == '0'
-    assert environ['CUDA_VISIBLE_DEVICES'] == ''
-    assert environ['CFLAGS'] == '-Dx -g0 -O2'
-    assert environ['CXXFLAGS'] == '-g0 -O2'
-    assert environ['MAX_JOBS'] == '3'
+@pytest.mark.parametrize('flag, devices', [('0', ''), ('1', '0')])
+def test_mmcv_is_compiled(fake, repo, monkeypatch, flag, devices):
+    for name, value in dict(CFLAGS='-Dx', MAX_JOBS='3', FORCE_CUDA=flag,
+                            CUDA_VISIBLE_DEVICES='0').items():
+        monkeypatch.setenv(name, value)
+    fake.Setup().install()
+    environ = fake.PYTHON.with_name('environ').read_text().splitlines()
+    assert {f'FORCE_CUDA={flag}', f'CUDA_VISIBLE_DEVICES={devices}',
+            'MMCV_WITH_OPS=1', 'CFLAGS=-Dx -g0 -O2', 'CXXFLAGS=-g0 -O2',
+            'MAX_JOBS=3'} <= set(environ)
     # pip's own cache of wheels does not know torch.
-    call, = (c for c in read_calls(fake).splitlines() if ' wheel ' in c)
-    for option in ('--no-cache-dir', '--no-build-isolation',
-                   '--no-binary mmcv', '--no-deps', 'mmcv==2.1.0'):
-        assert option in call
-    fake.check_mmcv()
+    calls = read_calls(fake)
+    call, = (call for call in calls.splitlines() if ' wheel ' in call)
+    assert '--no-cache-dir' in call and '--no-binary mmcv' in call
+    steps = [calls.index(part) for part in (
+        'build.txt', ' torch numpy', ' wheel ', WHEEL, 'mminstall.txt', 'nms',
+        f'-e {repo}', 'mmdet3d.models')]
+    assert steps == sorted(steps)
+    # Once more: nothing to do. All anew: nothing to compile.
+    fake.Setup().install()
+    assert read_calls(fake) == calls
+    fake.Setup().save(inputs='old')
+    fake.Setup().install()
+    assert read_calls(fake).count(WHEEL) == 2
+    assert read_calls(fake).count(' wheel ') == 1
 
 
-def test_cached_wheel_saves_the_compilation(fake):
-    fake.install_mmcv()
-    (fake.python.parent / 'calls').unlink()
-    fake.state['mmcv'] = None
-    fake.install_mmcv()
-    assert ' wheel ' not in read_calls(fake)
-    assert fake.state['mmcv']['cached']
-
-
-def test_installed_mmcv_of_the_same_key_stays(fake):
-    fake.install_mmcv()
-    site = next(fake.venv.glob('lib/*/site-packages'))
-    (site / 'mmcv-2.1.0.dist-info').mkdir()
-    (fake.python.parent / 'calls').unlink()
-    fake.install_mmcv()
-    assert not (fake.python.parent / 'calls').exists()
-    # Another torch: the key is another.
-    fake.read_facts = lambda: dict(FACTS, torch='2.14.0', gpus=[])
-    fake.install_mmcv()
-    assert ' wheel ' in read_calls(fake)
-
-
-def test_cached_wheel_that_fails_is_replaced(setup_env, fake, tmp_path,
-                                             capsys):
-    bad = tmp_path / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
-    bad.write_text('broken')
-    key = make_key(setup_env, gpus=[])
-    fake.cache.store(key, bad)
-    fake.install_mmcv()
-    assert fake.state['mmcv']['cached']
-    fake.check_mmcv()
+def test_cached_wheel_that_fails_is_replaced(fake, capsys):
+    key, wheel = store(fake, 'broken')
+    fake.Setup().install()
     assert 'discarded' in capsys.readouterr().out
-    copy = fake.cache.fetch(key, tmp_path / 'out')
-    assert copy.read_text() == 'compiled\n'
-    assert not fake.state['mmcv']['cached']
+    assert fake.find_wheel(key).read_text() == 'compiled\n'
 
 
-def test_compiled_wheel_that_fails_is_reported(setup_env, fake, tmp_path):
-    write_script(fake.python, FAKE_PYTHON.replace(
-        'grep -q compiled', '{ echo ImportError: _ext; false; } && test'))
-    fake.install_mmcv()
-    with pytest.raises(setup_env.SetupError, match='do not work') as info:
-        fake.check_mmcv()
-    assert 'ImportError: _ext' in str(info.value)
-    assert fake.cache.fetch(make_key(setup_env), tmp_path / 'out') is None
+def test_compiled_wheel_that_fails_is_reported(fake):
+    write_script(fake.PYTHON, FAKE_PYTHON.replace('echo compiled', 'echo bad'))
+    with pytest.raises(fake.SetupError, match='check of mmcv failed') as info:
+        fake.Setup().install()
+    assert '| ImportError' in str(info.value)
+    assert read_calls(fake).count(' wheel ') == 1
+    assert fake.find_wheel(fake.make_key(FACTS, False)) is None
 
 
-def test_unwritable_cache_is_no_obstacle(setup_env, fake, tmp_path, capsys):
-    (tmp_path / 'file').write_text('')
-    fake.cache = setup_env.WheelCache(tmp_path / 'file' / 'cache')
-    fake.install_mmcv()
-    assert 'is not kept' in capsys.readouterr().out
-    fake.check_mmcv()
+def test_opencv_without_libgl(fake):
+    write_script(fake.PYTHON, FAKE_PYTHON + (
+        '[ "$2" != "import cv2" ] || { echo ImportError: libGL.so.1; exit 1; }'
+    ))
+    fake.Setup().install()
+    assert 'opencv-python-headless' in read_calls(fake)
 
 
 @pytest.mark.parametrize('output, spoilt', [
     ('ERROR: No matching distribution found for torch', False),
     ('Installing collected packages: torch', True),
 ])
-def test_failed_pip(setup_env, fake, output, spoilt):
-    write_script(fake.python, f'#!/bin/sh\necho "{output}"\nexit 1\n')
-    with pytest.raises(setup_env.SetupError, match='torch failed'):
-        fake.install_torch()
-    state = setup_env.read_json(fake.venv / setup_env.STATE_FILE)
-    assert (state['busy'] == 'torch') == spoilt
+def test_failed_pip(fake, output, spoilt):
+    write_script(fake.PYTHON, f'echo "{output}"\nexit 1\n')
+    with pytest.raises(fake.SetupError, match='build tools failed'):
+        fake.Setup().install()
+    state = fake.read_json(fake.STATE_FILE)
+    assert state['busy'] == ('build tools' if spoilt else None)
 
 
-def test_killed_pip_leaves_its_mark(setup_env, setup):
-    """SIGKILL in the middle of an installation: no chance to clean up."""
-    venv, state = make_complete(setup_env, setup.root)
-    state.update(complete=False, done=[])
-    setup_env.write_json(venv / setup_env.STATE_FILE, state)
-    write_script(venv / 'bin' / 'python',
-                 '#!/bin/sh\n[ "$1" = -c ] || exec sleep 60\n')
-    process = subprocess.Popen(
-        [sys.executable, 'tools/misc/setup_env.py'], cwd=setup.root,
-        env=clean_environ(), stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            state = setup_env.read_json(venv / setup_env.STATE_FILE)
-            if state['busy']:
-                break
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kill_sleepers(setup.root)
-    assert 'stopped in: build tools' in setup.why_afresh(state)
-
-
-def kill_sleepers(root):
-    """End what a killed set-up left behind, found by its folder."""
-    for path in Path('/proc').glob('[0-9]*/cwd'):
-        try:
-            if path.resolve() == root:
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except OSError:
-            continue
-
-
-def test_keep_python_hands_over_to_the_python_of_the_environment(
-        setup_env, repo):
-    venv, state = make_complete(setup_env, repo)
-    setup_env.write_json(venv / setup_env.STATE_FILE,
-                         dict(state, python='3.99', inputs='old'))
-    write_script(venv / 'bin' / 'python', '#!/bin/sh\necho "$0 $@"\n')
-    script = repo / 'tools' / 'misc' / 'setup_env.py'
-    done = subprocess.run(
-        [sys.executable, str(script), '--keep-python'], check=True,
-        # Should it not hand over: without a compiler it gets nowhere.
-        capture_output=True, text=True, env=clean_environ(PATH='/nowhere'))
-    assert done.stdout == f'{venv}/bin/python {script}\n'
-
-
-def test_read_pin(setup_env, repo):
-    assert setup_env.read_pin(repo, 'mmcv') == '2.1.0'
-    with pytest.raises(setup_env.SetupError, match='No version of nothing'):
-        setup_env.read_pin(repo, 'nothing')
+def test_stopped_pip_leaves_its_mark(fake, repo):
+    """Also were it killed: the mark is made before."""
+    store(fake)
+    write_script(fake.PYTHON, 'echo $$ > "$0.pid"\nexec sleep 60\n')
+    pid = fake.PYTHON.with_name('python.pid')
+    process = start(repo)
+    wait_until(lambda: pid.exists() and pid.read_text())
+    process.terminate()
+    assert process.wait(20) == 130
+    assert not Path('/proc', pid.read_text().strip()).exists()
+    assert 'stopped in: build tools' in fake.Setup().why_afresh()
