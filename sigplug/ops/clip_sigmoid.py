@@ -1,6 +1,5 @@
 """The clipped sigmoid of CenterPoint-style heatmap heads."""
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ def _round_to_grid(value: float, dtype: torch.dtype, rounding) -> float:
     return math.ldexp(rounding(math.ldexp(value, -unit)), unit)
 
 
-@cache
 def representable_bounds(min_val: float, max_val: float,
                          dtype: torch.dtype) -> tuple[float, float]:
     r"""Bounds that ``dtype`` can hold, strictly between 0 and 1.
@@ -194,6 +192,11 @@ class _ClipSigmoid(torch.autograd.Function):
 
 def _may_overwrite(x: Tensor) -> bool:
     """Whether writing into ``x`` can break neither autograd nor memory."""
+    # A compiler saves the memory by itself. Under torch.func a constant
+    # may have to become batched.
+    if (torch.compiler.is_compiling()
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)):
+        return False
     # Even without recording, an earlier graph may have saved x.
     if x.requires_grad:
         return False

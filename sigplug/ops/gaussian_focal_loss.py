@@ -124,8 +124,9 @@ def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
             clip, 1 - clip, x.dtype))
         not_q = 1 - q
         log_q, log_not_q = (q + LOG_EPS).log(), (not_q + LOG_EPS).log()
-    return -(pos_weight * _power(not_q, alpha) * log_q * t.eq(1) +
-             neg_weight * _power(q, alpha) * log_not_q * (1 - t).pow(gamma))
+    pos = log_q * _power(not_q, alpha) * t.eq(1)
+    neg = log_not_q * _power(q, alpha) * (1 - t).pow(gamma)
+    return -(pos_weight * pos + neg_weight * neg)
 
 
 def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
@@ -159,10 +160,10 @@ def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
         log_q, log_not_q = (q + LOG_EPS).log(), (not_q + LOG_EPS).log()
         # q (1 - q) times the derivatives of the two logarithms.
         pos, neg = not_q * (q / (q + LOG_EPS)), q * (not_q / (not_q + LOG_EPS))
-    slope = (
-        pos_weight * _power(not_q, alpha) * (alpha * q * log_q - pos) *
-        t.eq(1) + neg_weight * _power(q, alpha) *
-        (neg - alpha * not_q * log_not_q) * (1 - t).pow(gamma))
+    pos = (alpha * q * log_q - pos) * _power(not_q, alpha) * t.eq(1)
+    neg = (neg - alpha * not_q * log_not_q) * _power(q, alpha) * (
+        1 - t).pow(gamma)
+    slope = pos_weight * pos + neg_weight * neg
     if clip is not None:
         slope = torch.where(inside, slope, torch.zeros_like(slope))
     return (grad_loss * slope).to(logits.dtype)

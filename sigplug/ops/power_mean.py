@@ -187,8 +187,10 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
         mean = sets.sum(c, members) / count
         if c.dtype == torch.float64:
             # The sum may overflow where the mean does not.
-            parts = c / sets.spread(count, members)
-            mean = torch.where(mean.isinf(), sets.sum(parts, members), mean)
+            scale = _divisor(sets.max(c, members))
+            parts = c / sets.spread(scale, members)
+            mean = torch.where(
+                mean.isinf(), scale * (sets.sum(parts, members) / count), mean)
         return mean.to(c.dtype)
 
     finite = _replace_inf(p)
@@ -196,9 +198,9 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     largest = sets.max(c.detach(), members)
     scale = _divisor(largest)
     # A power may have an infinite slope at 0: stay away from it.
-    zero = _zeros(c, sets, members, eps)
-    base = _replace(c / sets.spread(scale, members), zero, 1.0)
-    power = _replace(base.pow(finite), zero, 0.0)
+    ratio = c / sets.spread(scale, members)
+    zero = _zeros(ratio, sets, members, eps)
+    power = _replace(_replace(ratio, zero, 1.0).pow(finite), zero, 0.0)
     mean = sets.sum(power, members) / count
     # So does the root: a set of zeros gives 0, with a gradient of 0.
     mean = torch.where(largest == 0, mean.new_ones(()), mean)
@@ -212,14 +214,14 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
 
 
 def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                      members: Tensor | None, eps: float | None,
-                      y: Tensor) -> tuple[Tensor, Tensor | None]:
+                      members: Tensor | None, eps: float | None, y: Tensor,
+                      wants_p: bool) -> tuple[Tensor, Tensor | None]:
     r"""The closed form of the derivatives.
 
     Returns:
         tuple[Tensor, Tensor | None]: :math:`\partial y / \partial c`, for
-        each arranged element, and :math:`\partial y / \partial p`, for each
-        set, if ``p`` requires a gradient.
+        each arranged element, and, if it is wanted,
+        :math:`\partial y / \partial p` for each set.
     """
     c = sets.arrange(_clamp(x, eps), members)
     if _is_float(p, math.inf):
@@ -231,13 +233,14 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
         return weight * torch.ones_like(c), None
 
     finite = _replace_inf(p)
-    zero = _zeros(c, sets, members, eps)
-    u = _replace(c / sets.spread(_divisor(y), members), zero, 1.0)
+    u = c / sets.spread(_divisor(y), members)
+    zero = _zeros(u, sets, members, eps)
+    u = _replace(u, zero, 1.0)
     power = _replace(u.pow(finite - 1), zero, 0.0)
     by_element, by_power = power * weight, None
-    if isinstance(p, Tensor) and p.requires_grad:
+    if wants_p:
         total = sets.sum(power * u * u.log(), members)
-        by_power = y / p * (total / count).to(y.dtype)
+        by_power = y / finite * (total / count).to(y.dtype)
     if finite is not p:
         by_element = torch.where(
             p.isinf(), _slope_of_max(c, sets, members, y), by_element)
@@ -262,16 +265,16 @@ class _PowerMean(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def _read(ctx):
+    def _slopes(ctx, wants_p):
         x, p, members, y = ctx.saved_tensors
-        p = ctx.float_p or p
-        by_element, by_power = power_mean_slopes(x, p, ctx.sets, members,
-                                                 ctx.eps, y)
-        return x, p, members, by_element, by_power
+        return power_mean_slopes(x, ctx.float_p or p, ctx.sets, members,
+                                 ctx.eps, y, wants_p)
 
     @staticmethod
     def backward(ctx, grad_y):
-        x, p, members, by_element, by_power = _PowerMean._read(ctx)
+        x, p, members, _ = ctx.saved_tensors
+        by_element, by_power = _PowerMean._slopes(
+            ctx, wants_p=ctx.needs_input_grad[1])
         grad_x = grad_p = None
         if ctx.needs_input_grad[0]:
             grad_x = ctx.sets.put_back(
@@ -284,7 +287,9 @@ class _PowerMean(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent_x, tangent_p, *_):
-        x, _, members, by_element, by_power = _PowerMean._read(ctx)
+        x, _, members, _ = ctx.saved_tensors
+        by_element, by_power = _PowerMean._slopes(
+            ctx, wants_p=tangent_p is not None)
         tangent = 0
         if tangent_x is not None:
             kept = _where_kept(x, tangent_x.to(by_element.dtype), ctx.eps)
@@ -329,11 +334,14 @@ def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
     return g if eps is None else torch.where(x >= eps, g, g.new_zeros(()))
 
 
-def _zeros(c: Tensor, sets: Dims | Windows | Segments, members: Tensor | None,
-           eps: float | None) -> Tensor | None:
-    """Where elements are 0; None if the clamp keeps all of them above."""
-    clamped = eps is not None and eps >= torch.finfo(c.dtype).tiny
-    return None if clamped and not sets.adds_zeros(members) else c == 0
+def _zeros(ratio: Tensor, sets: Dims | Windows | Segments,
+           members: Tensor | None, eps: float | None) -> Tensor | None:
+    """Where ratios are 0; None if the clamp keeps all of them above."""
+    info = torch.finfo(ratio.dtype)
+    if (eps is not None and eps >= info.max * info.smallest_normal * info.eps
+            and not sets.adds_zeros(members)):
+        return None
+    return ratio == 0
 
 
 def _replace(c: Tensor, where: Tensor | None, value: float) -> Tensor:
