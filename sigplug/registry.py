@@ -4,8 +4,10 @@ They are children of mmengine's, so that ``type='sigplug.X'`` in a config
 builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
+from importlib import import_module
 from typing import Any
 
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
@@ -17,6 +19,11 @@ MODELS = Registry(
         'sigplug.models', 'sigplug.models.dense_heads',
         'sigplug.models.voxel_encoders'
     ])
+HOOKS = Registry(
+    'hook',
+    parent=ROOT_HOOKS,
+    scope='sigplug',
+    locations=['sigplug.engine.hooks'])
 
 
 def register_everywhere(cls: type) -> type:
@@ -27,6 +34,31 @@ def register_everywhere(cls: type) -> type:
     """
     MODELS.register_module(module=cls)
     ROOT_MODELS.register_module(module=cls)
+    return cls
+
+
+def _hook_on_demand(name: str) -> None:
+    """Register the bare name of a hook without importing the hook.
+
+    Importing mmengine's hooks would cost ``import sigplug`` a second. The
+    class takes this place itself once it is imported.
+    """
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        hooks = import_module('sigplug.engine.hooks')
+        return getattr(hooks, name)(*args, **kwargs)
+
+    build.__name__ = name
+    ROOT_HOOKS.register_module(module=build)
+
+
+_hook_on_demand('HeatmapSaturationHook')
+
+
+def register_hook_everywhere(cls: type) -> type:
+    """Register a hook as ``sigplug.X`` and under its bare name."""
+    HOOKS.register_module(module=cls)
+    ROOT_HOOKS.register_module(module=cls, force=True)
     return cls
 
 

@@ -6,9 +6,12 @@ import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, init_default_scope
 from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
+
+from sigplug.models.layers.power import Power
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
@@ -44,7 +47,7 @@ def test_quickstart_differs_from_its_stock_twin_in_the_plugged_parts_only():
     assert differences(ours.to_dict(), stock.to_dict()) == {
         'model.pts_voxel_encoder.type', 'model.pts_voxel_encoder.p',
         'model.pts_bbox_head.type', 'model.pts_bbox_head.heatmap_act',
-        'optim_wrapper.paramwise_cfg'
+        'optim_wrapper.paramwise_cfg', 'power_paramwise_cfg', 'custom_hooks'
     }
 
 
@@ -60,16 +63,42 @@ def test_data_set_is_changed_from_the_environment(monkeypatch):
     assert cfg.test_evaluator.ann_file == 'elsewhere/nuscenes_infos_val.pkl'
 
 
-def test_power_has_its_own_optimiser_settings():
-    from mmengine.optim import build_optim_wrapper
+def test_hooks_of_the_configs():
+    """The quickstart measures its heatmaps whenever its log is written."""
+    from sigplug.engine.hooks import HeatmapSaturationHook
     cfg = load(SMALL.format('gem'))
+    hook, = (HOOKS.build(hook) for hook in cfg.custom_hooks)
+    assert type(hook) is HeatmapSaturationHook
+    assert hook.interval == cfg.default_hooks.logger.interval
+    assert 'custom_hooks' not in load(SMALL.format('stock'))
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if '_gem_' in path.stem],
+    ids=lambda path: path.stem)
+def test_trained_powers_have_their_own_optimiser_settings(path):
+    """Every parameter named p, and no other one."""
+    cfg = load(path.name)
     model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    p = model.pts_voxel_encoder.pfn_layers[0].gem.p
-    group, = (g for g in wrapper.param_groups if g['params'][0] is p)
-    assert group['weight_decay'] == 0
-    assert group['lr'] == pytest.approx(10 * cfg.optim_wrapper.optimizer.lr)
-    assert p.shape == torch.Size([1])
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    names = {param: name for name, param in model.named_parameters()}
+    rate = cfg.optim_wrapper.optimizer.lr
+    decay = cfg.optim_wrapper.optimizer.weight_decay
+    assert rate > 0 and decay > 0
+    powers = []
+    for group in optimizer.param_groups:
+        for param in group['params']:
+            name = names.pop(param)
+            if name.rpartition('.')[2] == 'p':
+                powers.append(name)
+                assert group['weight_decay'] == 0, name
+                assert group['lr'] == pytest.approx(10 * rate), name
+            else:
+                assert group['weight_decay'] == decay, name
+                assert group['lr'] == rate, name
+    assert not names
+    assert len(powers) == sum(
+        isinstance(module, Power) for module in model.modules()) > 0
 
 
 FIVE_LINES = """

@@ -86,6 +86,22 @@ assert not imported('mmdet3d')
 """, tmp_path)
 
 
+def test_bare_name_of_the_hook_after_a_light_import(tmp_path):
+    """mmengine's hooks are imported once the hook is built, not before."""
+    run("""
+import sigplug
+assert 'mmengine.hooks' not in sys.modules
+from mmengine.registry import HOOKS
+hook = HOOKS.build(dict(type='HeatmapSaturationHook', interval=7))
+from sigplug.engine.hooks import HeatmapSaturationHook
+assert type(hook) is HeatmapSaturationHook and hook.interval == 7
+# From then on the name stands for the class.
+assert HOOKS.get('HeatmapSaturationHook') is HeatmapSaturationHook
+assert HOOKS.get('sigplug.HeatmapSaturationHook') is HeatmapSaturationHook
+assert not imported('mmdet', 'mmdet3d')
+""", tmp_path)
+
+
 def test_without_mmdet3d(tmp_path):
     """Layers and necks work; the parts on mmdet3d say what is missing."""
     run("""
@@ -133,14 +149,17 @@ def test_prefixed_names_without_any_import(tmp_path):
     out = run('''
 import os
 import traceback
+from functools import partial
 
 import mmcv.cnn
 import mmdet.models
 import mmdet3d.models
 from mmcv.cnn import ConvModule, build_activation_layer
+from mmdet.registry import HOOKS as MMDET_HOOKS
 from mmdet.registry import MODELS as MMDET
+from mmdet3d.registry import HOOKS as MMDET3D_HOOKS
 from mmdet3d.registry import MODELS as MMDET3D
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 
 HEAD = dict(
     type='sigplug.CenterHead', in_channels=8, share_conv_channel=8,
@@ -161,6 +180,21 @@ def first(build, cfg):
     for other in ('ClipSigmoid', 'GeM', 'GeMNeck'):
         names.append(type(build(dict(type=other))).__module__)
     assert all(name.startswith('sigplug.') for name in names), names
+
+
+def hook(scope, registry, first):
+    """The prefixed or the bare name first, and then the other one."""
+    if scope is not None:
+        init_default_scope(scope)
+    assert not imported('sigplug')
+    if '.' not in first:
+        import sigplug
+    for name in (first, 'sigplug.HeatmapSaturationHook',
+                 'HeatmapSaturationHook'):
+        built = registry.build(dict(type=name, interval=3))
+        assert type(built).__module__.startswith('sigplug.'), built
+        assert type(built).__name__ == 'HeatmapSaturationHook'
+        assert built.interval == 3
 
 
 def conv_module():
@@ -190,6 +224,13 @@ CASES = {
     'encoder': lambda: with_scope(
         'mmdet3d', MMDET3D, dict(type='sigplug.GeMPillarFeatureNet')),
 }
+for scope, registry in (
+        (None, HOOKS), (None, MMDET_HOOKS), (None, MMDET3D_HOOKS),
+        ('mmdet', HOOKS), ('mmdet3d', HOOKS), ('sigplug', HOOKS)):
+    for first_name in ('sigplug.HeatmapSaturationHook',
+                       'HeatmapSaturationHook'):
+        CASES[f'{first_name} {scope} {registry.scope}'] = partial(
+            hook, scope, registry, first_name)
 for name, case in CASES.items():
     pid = os.fork()
     if pid == 0:
@@ -202,4 +243,4 @@ for name, case in CASES.items():
     status = os.waitpid(pid, 0)[1]
     print(name, 'failed' if status else 'done', flush=True)
 ''', tmp_path)
-    assert 'failed' not in out and out.count('done') == 9, out
+    assert 'failed' not in out and out.count('done') == 21, out

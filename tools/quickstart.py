@@ -23,6 +23,14 @@ CONFIG = TOOLS.parent / (
     'configs/centerpoint/'
     'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_nus-mini-3d.py')
 DATA_SEED = 0
+# What a stage needs in its environment.
+SETTINGS = ('SIGPLUG_DATA_ROOT', 'CUDA_VISIBLE_DEVICES')
+GPU_PROBE = """
+from mmcv.ops import get_compiling_cuda_version
+import torch
+if get_compiling_cuda_version() == 'not available':
+    print('unusable' if torch.cuda.is_available() else 'none')
+"""
 TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 
 
@@ -46,6 +54,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seed', type=int, default=0,
         help='seed of the training (default: 0)')
+    parser.add_argument(
+        '--amp', action='store_true',
+        help='train in mixed precision, see tools/train.py')
     parser.add_argument(
         '--resume', action='store_true',
         help='continue an interrupted training')
@@ -78,10 +89,12 @@ def run_stage(name: str, tool: str, *args: Any) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = code = os.waitstatus_to_exitcode(status)
     if code != 0:
-        root = shlex.quote(os.environ['SIGPLUG_DATA_ROOT'])
+        setting = ' '.join(
+            f'{name}={shlex.quote(os.environ[name])}'
+            for name in SETTINGS if name in os.environ)
         print(
             f'\nerror: the stage {name!r} failed with exit code {code}. Run '
-            f'it alone with\n    SIGPLUG_DATA_ROOT={root} {line}',
+            f'it alone with\n    {setting} {line}',
             file=sys.stderr)
         # A negative code is a signal.
         sys.exit(code if code > 0 else 1)
@@ -90,6 +103,22 @@ def run_stage(name: str, tool: str, *args: Any) -> dict[str, float]:
     return dict(
         seconds=round(perf_counter() - start, 1),
         peak_memory_mib=round(usage.ru_maxrss / unit))
+
+
+def hide_unusable_gpus() -> None:
+    """Keep the stages on the CPU if mmcv's operators cannot use the GPU.
+
+    mmengine would choose the GPU, and the training fail in voxelisation.
+    """
+    # In a process of its own: the memory of this one counts as that of each
+    # stage. Where mmcv is missing, the training will say so.
+    probe = subprocess.run([sys.executable, '-c', GPU_PROBE],
+                           capture_output=True,
+                           text=True)
+    if probe.stdout.strip() == 'unusable':
+        print("The GPU is not used: mmcv's operators were compiled without "
+              'CUDA.', flush=True)
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 def read_metrics(work_dir: Path) -> dict[str, Any]:
@@ -179,6 +208,7 @@ def main() -> None:
     # The configs read these, see configs/_base_/datasets.
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
+    hide_unusable_gpus()
     config = relative(args.config)
 
     stages = {}
@@ -189,6 +219,7 @@ def main() -> None:
           if args.samples_per_scene else []))
     stages['train'] = run_stage(
         'train', 'train.py', config, '--work-dir', work_dir,
+        *(['--amp'] if args.amp else []),
         *(['--resume'] if args.resume else []),
         '--cfg-options', f'randomness.seed={args.seed}')
     checkpoint = relative((work_dir / 'last_checkpoint').read_text())
@@ -203,6 +234,7 @@ def main() -> None:
     summary = dict(
         config=config,
         seed=args.seed,
+        amp=args.amp,
         data_seed=DATA_SEED,
         data_root=str(args.data_root),
         metrics=read_metrics(eval_dir),

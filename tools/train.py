@@ -12,8 +12,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='train in mixed precision (float16 on a GPU, bfloat16 on the '
-        'CPU)')
+        help='train in mixed precision: float16 on a GPU, bfloat16 on the '
+        'CPU, or optim_wrapper.dtype of the config')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',

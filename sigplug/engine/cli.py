@@ -10,6 +10,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .optim_wrapper import cpu_amp_dtype
 from .preflight import PreflightError, check_checkpoint, print_once
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
@@ -113,8 +114,14 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 def enable_amp(cfg: Config) -> None:
     """Switch to mixed precision: float16 on a GPU, bfloat16 on the CPU.
 
+    A ``dtype`` in ``cfg.optim_wrapper`` takes the place of these.
+
     Args:
         cfg (Config): The config, changed in place.
+
+    Raises:
+        PreflightError: The config has another optimizer wrapper, or the CPU
+            has no mixed precision of that type.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
@@ -127,9 +134,20 @@ def enable_amp(cfg: Config) -> None:
             f'but it is {name!r}.')
     elif get_device() == 'cpu':
         # Settings of AmpOptimWrapper alone.
-        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        for key in ('loss_scale', 'use_fsdp'):
             wrapper.pop(key, None)
         wrapper.type = CPU_AMP
+        # AmpOptimWrapper takes None for its default.
+        if wrapper.get('dtype') is None:
+            wrapper.pop('dtype', None)
+            return
+        try:
+            dtype = cpu_amp_dtype(wrapper.dtype)
+        except ValueError as error:
+            raise PreflightError(f'--amp: optim_wrapper.{error}.') from error
+        if dtype == torch.float16:
+            print_once('--amp: float16 on the CPU, as optim_wrapper.dtype '
+                       'says; on most processors bfloat16 is much faster.')
     else:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.loss_scale = 'dynamic'

@@ -1,24 +1,88 @@
 """Mixed precision where mmengine's ``AmpOptimWrapper`` refuses to work."""
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
+CPU_AMP_DTYPES = {
+    'bfloat16': torch.bfloat16,
+    'float16': torch.float16,
+}
 
-class CPUAmpOptimWrapper(OptimWrapper):
-    """Optimizer wrapper for mixed precision in bfloat16 on the CPU.
+
+def cpu_amp_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Check the type of mixed precision on the CPU.
+
+    Args:
+        dtype (str | torch.dtype): The type or its name.
+
+    Returns:
+        torch.dtype: ``torch.bfloat16`` or ``torch.float16``.
+
+    Raises:
+        ValueError: torch has no autocast to this type on the CPU.
+    """
+    for name, known in CPU_AMP_DTYPES.items():
+        if dtype in (name, known):
+            break
+    else:
+        raise ValueError(
+            f"dtype must be 'bfloat16' or 'float16', the types of torch's "
+            f'autocast on the CPU, but got {dtype!r}')
+    # Older versions only warn and train in float32.
+    if known == torch.float16 and not hasattr(torch.amp, 'GradScaler'):
+        raise ValueError(
+            "dtype='float16' needs torch 2.3 or later on the CPU, but this "
+            f"is {torch.__version__}: use 'bfloat16'")
+    return known
+
+
+class CPUAmpOptimWrapper(AmpOptimWrapper):
+    """Optimizer wrapper for mixed precision on the CPU.
 
     mmengine's ``AmpOptimWrapper`` insists on an accelerator. bfloat16 has the
-    range of float32, so that no loss scaling is needed.
+    range of float32, so that no loss scaling is needed; float16 gets a
+    dynamic loss scale. Choose float16 to see what it does to a model: on a
+    processor without half-precision arithmetic of its own a convolution
+    takes hundreds of times longer.
 
     A config names it by its full path,
     ``type='sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'``.
 
     Args:
+        dtype (str | torch.dtype): ``'bfloat16'`` or ``'float16'``.
+            Defaults to ``'bfloat16'``.
         **kwargs: As for :class:`mmengine.optim.OptimWrapper`.
+
+    Raises:
+        ValueError: torch has no autocast to ``dtype`` on the CPU.
     """
+
+    def __init__(self,
+                 dtype: str | torch.dtype = 'bfloat16',
+                 **kwargs: Any) -> None:
+        # Not super(), which asserts that there is an accelerator.
+        OptimWrapper.__init__(self, **kwargs)
+        self.cast_dtype = cpu_amp_dtype(dtype)
+        self._scale_update_param = None
+        scale = self.cast_dtype == torch.float16
+        self.loss_scaler = (
+            torch.amp.GradScaler('cpu', enabled=scale)
+            if hasattr(torch.amp, 'GradScaler') else
+            torch.cuda.amp.GradScaler(enabled=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer, and of the loss scale where there is one.
+
+        An empty one could not be loaded by a run that scales.
+        """
+        state = super().state_dict()
+        if not self.loss_scaler.is_enabled():
+            del state['loss_scaler']
+        return state
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -27,6 +91,6 @@ class CPUAmpOptimWrapper(OptimWrapper):
         Args:
             model (nn.Module): The model that is trained.
         """
-        with super().optim_context(model), torch.autocast(
-                'cpu', dtype=torch.bfloat16):
+        with OptimWrapper.optim_context(self, model), torch.autocast(
+                'cpu', dtype=self.cast_dtype):
             yield

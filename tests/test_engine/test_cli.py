@@ -61,6 +61,39 @@ def test_amp(monkeypatch):
         cli.enable_amp(cfg)
 
 
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'AmpOptimWrapper'])
+@pytest.mark.parametrize('dtype, on_cpu', [
+    (None, {}),
+    ('bfloat16', dict(dtype='bfloat16')),
+    ('float16', dict(dtype='float16')),
+])
+def test_amp_takes_the_dtype_of_the_config(monkeypatch, capsys, kind, dtype,
+                                           on_cpu):
+    cfg = Config(dict(optim_wrapper=dict(
+        type=kind, dtype=dtype, loss_scale='dynamic', use_fsdp=False)))
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    cli.enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type=cli.CPU_AMP, **on_cpu)
+    slow = 'bfloat16 is much faster' in capsys.readouterr().out
+    assert slow == (dtype == 'float16')
+
+    cfg = Config(dict(optim_wrapper=dict(type=kind, dtype=dtype)))
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    cli.enable_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.dtype == dtype
+
+
+def test_amp_with_a_dtype_that_the_cpu_has_not(monkeypatch):
+    cfg = Config(dict(optim_wrapper=dict(dtype='float64')))
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    with pytest.raises(PreflightError) as info:
+        cli.enable_amp(cfg)
+    for word in ('--amp', "optim_wrapper.dtype must be 'bfloat16'",
+                 "'float64'"):
+        assert word in str(info.value)
+
+
 def test_auto_scale_lr():
     cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=4)))
     cli.enable_auto_scale_lr(cfg)

@@ -1,20 +1,35 @@
 """Mixed precision on the CPU."""
+import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from sigplug.engine.cli import CPU_AMP
 
+BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 
-def test_trains_in_bfloat16_with_float32_weights():
-    torch.manual_seed(0)
-    model = nn.Linear(4, 1)
-    wrapper = OPTIM_WRAPPERS.build(
+
+def make(model, **kwargs):
+    return OPTIM_WRAPPERS.build(
         dict(
             type=CPU_AMP,
             optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-            accumulative_counts=1,
-            clip_grad=dict(max_norm=10)))
+            **kwargs))
+
+
+@pytest.mark.parametrize('dtype, expected', [
+    ({}, BFLOAT16),
+    (dict(dtype='bfloat16'), BFLOAT16),
+    (dict(dtype=torch.bfloat16), BFLOAT16),
+    (dict(dtype='float16'), FLOAT16),
+    (dict(dtype=torch.float16), FLOAT16),
+])
+def test_trains_with_float32_weights(dtype, expected):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    wrapper = make(
+        model, accumulative_counts=1, clip_grad=dict(max_norm=10), **dtype)
     inputs = torch.randn(64, 4)
     target = inputs.sum(dim=1, keepdim=True)
     losses = []
@@ -22,7 +37,7 @@ def test_trains_in_bfloat16_with_float32_weights():
         with wrapper.optim_context(model):
             out = model(inputs)
             loss = (out - target).square().mean()
-        assert out.dtype == torch.bfloat16
+        assert out.dtype == expected
         wrapper.update_params(loss)
         losses.append(loss.item())
     assert model.weight.dtype == torch.float32
@@ -31,3 +46,70 @@ def test_trains_in_bfloat16_with_float32_weights():
         model.weight.data, torch.ones(1, 4), rtol=0, atol=0.05)
     with torch.no_grad():
         assert model(inputs).dtype == torch.float32
+
+
+def gradient(factor, **kwargs):
+    """Of a product whose inner gradient is ``factor``, and the wrapper."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    wrapper = make(model, **kwargs)
+    with wrapper.optim_context(model):
+        loss = model(torch.ones(1, 1)).float().sum() * factor
+    wrapper.update_params(loss)
+    # One step of SGD at rate 0.1.
+    return (1 - model.weight.item()) / 0.1, wrapper
+
+
+def test_float16_scales_the_loss():
+    """1e-8 is 0 in float16, and 1e-3 with the scale."""
+    assert torch.tensor(1e-8).half() == 0
+    found, wrapper = gradient(1e-4, dtype='float16', clip_grad=None)
+    assert found == pytest.approx(1e-4, rel=1e-2)
+
+    model = nn.Linear(1, 1, bias=False)
+    wrapper = make(model, dtype='float16')
+    with wrapper.optim_context(model):
+        loss = model(torch.ones(1, 1)).float().sum() * 1e-8
+    wrapper.backward(loss)
+    wrapper.loss_scaler.unscale_(wrapper.optimizer)
+    assert model.weight.grad.item() == pytest.approx(1e-8, rel=1e-2)
+
+
+def test_float16_skips_a_step_that_overflows_and_lowers_the_scale():
+    found, wrapper = gradient(1e3, dtype='float16')
+    assert found == 0
+    assert wrapper.loss_scaler.get_scale() == 2**15
+
+
+def test_bfloat16_needs_no_scale():
+    found, wrapper = gradient(1e3)
+    assert found == pytest.approx(1e3, rel=1e-2)
+    model = nn.Linear(1, 1)
+    plain = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert wrapper.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize('saved', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('loaded', ['bfloat16', 'float16'])
+def test_resume_with_another_dtype(saved, loaded):
+    _, first = gradient(1e3, dtype=saved)
+    _, second = gradient(0, dtype=loaded)
+    second.load_state_dict(first.state_dict())
+    both = saved == loaded == 'float16'
+    scale = 2**15 if both else 2**16 if loaded == 'float16' else 1
+    assert second.loss_scaler.get_scale() == scale
+
+
+@pytest.mark.parametrize('dtype', [
+    'float32', 'half', torch.float64, torch.int8, None, 16])
+def test_other_dtypes(dtype):
+    with pytest.raises(ValueError) as info:
+        make(nn.Linear(1, 1), dtype=dtype)
+    for word in ('dtype', "'bfloat16'", "'float16'", repr(dtype)):
+        assert word in str(info.value)
+
+
+def test_float16_with_a_torch_that_has_none(monkeypatch):
+    monkeypatch.delattr(torch.amp, 'GradScaler')
+    with pytest.raises(ValueError, match="torch 2.3.*use 'bfloat16'"):
+        make(nn.Linear(1, 1), dtype='float16')

@@ -1,7 +1,10 @@
 """The main job, with a small data set and few iterations."""
 import json
+import os
 import runpy
+import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import TOOLS, tool_command
@@ -30,6 +33,84 @@ def test_missing_config(tmp_path, run_tool):
     printed = run_tool(
         'quickstart.py', '--config', 'none.py', cwd=tmp_path, expect=2)
     assert '--config: none.py does not exist' in printed
+
+
+# In the place of mmcv, with or without a GPU.
+FAKE_MMCV = """
+import torch
+torch.cuda.is_available = lambda: {gpu}
+def get_compiling_cuda_version():
+    return '{cuda}'
+"""
+
+
+def fake_mmcv(folder, source):
+    (folder / 'mmcv').mkdir()
+    (folder / 'mmcv/__init__.py').touch()
+    (folder / 'mmcv/ops.py').write_text(source)
+
+
+def hide_gpus(folder, monkeypatch, source):
+    fake_mmcv(folder, source)
+    monkeypatch.setenv('PYTHONPATH', str(folder))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
+    runpy.run_path(str(TOOLS / 'quickstart.py'))['hide_unusable_gpus']()
+    return os.environ['CUDA_VISIBLE_DEVICES']
+
+
+@pytest.mark.parametrize('cuda, gpu, hidden', [
+    ('not available', True, True),
+    ('not available', False, False),
+    ('12.4', True, False),
+])
+def test_gpu_that_mmcv_cannot_use_is_hidden(tmp_path, monkeypatch, capsys,
+                                            cuda, gpu, hidden):
+    visible = hide_gpus(
+        tmp_path, monkeypatch, FAKE_MMCV.format(cuda=cuda, gpu=gpu))
+    printed = capsys.readouterr().out
+    assert visible == ('' if hidden else '1')
+    assert printed.count('\n') == hidden
+    assert ('compiled without CUDA' in printed) == hidden
+
+
+def test_broken_mmcv_is_left_to_the_training(tmp_path, monkeypatch, capfd):
+    assert hide_gpus(
+        tmp_path, monkeypatch, "raise ImportError('undefined symbol')") == '1'
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('given, passed', [
+    ([], []),
+    (['--amp'], ['--amp']),
+    (['--resume', '--amp'], ['--amp', '--resume']),
+])
+def test_flags_reach_the_training(tmp_path, given, passed):
+    """Programs that only note their arguments take the place of the tools."""
+    shutil.copy(TOOLS / 'quickstart.py', tmp_path)
+    (tmp_path / 'dataset_converters').mkdir()
+    for name in ('dataset_converters/create_synthetic_nuscenes.py',
+                 'train.py'):
+        (tmp_path / name).write_text(
+            'import json, os, sys\n'
+            f"json.dump([sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES']], "
+            "open('arguments.json', 'w'))\n"
+            f"sys.exit(7 if {name!r} == 'train.py' else 0)\n")
+    fake_mmcv(tmp_path, FAKE_MMCV.format(cuda='not available', gpu=True))
+    (tmp_path / 'c.py').touch()
+    done = subprocess.run(
+        [sys.executable, 'quickstart.py', '--config', 'c.py', *given],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+            [str(tmp_path), *sys.path])),
+        capture_output=True,
+        text=True)
+    assert done.returncode == 7, done.stderr
+    arguments, visible = json.loads((tmp_path / 'arguments.json').read_text())
+    assert arguments == [
+        'c.py', '--work-dir', 'work_dirs/quickstart', *passed, '--cfg-options',
+        'randomness.seed=0']
+    assert visible == ''
+    assert 'CUDA_VISIBLE_DEVICES=' in done.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """CenterPoint's head with an activation that is chosen by config."""
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from mmdet3d.models.dense_heads.centerpoint_head import (
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from sigplug.models.layers import ClipSigmoid
 from sigplug.ops import gaussian_heatmap, gaussian_radius
+from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.registry import MODELS
 
 # Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
@@ -39,6 +42,10 @@ class CenterHead(_CenterHead):
     Decoding uses the plain sigmoid: the clip is there for the logarithm of
     the loss.
 
+    What is appended to the list ``heatmap_observers`` is called with the
+    number, the logits and the target of each task, ``(B, classes, H, W)`` in
+    float32, whenever the losses are computed.
+
     Args:
         *args: Those of mmdet3d's ``CenterHead``.
         heatmap_act (dict): Config of the activation in front of
@@ -68,6 +75,8 @@ class CenterHead(_CenterHead):
         # The logits are still needed after the loss.
         if getattr(self.heatmap_act, 'inplace', False):
             self.heatmap_act.inplace = False
+        self.heatmap_observers: list[Callable[[int, Tensor, Tensor],
+                                              None]] = []
         # DCNSeparateHead keeps its regression branches one level down.
         first = self.task_heads[0]
         heads = getattr(first, 'task_head', first).heads
@@ -84,6 +93,21 @@ class CenterHead(_CenterHead):
         """Number of regression targets: offset, z, size, sin, cos[, v]."""
         return 1 + (
             BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE)
+
+    @property
+    def heatmap_clip(self) -> tuple[float, float, bool] | None:
+        """Bounds of the scores in the loss, None where nothing is clipped.
+
+        The third value tells whether the gradient is zero outside of them.
+        """
+        act, clip = self.heatmap_act, getattr(self.loss_cls, 'clip', None)
+        if isinstance(act, ClipSigmoid):
+            bounds, stops = (act.min_val, act.max_val), act.grad == 'zero'
+        elif clip is not None:
+            bounds, stops = (clip, 1 - clip), True
+        else:
+            return None
+        return *representable_bounds(*bounds, torch.float32), stops
 
     def init_weights(self) -> None:
         """Initialise the head, with the prior score of each heatmap.
@@ -123,6 +147,9 @@ class CenterHead(_CenterHead):
         with torch.autocast(heatmaps[0].device.type, enabled=False):
             for i, levels in enumerate(preds_dicts):
                 preds = {key: pred.float() for key, pred in levels[0].items()}
+                with torch.no_grad():
+                    for observe in self.heatmap_observers:
+                        observe(i, preds['heatmap'], heatmaps[i])
                 losses[f'task{i}.loss_heatmap'] = self._heatmap_loss(
                     preds['heatmap'], heatmaps[i])
                 losses[f'task{i}.loss_bbox'] = self._box_loss(
