@@ -303,6 +303,10 @@ def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
     by_p_allowed = 4 * u * y / p * (
         2 + 3 / p + (p + 5) * np.abs(r) + np.abs(log_mean) / p
     ) + smallest_normal(out)
+    if p < 1:
+        # The closed form takes y, which is no longer exact to a few steps.
+        by_p_allowed += y_allowed / p * (1 + (1 + p) * np.abs(
+            r - log_mean / p))
     return (y, y_allowed), (slope, slope_allowed), (by_p, by_p_allowed)
 
 

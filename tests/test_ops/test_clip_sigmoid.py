@@ -134,12 +134,6 @@ def test_nan_propagates(grad):
     assert clip_sigmoid(torch.tensor([math.nan]), grad=grad).isnan().all()
 
 
-@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
-def test_gradcheck(grad):
-    x = torch.linspace(-4, 4, 23, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda x: clip_sigmoid(x, 1e-3, 1 - 1e-3, grad=grad), x)
-
-
 def test_gradcheck_beyond_the_bounds():
     x = torch.tensor([-9., -5., 5., 9.], dtype=torch.float64,
                      requires_grad=True)

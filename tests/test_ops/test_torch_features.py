@@ -82,6 +82,67 @@ def test_gradgradcheck(name):
         check_fwd_over_rev=True)
 
 
+# All forms on the same sets: the rows of a matrix.
+FORMS = {
+    'dense': lambda x, p, eps: generalized_mean(x, p, 1, eps=eps),
+    'masked': lambda x, p, eps: generalized_mean(
+        x, p, 1, eps=eps, mask=torch.ones_like(x, dtype=torch.bool)),
+    'windows': lambda x, p, eps: gem_pool(
+        x.reshape(1, 1, -1), p, (x.shape[1], ), eps=eps),
+    'segments': lambda x, p, eps: segment_generalized_mean(
+        x.flatten(), torch.arange(x.numel()) // x.shape[1], len(x), p,
+        eps=eps),
+}
+every_form = pytest.mark.parametrize('form', FORMS)
+every_dtype = pytest.mark.parametrize('dtype', [
+    torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+
+@every_form
+@every_dtype
+@pytest.mark.parametrize('p', [1.0, 3.0, torch.tensor([3.0])], ids=str)
+def test_kink_at_the_clamp(form, dtype, p):
+    """Passed at equality, as ``torch.clamp`` does; nothing one step below."""
+    at = torch.tensor(0.5, dtype=dtype)
+    below = torch.nextafter(at, torch.zeros_like(at))
+    x = torch.stack([at, below]).expand(2, 2).contiguous().requires_grad_()
+    dx, = torch.autograd.grad(FORMS[form](x, p, 0.5).sum(), x)
+    assert dx.tolist() == [[0.5, 0.0]] * 2
+
+
+@every_form
+@every_dtype
+@pytest.mark.parametrize('p', [1.0, 3.0, torch.tensor([3.0])], ids=str)
+def test_kink_at_a_clamp_that_the_dtype_rounds(form, dtype, p):
+    """What is raised to ``eps`` has no influence, also if it rounds to it."""
+    for eps in (1e-6, 1e-3, 0.3):
+        x = torch.tensor([[eps, eps]], dtype=dtype, requires_grad=True)
+        dx, = torch.autograd.grad(FORMS[form](x, p, eps).sum(), x)
+        # eps as the computing dtype holds it, which x can lie below.
+        held = torch.tensor(eps, dtype=torch.promote_types(
+            dtype, torch.float32)).item()
+        assert (dx[0, 0] > 0) == (x[0, 0].item() >= held)
+
+
+@every_form
+@pytest.mark.parametrize('p', [float('inf'), torch.tensor([float('inf')])],
+                         ids=str)
+def test_ties_of_the_maximum_share_its_gradient(form, p):
+    """The limit of the closed form for a growing ``p``."""
+    x = torch.tensor([[3., 1., 3., 2.], [4., 4., 4., 4.]],
+                     requires_grad=True)
+    dx, = torch.autograd.grad(FORMS[form](x, p, 1e-6).sum(), x)
+    assert dx.tolist() == [[0.5, 0.0, 0.5, 0.0], [0.25] * 4]
+
+
+@every_form
+@pytest.mark.parametrize('p', [1.0, torch.tensor([1.0])], ids=str)
+def test_zeros_have_a_share_of_the_mean(form, p):
+    x = torch.tensor([[3., 0., 0., 2.]], requires_grad=True)
+    dx, = torch.autograd.grad(FORMS[form](x, p, None).sum(), x)
+    assert dx.tolist() == [[0.25] * 4]
+
+
 @pytest.mark.parametrize('name', [
     name for name, case in CASES.items() if len(case.inputs) > 1])
 def test_each_gradient_alone(name):
