@@ -200,7 +200,8 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     # A power may have an infinite slope at 0: stay away from it.
     ratio = c / sets.spread(scale, members)
     zero = _zeros(ratio, sets, members, eps)
-    power = _replace(_replace(ratio, zero, 1.0).pow(finite), zero, 0.0)
+    power = _replace(_replace(ratio, zero, 1.0).pow(finite), zero,
+                     ratio * _is_one(finite))
     mean = sets.sum(power, members) / count
     # So does the root: a set of zeros gives 0, with a gradient of 0.
     mean = torch.where(largest == 0, mean.new_ones(()), mean)
@@ -236,11 +237,11 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     u = c / sets.spread(_divisor(y), members)
     zero = _zeros(u, sets, members, eps)
     u = _replace(u, zero, 1.0)
-    power = _replace(u.pow(finite - 1), zero, 0.0)
+    power = _replace(u.pow(finite - 1), zero, _is_one(finite))
     by_element, by_power = power * weight, None
     if wants_p:
         total = sets.sum(power * u * u.log(), members)
-        by_power = y / finite * (total / count).to(y.dtype)
+        by_power = y * (total / count / finite).to(y.dtype)
     if finite is not p:
         by_element = torch.where(
             p.isinf(), _slope_of_max(c, sets, members, y), by_element)
@@ -331,7 +332,9 @@ def _clamp(x: Tensor, eps: float | None) -> Tensor:
 
 def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
     """``g`` where the clamp lets the input pass."""
-    return g if eps is None else torch.where(x >= eps, g, g.new_zeros(()))
+    if eps is None:
+        return g
+    return torch.where(widen(x) >= eps, g, g.new_zeros(()))
 
 
 def _zeros(ratio: Tensor, sets: Dims | Windows | Segments,
@@ -344,10 +347,17 @@ def _zeros(ratio: Tensor, sets: Dims | Windows | Segments,
     return ratio == 0
 
 
-def _replace(c: Tensor, where: Tensor | None, value: float) -> Tensor:
+def _replace(c: Tensor, where: Tensor | None,
+             value: float | Tensor) -> Tensor:
     if where is None:
         return c
-    return torch.where(where, c.new_full((), value), c)
+    return torch.where(where, torch.as_tensor(value, dtype=c.dtype,
+                                              device=c.device), c)
+
+
+def _is_one(p: Power) -> float | Tensor:
+    """0 to the power ``p - 1``, were it not for ``p`` below 1."""
+    return p.eq(1).float() if isinstance(p, Tensor) else 0.0
 
 
 def _divisor(y: Tensor) -> Tensor:

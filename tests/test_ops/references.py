@@ -199,8 +199,10 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha=2.0, gamma=4.0,
                           for term, error in zip(terms, errors))
             total = sum(terms)
             # Powers below the smallest normal number may be flushed, and
-            # what is left multiplies the logarithm and the weights.
+            # what is left multiplies the logarithm and the weights. Where
+            # that of 1 - t is flushed, the logarithm may be of any size.
             log = np.minimum(np.abs(x), 800 + 800 / LD(alpha or 1))
+            log = np.where(far < tiny, np.abs(x), log)
             floor = tiny * (4 + log) * (
                 1 + pos_weight + neg_weight) * (1 + alpha)
             return total, allowed + 2 * u * np.abs(total) + floor

@@ -349,8 +349,9 @@ def test_gem_modules(data):
     if kind is GeMNeck:
         sets.shape = sets.shape[:2]
 
-    # A fixed power is what it was, unless it was cast to half.
-    held = module.p.detach() if trained or channels else float(module.p)
+    # A fixed power that is shared stays exact when the module is cast.
+    held = float(torch.tensor(p[0])) if not trained and len(
+        set(p)) == 1 else module.p.detach()
     y, dx = run(module, x)
     expected = references.pooled(
         x, held, sets, eps if clamp else None, 1.0)

@@ -66,7 +66,8 @@ class Power(nn.Module):
     def _read_shared_p(self) -> float | None:
         """A fixed ``p`` as a float, which selects the exact mean or maximum.
 
-        Read once, since reading it from a GPU waits for the device.
+        Read once, since reading it from a GPU waits for the device. Hence it
+        also keeps its value when the module is cast to a half type.
         """
         values = set(self.p.tolist())
         return values.pop() if not self.p_trainable and len(
