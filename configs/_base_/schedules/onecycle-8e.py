@@ -1,4 +1,5 @@
-# One cycle over a short training: the rate rises for a quarter of it.
+# One cycle over a short training: the rate rises for a quarter of it. Its ends
+# are ratios, so that every parameter keeps its lr_mult.
 max_epochs = 8
 lr = 3e-4
 optim_wrapper = dict(
@@ -9,7 +10,7 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs / 4,
-        eta_min=lr * 10,
+        eta_min_ratio=10,
         begin=0,
         end=max_epochs / 4,
         by_epoch=True,
@@ -17,7 +18,7 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs * 3 / 4,
-        eta_min=lr * 1e-3,
+        eta_min_ratio=1e-3,
         begin=max_epochs / 4,
         end=max_epochs,
         by_epoch=True,
