@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,6 +39,18 @@ settings.register_profile(
 settings.register_profile(
     'fuzz', max_examples=int(os.environ.get('EXAMPLES', 1000)), **COMMON)
 settings.load_profile('test')
+
+
+@pytest.fixture(autouse=True, scope='session')
+def one_thread() -> None:
+    """On small tensors a second thread only costs, most so when busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Each test starts from the same random numbers."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')

@@ -31,12 +31,9 @@ PICTURES = {
 @pytest.fixture(autouse=True, scope='module')
 def tools_on_path():
     """As for a script, whose folder comes first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

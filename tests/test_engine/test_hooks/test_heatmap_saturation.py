@@ -128,14 +128,10 @@ def read_log(runner):
 
 
 @pytest.fixture(autouse=True)
-def small_and_repeatable():
-    """One thread, the scope of the configs, and the same weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def default_scope():
+    """That of the configs, whatever a runner in another test has set."""
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         yield
-    torch.set_num_threads(threads)
 
 
 def expected_shares(kept, clip):
