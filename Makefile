@@ -1,7 +1,7 @@
-# `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of the
-# environment, ARGS='...' goes to the program that the target runs, EXAMPLES=1000
-# and SECONDS=0 are how many random examples `make fuzz` draws for each of its
-# properties, and for how long it starts over.
+# `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
+# the environment, ARGS='...' goes to the program that the target runs,
+# EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
+# each of its properties, and for how long it starts over.
 
 .PHONY: help env quickstart test fuzz lint clean
 

@@ -117,7 +117,8 @@ def hide_unusable_gpus() -> None:
                            text=True)
     if probe.stdout.strip() == 'unusable':
         print("The GPU is not used: mmcv's operators were compiled without "
-              'CUDA.', flush=True)
+              'CUDA (make env FORCE_CUDA=1 compiles them for it).',
+              flush=True)
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 

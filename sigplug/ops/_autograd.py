@@ -2,6 +2,11 @@
 import torch
 from torch import Tensor
 
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:  # torch before 2.2
+    is_compiling = torch._dynamo.is_compiling
+
 
 def widen(x: Tensor) -> Tensor:
     """A half type becomes float32; float32 and float64 stay as they are."""
@@ -17,5 +22,5 @@ def needs_closed_form(*inputs: object) -> bool:
     """
     return (torch.is_grad_enabled()
             and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-            and not torch.compiler.is_compiling()
+            and not is_compiling()
             and not torch.jit.is_tracing())

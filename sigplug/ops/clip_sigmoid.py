@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._autograd import needs_closed_form, widen
+from ._autograd import is_compiling, needs_closed_form, widen
 
 GRAD_MODES = ('zero', 'straight_through')
 
@@ -194,7 +194,7 @@ def _may_overwrite(x: Tensor) -> bool:
     """Whether writing into ``x`` can break neither autograd nor memory."""
     # A compiler saves the memory by itself. Under torch.func a constant
     # may have to become batched.
-    if (torch.compiler.is_compiling()
+    if (is_compiling()
             or torch._C._functorch.is_functorch_wrapped_tensor(x)):
         return False
     # Even without recording, an earlier graph may have saved x.

@@ -9,6 +9,7 @@ from .power_mean import (
     Power,
     check_float_power,
     check_input,
+    check_tensor_power,
     power_mean,
 )
 
@@ -25,9 +26,11 @@ def generalized_mean(x: Tensor,
     .. math::
         y = \Big(\frac{1}{N} \sum_{i=1}^N \max(x_i, \epsilon)^p\Big)^{1/p}
 
-    ``p = 1`` is the mean and ``p = inf`` the maximum, exactly. The powers
-    are taken relative to the largest element, so that the result is finite
-    wherever it is representable; half types are computed in float32.
+    ``p = inf`` is the maximum and a number ``p = 1`` the mean, exactly (a
+    tensor ``p`` of 1 to 1 ulp). The powers are taken relative to the largest
+    element, so that the result is finite wherever it is representable; half
+    types are computed in float32. With a tensor ``p`` below 1 the relative
+    error grows as ``1 / p``.
 
     Source: Radenović et al., `Fine-tuning CNN Image Retrieval with No Human
     Annotation <https://arxiv.org/abs/1711.02512>`_, eq. (3).
@@ -81,6 +84,7 @@ def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
     """Shape ``p`` to broadcast against ``x`` with ``dims`` of size 1."""
     if not isinstance(p, Tensor):
         return check_float_power(p)
+    check_tensor_power(p)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import needs_closed_form, widen
+from ._autograd import is_compiling, needs_closed_form, widen
 
 Power = float | Tensor
 
@@ -200,8 +200,11 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     # A power may have an infinite slope at 0: stay away from it.
     ratio = c / sets.spread(scale, members)
     zero = _zeros(ratio, sets, members, eps)
-    power = _replace(_replace(ratio, zero, 1.0).pow(finite), zero,
-                     ratio * _is_one(finite))
+    base = _replace(ratio, zero, 1.0)
+    if isinstance(p, float) and p < 1:
+        # The root divides the error of the power by p.
+        base = base.double()
+    power = _replace(base.pow(finite), zero, ratio * _is_one(finite))
     mean = sets.sum(power, members) / count
     # So does the root: a set of zeros gives 0, with a gradient of 0.
     mean = torch.where(largest == 0, mean.new_ones(()), mean)
@@ -375,6 +378,19 @@ def check_input(x: Tensor, eps: float | None) -> None:
     if eps is not None and not 0.0 < eps < math.inf:
         raise ValueError('eps must be above 0 and finite, or None for inputs '
                          f'that are not negative, but got {eps}')
+
+
+def check_tensor_power(p: Tensor) -> None:
+    """Raise an error if a power that can be looked at is not above 0."""
+    # On a GPU the comparison would wait for the device.
+    if p.device.type != 'cpu' or is_compiling():
+        return
+    try:
+        valid = bool((p > 0).all())
+    except RuntimeError:  # Fake tensors and vmap have no values to look at.
+        return
+    if not valid:
+        raise ValueError(f'p must be above 0, but got {p.tolist()}')
 
 
 def check_float_power(p: float) -> float:

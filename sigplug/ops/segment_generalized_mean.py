@@ -2,11 +2,13 @@
 import torch
 from torch import Tensor
 
+from ._autograd import is_compiling
 from .power_mean import (
     Power,
     Segments,
     check_float_power,
     check_input,
+    check_tensor_power,
     power_mean,
 )
 
@@ -73,7 +75,7 @@ def _check_index(index: Tensor, num_segments: int) -> None:
     # On a GPU the comparison would wait for the device, whose own kernels
     # check the range.
     if (index.device.type != 'cpu' or index.numel() == 0
-            or torch.compiler.is_compiling()):
+            or is_compiling()):
         return
     try:
         low, high = index.min().item(), index.max().item()
@@ -89,6 +91,7 @@ def _check_row_power(p: Power, x: Tensor) -> Power:
     """A float, or a tensor that broadcasts against one row of ``x``."""
     if not isinstance(p, Tensor):
         return check_float_power(p)
+    check_tensor_power(p)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())

@@ -400,6 +400,24 @@ def test_bad_arguments(kwargs, error, words):
     assert all(word in str(info.value) for word in words)
 
 
+@pytest.mark.parametrize('p', [0.1, 1e-3, 1e-6, 1e-8])
+def test_small_powers_tend_to_the_geometric_mean(p):
+    x = torch.tensor([1.0, 4.0, 2.0])
+    exact = 2 * (1 + p * math.log(2)**2 / 3)
+    assert generalized_mean(x, p, 0).item() == pytest.approx(
+        exact, rel=2e-7 + p**2)
+
+
+@pytest.mark.parametrize('p', [0.0, -1.0, math.nan])
+def test_values_of_a_tensor_power(p):
+    x = torch.rand(2, 3)
+    for bad in (torch.tensor(p), torch.tensor([1.0, p, 2.0])):
+        with pytest.raises(ValueError, match='p must be above 0, but got'):
+            generalized_mean(x, bad, 0)
+        with pytest.raises(ValueError, match='p must be above 0, but got'):
+            segment_generalized_mean(x, torch.tensor([0, 1]), 2, bad)
+
+
 # --- gem_pool -------------------------------------------------------------
 
 

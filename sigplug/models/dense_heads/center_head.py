@@ -69,7 +69,7 @@ class CenterHead(_CenterHead):
             raise ValueError(
                 f'heatmap_act={heatmap_act} has no effect in front of '
                 f'{type(self.loss_cls).__name__}, which takes logits: '
-                'remove it, or choose a loss that takes probabilities')
+                'set it to None, or choose a loss that takes probabilities')
         self.heatmap_act = nn.Identity() if takes_logits else (
             MODELS.build(heatmap_act or dict(type='ClipSigmoid')))
         # The logits are still needed after the loss.

@@ -69,9 +69,10 @@ class Power(nn.Module):
         Read once, since reading it from a GPU waits for the device. Hence it
         also keeps its value when the module is cast to a half type.
         """
+        if self.p_trainable or self.p.is_meta:
+            return None
         values = set(self.p.tolist())
-        return values.pop() if not self.p_trainable and len(
-            values) == 1 else None
+        return values.pop() if len(values) == 1 else None
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
                               local_metadata: dict, strict: bool,
@@ -84,11 +85,17 @@ class Power(nn.Module):
                                       error_msgs)
         key = f'{prefix}p'
         if key in state_dict and not self.p_trainable:
+            if key in unexpected_keys:
+                unexpected_keys.remove(key)
+            if state_dict[key].shape != self.p.shape:
+                error_msgs.append(
+                    f'size mismatch for {key}: the checkpoint holds '
+                    f'{tuple(state_dict[key].shape)}, the module '
+                    f'{tuple(self.p.shape)}')
+                return
             with torch.no_grad():
                 self.p.copy_(state_dict[key])
             self._shared_p = self._read_shared_p()
-            if key in unexpected_keys:
-                unexpected_keys.remove(key)
 
     def reset_parameters(self) -> None:
         """Set ``p`` back to its initial value."""
@@ -106,6 +113,7 @@ class Power(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments shown by ``print(module)``."""
-        p = [round(value, 4) for value in self.p.tolist()]
+        p = '?' if self.p.is_meta else [
+            round(value, 4) for value in self.p.tolist()]
         trained = f', p_range={self.p_range}' if self.p_trainable else ''
         return f'p={p}, p_trainable={self.p_trainable}{trained}'

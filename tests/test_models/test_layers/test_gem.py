@@ -41,6 +41,19 @@ def test_fixed_one_and_inf_are_exact():
     assert maximum(x).equal(x.amax((2, 3), keepdim=True))
 
 
+def test_checkpoint_with_a_power_per_channel_into_a_shared_one():
+    with pytest.raises(RuntimeError, match=r'size mismatch for p: .*\(3,\)'):
+        GeM(p_trainable=False).load_state_dict(dict(p=torch.ones(3)))
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_on_the_meta_device(trained):
+    with torch.device('meta'):
+        gem = GeM(p=2.0, p_trainable=trained)
+        assert gem(torch.empty(2, 3, 4, 4)).shape == (2, 3, 1, 1)
+    assert 'p=?' in repr(gem) and 'p=?' in repr(GeM(p=2.0).to('meta'))
+
+
 def test_without_clamp():
     x = features(2, 3, 4, 4).abs()
     x[:, 0] = 0
