@@ -147,8 +147,9 @@ class Segments:
     def max(self, c: Tensor, index: Tensor) -> Tensor:
         """Maximum of each segment, 0 if it is empty."""
         rows = index.view(-1, *[1] * (c.dim() - 1)).expand_as(c)
-        return c.new_zeros(self.num, *c.shape[1:]).scatter_reduce(
-            0, rows, c, 'amax')
+        # Not from 0, which would take its share of the gradient of zeros.
+        return c.new_full((self.num, *c.shape[1:]), -1.0).scatter_reduce(
+            0, rows, c, 'amax').clamp(min=0)
 
     def spread(self, y: Tensor, index: Tensor) -> Tensor:
         """The value of its segment for each row."""

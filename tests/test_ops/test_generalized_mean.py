@@ -1,4 +1,4 @@
-"""Generalised means against float64, avg_pool, max_pool and loops."""
+"""The generalised mean over dims against float64."""
 import itertools
 import math
 
@@ -8,43 +8,10 @@ import torch.nn.functional as F
 
 from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
 
+from .pooling import HALF, POWERS, grads, random_input, reference, textbook
 from .tolerances import DTYPES, assert_close
 
-POWERS = (0.5, 1.0, 2.5, 3.0, 6.5, 20.0, 50.0)
-HALF = (torch.float16, torch.bfloat16)
-
-
-def reference(x, p, dims, eps=1e-6, mask=None):
-    """Power mean in float64 by logarithms, which never overflow."""
-    c = x.double() if eps is None else x.double().clamp(min=eps)
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else (
-        mask.expand_as(x))
-    count = mask.sum(dims, keepdim=True)
-    logs = (p * c.log()).masked_fill(~mask, -math.inf)
-    mean = logs.logsumexp(dims, keepdim=True) - count.double().log()
-    y = (mean / p).exp()
-    return y.squeeze(dims)
-
-
-def textbook(x, p, dims, eps=1e-6):
-    """The usual form, in the dtype of ``x``."""
-    return x.clamp(min=eps).pow(p).mean(dims).pow(1 / p)
-
-
-def grads(function, *inputs):
-    """Gradients of the sum of an output with respect to the inputs."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(function(*inputs).sum(), inputs)
-
-
-def random_input(*shape, seed=0, dtype=torch.float32):
-    """Positive and negative values over several orders of magnitude."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator)
-    return (x * torch.exp(torch.randn(shape, generator=generator))).to(dtype)
-
-
-# --- generalized_mean: values and gradients -------------------------------
+# --- values and gradients -------------------------------
 
 
 @pytest.mark.parametrize('p', POWERS)
@@ -212,7 +179,7 @@ def test_gradient_at_the_clamp():
     torch.testing.assert_close(dx, torch.tensor([[1., 0., 1.]]) / 3)
 
 
-# --- generalized_mean: masks ----------------------------------------------
+# --- masks ----------------------------------------------
 
 
 @pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 20.0, math.inf])
@@ -287,7 +254,7 @@ def test_mask_broadcasts(shape):
         generalized_mean(x, 2.5, (1, 3), mask=full))
 
 
-# --- generalized_mean: powers ---------------------------------------------
+# --- powers ---------------------------------------------
 
 CHANNEL_LAYOUTS = {
     'image': ((2, 3, 4, 5), (2, 3), (3, )),
@@ -344,7 +311,7 @@ def test_other_power_dtypes():
         assert_close(y, expected)
 
 
-# --- generalized_mean: shapes and bad arguments ---------------------------
+# --- shapes and bad arguments ---------------------------
 
 
 def test_shapes_and_strides():
@@ -416,326 +383,3 @@ def test_values_of_a_tensor_power(p):
             generalized_mean(x, bad, 0)
         with pytest.raises(ValueError, match='p must be above 0, but got'):
             segment_generalized_mean(x, torch.tensor([0, 1]), 2, bad)
-
-
-# --- gem_pool -------------------------------------------------------------
-
-
-def test_pool_worked_example_of_average_pooling():
-    x = torch.rand(10, 3, 4, 4)
-    y = gem_pool(x, p=1.0, kernel_size=(4, 4))
-    assert y.shape == (10, 3, 1, 1)
-    torch.testing.assert_close(y, F.avg_pool2d(x, 4))
-
-
-def test_pool_worked_example_of_five_by_five():
-    x = torch.ones(1, 5, 5)
-    x[0, 2] = torch.tensor([0., 0., 0., 1., 1.])
-    y = gem_pool(x, p=1.0, kernel_size=4)
-    assert y.shape == (1, 1, 1) and round(y.item(), 4) == 0.8125
-    y = gem_pool(x, p=1.0, kernel_size=4, stride=1)
-    expected = torch.tensor([[[0.8125, 0.8750], [0.8125, 0.8750]]])
-    torch.testing.assert_close(y, expected, rtol=0, atol=5e-5)
-
-
-@pytest.mark.parametrize('p', [6.5, torch.tensor([6.5])])
-def test_pool_worked_example_of_opengait(p):
-    eps = 1e-6
-    x = random_input(4, 3, 16, 11)
-    expected = F.avg_pool2d(
-        x.clamp(min=eps).pow(6.5), (1, x.size(-1))).pow(1 / 6.5)
-    y = gem_pool(x, p, kernel_size=(1, None), eps=eps)
-    assert y.shape == (4, 3, 16, 1)
-    torch.testing.assert_close(y, expected, rtol=5e-6, atol=0)
-
-
-WINDOWS = [
-    # shape of x, kernel_size, stride, padding
-    ((2, 3, 11), (3, ), None, 0),
-    ((2, 3, 11), [4], [2], [2]),
-    ((2, 3, 11), None, None, 0),
-    ((2, 3, 9, 8), 3, None, 0),
-    ((2, 3, 9, 8), (3, 2), (2, 1), (1, 0)),
-    ((2, 3, 9, 8), [4, 4], 1, 2),
-    ((2, 3, 9, 8), None, None, 0),
-    ((2, 3, 9, 8), (None, 2), None, 0),
-    ((2, 3, 9, 8), (3, None), (None, 1), (1, 0)),
-    ((2, 3, 9, 8), (None, None), None, 0),
-    ((2, 3, 9, 8), 2, 5, 1),
-    ((3, 9, 8), (3, 2), (2, 1), (1, 1)),
-    ((3, 9, 8), 3, 2, 0),
-    ((3, 9, 8), (1, None), None, 0),
-    ((2, 3, 5, 6, 4), 2, None, 0),
-    ((2, 3, 5, 6, 4), (3, 2, 2), (1, 2, 1), (1, 1, 0)),
-    ((2, 3, 5, 6, 4), (None, 2, 1), None, 0),
-    ((2, 3, 5, 6, 4), None, None, 0),
-]
-
-
-def torch_windows(shape, kernel, stride, padding):
-    """The same windows in the arguments of ``avg_pool*d``."""
-    dims = 1 if len(shape) == 3 and kernel in (None, (3, ), [4]) else (
-        2 if len(shape) == 3 else len(shape) - 2)
-
-    def fill(value, default):
-        value = value if isinstance(value, (tuple, list)) else [value] * dims
-        return [d if v is None else v for v, d in zip(value, default)]
-
-    kernel = fill(kernel, shape[-dims:])
-    return dims, kernel, fill(stride, kernel), fill(padding, [0] * dims)
-
-
-@pytest.mark.parametrize('shape, kernel, stride, padding', WINDOWS)
-def test_pool_equals_torch_pools(shape, kernel, stride, padding):
-    x = random_input(*shape)
-    dims, *window = torch_windows(shape, kernel, stride, padding)
-    avg_pool = getattr(F, f'avg_pool{dims}d')
-    max_pool = getattr(F, f'max_pool{dims}d')
-
-    for p in (0.5, 1.0, 3.0, 6.5, 20.0):
-        y = gem_pool(x, p, kernel, stride, padding)
-        expected = avg_pool(x.double().clamp(min=1e-6)**p, *window)**(1 / p)
-        assert_close(y, expected)
-    c = x.clamp(min=1e-6)
-    assert gem_pool(x, math.inf, kernel, stride, padding).equal(
-        max_pool(c, *window))
-
-
-@pytest.mark.parametrize('shape, kernel, stride, padding', WINDOWS[1::3])
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0])
-def test_pool_gradients(shape, kernel, stride, padding, p):
-    x = random_input(*shape, dtype=torch.float64)
-    dims, *window = torch_windows(shape, kernel, stride, padding)
-    avg_pool = getattr(F, f'avg_pool{dims}d')
-    power = torch.tensor([p], dtype=torch.float64)
-    actual = grads(
-        lambda x, p: gem_pool(x, p, kernel, stride, padding), x, power)
-    # With exponents of Python, 0 ** p of the padding has no gradient.
-    expected = grads(
-        lambda x, p: avg_pool(x.clamp(min=1e-6)**p, *window)**(1 / p), x,
-        power)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-    dx, = grads(lambda x: gem_pool(x, p, kernel, stride, padding), x)
-    torch.testing.assert_close(dx, expected[0], rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize('shape, kernel', [
-    ((2, 3, 8), (2, )),
-    ((2, 3, 8), None),
-    ((2, 3, 8, 6), (2, 3)),
-    ((2, 3, 8, 6), None),
-    ((3, 8, 6), (2, 3)),
-    ((2, 3, 4, 4, 6), 2),
-])
-def test_pool_power_per_channel(shape, kernel):
-    x = random_input(*shape)
-    p = torch.tensor([1.0, 3.0, 9.5])
-    y = gem_pool(x, p, kernel)
-    channel_dim = 0 if len(shape) == 3 and shape[0] == 3 else 1
-    for c in range(3):
-        alone = gem_pool(x.narrow(channel_dim, c, 1), p[c].item(), kernel)
-        torch.testing.assert_close(y.narrow(channel_dim, c, 1), alone)
-    dp = grads(lambda p: gem_pool(x, p, kernel), p)[0]
-    assert dp.shape == (3, ) and dp.isfinite().all()
-
-
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_pool_keeps_the_dtype(dtype):
-    x = random_input(2, 3, 8, 6, dtype=dtype)
-    for p in (1.0, 6.5, math.inf, torch.tensor([3.0], dtype=dtype)):
-        y = gem_pool(x, p, 2, 1, 1)
-        assert y.dtype == dtype
-        exponent = p if isinstance(p, float) else p.item()
-        c = x.double().clamp(min=1e-6)
-        assert_close(y, F.max_pool2d(c, 2, 1, 1) if math.isinf(exponent) else
-                     F.avg_pool2d(c**exponent, 2, 1, 1)**(1 / exponent))
-
-
-def test_pool_windows_that_overflow_or_are_dead():
-    x = torch.zeros(1, 1, 4, 8)
-    x[..., :4] = 100.0
-    p = torch.tensor([20.0])
-    y = gem_pool(x, p, 2)
-    expected = torch.tensor([[100., 100., 1e-6, 1e-6]] * 2).double()
-    assert_close(y[0, 0], expected)
-    for gradient in grads(lambda x, p: gem_pool(x, p, 2), x, p):
-        assert gradient.isfinite().all()
-
-
-def test_pool_empty_batch_and_strides():
-    assert gem_pool(torch.empty(0, 3, 4, 4), 3.0, 2).shape == (0, 3, 2, 2)
-    x = random_input(2, 8, 6, 3).permute(0, 3, 1, 2)
-    torch.testing.assert_close(
-        gem_pool(x, 3.0, 2), gem_pool(x.contiguous(), 3.0, 2))
-
-
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(kernel_size=0), ['kernel_size', '0']),
-    (dict(kernel_size=-1), ['kernel_size', '-1']),
-    (dict(kernel_size=2.5), ['kernel_size', '2.5']),
-    (dict(kernel_size=(2.5, 2)), ['kernel_size', '2.5']),
-    (dict(kernel_size=(1, 2, 3)), ['kernel_size', '(1, 2, 3)']),
-    (dict(kernel_size=9), ['kernel_size', '9']),
-    (dict(kernel_size=2, stride=0), ['stride', '0']),
-    (dict(kernel_size=2, stride=(1, 2, 3)), ['stride', '(1, 2, 3)']),
-    (dict(kernel_size=2, padding=2), ['padding', '2']),
-    (dict(kernel_size=2, padding=-1), ['padding', '-1']),
-    (dict(kernel_size=2, padding=(1, )), ['padding', '(1,)']),
-    (dict(p=0.0), ['p', '0.0']),
-    (dict(p=torch.ones(5)), ['p', '(5,)']),
-    (dict(eps=0.0), ['eps', '0.0']),
-    (dict(x=torch.ones(3, 4)), ['x', '(3, 4)']),
-    (dict(x=torch.ones(1, 1, 2, 2, 2, 2)), ['x', '(1, 1, 2, 2, 2, 2)']),
-])
-def test_pool_bad_arguments(kwargs, words):
-    kwargs = dict(dict(x=torch.ones(2, 3, 4, 5)), **kwargs)
-    with pytest.raises(ValueError) as info:
-        gem_pool(**kwargs)
-    assert all(word in str(info.value) for word in words)
-
-
-def test_pool_bad_input():
-    with pytest.raises(TypeError, match='^x .*int64'):
-        gem_pool(torch.ones(2, 3, 4, 5).long())
-
-
-# --- segment_generalized_mean ---------------------------------------------
-
-
-def segment_reference(x, index, num_segments, p, eps=1e-6):
-    """A loop over the segments, in float64; differentiable."""
-    c = x.double().clamp(min=eps)
-    rows = []
-    for s in range(num_segments):
-        chosen = c[index == s]
-        if len(chosen) == 0:
-            rows.append(torch.zeros_like(c[0]))
-        elif isinstance(p, float) and math.isinf(p):
-            rows.append(chosen.amax(0))
-        else:
-            rows.append(chosen.pow(p).mean(0).pow(1 / p))
-    return torch.stack(rows)
-
-
-def random_segments(count, num_segments, seed=0):
-    """Unsorted, with some segments empty and one of a single element."""
-    index = torch.randint(
-        1, num_segments - 2, (count, ),
-        generator=torch.Generator().manual_seed(seed))
-    index[count // 2] = num_segments - 2
-    return index
-
-
-@pytest.mark.parametrize('p', [*POWERS, math.inf])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_segment_equals_loop(dtype, p):
-    index = random_segments(60, 12)
-    for shape in ((60, ), (60, 3), (60, 3, 2)):
-        x = random_input(*shape, dtype=dtype)
-        y = segment_generalized_mean(x, index, 12, p)
-        assert y.dtype == dtype and y.shape == (12, *shape[1:])
-        assert_close(y, segment_reference(x, index, 12, p))
-        assert (y[0] == 0).all() and (y[11] == 0).all()
-
-
-@pytest.mark.parametrize('p_shape', [(), (1, ), (3, )])
-def test_segment_with_tensor_power(p_shape):
-    x, index = random_input(60, 3), random_segments(60, 12)
-    p = torch.linspace(1.0, 8.0, math.prod(p_shape)).view(p_shape)
-    assert_close(
-        segment_generalized_mean(x, index, 12, p),
-        segment_reference(x, index, 12, p.double()))
-    dx, dp = grads(
-        lambda x, p: segment_generalized_mean(x, index, 12, p), x, p)
-    expected, expected_dp = grads(
-        lambda x, p: segment_reference(x, index, 12, p), x.double(),
-        p.double())
-    torch.testing.assert_close(dx.double(), expected, rtol=2e-5, atol=1e-9)
-    torch.testing.assert_close(dp.double(), expected_dp, rtol=5e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 20.0, math.inf])
-def test_segment_gradient(p):
-    x, index = random_input(60, 3), random_segments(60, 12)
-    dx, = grads(lambda x: segment_generalized_mean(x, index, 12, p), x)
-    expected, = grads(
-        lambda x: segment_reference(x, index, 12, p), x.double())
-    torch.testing.assert_close(dx.double(), expected, rtol=2e-5, atol=1e-9)
-
-
-def test_segment_equals_masked_mean():
-    """The dense form of the same points, and float p against tensor p."""
-    x = random_input(7, 5, 3)
-    count = torch.tensor([5, 1, 0, 3, 2, 5, 4])
-    mask = torch.arange(5) < count.unsqueeze(1)
-    dense = generalized_mean(x, 3.0, 1, mask=mask.unsqueeze(-1))
-    ragged = segment_generalized_mean(x[mask], mask.nonzero()[:, 0], 7, 3.0)
-    torch.testing.assert_close(ragged, dense, rtol=1e-6, atol=0)
-    for p in (1.0, math.inf):
-        dense = generalized_mean(x, p, 1, mask=mask.unsqueeze(-1))
-        ragged = segment_generalized_mean(x[mask], mask.nonzero()[:, 0], 7, p)
-        torch.testing.assert_close(ragged, dense, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize('dtype, p, value', [
-    (torch.float16, 3.0, 41.0), (torch.float32, 20.0, 100.0),
-    (torch.float32, 50.0, 3e38)
-])
-def test_segment_finite_where_the_textbook_form_overflows(dtype, p, value):
-    x = torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64) * value
-    x, index = x.to(dtype), torch.tensor([0, 0, 2, 2])
-    power = torch.tensor([p], dtype=dtype)
-    y = segment_generalized_mean(x, index, 3, power)
-    expected = reference(x[:2], p, (0, )).view(1)
-    assert_close(y[:1], expected)
-    assert y[1] == 0 and y[2].item() == pytest.approx(1e-6, rel=0.05)
-    for gradient in grads(
-            lambda x, p: segment_generalized_mean(x, index, 3, p), x, power):
-        assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor([3.0])])
-def test_segment_of_nothing(p):
-    index = torch.empty(0, dtype=torch.long)
-    y = segment_generalized_mean(torch.empty(0, 3), index, 2, p)
-    assert y.equal(torch.zeros(2, 3))
-    assert segment_generalized_mean(
-        torch.empty(0, 3), index, 0, p).shape == (0, 3)
-    assert segment_generalized_mean(
-        torch.ones(4, 0), torch.zeros(4).long(), 2, p).shape == (2, 0)
-
-
-@pytest.mark.parametrize('dtype', [torch.int32, torch.int16, torch.uint8])
-def test_segment_index_dtypes(dtype):
-    x, index = random_input(20, 3), random_segments(20, 8)
-    assert segment_generalized_mean(x, index.to(dtype), 8).equal(
-        segment_generalized_mean(x, index, 8))
-
-
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(x=torch.ones(4, 3).long()), TypeError, ['x', 'int64']),
-    (dict(index=torch.zeros(4)), TypeError, ['index', 'float32']),
-    (dict(index=torch.zeros(4, dtype=torch.bool)), TypeError,
-     ['index', 'bool']),
-    (dict(index=torch.zeros(5).long()), ValueError, ['index', '(5,)']),
-    (dict(index=torch.zeros(4, 3).long()), ValueError, ['index', '(4, 3)']),
-    (dict(num_segments=-1), ValueError, ['num_segments', '-1']),
-    (dict(p=0.0), ValueError, ['p', '0.0']),
-    (dict(p=torch.ones(5)), ValueError, ['p', '(5,)']),
-    (dict(p=torch.ones(4, 1) * 2), ValueError, ['p', '(4, 1)']),
-    (dict(eps=0.0), ValueError, ['eps', '0.0']),
-])
-def test_segment_bad_arguments(kwargs, error, words):
-    good = dict(x=torch.ones(4, 3), index=torch.zeros(4).long(),
-                num_segments=4)
-    with pytest.raises(error) as info:
-        segment_generalized_mean(**dict(good, **kwargs))
-    assert all(word in str(info.value) for word in words)
-
-
-@pytest.mark.parametrize('p', [1.0, 3.0, math.inf])
-@pytest.mark.parametrize('bad', [-1, 3])
-def test_segment_index_out_of_range(bad, p):
-    with pytest.raises(ValueError, match=rf'index.*{bad}'):
-        segment_generalized_mean(
-            torch.ones(3, 2), torch.tensor([0, bad, 1]), 3, p)
