@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ._autograd import is_compiling, needs_closed_form, widen
+from ._checks import check_number
 
 GRAD_MODES = ('zero', 'straight_through')
 
@@ -42,9 +43,12 @@ def representable_bounds(min_val: float, max_val: float,
         tuple[float, float]: The lower and the upper bound.
 
     Raises:
+        TypeError: A bound is not a number.
         ValueError: The bounds are not ``0 < min_val < max_val < 1``, or they
             cross once they are rounded to ``dtype``.
     """
+    check_number('min_val', min_val)
+    check_number('max_val', max_val)
     if not 0.0 < min_val < 1.0:
         raise ValueError(f'min_val must lie strictly between 0 and 1, but got '
                          f'{min_val}')
@@ -110,7 +114,8 @@ def clip_sigmoid(x: Tensor,
         Tensor: The activation, with the shape and dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is not a floating point tensor.
+        TypeError: ``x`` is not a floating point tensor, or a bound is not a
+            number.
         ValueError: A bound or ``grad`` is out of its range.
 
     Examples:

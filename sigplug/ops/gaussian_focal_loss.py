@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._autograd import needs_closed_form, widen
+from ._checks import check_number, check_tensor
 from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
@@ -82,11 +83,13 @@ def gaussian_focal_loss_with_logits(
         got = logits.dtype if isinstance(logits, Tensor) else type(logits)
         raise TypeError(
             f'logits must be a floating point tensor, but got {got}')
+    check_tensor('target', target)
     if target.shape != logits.shape:
         raise ValueError(f'target must have the shape of logits '
                          f'{tuple(logits.shape)}, but has '
                          f'{tuple(target.shape)}')
-    check_focal_arguments(alpha, gamma, clip, reduction)
+    check_focal_arguments(alpha, gamma, pos_weight, neg_weight, clip,
+                          reduction)
     if avg_factor is not None and reduction == 'sum':
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
@@ -201,15 +204,21 @@ class _GaussianFocalLoss(torch.autograd.Function):
                                             *ctx.arguments)
 
 
-def check_focal_arguments(alpha: float, gamma: float, clip: float | None,
+def check_focal_arguments(alpha: float, gamma: float, pos_weight: float,
+                          neg_weight: float, clip: float | None,
                           reduction: str) -> None:
-    """Raise a ``ValueError`` that names an argument out of its range."""
-    for name, value in (('alpha', alpha), ('gamma', gamma)):
+    """Raise an error that names an argument out of its range."""
+    for name, value in (('alpha', alpha), ('gamma', gamma),
+                        ('pos_weight', pos_weight),
+                        ('neg_weight', neg_weight)):
+        check_number(name, value)
         if not value >= 0:
             raise ValueError(f'{name} must be at least 0, but got {value}')
-    if clip is not None and not 0.0 < clip < 0.5:
-        raise ValueError(
-            f'clip must lie between 0 and 0.5 or be None, but got {clip}')
+    if clip is not None:
+        check_number('clip', clip)
+        if not 0.0 < clip < 0.5:
+            raise ValueError(
+                f'clip must lie between 0 and 0.5 or be None, but got {clip}')
     if reduction not in REDUCTIONS:
         raise ValueError(
             f'reduction must be one of {REDUCTIONS}, but got {reduction!r}')

@@ -1,7 +1,10 @@
 """Targets of a CenterNet-style heatmap: radii and Gaussian peaks."""
+import math
 
 import torch
 from torch import Tensor
+
+from ._checks import find_range
 
 
 def gaussian_radius(height: Tensor,
@@ -76,7 +79,8 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
 
     Raises:
         TypeError: An input is not an integer tensor.
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not fit together, or a radius or a label is
+            out of its range.
     """
     for name, value in (('centers', centers), ('radii', radii), ('labels',
                                                                  labels)):
@@ -91,6 +95,12 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         if value.shape != (num_objects, ):
             raise ValueError(f'{name} must have the shape ({num_objects}, ) '
                              f'like centers, but got {tuple(value.shape)}')
+    for name, value, most in (('radii', radii, math.inf),
+                              ('labels', labels, num_classes - 1)):
+        values = find_range(value)
+        if values and not 0 <= values[0] <= values[1] <= most:
+            raise ValueError(f'{name} must lie in [0, {most}], but has values '
+                             f'from {values[0]} to {values[1]}')
     height, width = size
     x, y = centers.long().unbind(1)
     radii, labels = radii.long(), labels.long()

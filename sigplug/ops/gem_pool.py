@@ -1,4 +1,5 @@
 """Generalised-mean pooling over windows."""
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -114,8 +115,11 @@ def _window(name: str,
                          f'got {value}')
     entries = tuple(d if entry is None else entry
                     for entry, d in zip(entries, default))
-    if not all(isinstance(entry, int) and entry >= minimum
-               for entry in entries):
+    try:
+        entries = tuple(map(operator.index, entries))
+    except TypeError:
+        entries = ()
+    if not entries or min(entries) < minimum:
         raise ValueError(f'{name} must consist of integers of at least '
-                         f'{minimum}, but got {value}')
+                         f'{minimum}, but got {value!r}')
     return entries

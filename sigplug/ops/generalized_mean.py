@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._checks import check_tensor
 from .power_mean import (
     Dims,
     Power,
@@ -109,6 +110,7 @@ def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
+    check_tensor('mask', mask)
     if mask.dtype != torch.bool:
         raise TypeError(f'mask must be a boolean tensor, but got {mask.dtype}'
                         ': convert it, e.g. mask.bool()')
@@ -121,7 +123,9 @@ def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def _normalize_dims(x: Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:
-    dims = (dim, ) if isinstance(dim, int) else tuple(dim)
+    dims = tuple(dim) if isinstance(dim, Sequence) else (dim, )
+    if not all(isinstance(d, int) for d in dims):
+        raise ValueError(f'dim must be an integer or several, but got {dim!r}')
     positive = tuple(sorted(d + x.dim() if d < 0 else d for d in dims))
     if (not dims or len(set(positive)) != len(dims)
             or not all(0 <= d < x.dim() for d in positive)):

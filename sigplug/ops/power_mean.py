@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import is_compiling, needs_closed_form, widen
+from ._autograd import needs_closed_form, widen
+from ._checks import check_number, find_range
 
 Power = float | Tensor
 
@@ -376,21 +377,18 @@ def check_input(x: Tensor, eps: float | None) -> None:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'x must be a floating point tensor, but got {got}: '
                         'convert it, e.g. x.float()')
-    if eps is not None and not 0.0 < eps < math.inf:
+    if eps is None:
+        return
+    check_number('eps', eps)
+    if not 0.0 < eps < math.inf:
         raise ValueError('eps must be above 0 and finite, or None for inputs '
                          f'that are not negative, but got {eps}')
 
 
 def check_tensor_power(p: Tensor) -> None:
     """Raise an error if a power that can be looked at is not above 0."""
-    # On a GPU the comparison would wait for the device.
-    if p.device.type != 'cpu' or is_compiling():
-        return
-    try:
-        valid = bool((p > 0).all())
-    except RuntimeError:  # Fake tensors and vmap have no values to look at.
-        return
-    if not valid:
+    values = find_range(p.detach())
+    if values and not values[0] > 0:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
 
 

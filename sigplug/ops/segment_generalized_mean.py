@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from ._autograd import is_compiling
+from ._checks import check_tensor, find_range
 from .power_mean import (
     Power,
     Segments,
@@ -53,6 +53,7 @@ def segment_generalized_mean(x: Tensor,
                 [5.]])
     """
     check_input(x, eps)
+    check_tensor('index', index)
     if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8,
                            torch.int8):
         raise TypeError('index must be an integer tensor, but got '
@@ -61,9 +62,10 @@ def segment_generalized_mean(x: Tensor,
         raise ValueError('index must hold one segment for each row of x, but '
                          f'got index of shape {tuple(index.shape)} and x of '
                          f'shape {tuple(x.shape)}')
-    if num_segments < 0:
-        raise ValueError(
-            f'num_segments must be at least 0, but got {num_segments}')
+    if (not isinstance(num_segments, (int, torch.SymInt))
+            or num_segments < 0):
+        raise ValueError('num_segments must be an integer of at least 0, but '
+                         f'got {num_segments!r}')
     p = _check_row_power(p, x)
     index = index.long()
     _check_index(index, num_segments)
@@ -72,19 +74,11 @@ def segment_generalized_mean(x: Tensor,
 
 
 def _check_index(index: Tensor, num_segments: int) -> None:
-    # On a GPU the comparison would wait for the device, whose own kernels
-    # check the range.
-    if (index.device.type != 'cpu' or index.numel() == 0
-            or is_compiling()):
-        return
-    try:
-        low, high = index.min().item(), index.max().item()
-    except RuntimeError:  # Fake tensors and vmap have no values to look at.
-        return
-    if low < 0 or high >= num_segments:
+    values = find_range(index)
+    if values and not 0 <= values[0] <= values[1] < num_segments:
         raise ValueError(
             f'index must lie in [0, num_segments={num_segments}), but has '
-            f'values from {low} to {high}')
+            f'values from {values[0]} to {values[1]}')
 
 
 def _check_row_power(p: Power, x: Tensor) -> Power:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sigplug.ops._checks import check_number
 from sigplug.ops.clip_sigmoid import (
     check_grad_mode,
     clip_sigmoid,
@@ -44,6 +45,7 @@ class ClipSigmoid(nn.Module):
                  grad: str = 'zero',
                  inplace: bool = False) -> None:
         super().__init__()
+        check_number('eps', eps)
         if not 0.0 < eps < 0.5:
             raise ValueError(f'eps must lie between 0 and 0.5, but got {eps}')
         self.min_val = eps if min_val is None else min_val

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sigplug.ops._checks import check_number
+
 
 class Power(nn.Module):
     """Owns the power ``p`` of a GeM module.
@@ -35,6 +37,9 @@ class Power(nn.Module):
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__()
+        if len(tuple(p_range)) != 2:
+            raise ValueError(
+                f'p_range must be two numbers, but got {p_range}')
         low, high = (float(bound) for bound in p_range)
         if not 0 < low < high < math.inf:
             raise ValueError('p_range must be two finite numbers with '
@@ -43,8 +48,10 @@ class Power(nn.Module):
             raise ValueError(
                 f'channels must be at least 1 or None, but got {channels}')
         size = channels or 1
-        values = [float(p)] if isinstance(p, (int, float)) else [
-            float(value) for value in p]
+        values = list(p) if isinstance(p, (list, tuple)) else [p]
+        for value in values:
+            check_number('p', value)
+        values = [float(value) for value in values]
         if len(values) not in (1, size):
             raise ValueError(f'p must be one value or one for each of '
                              f'channels={channels}, but got {len(values)}')
@@ -52,7 +59,8 @@ class Power(nn.Module):
             raise ValueError(f'p must be above 0, but got {p}')
         if p_trainable and not all(low <= value <= high for value in values):
             raise ValueError('a trained p must start within '
-                             f'p_range=({low}, {high}), but got p={p}')
+                             f'p_range=({low}, {high}), but got p={p}: give '
+                             'another range, or p_trainable=False')
         self.p_trainable = p_trainable
         self.p_range = (low, high)
         initial = torch.tensor(values * (size // len(values)))

@@ -43,7 +43,8 @@ class GaussianFocalLossWithLogits(nn.Module):
                  neg_weight: float = 1.0,
                  clip: float | None = None) -> None:
         super().__init__()
-        check_focal_arguments(alpha, gamma, clip, reduction)
+        check_focal_arguments(alpha, gamma, pos_weight, neg_weight, clip,
+                              reduction)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction

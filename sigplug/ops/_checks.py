@@ -1,0 +1,34 @@
+"""Checks that the operations share."""
+from numbers import Real
+
+from torch import Tensor
+
+from ._autograd import is_compiling
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a real number."""
+    if not isinstance(value, Real):
+        raise TypeError(f'{name} must be a number, but got {value!r}')
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f'{name} must be a tensor, but got {type(value).__name__}: '
+            'convert it by torch.as_tensor()')
+
+
+def find_range(x: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest value; None where they cannot be looked at.
+
+    On a GPU that would wait for the device; compilers, fake tensors and vmap
+    have no values.
+    """
+    if x.device.type != 'cpu' or x.numel() == 0 or is_compiling():
+        return None
+    try:
+        return x.min().item(), x.max().item()
+    except RuntimeError:
+        return None
