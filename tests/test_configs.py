@@ -51,15 +51,16 @@ def test_quickstart_differs_from_its_stock_twin_in_the_plugged_parts_only():
     }
 
 
-def test_data_set_is_changed_from_the_environment(monkeypatch):
-    monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'elsewhere/')
+@pytest.mark.parametrize('root', ['elsewhere/', 'elsewhere'])
+def test_data_set_is_changed_from_the_environment(monkeypatch, root):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', root)
     monkeypatch.setenv('SIGPLUG_DATA_VERSION', 'v1.0-trainval')
     cfg = load(SMALL.format('gem'))
-    assert cfg.train_dataloader.dataset.data_root == 'elsewhere/'
-    assert cfg.val_dataloader.dataset.data_root == 'elsewhere/'
+    assert cfg.train_dataloader.dataset.data_root == root
+    assert cfg.val_dataloader.dataset.data_root == root
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert loader.dataset.metainfo.version == 'v1.0-trainval'
-    assert cfg.test_evaluator.data_root == 'elsewhere/'
+    assert cfg.test_evaluator.data_root == root
     assert cfg.test_evaluator.ann_file == 'elsewhere/nuscenes_infos_val.pkl'
 
 
