@@ -350,8 +350,9 @@ def test_gem_modules(data):
         sets.shape = sets.shape[:2]
 
     # A fixed power that is shared stays exact when the module is cast.
-    held = float(torch.tensor(p[0])) if not trained and len(
-        set(p)) == 1 else module.p.detach()
+    held = module.p.detach()
+    if not trained and len(set(p)) == 1:
+        held = torch.tensor(p) if channels else float(torch.tensor(p[0]))
     y, dx = run(module, x)
     expected = references.pooled(
         x, held, sets, eps if clamp else None, 1.0)
