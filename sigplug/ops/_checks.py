@@ -1,6 +1,7 @@
 """Checks that the operations share."""
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from ._autograd import is_compiling
@@ -29,6 +30,15 @@ def find_range(x: Tensor) -> tuple[float, float] | None:
     if x.device.type != 'cpu' or x.numel() == 0 or is_compiling():
         return None
     try:
-        return x.min().item(), x.max().item()
+        low, high = torch.aminmax(x)
+        return low.item(), high.item()
     except RuntimeError:
         return None
+
+
+def fits_into(shape: torch.Size, larger: torch.Size) -> bool:
+    """Whether a tensor of ``shape`` broadcasts to just ``larger``."""
+    try:
+        return torch.broadcast_shapes(shape, larger) == larger
+    except RuntimeError:
+        return False

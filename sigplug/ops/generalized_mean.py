@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor
+from ._checks import check_tensor, fits_into
 from .power_mean import (
     Dims,
     Power,
@@ -97,11 +97,7 @@ def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
             channel = 0
         if pooled[channel] == p.numel():
             return p.view([-1 if d == channel else 1 for d in range(x.dim())])
-    try:
-        fits = torch.broadcast_shapes(p.shape, pooled) == torch.Size(pooled)
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not fits_into(p.shape, torch.Size(pooled)):
         raise ValueError(
             f'p of shape {tuple(p.shape)} does not fit the pooled shape '
             f'{tuple(pooled)} of x: give one value, one value per channel, or '

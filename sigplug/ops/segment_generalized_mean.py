@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor, find_range
+from ._checks import check_tensor, find_range, fits_into
 from .power_mean import (
     Power,
     Segments,
@@ -89,11 +89,7 @@ def _check_row_power(p: Power, x: Tensor) -> Power:
     p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())
-    try:
-        fits = torch.broadcast_shapes(p.shape, x.shape[1:]) == x.shape[1:]
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not fits_into(p.shape, x.shape[1:]):
         raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
                          f'against a row of x, of shape {tuple(x.shape[1:])}')
     return p
