@@ -161,7 +161,7 @@ class Segments:
 
 def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
                members: Tensor | None, eps: float | None,
-               backend: str) -> Tensor:
+               backend: str = 'auto') -> Tensor:
     """Power mean of each set, in float32 for half types.
 
     Args:
@@ -172,7 +172,8 @@ def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
         members (Tensor, optional): The mask of ``Dims``, the index of
             ``Segments``.
         eps (float, optional): Lower clamp of the input.
-        backend (str): See :mod:`sigplug.ops.backends`.
+        backend (str): See :mod:`sigplug.ops.backends`. Defaults to
+            ``'auto'``.
 
     Returns:
         Tensor: One value per set.

@@ -65,7 +65,7 @@ def select(backend: str, *tensors: Tensor) -> ModuleType | None:
         BackendError: One is asked for that cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == EAGER or not all(map(_is_plain, tensors)) or _is_watched():
+    if name == EAGER or _is_watched() or not all(map(_is_plain, tensors)):
         return None
     device, dtype = tensors[0].device.type, tensors[0].dtype
     if name != 'auto':
@@ -87,7 +87,7 @@ def usable(module: ModuleType | None, *tensors: Tensor) -> bool:
     A second derivative, or one that is mapped, needs the eager form.
     """
     return (module is not None and not torch.is_grad_enabled()
-            and all(map(_is_plain, tensors)) and not _is_watched())
+            and not _is_watched() and all(map(_is_plain, tensors)))
 
 
 def _resolve(backend: str) -> str:

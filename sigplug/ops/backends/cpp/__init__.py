@@ -286,8 +286,8 @@ class _Plan:
     def power(self, p: Power) -> tuple[Tensor, int]:
         """One value, or one for each result."""
         if not isinstance(p, Tensor):
-            return torch.tensor(p, dtype=torch.float32), 0
-        p = p.detach().float()
+            return torch.tensor(p, dtype=torch.float64), 0
+        p = p.detach().double()
         return (p, 0) if p.numel() == 1 else (self.arrange_result(p), 1)
 
 
@@ -332,7 +332,7 @@ def _plan_segments(x: Tensor, p: Power, sets: Segments,
         rows = None
     if isinstance(p, Tensor) and p.numel() > 1:
         # The same for all segments.
-        p, step = p.detach().float().expand(x.shape[1:]).contiguous(), 1
+        p, step = p.detach().double().expand(x.shape[1:]).contiguous(), 1
     else:
         p, step = plan.power(p)
     plan.arguments = (None,

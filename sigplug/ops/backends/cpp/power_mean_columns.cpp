@@ -8,11 +8,8 @@
 namespace sigplug {
 namespace {
 
-// What is added up between two roundings to double.
-constexpr int64_t kRows = 16;
-
 struct Powers {
-  const float* p;
+  const double* p;
   int64_t set_step, column_step;
 };
 
@@ -53,9 +50,8 @@ struct Slice {
   // Calls function(values, c, mask, place) for each row; c is 0 and the mask
   // false where there is no member.
   template <typename Function>
-  SIGPLUG_INLINE void rows(int64_t from, int64_t to,
-                           const Function& function) const {
-    for (int64_t k = from; k < to; ++k) {
+  SIGPLUG_INLINE void rows(const Function& function) const {
+    for (int64_t k = 0; k < set.num; ++k) {
       const int64_t at = place(k);
       const Vec values = load_upto(set.x + at, size);
       const Vec c = clamp(values, set.eps);
@@ -68,18 +64,14 @@ struct Slice {
     }
   }
 
-  // The sum of function(values, c, mask, place) over the rows, in double.
+  // The sum of function(values, c, mask, place) over the rows. In double, as
+  // a float would lose small ones beside a large one.
   template <typename Function>
   SIGPLUG_INLINE DoubleVec sum(const Function& function) const {
     DoubleVec total = {};
-    for (int64_t from = 0; from < set.num; from += kRows) {
-      Vec part = {};
-      rows(from, std::min(set.num, from + kRows),
-           [&](Vec values, Vec c, IntVec counts, int64_t at) {
-             part += function(values, c, counts, at);
-           });
-      total += to_double(part);
-    }
+    rows([&](Vec values, Vec c, IntVec counts, int64_t at) {
+      total += to_double(function(values, c, counts, at));
+    });
     return total;
   }
 
@@ -93,9 +85,9 @@ struct Slice {
   }
 };
 
-SIGPLUG_INLINE Vec powers(const Powers& p, int64_t set, int64_t column,
-                          int64_t size) {
-  Vec out = all(1.0f);
+SIGPLUG_INLINE DoubleVec powers(const Powers& p, int64_t set, int64_t column,
+                                int64_t size) {
+  DoubleVec out = DoubleVec{} + 1.0;
   for (int64_t i = 0; i < size; ++i) {
     out[i] = p.p[set * p.set_step + (column + i) * p.column_step];
   }
@@ -114,22 +106,21 @@ SIGPLUG_INLINE IntVec not_ordinary(Vec scale, Vec p) {
 }
 
 template <typename T>
-Vec mean_of(const Slice<T>& slice, Vec p) {
+Vec mean_of(const Slice<T>& slice, DoubleVec p) {
   Vec m = {}, check = {};
-  slice.rows(0, slice.set.num, [&](Vec, Vec c, IntVec, int64_t) {
+  slice.rows([&](Vec, Vec c, IntVec, int64_t) {
     m = max(c, m);
     check += c * 0.0f;  // NaN for what is infinite or not a number
   });
   m = check == 0.0f ? m : all(NAN);
   Vec y;
-  if (!any(p != 1.0f)) {
-    DoubleVec total = {};
-    slice.rows(0, slice.set.num, [&](Vec, Vec c, IntVec, int64_t) {
-      total += to_double(c);
-    });
+  const Vec rounded = to_float(p);
+  if (!any(rounded != 1.0f)) {
+    const DoubleVec total =
+        slice.sum([](Vec, Vec c, IntVec, int64_t) { return c; });
     return to_float(total / to_double(slice.counts()));
   }
-  if (!any(~((p == INFINITY) & (m >= 0.0f)))) return m;
+  if (!any(~((rounded == INFINITY) & (m >= 0.0f)))) return m;
   const Log2 scale = log2(m);
   const Factor<Vec> power = factor(p);
   const DoubleVec total = slice.sum([&](Vec, Vec c, IntVec, int64_t) {
@@ -137,7 +128,7 @@ Vec mean_of(const Slice<T>& slice, Vec p) {
   });
   const Vec mean = to_float(total / to_double(slice.counts()));
   y = m > 0.0f ? m * root(mean, p) : Vec{};
-  const IntVec others = not_ordinary(m, p);
+  const IntVec others = not_ordinary(m, rounded);
   if (any(others)) {
     for (int64_t i = 0; i < slice.size; ++i) {
       if (others[i]) {
@@ -161,27 +152,28 @@ SIGPLUG_INLINE void put(Vec x, Out* out, int64_t size) {
 // Writes grad * dy/dx where `out` is given, or adds it to what is there (only
 // in float32); returns dy/dp.
 template <bool kAdd, typename T, typename Out>
-Vec slopes_of(const Slice<T>& slice, Vec p, Vec y, Vec grad, Out* out) {
+Vec slopes_of(const Slice<T>& slice, DoubleVec p, Vec y, Vec grad, Out* out) {
   const Vec counts = slice.counts();
+  const IntVec others = not_ordinary(y, to_float(p));
   const Log2 scale = log2(y);
-  const Factor<Vec> power = factor(p - 1.0f);
+  const Factor<Vec> power = factor(p - 1.0);
   const Vec each = grad / counts, inverse = 1.0f / y;
-  const Vec at_zero = p == 1.0f ? each : Vec{};
+  const Vec at_zero = to_float(p) == 1.0f ? each : Vec{};
   const DoubleVec total = slice.sum(
       [&](Vec values, Vec c, IntVec members, int64_t at) {
         const Log2 ratio = log2(c) - scale;
         const Vec slope = exp2_of_product(ratio, power);
         if (out) {
           const Vec by_x = c > 0.0f ? slope * each : at_zero;
-          const IntVec passes = members & (values >= slice.set.eps);
+          const IntVec passes =
+              members & (values >= slice.set.eps) & ~others;
           put<kAdd>(passes ? by_x : Vec{}, out + at, slice.size);
         }
         const Vec ratio_log = ratio.exponent + ratio.fraction;
         return c > 0.0f ? slope * (c * inverse) * ratio_log : Vec{};
       });
-  Vec by_p = y * (to_float(total) * static_cast<float>(M_LN2)) / counts / p;
+  Vec by_p = y * (to_float(total) * static_cast<float>(M_LN2)) / counts / to_float(p);
   by_p = y == 0.0f ? Vec{} : by_p;
-  const IntVec others = not_ordinary(y, p);
   if (any(others)) {
     for (int64_t i = 0; i < slice.size; ++i) {
       if (!others[i]) continue;
@@ -263,7 +255,7 @@ struct Result {
   void forward(const Rows<T>& rows, int64_t set) const {
     for (int64_t column = 0; column < columns; column += kWidth) {
       const Slice<T> slice = slice_at(rows, column);
-      const Vec power = powers(p, set, column, slice.size);
+      const DoubleVec power = powers(p, set, column, slice.size);
       store_upto(mean_of(slice, power), y + set * columns + column,
                  slice.size);
     }

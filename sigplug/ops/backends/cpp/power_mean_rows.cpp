@@ -4,9 +4,6 @@
 namespace sigplug {
 namespace {
 
-// What is added up between two roundings to double.
-constexpr int64_t kBlock = 16 * kWidth;
-
 template <typename T>
 struct Row {
   const T* x;
@@ -33,20 +30,16 @@ struct Row {
   }
 };
 
-// The sum over a row of function(values, c, i, n), a vector, in double.
+// The sum over a row of function(values, c, i, n), a vector. In double, as a
+// float would lose small ones beside a large one.
 template <typename T, typename Function>
 SIGPLUG_INLINE double sum_row(const Row<T>& row, const Function& function) {
-  double total = 0.0;
-  for (int64_t block = 0; block < row.n; block += kBlock) {
-    Vec part = {};
-    for_each_vec(std::min(kBlock, row.n - block), [&](int64_t j, int64_t n) {
-      const int64_t i = block + j;
-      const Vec values = load_upto(row.x + i, n);
-      part += function(values, row.members(values, i, n), i, n);
-    });
-    total += sum(part);
-  }
-  return total;
+  DoubleVec total = {};
+  for_each_vec(row.n, [&](int64_t i, int64_t n) {
+    const Vec values = load_upto(row.x + i, n);
+    total += to_double(function(values, row.members(values, i, n), i, n));
+  });
+  return sum(total);
 }
 
 // Largest member, or NaN where one is infinite or not a number.
@@ -68,17 +61,14 @@ float largest_member(const Row<T>& row) {
 }
 
 template <typename T>
-float mean_of(const Row<T>& row, float p) {
-  const float m = p == 1.0f ? 0.0f : largest_member(row);
+float mean_of(const Row<T>& row, double p) {
+  const float m = p == 1.0 ? 0.0f : largest_member(row);
   if (m >= 0.0f && std::isinf(p)) return m;
   if (!is_ordinary(m, p)) return mean_in_double(row.n, row, p);
-  if (p == 1.0f) {
-    DoubleVec total = {};
-    for_each_vec(row.n, [&](int64_t i, int64_t n) {
-      total += to_double(row.members(load_upto(row.x + i, n), i, n));
-    });
-    return static_cast<float>(sum(total) /
-                              std::max<int64_t>(row.count(), 1));
+  if (p == 1.0) {
+    const double sum =
+        sum_row(row, [](Vec, Vec c, int64_t, int64_t) { return c; });
+    return static_cast<float>(sum / std::max<int64_t>(row.count(), 1));
   }
   if (m == 0.0f) return 0.0f;
   const Log2 scale = log2(all(m));
@@ -91,7 +81,7 @@ float mean_of(const Row<T>& row, float p) {
 
 // Writes grad * dy/dx where `out` is given; returns dy/dp if it is wanted.
 template <bool kWantsP, typename T>
-float slopes_of(const Row<T>& row, float p, float y, float grad, T* out) {
+float slopes_of(const Row<T>& row, double p, float y, float grad, T* out) {
   if (!is_ordinary(y, p) || y == 0.0f) {
     return slopes_in_double(row.n, row, p, y, [&](int64_t i, double slope) {
       if (out) store_one(static_cast<float>(grad * slope), out + i);
@@ -99,9 +89,9 @@ float slopes_of(const Row<T>& row, float p, float y, float grad, T* out) {
   }
   const int64_t count = row.count();
   const Log2 scale = log2(all(y));
-  const Factor<float> power = factor(p - 1.0f);
+  const Factor<float> power = factor(p - 1.0);
   const float each = grad / count, inverse = 1.0f / y;
-  const Vec at_zero = all(p == 1.0f ? each : 0.0f);
+  const Vec at_zero = all(p == 1.0 ? each : 0.0f);
   const double by_power = sum_row(
       row, [&](Vec values, Vec c, int64_t i, int64_t n) {
         const Log2 ratio = log2(c) - scale;
@@ -126,7 +116,7 @@ using sigplug::Row;
 // x (rows, n), mask likewise or null, y (rows); row r takes p[r * p_step].
 extern "C" bool power_mean_rows_forward(int dtype, const void* x,
                                         const bool* mask, int64_t rows,
-                                        int64_t n, const float* p,
+                                        int64_t n, const double* p,
                                         int64_t p_step, float eps, float* y,
                                         int threads) {
   return sigplug::dispatch(dtype, [&](auto type) {
@@ -143,7 +133,7 @@ extern "C" bool power_mean_rows_forward(int dtype, const void* x,
 // grad_x and grad_p (rows) may be null.
 extern "C" bool power_mean_rows_backward(int dtype, const void* x,
                                          const bool* mask, int64_t rows,
-                                         int64_t n, const float* p,
+                                         int64_t n, const double* p,
                                          int64_t p_step, float eps,
                                          const float* y, const float* grad_y,
                                          void* grad_x, float* grad_p,
@@ -156,7 +146,8 @@ extern "C" bool power_mean_rows_backward(int dtype, const void* x,
       const Row<T> row{static_cast<const T*>(x) + r * n,
                        mask ? mask + r * n : nullptr, n, eps};
       T* const out = to ? to + r * n : nullptr;
-      const float power = p[r * p_step], grad = grad_y[r];
+      const double power = p[r * p_step];
+      const float grad = grad_y[r];
       if (grad_p) {
         grad_p[r] = grad * sigplug::slopes_of<true>(row, power, y[r], grad, out);
       } else {

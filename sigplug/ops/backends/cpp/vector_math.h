@@ -64,20 +64,23 @@ SIGPLUG_INLINE Vec exp2(Vec high, Vec low) {
   return (s * r + 1.0f) * power_of_two(max(min(n, all(127.0f)), all(-127.0f)));
 }
 
-// A factor whose product with an exponent is exact in its upper part.
+// A factor in two parts. The product of the upper one and an exponent is
+// exact, the lower one holds what a float cannot.
 template <typename V>
 struct Factor {
   V whole, upper, lower;
 };
 
-SIGPLUG_INLINE Factor<float> factor(float x) {
-  const float upper = cast_bits<float>(cast_bits<int32_t>(x) & ~0xfff);
-  return {x, upper, x - upper};
+SIGPLUG_INLINE Factor<float> factor(double x) {
+  const float whole = static_cast<float>(x);
+  const float upper = cast_bits<float>(cast_bits<int32_t>(whole) & ~0xfff);
+  return {whole, upper, static_cast<float>(x - upper)};
 }
 
-SIGPLUG_INLINE Factor<Vec> factor(Vec x) {
-  const Vec upper = cast_bits<Vec>(cast_bits<IntVec>(x) & ~0xfff);
-  return {x, upper, x - upper};
+SIGPLUG_INLINE Factor<Vec> factor(DoubleVec x) {
+  const Vec whole = to_float(x);
+  const Vec upper = cast_bits<Vec>(cast_bits<IntVec>(whole) & ~0xfff);
+  return {whole, upper, to_float(x - to_double(upper))};
 }
 
 // 2^(factor * log).
