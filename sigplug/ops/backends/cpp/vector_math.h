@@ -37,9 +37,11 @@ struct Log2 {
   Vec exponent, fraction;
 };
 
-// Of positive normal floats; absolute error 2^-26 (log2(1 + f) = f P(f)).
+// Of positive floats; absolute error 2^-26 (log2(1 + f) = f P(f)).
 SIGPLUG_INLINE Log2 log2(Vec x) {
-  const Split parts = split(x);
+  const IntVec subnormal = x < 1.17549435e-38f;
+  const Split parts = split(subnormal ? x * 16777216.0f : x);
+  const Vec exponent = parts.exponent - (subnormal ? all(24.0f) : Vec{});
   const Vec f = parts.fraction;
   Vec s = f * 0.12541246f - 0.21030335f;
   s = s * f + 0.21737938f;
@@ -49,7 +51,7 @@ SIGPLUG_INLINE Log2 log2(Vec x) {
   s = s * f + 0.48092252f;
   s = s * f - 0.72134715f;
   s = s * f + 1.4426949f;
-  return {parts.exponent, s * f};
+  return {exponent, s * f};
 }
 
 // 2^(high + low), relative error 2^-23; 0 below 2^-126.
