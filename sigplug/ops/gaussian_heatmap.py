@@ -6,6 +6,10 @@ from torch import Tensor
 
 from ._checks import find_range
 
+# Bounds the memory of the drawing, some 70 bytes a cell, and lets its
+# temporaries stay in a cache.
+CELLS_AT_ONCE = 2**17
+
 
 def gaussian_radius(height: Tensor,
                     width: Tensor,
@@ -60,14 +64,18 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         \qquad \sigma_k = \frac{2 r_k + 1}{6}
 
     within the square of :math:`2 r_k + 1` cells around each centre, 0
-    elsewhere. There is no loop over the objects, and the memory is
-    proportional to the number of cells that are drawn.
+    elsewhere. There is no loop over the objects. Beside the heatmap the
+    memory is bounded whatever the radii: the cells of all squares are
+    numbered through and drawn ``CELLS_AT_ONCE`` at a time. This form waits
+    once for a GPU, for their number.
 
     Args:
         centers (Tensor): Integer cells (x, y) of the peaks, shape
             ``(K, 2)``. A centre outside the map draws the part of its square
             that lies inside.
-        radii (Tensor): Integer radii in cells, at least 0, shape ``(K, )``.
+        radii (Tensor): Integer radii in cells, shape ``(K, )``. A radius of
+            -1 draws nothing, so that an object can be left out without a
+            change of shapes; its centre may then be any number.
         labels (Tensor): Integer channel of each object, in
             ``[0, num_classes)``, shape ``(K, )``.
         num_classes (int): Number of channels.
@@ -95,33 +103,40 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         if value.shape != (num_objects, ):
             raise ValueError(f'{name} must have the shape ({num_objects}, ) '
                              f'like centers, but got {tuple(value.shape)}')
-    for name, value, most in (('radii', radii, math.inf),
-                              ('labels', labels, num_classes - 1)):
+    for name, value, least, most in (('radii', radii, -1, math.inf),
+                                     ('labels', labels, 0, num_classes - 1)):
         values = find_range(value)
-        if values and not 0 <= values[0] <= values[1] <= most:
-            raise ValueError(f'{name} must lie in [0, {most}], but has values '
-                             f'from {values[0]} to {values[1]}')
+        if values and not least <= values[0] <= values[1] <= most:
+            raise ValueError(f'{name} must lie in [{least}, {most}], but has '
+                             f'values from {values[0]} to {values[1]}')
     height, width = size
     x, y = centers.long().unbind(1)
     radii, labels = radii.long(), labels.long()
     left, right = (x - radii).clamp(min=0), (x + radii + 1).clamp(max=width)
     top, bottom = (y - radii).clamp(min=0), (y + radii + 1).clamp(max=height)
     columns = (right - left).clamp(min=0)
-    cells = columns * (bottom - top).clamp(min=0)
-
-    # One entry per drawn cell: the object it belongs to, and its place in
-    # the object's clipped square.
-    owner = torch.arange(
-        num_objects, device=x.device).repeat_interleave(cells)
-    place = torch.arange(len(owner), device=x.device)
-    place = place - (cells.cumsum(0) - cells)[owner]
-    cell_x = left[owner] + place % columns[owner]
-    cell_y = top[owner] + place // columns[owner]
-
+    rows = (bottom - top).clamp(min=0)
     sigma = (2 * radii + 1).double() / 6
-    squared = (cell_x - x[owner])**2 + (cell_y - y[owner])**2
-    value = torch.exp(-squared / (2 * sigma**2)[owner]).float()
-    heatmap = value.new_zeros(num_classes * height * width)
-    flat = (labels[owner] * height + cell_y) * width + cell_x
-    heatmap.scatter_reduce_(0, flat, value, 'amax')
+    corner = (labels * height + top) * width + left
+
+    # The cells of all clipped squares, numbered through row by row.
+    end = (columns * rows).cumsum(0)
+    start = end - columns * rows
+    objects = torch.arange(num_objects, device=x.device)
+    heatmap = torch.zeros(
+        num_classes * height * width, dtype=torch.float32, device=x.device)
+    total = int(end[-1]) if num_objects else 0
+    for first in range(0, total, CELLS_AT_ONCE):
+        last = min(first + CELLS_AT_ONCE, total)
+        owner = objects.repeat_interleave(
+            end.clamp(first, last) - start.clamp(first, last),
+            output_size=last - first)
+        cell = torch.arange(first, last, device=x.device) - start[owner]
+        row = cell.div(columns[owner], rounding_mode='floor')
+        column = cell - row * columns[owner]
+        squared = ((column + (left - x)[owner])**2 +
+                   (row + (top - y)[owner])**2)
+        value = torch.exp(-squared / (2 * sigma**2)[owner]).float()
+        heatmap.scatter_reduce_(
+            0, corner[owner] + row * width + column, value, 'amax')
     return heatmap.view(num_classes, height, width)

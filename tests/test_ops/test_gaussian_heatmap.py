@@ -1,10 +1,17 @@
 """Vectorised heatmap targets against mmdet3d's functions in a loop."""
+import importlib
+import weakref
+
 import pytest
 import torch
 from mmdet3d.models.utils import draw_heatmap_gaussian
 from mmdet3d.models.utils import gaussian_radius as stock_radius
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigplug.ops import gaussian_heatmap, gaussian_radius
+
+# The function of the same name hides the module.
+MODULE = importlib.import_module('sigplug.ops.gaussian_heatmap')
 
 HEIGHT, WIDTH = 20, 33
 
@@ -84,6 +91,78 @@ def test_huge_radius_needs_no_more_memory_than_the_map():
     assert (heatmap[0] > 0.9).all()
     gaussian_heatmap(torch.tensor([[5, 5]]), torch.tensor([2**31 - 1]),
                      torch.tensor([0]), 1, (HEIGHT, WIDTH))
+
+
+def test_radius_of_minus_one_draws_nothing():
+    """Wherever the centre lies, also where a cast of NaN puts it."""
+    drawn = [[7, 4], [32, 19]], [3, 2], [1, 0]
+    expected = compare(*drawn)
+    ends = [torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max]
+    skipped = [[7, 4], [0, 0], [-1, 20], ends, ends[::-1], [33, -1]]
+    centers, radii, labels = (torch.tensor(value) for value in drawn)
+    actual = gaussian_heatmap(
+        torch.cat((torch.tensor(skipped), centers)),
+        torch.cat((torch.full((6, ), -1), radii)),
+        torch.cat((torch.tensor([1, 0, 2, 0, 1, 2]), labels)), 3,
+        (HEIGHT, WIDTH))
+    assert actual.equal(expected)
+    nothing = gaussian_heatmap(torch.tensor(skipped), torch.full((6, ), -1),
+                               torch.zeros(6).long(), 3, (HEIGHT, WIDTH))
+    assert nothing.equal(torch.zeros(3, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize('cells', [1, 10, 49, 50, 64])
+def test_drawing_in_pieces(monkeypatch, cells):
+    """A piece may end inside a square, at its end, or hold several."""
+    monkeypatch.setattr(MODULE, 'CELLS_AT_ONCE', cells)
+    compare([[7, 4], [9, 9], [3, 3], [0, 19], [40, 8], [8, 5]],
+            [3, 0, 1, 2, 4, 3], [1, 0, 1, 2, 0, 1])
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once, now and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        outputs = result if isinstance(result, (tuple, list)) else [result]
+        for output in outputs:
+            if isinstance(output, torch.Tensor):
+                self.add(output.untyped_storage())
+        return result
+
+    def add(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.free, key, size)
+
+    def free(self, key, size):
+        self.known.remove(key)
+        self.now -= size
+
+
+def test_giant_boxes_need_bounded_memory():
+    """400 squares that fill a map of 128 x 128 are 6.6 million cells."""
+    generator = torch.Generator().manual_seed(0)
+    args = (torch.randint(0, 128, (400, 2), generator=generator),
+            torch.full((400, ), 200),
+            torch.randint(0, 10, (400, ), generator=generator))
+    with LiveBytes() as memory:
+        heatmap = gaussian_heatmap(*args, 10, (128, 128))
+    assert heatmap.ne(0).all()
+    # A few values per object, and the heatmap itself.
+    other = 400 * 300 + heatmap.nbytes
+    most = 120 * MODULE.CELLS_AT_ONCE + other
+    assert 4 * MODULE.CELLS_AT_ONCE < memory.peak < most
+    # Without a bound, the squared distances alone would not fit.
+    assert most < 8 * 400 * 128 * 128
 
 
 @pytest.mark.parametrize('dtype', [torch.int32, torch.int16])

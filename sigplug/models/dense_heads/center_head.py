@@ -18,6 +18,9 @@ from sigplug.registry import MODELS
 # The regression target encodes the yaw as (sin, cos), hence one value more.
 BOX_SIZE, BOX_SIZE_WITH_VELOCITY = 7, 9
 
+# In cells: flat all over any map, and still an int32.
+MAX_RADIUS = 2**24
+
 
 @MODELS.register_module()
 class CenterHead(_CenterHead):
@@ -87,6 +90,19 @@ class CenterHead(_CenterHead):
                 f'train_cfg.code_weights must have {self._code_size} values '
                 f'for the common_heads {sorted(heads)}, but has '
                 f'{len(weights)}: {list(weights)}')
+        # Made here, as a list in a training step would wait for a GPU; no
+        # part of the state_dict.
+        self.register_buffer(
+            '_task_of_class',
+            torch.tensor([task for task, count in enumerate(self.num_classes)
+                          for _ in range(count)]),
+            persistent=False)
+        # The bits of float32, which half() does not round.
+        self.register_buffer(
+            '_code_weights',
+            torch.tensor(weights or [1.0] * self._code_size,
+                         dtype=torch.float32).view(torch.int32),
+            persistent=False)
 
     @property
     def _code_size(self) -> int:
@@ -171,12 +187,10 @@ class CenterHead(_CenterHead):
         pred = torch.cat([preds[key] for key in keys], dim=1)
         pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
         known = mask.unsqueeze(2) * target.isfinite()
-        weights = known * target.new_tensor(
-            self.train_cfg.get('code_weights') or [1.0] * self._code_size)
         return self.loss_bbox(
             pred,
-            target.where(target.isfinite(), target.new_zeros(())),
-            weights,
+            target.nan_to_num(0.0, 0.0, 0.0),
+            known * self._code_weights.view(torch.float32),
             avg_factor=mask.float().sum() + 1e-4)
 
     def get_targets(
@@ -189,6 +203,9 @@ class CenterHead(_CenterHead):
         positive, its centre lies outside the map, or ``max_objs`` boxes of
         its task come before it.
 
+        No shape depends on the values, so that nothing waits for a GPU
+        (beyond :func:`sigplug.ops.gaussian_heatmap`).
+
         Args:
             batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` (7 or 9
                 values) and ``labels_3d`` of each sample.
@@ -200,57 +217,66 @@ class CenterHead(_CenterHead):
             masks ``(B, K)`` uint8.
         """
         cfg = self.train_cfg
-        batch_size = len(batch_gt_instances_3d)
+        batch_size, num_tasks = len(batch_gt_instances_3d), len(
+            self.num_classes)
         num_classes = sum(self.num_classes)
         max_objs = cfg['max_objs'] * cfg['dense_reg']
         width, height = (int(size) // cfg['out_size_factor']
                          for size in cfg['grid_size'][:2])
 
+        # All samples are drawn at once, as channels of one heatmap. Labels
+        # of no class come last.
         boxes, labels, sample = self._flatten(batch_gt_instances_3d)
-        task = torch.arange(
-            len(self.num_classes), device=labels.device).repeat_interleave(
-                labels.new_tensor(self.num_classes),
-                output_size=num_classes)[labels]
+        num_channels = batch_size * num_classes
+        known = (labels >= 0) & (labels < num_classes)
+        channel, order = torch.where(
+            known, sample * num_classes + labels, num_channels).sort(
+                stable=True)
+        boxes = boxes[order]
 
         # The place of a box among those of its sample and task, in the
         # order of the classes.
-        group = sample * len(self.num_classes) + task
-        order = torch.argsort(sample * num_classes + labels, stable=True)
-        start = torch.searchsorted(group[order], group[order])
-        slot = torch.empty_like(order)
-        slot[order] = torch.arange(len(order), device=order.device) - start
+        task = self._task_of_class.to(channel.device)[channel % num_classes]
+        group = channel // num_classes * num_tasks + task
+        slot = torch.arange(len(group), device=group.device)
+        slot = slot - torch.searchsorted(group, group)
 
-        center, radius = self._to_cells(boxes)
+        center, extent = self._to_cells(boxes)
+        # Compared as floats: a NaN has no integer.
+        drawn = ((channel < num_channels) & (slot < max_objs)
+                 & (extent > 0).all(1) & (center > -1).all(1)
+                 & (center[:, 0] < width) & (center[:, 1] < height))
         cell = center.int()
-        drawn = ((boxes[:, 3:5] > 0).all(1) & (cell >= 0).all(1)
-                 & (cell[:, 0] < width) & (cell[:, 1] < height)
-                 & (slot < max_objs))
-        # All samples are drawn at once, as channels of one heatmap.
+        radius = gaussian_radius(
+            extent[:, 1], extent[:, 0], min_overlap=cfg['gaussian_overlap'])
+        radius = radius.nan_to_num().clamp(cfg['min_radius'], MAX_RADIUS).int()
         heatmap = gaussian_heatmap(
-            cell[drawn], radius[drawn],
-            (sample * num_classes + labels)[drawn],
-            batch_size * num_classes, (height, width))
-        heatmap = heatmap.view(batch_size, num_classes, height, width)
+            cell, torch.where(drawn, radius, -1),
+            channel.clamp(max=num_channels - 1), num_channels,
+            (height, width)).view(batch_size, num_classes, height, width)
 
-        shape = (batch_size, len(self.num_classes), max_objs)
-        place = (sample[drawn], task[drawn], slot[drawn])
-        target = boxes.new_zeros(*shape, self._code_size)
-        target[place] = self._encode(boxes[drawn], center[drawn] - cell[drawn])
-        index = labels.new_zeros(shape)
-        index[place] = (cell[:, 1].long() * width + cell[:, 0])[drawn]
-        mask = boxes.new_zeros(shape, dtype=torch.uint8)
-        mask[place] = 1
+        # What is not drawn goes to one more place, which is cut off.
+        num_places = batch_size * num_tasks * max_objs
+        place = torch.where(drawn, group * max_objs + slot, num_places)
+
+        def scatter(values: Tensor) -> list[Tensor]:
+            places = values.new_zeros(num_places + 1, *values.shape[1:])
+            places[place] = values
+            return list(places[:-1].view(batch_size, num_tasks, max_objs,
+                                         *values.shape[1:]).unbind(1))
+
         return (list(heatmap.split(self.num_classes, dim=1)),
-                list(target.unbind(1)), list(index.unbind(1)),
-                list(mask.unbind(1)))
+                scatter(self._encode(boxes, center - cell)),
+                scatter(cell[:, 1].long() * width + cell[:, 0]),
+                scatter(torch.ones_like(place, dtype=torch.uint8)))
 
     def _flatten(
         self, batch_gt_instances_3d: list[InstanceData]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (gravity centre first), labels and sample of the batch."""
         size = BOX_SIZE_WITH_VELOCITY if self.with_velocity else BOX_SIZE
-        boxes, labels = [], []
-        for gt in batch_gt_instances_3d:
+        boxes, labels, samples = [], [], []
+        for sample, gt in enumerate(batch_gt_instances_3d):
             values = gt.bboxes_3d.tensor
             if values.shape[1] < size:
                 raise ValueError(
@@ -261,25 +287,22 @@ class CenterHead(_CenterHead):
                 torch.cat((gt.bboxes_3d.gravity_center, values[:, 3:size]),
                           dim=1).float().to(gt.labels_3d.device))
             labels.append(gt.labels_3d.long())
-        counts = [len(label) for label in labels]
-        boxes, labels = torch.cat(boxes), torch.cat(labels)
-        sample = torch.arange(
-            len(counts), device=labels.device).repeat_interleave(
-                labels.new_tensor(counts), output_size=len(labels))
-        known = (labels >= 0) & (labels < sum(self.num_classes))
-        return boxes[known], labels[known], sample[known]
+            samples.append(torch.full_like(labels[-1], sample))
+        return torch.cat(boxes), torch.cat(labels), torch.cat(samples)
 
     def _to_cells(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres in heatmap cells, float, and the radii of their peaks."""
+        """Centres (x, y) and extents (length, width) in heatmap cells."""
         cfg = self.train_cfg
-        voxel_size = boxes.new_tensor(cfg['voxel_size'][:2])
-        origin = boxes.new_tensor(cfg['point_cloud_range'][:2])
-        factor = cfg['out_size_factor']
-        center = (boxes[:, :2] - origin) / voxel_size / factor
-        length, width = (boxes[:, 3:5] / voxel_size / factor).unbind(1)
-        radius = gaussian_radius(
-            width, length, min_overlap=cfg['gaussian_overlap'])
-        return center, radius.nan_to_num().int().clamp(min=cfg['min_radius'])
+        # By Python's numbers: a tensor of them would have to be copied to
+        # the GPU, where its quotients also differ from upstream's in the
+        # last bit.
+        centers, extents = [], []
+        for axis in range(2):
+            voxel, factor = cfg['voxel_size'][axis], cfg['out_size_factor']
+            origin = cfg['point_cloud_range'][axis]
+            centers.append((boxes[:, axis] - origin) / voxel / factor)
+            extents.append(boxes[:, 3 + axis] / voxel / factor)
+        return torch.stack(centers, dim=1), torch.stack(extents, dim=1)
 
     def _encode(self, boxes: Tensor, offset: Tensor) -> Tensor:
         """Regression targets of boxes with their offset inside the cell."""
