@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from . import backends
 from ._checks import find_range
 
 # Bounds the memory of the drawing, some 70 bytes a cell, and lets its
@@ -54,8 +55,13 @@ def gaussian_radius(height: Tensor,
     return torch.minimum(torch.minimum(r1, r2), r3)
 
 
-def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
-                     num_classes: int, size: tuple[int, int]) -> Tensor:
+def gaussian_heatmap(centers: Tensor,
+                     radii: Tensor,
+                     labels: Tensor,
+                     num_classes: int,
+                     size: tuple[int, int],
+                     *,
+                     backend: str = 'auto') -> Tensor:
     r"""Draw one Gaussian peak per object, the maximum where they overlap.
 
     .. math::
@@ -64,10 +70,7 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         \qquad \sigma_k = \frac{2 r_k + 1}{6}
 
     within the square of :math:`2 r_k + 1` cells around each centre, 0
-    elsewhere. There is no loop over the objects. Beside the heatmap the
-    memory is bounded whatever the radii: the cells of all squares are
-    numbered through and drawn ``CELLS_AT_ONCE`` at a time. This form waits
-    once for a GPU, for their number.
+    elsewhere.
 
     Args:
         centers (Tensor): Integer cells (x, y) of the peaks, shape
@@ -80,6 +83,8 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
             ``[0, num_classes)``, shape ``(K, )``.
         num_classes (int): Number of channels.
         size (tuple[int, int]): Height and width of the map, in cells.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: float32 heatmap of shape ``(num_classes, height, width)`` with
@@ -89,7 +94,9 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         TypeError: An input is not an integer tensor.
         ValueError: The shapes do not fit together, or a radius or a label is
             out of its range.
+        BackendError: The backend that is asked for cannot be used.
     """
+    kernels = backends.select(backend, centers, radii, labels)
     for name, value in (('centers', centers), ('radii', radii), ('labels',
                                                                  labels)):
         if value.is_floating_point() or value.is_complex():
@@ -109,6 +116,19 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         if values and not least <= values[0] <= values[1] <= most:
             raise ValueError(f'{name} must lie in [{least}, {most}], but has '
                              f'values from {values[0]} to {values[1]}')
+    form = kernels.gaussian_heatmap if kernels else gaussian_heatmap_forward
+    return form(centers, radii, labels, num_classes, size)
+
+
+def gaussian_heatmap_forward(centers: Tensor, radii: Tensor, labels: Tensor,
+                             num_classes: int,
+                             size: tuple[int, int]) -> Tensor:
+    """The plain form, without a loop over the objects.
+
+    Beside the heatmap its memory is bounded whatever the radii: the cells of
+    all squares are numbered through and drawn ``CELLS_AT_ONCE`` at a time. It
+    waits once for a GPU, for their number.
+    """
     height, width = size
     x, y = centers.long().unbind(1)
     radii, labels = radii.long(), labels.long()
@@ -122,10 +142,10 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
     # The cells of all clipped squares, numbered through row by row.
     end = (columns * rows).cumsum(0)
     start = end - columns * rows
-    objects = torch.arange(num_objects, device=x.device)
+    objects = torch.arange(len(x), device=x.device)
     heatmap = torch.zeros(
         num_classes * height * width, dtype=torch.float32, device=x.device)
-    total = int(end[-1]) if num_objects else 0
+    total = int(end[-1]) if len(x) else 0
     for first in range(0, total, CELLS_AT_ONCE):
         last = min(first + CELLS_AT_ONCE, total)
         owner = objects.repeat_interleave(

@@ -54,8 +54,8 @@ def select(backend: str, *tensors: Tensor) -> ModuleType | None:
 
     Args:
         backend (str): One of ``NAMES``.
-        *tensors (Tensor): Inputs, on one device. The first is the one that
-            decides about device and dtype.
+        *tensors (Tensor): Inputs, on one device. If the first is a floating
+            point tensor, its dtype has to be one that can be computed.
 
     Returns:
         ModuleType | None: The module of a backend.
@@ -76,7 +76,7 @@ def select(backend: str, *tensors: Tensor) -> ModuleType | None:
         module = _load(name)
         if isinstance(module, str):
             _warn_once(name, module)
-        elif dtype in module.DTYPES:
+        elif dtype in module.DTYPES or not dtype.is_floating_point:
             return module
     return None
 
@@ -110,7 +110,7 @@ def _require(name: str, device: str, dtype: torch.dtype) -> ModuleType:
         problem = module
     elif device != DEVICES[name]:
         problem = f'it computes {DEVICES[name]} tensors, not {device} ones'
-    elif dtype not in module.DTYPES:
+    elif dtype.is_floating_point and dtype not in module.DTYPES:
         problem = 'it computes {}, not {}'.format(
             ', '.join(str(d)[6:] for d in module.DTYPES), str(dtype)[6:])
     else:
