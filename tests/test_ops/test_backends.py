@@ -1,0 +1,232 @@
+"""Which code computes an operation, and what happens where it is missing."""
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from sigplug import ops
+from sigplug.ops import backends
+from sigplug.ops.backends import BackendError, available_backends, select
+from sigplug.ops.backends.cpp import library
+
+needs_cpp = pytest.mark.skipif(
+    'cpp' not in available_backends(), reason='needs a C++ compiler')
+
+X = torch.rand(2, 3, 4, 5)
+CALLS = {
+    'clip_sigmoid': lambda x, **k: ops.clip_sigmoid(x, **k),
+    'gaussian_focal_loss_with_logits':
+        lambda x, **k: ops.gaussian_focal_loss_with_logits(x, x, **k),
+    'generalized_mean': lambda x, **k: ops.generalized_mean(x, **k),
+    'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, 2, **k),
+    'segment_generalized_mean': lambda x, **k: ops.segment_generalized_mean(
+        x, torch.tensor([1, 0]), 2, **k),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def backend():
+    """Once is enough here, in place of once for each backend."""
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch):
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+
+
+@needs_cpp
+@pytest.mark.parametrize('name', CALLS)
+def test_names(name):
+    """Both give the same; unknown names raise in each operation."""
+    got = CALLS[name](X, backend='cpp')
+    torch.testing.assert_close(got, CALLS[name](X, backend='eager'))
+    with pytest.raises(ValueError, match="backend .*'auto'.*'cuda'"):
+        CALLS[name](X, backend='cuda')
+    with pytest.raises(BackendError, match='triton.*Available: auto, eager'):
+        CALLS[name](X, backend='triton')
+    with pytest.raises(BackendError, match='float32.*not float64'):
+        CALLS[name](X.double(), backend='cpp')
+
+
+@needs_cpp
+def test_heatmap_names():
+    args = (torch.tensor([[3, 2]]), torch.tensor([1]), torch.tensor([0]), 1,
+            (5, 6))
+    got = ops.gaussian_heatmap(*args, backend='cpp')
+    torch.testing.assert_close(
+        got, ops.gaussian_heatmap(*args, backend='eager'))
+    with pytest.raises(BackendError, match='triton'):
+        ops.gaussian_heatmap(*args, backend='triton')
+
+
+@needs_cpp
+def test_auto_and_the_environment(monkeypatch):
+    cpp = select('cpp', X)
+    assert select('auto', X) is cpp
+    assert select('auto', X.double()) is None
+    assert select('eager', X) is None
+    monkeypatch.setenv(backends.VARIABLE, 'eager')
+    assert select('auto', X) is None
+    # The argument is the stronger word.
+    assert select('cpp', X) is cpp
+    monkeypatch.setenv(backends.VARIABLE, 'triton')
+    with pytest.raises(BackendError, match="backend='triton'"):
+        select('auto', X)
+    monkeypatch.setenv(backends.VARIABLE, 'fast')
+    with pytest.raises(ValueError, match="SIGPLUG_BACKEND.*'fast'"):
+        select('auto', X)
+
+
+@needs_cpp
+def test_who_looks_inside_gets_the_eager_form():
+    class Mine(torch.Tensor):
+        pass
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+
+    def probe(x):
+        seen.append(select('cpp', x))
+        return x * 1
+
+    torch.func.vmap(probe)(X)
+    torch.func.grad(lambda x: probe(x).sum())(X)
+    torch.func.jvp(probe, (X, ), (X, ))
+    torch.jit.trace(probe, (X, ), check_trace=False)
+    probe(X.as_subclass(Mine))
+    with Watch():
+        probe(X)
+    assert seen == [None] * 6
+
+
+@needs_cpp
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_the_number_of_threads(dtype):
+    """Those of clip_sigmoid in float32 do: they are those of torch.sigmoid."""
+    x = torch.randn(3, 17, 90, 91)
+    t = torch.rand(x.shape)**4
+    p = torch.linspace(1.0, 9.0, 17)
+    index = torch.randint(0, 500, (len(x.view(-1, 91)), ))
+
+    def everything():
+        out = []
+        for function in (
+                lambda x: ops.clip_sigmoid(
+                    x if dtype != torch.float32 else x.bfloat16(),
+                    backend='cpp'),
+                lambda x: ops.gaussian_focal_loss_with_logits(
+                    x, t, backend='cpp'),
+                lambda x: ops.generalized_mean(x, p, backend='cpp'),
+                lambda x: ops.generalized_mean(x, 3.0, 1, backend='cpp'),
+                lambda x: ops.gem_pool(x, p, 3, 2, 1, backend='cpp'),
+                lambda x: ops.segment_generalized_mean(
+                    x.reshape(-1, 91), index, 500, backend='cpp')):
+            leaf = x.to(dtype).requires_grad_()
+            y = function(leaf)
+            y.float().square().sum().backward()
+            out += [y.detach(), leaf.grad]
+        return out
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def run_python(code, **environment):
+    code = textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, '-W', 'always', '-c', code], capture_output=True,
+        text=True, timeout=300, check=True,
+        env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+        | environment)
+
+
+USE_TWICE = """
+    import torch
+    from sigplug.ops import available_backends, clip_sigmoid, generalized_mean
+    x = torch.rand(2, 3, 4, 4)
+    print(generalized_mean(x).shape, generalized_mean(x, 2.0).shape)
+    print(clip_sigmoid(x).shape, available_backends())
+"""
+
+
+def test_without_a_compiler(tmp_path):
+    """The program goes on, with one message; who insists gets an error."""
+    environment = dict(SIGPLUG_CACHE=str(tmp_path), CXX='no-such-compiler')
+    done = run_python(USE_TWICE, **environment)
+    assert done.stdout.count('torch.Size') == 3
+    assert "('auto', 'eager')" in done.stdout
+    assert done.stderr.count('RuntimeWarning') == 1
+    assert 'no-such-compiler' in done.stderr and 'CXX' in done.stderr
+    done = run_python("""
+        import torch
+        from sigplug.ops import generalized_mean
+        try:
+            generalized_mean(torch.rand(2, 3, 4, 4), backend='cpp')
+        except RuntimeError as error:
+            print(error)
+    """, **environment)
+    assert 'no-such-compiler' in done.stdout
+    assert 'Available: auto, eager' in done.stdout
+
+
+def test_a_compiler_that_fails(tmp_path):
+    broken = tmp_path / 'c++'
+    broken.write_text('#!/bin/sh\necho "no such header" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'),
+                      CXX=str(broken))
+    assert done.stdout.count('torch.Size') == 3
+    assert 'no such header' in done.stderr
+    assert done.stderr.count('RuntimeWarning') == 1
+    assert not list((tmp_path / 'cache').glob('*.so*'))
+
+
+@needs_cpp
+def test_the_library_is_built_once(tmp_path):
+    """Also by two processes at once, beside what a killed one has left."""
+    (tmp_path / 'kernels-0.123.tmp').write_text('half a library')
+    environment = os.environ | {
+        'SIGPLUG_CACHE': str(tmp_path),
+        'PYTHONPATH': os.pathsep.join(sys.path)}
+    code = textwrap.dedent(USE_TWICE)
+    both = [subprocess.Popen([sys.executable, '-c', code], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             env=environment) for _ in range(2)]
+    output = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    built, = tmp_path.glob('*.so')
+    messages = ''.join(errors for _, errors in output)
+    assert messages.count('compiles its CPU kernels') == 1
+    before = built.stat().st_mtime_ns
+    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path))
+    assert done.stderr == '' and built.stat().st_mtime_ns == before
+
+
+@needs_cpp
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / 'cache').write_text('a file, no folder')
+    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'))
+    assert "'cpp'" in done.stdout
+
+
+def test_another_machine_builds_anew(monkeypatch):
+    """The name of the library tells compiler, flags and processor."""
+    name = library._fingerprint(('c++', '-O3'))
+    assert name == library._fingerprint(('c++', '-O3'))
+    assert name != library._fingerprint(('c++', '-O2'))
+    monkeypatch.setattr(library.platform, 'machine', lambda: 'another')
+    assert name != library._fingerprint(('c++', '-O3'))
