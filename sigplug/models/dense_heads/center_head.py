@@ -1,8 +1,10 @@
 """CenterPoint's head with an activation that is chosen by config."""
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
+from mmdet.models.losses import GaussianFocalLoss, L1Loss, l1_loss
 from mmdet3d.models.dense_heads.centerpoint_head import (
     CenterHead as _CenterHead,
 )
@@ -10,7 +12,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from sigplug.models.layers import ClipSigmoid
-from sigplug.ops import gaussian_heatmap, gaussian_radius
+from sigplug.models.losses import GaussianFocalLossWithLogits
+from sigplug.ops import (
+    gaussian_focal_loss_with_logits,
+    gaussian_heatmap,
+    gaussian_radius,
+)
 from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.registry import MODELS
 
@@ -32,7 +39,11 @@ class CenterHead(_CenterHead):
     - ``heatmap_act`` is applied to a copy: the logits in ``preds_dicts`` are
       not overwritten, so that ``loss`` and ``predict`` may share a forward.
     - The losses are computed in float32 also under autocast.
-    - Targets are computed for the whole batch without a loop per box.
+    - Targets are computed for the whole batch without a loop per box, and
+      neither they nor the losses wait for a GPU (``gaussian_heatmap`` may),
+      as far as ``loss_cls`` and ``loss_bbox`` do not.
+    - ``heatmap_act`` and ``loss_cls`` are computed in one operation where
+      both are of a known type and without hooks; the losses stay the same.
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
@@ -158,6 +169,7 @@ class CenterHead(_CenterHead):
         """
         heatmaps, boxes, indices, masks = self.get_targets(
             batch_gt_instances_3d)
+        num_peaks = self._count_peaks(heatmaps)
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
@@ -167,16 +179,56 @@ class CenterHead(_CenterHead):
                     for observe in self.heatmap_observers:
                         observe(i, preds['heatmap'], heatmaps[i])
                 losses[f'task{i}.loss_heatmap'] = self._heatmap_loss(
-                    preds['heatmap'], heatmaps[i])
+                    preds['heatmap'], heatmaps[i], num_peaks[i])
                 losses[f'task{i}.loss_bbox'] = self._box_loss(
                     preds, boxes[i], indices[i], masks[i])
         return losses
 
-    def _heatmap_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _count_peaks(self, heatmaps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Number of peaks of each task, at least 1, in few launches."""
+        peaks = torch.cat(heatmaps, dim=1).eq(1).sum((0, 2, 3))
+        counts = peaks.new_zeros(len(heatmaps)).index_add_(
+            0, self._task_of_class, peaks)
+        return counts.float().clamp(min=1).unbind()
+
+    def _heatmap_loss(self, logits: Tensor, target: Tensor,
+                      num_peaks: Tensor) -> Tensor:
         """Gaussian focal loss of one task, over its number of peaks."""
-        num_peaks = target.eq(1).sum().float().clamp(min=1)
-        return self.loss_cls(
-            self.heatmap_act(logits), target, avg_factor=num_peaks)
+        arguments = self._focal_arguments()
+        if arguments is None:
+            return self.loss_cls(
+                self.heatmap_act(logits), target, avg_factor=num_peaks)
+        loss_weight = arguments.pop('loss_weight')
+        return loss_weight * gaussian_focal_loss_with_logits(
+            logits, target, **arguments, avg_factor=num_peaks)
+
+    def _focal_arguments(self) -> dict[str, float | None] | None:
+        """How one operation on logits can replace activation and loss.
+
+        Returns:
+            dict[str, float | None] | None: ``loss_weight`` and the arguments
+            ``alpha``, ``gamma``, ``pos_weight``, ``neg_weight`` and ``clip``
+            of :func:`sigplug.ops.gaussian_focal_loss_with_logits`; None where
+            the two modules do, or may do, anything else.
+        """
+        act, loss = self.heatmap_act, self.loss_cls
+        if (_does_only(loss, GaussianFocalLossWithLogits)
+                and _does_only(act, nn.Identity)):
+            clip = loss.clip
+        elif (_does_only(loss, GaussianFocalLoss)
+              and _does_only(act, ClipSigmoid) and act.grad == 'zero'
+              and act.max_val == 1 - act.min_val):
+            clip = act.min_val
+        else:
+            return None
+        arguments = {
+            name: getattr(loss, name, None) for name in
+            ('loss_weight', 'alpha', 'gamma', 'pos_weight', 'neg_weight')}
+        usual = all(isinstance(value, Real) and value >= 0
+                    for value in arguments.values())
+        if not usual or getattr(loss, 'reduction', None) != 'mean':
+            return None
+        return dict(arguments, clip=clip)
 
     def _box_loss(self, preds: dict[str, Tensor], target: Tensor,
                   index: Tensor, mask: Tensor) -> Tensor:
@@ -187,11 +239,16 @@ class CenterHead(_CenterHead):
         pred = torch.cat([preds[key] for key in keys], dim=1)
         pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
         known = mask.unsqueeze(2) * target.isfinite()
-        return self.loss_bbox(
-            pred,
-            target.nan_to_num(0.0, 0.0, 0.0),
-            known * self._code_weights.view(torch.float32),
-            avg_factor=mask.float().sum() + 1e-4)
+        weights = known * self._code_weights.view(torch.float32)
+        target = target.nan_to_num(0.0, 0.0, 0.0)
+        avg_factor = mask.float().sum() + 1e-4
+        loss = self.loss_bbox
+        if _does_only(loss, L1Loss) and loss.reduction == 'mean':
+            # The module looks first for a positive weight, and so waits for
+            # a GPU.
+            return loss.loss_weight * l1_loss(
+                pred, target, weights, avg_factor=avg_factor)
+        return loss(pred, target, weights, avg_factor=avg_factor)
 
     def get_targets(
         self, batch_gt_instances_3d: list[InstanceData]
@@ -217,9 +274,8 @@ class CenterHead(_CenterHead):
             masks ``(B, K)`` uint8.
         """
         cfg = self.train_cfg
-        batch_size, num_tasks = len(batch_gt_instances_3d), len(
-            self.num_classes)
-        num_classes = sum(self.num_classes)
+        batch_size = len(batch_gt_instances_3d)
+        num_tasks, num_classes = len(self.num_classes), sum(self.num_classes)
         max_objs = cfg['max_objs'] * cfg['dense_reg']
         width, height = (int(size) // cfg['out_size_factor']
                          for size in cfg['grid_size'][:2])
@@ -312,3 +368,11 @@ class CenterHead(_CenterHead):
                           size.log() if self.norm_bbox else size, yaw.sin(),
                           yaw.cos(), boxes[:, 7:]),
                          dim=1)
+
+
+def _does_only(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` runs the forward of ``kind`` alone."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks,
+             module._backward_hooks, module._backward_pre_hooks)
+    return (type(module) is kind and 'forward' not in vars(module)
+            and not any(hooks))

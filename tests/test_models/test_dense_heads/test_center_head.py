@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from mmdet.models.losses import GaussianFocalLoss
 from mmdet3d.models.dense_heads import CenterHead as StockHead
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sigplug.models import ClipSigmoid
 from sigplug.models.dense_heads import CenterHead
@@ -125,6 +128,14 @@ BATCHES = {
         box(1.5, 1.5), box(1.5, 1.5)], [1, 1, 2, 1, 0])],
     'ignored': [instances([box(1, 1), box(2, 2), box(3, 3), box(4, 4)],
                           [-1, 0, 10, -1]), instances([box(1, 1)], [-1])],
+    'outside but drawn': [instances([
+        box(X_MIN - 0.99, Y_MIN - 0.99), box(X_MIN - 1, 0),
+        box(0, Y_MIN - 1), box(X_MAX, Y_MIN - 0.99),
+        box(-1e30, -1e30), box(math.inf, 0)], [0, 1, 2, 3, 4, 5])],
+    'too many and ignored': [
+        instances([box(0.5 * (i % 40) - 9, i % 7) for i in range(80)],
+                  [1, -1, 1, 10, 0, 2, 1, 8] * 10), instances([], []),
+        instances([box(i % 5, 3) for i in range(30)], [8, 9, 99] * 10)],
     'unordered': [instances([box(i, -i) for i in range(10)],
                             [9, 0, 8, 1, 7, 2, 6, 3, 5, 4])],
 }
@@ -221,6 +232,8 @@ def compare_targets(stock, ours, batch):
         assert heatmap.eq(1).equal(other.eq(1))
         assert index.dtype == other_index.dtype and index.equal(other_index)
         assert mask.dtype == other_mask.dtype and mask.equal(other_mask)
+        # Nothing is added to an offset: one other bit of a quotient shows.
+        assert target[..., :3].equal(other_target[..., :3])
         torch.testing.assert_close(
             target, other_target, rtol=1e-6, atol=1e-6)
     return actual
@@ -241,6 +254,10 @@ def test_targets_equal_the_stock_loops(heads, name):
     dict(train=dict(dense_reg=2, max_objs=3)),
     dict(train=dict(gaussian_overlap=0.7, min_radius=0)),
     dict(train=dict(gaussian_overlap=0.5, min_radius=5)),
+    # Numbers that are none of float32, and other ones along y.
+    dict(train=dict(
+        voxel_size=[0.075, 0.3, 0.2], out_size_factor=3, grid_size=[426, 80],
+        point_cloud_range=[-16.1, -12.7, -5., 15.85, 11.3, 3.])),
 ])
 def test_targets_under_other_settings(cfg):
     kwargs = {k: v for k, v in cfg.items() if k != 'train'}
@@ -250,12 +267,162 @@ def test_targets_under_other_settings(cfg):
     compare_targets(stock, ours, BATCHES['random'])
 
 
+@pytest.mark.parametrize('name', BATCHES)
+def test_targets_of_seven_values(heads, name):
+    """Those of nine values, without the velocity."""
+    head = CenterHead(**config(velocity=False))
+    batch = [instances(gt.bboxes_3d.tensor[:, :7], gt.labels_3d)
+             for gt in BATCHES[name]]
+    actual, expected = (head.get_targets(batch),
+                        heads[1].get_targets(BATCHES[name]))
+    for task in range(len(CLASSES)):
+        assert actual[1][task].equal(expected[1][task][..., :8])
+        for part in (0, 2, 3):
+            assert actual[part][task].equal(expected[part][task])
+
+
+def test_enormous_boxes_are_flat():
+    """Their radii exceed what an int32 holds."""
+    boxes = [box(1, 1, 1e12, 1e12), box(1, 1, math.inf, 5), box(1, 1)]
+    heatmaps, _, _, masks = CenterHead(**config()).get_targets(
+        [instances(boxes, [0, 3, 8])])
+    assert heatmaps[0].min() > 0.99
+    assert [mask.sum().item() for mask in masks] == [1, 0, 1, 0, 0, 1]
+
+
 def test_targets_leave_the_ground_truth_alone(heads):
     batch = copy.deepcopy(BATCHES['random'])
     heads[1].get_targets(batch)
     for gt, before in zip(batch, BATCHES['random']):
         assert gt.bboxes_3d.tensor.equal(before.bboxes_3d.tensor)
         assert gt.labels_3d.equal(before.labels_3d)
+
+
+# --- nothing waits for a GPU ----------------------------------------------
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fail where a GPU would be waited for, on a machine that has none.
+
+    That is where a value is read, as for a shape that depends on it, and
+    where data come from the host: a list, or a tensor of another device.
+    """
+
+    READS = {'_local_scalar_dense', 'nonzero', 'masked_select', '_unique2',
+             'repeat_interleave', 'bincount', 'equal'}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        assert name not in self.READS, f'{func} reads values'
+        assert name != 'lift_fresh', f'{func}: a tensor of host data'
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result))
+                   if isinstance(leaf, torch.Tensor)]
+        if name.startswith('index'):
+            assert not any(index.dtype == torch.bool
+                           for index in tree_leaves(args[1])
+                           if isinstance(index, torch.Tensor)), func
+        devices = {tensor.device for tensor in tensors}
+        assert len(devices) < 2, f'{func} copies between {devices}'
+        return result
+
+
+@pytest.mark.parametrize('waits', [
+    lambda x: x[x > 1], lambda x: x.new_tensor([1, 2]),
+    lambda x: torch.tensor(3), lambda x: x.max().item(),
+    lambda x: x.to('meta'), lambda x: (x > 1).any() or 1,
+    lambda x: x.long().repeat_interleave(x.long()),
+    lambda x: x.masked_select(x > 1), lambda x: (x > 1).nonzero(),
+    lambda x: x.index_put_((x > 1, ), x.sum()), lambda x: x.unique(),
+])
+def test_what_waits_is_seen(waits):
+    with NoWaiting(), pytest.raises(AssertionError):
+        waits(torch.arange(4.0))
+
+
+def no_peaks(centers, radii, labels, num_classes, size):
+    """In place of gaussian_heatmap, which may wait."""
+    return torch.zeros(num_classes, *size, device=centers.device)
+
+
+def to(batch, device):
+    batch = copy.deepcopy(batch)
+    for gt in batch:
+        gt.bboxes_3d = gt.bboxes_3d.to(device)
+        gt.labels_3d = gt.labels_3d.to(device)
+    return batch
+
+
+# On the meta device there are no values to read, and a constant that stayed
+# on the CPU does not fit.
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+@pytest.mark.parametrize('name', ['random', 'all empty', 'too many'])
+def test_targets_do_not_wait(monkeypatch, device, name):
+    monkeypatch.setattr(
+        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+    head = CenterHead(**config()).to(device)
+    batch = to(BATCHES[name], device)
+    with NoWaiting():
+        targets = head.get_targets(batch)
+    assert all(x.device.type == device for part in targets for x in part)
+
+
+@pytest.mark.parametrize('name', ['random', 'all empty'])
+@pytest.mark.parametrize('loss', [
+    'mmdet.GaussianFocalLoss', 'GaussianFocalLossWithLogits'])
+@pytest.mark.parametrize('hooked', [False, True])
+def test_losses_do_not_wait(monkeypatch, name, loss, hooked):
+    monkeypatch.setattr(
+        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+    head = CenterHead(**config(loss_cls=dict(type=loss)))
+    if hooked:
+        # A hook keeps the activation and the loss apart.
+        head.heatmap_act.register_forward_hook(lambda *args: None)
+    preds = head(features(len(BATCHES[name])))
+    with NoWaiting():
+        losses = head.loss_by_feat(preds, BATCHES[name])
+        sum(losses.values()).backward()
+    assert len(losses) == 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_losses_do_not_wait_for_cuda(monkeypatch):
+    head = CenterHead(**config()).cuda()
+    batch = to(BATCHES['random'], 'cuda')
+    preds = head([x.cuda() for x in features()])
+    head.loss_by_feat(preds, batch)
+    monkeypatch.setattr(
+        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        losses = head.loss_by_feat(preds, batch)
+        sum(losses.values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', BATCHES)
+def test_targets_equal_the_stock_loops_on_cuda(name):
+    stock, ours = (head.cuda() for head in both())
+    if name == 'outside':
+        # A NaN of the stock loop is cell 0 there.
+        pytest.skip('has a NaN')
+    compare_targets(stock, ours, to(BATCHES[name], 'cuda'))
+
+
+def test_boxes_on_another_device_than_their_labels():
+    head = CenterHead(**config())
+    batch = copy.deepcopy(BATCHES['too many'])
+    for gt in batch:
+        gt.labels_3d = gt.labels_3d.to('meta')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            'sigplug.models.dense_heads.center_head.gaussian_heatmap',
+            no_peaks)
+        targets = head.get_targets(batch)
+    assert all(x.device.type == 'meta' for part in targets for x in part)
 
 
 # --- losses ---------------------------------------------------------------
@@ -296,6 +463,104 @@ def test_gradients_equal_the_stock_heads(heads):
             actual, expected, rtol=1e-4,
             atol=1e-6 * expected.abs().max().item(), msg=lambda m, n=name:
             f'{n}: {m}')
+
+
+def test_gradients_of_the_logits_equal_the_stock_heads(heads):
+    """Also of those at the clip, and far beyond it."""
+    preds = heads[1](features())
+    preds = [{key: value.detach() for key, value in pred.items()}
+             for pred, in preds]
+    for pred in preds:
+        pred['heatmap'] *= 40
+        pred['heatmap'][:, 0, 3, :4] = torch.tensor([9.2, -9.2, 9.22, -9.22])
+    grads = []
+    for head in heads:
+        leaves = [pred['heatmap'].clone().requires_grad_() for pred in preds]
+        copies = tuple([dict(pred, heatmap=leaf * 1)]
+                       for pred, leaf in zip(preds, leaves))
+        sum(head.loss_by_feat(copies, BATCHES['random']).values()).backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for expected, actual in zip(*grads):
+        assert (expected == 0).any() and expected.any()
+        assert actual.ne(0).equal(expected.ne(0))
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-6, atol=1e-7 * expected.abs().max())
+
+
+FOCAL = dict(type='mmdet.GaussianFocalLoss', alpha=1.5, gamma=3.0,
+             loss_weight=0.5, pos_weight=2.0, neg_weight=0.7)
+LOGITS = dict(FOCAL, type='GaussianFocalLossWithLogits')
+
+
+@pytest.mark.parametrize('loss, act, clip', [
+    (FOCAL, dict(type='ClipSigmoid'), 1e-4),
+    (FOCAL, dict(type='sigplug.ClipSigmoid', eps=0.02), 0.02),
+    (FOCAL, dict(type='ClipSigmoid', min_val=0.25, max_val=0.75), 0.25),
+    (FOCAL, None, 1e-4),
+    (LOGITS, None, None),
+    (dict(LOGITS, clip=0.01), None, 0.01),
+])
+def test_one_operation_for_activation_and_loss(monkeypatch, loss, act, clip):
+    head = CenterHead(**config(loss_cls=loss, heatmap_act=act))
+    assert head._focal_arguments() == dict(
+        alpha=1.5, gamma=3.0, loss_weight=0.5, pos_weight=2.0, neg_weight=0.7,
+        clip=clip)
+    preds, batch = head(features()), BATCHES['random']
+    actual = head.loss_by_feat(preds, batch)
+    monkeypatch.setattr(head, '_focal_arguments', lambda: None)
+    compare_losses(actual, head.loss_by_feat(preds, batch))
+
+
+class OtherLoss(GaussianFocalLoss):
+    pass
+
+
+class OtherAct(ClipSigmoid):
+    pass
+
+
+@pytest.mark.parametrize('change', [
+    lambda head: setattr(head, 'loss_cls', OtherLoss()),
+    lambda head: setattr(head, 'heatmap_act', OtherAct()),
+    lambda head: setattr(head, 'heatmap_act', torch.nn.Sigmoid()),
+    lambda head: setattr(head.loss_cls, 'reduction', 'none'),
+    lambda head: setattr(head.loss_cls, 'gamma', torch.ones(())),
+    lambda head: setattr(head.loss_cls, 'alpha', -1.0),
+    lambda head: delattr(head.loss_cls, 'pos_weight'),
+    lambda head: delattr(head.loss_cls, 'reduction'),
+    lambda head: setattr(head.loss_cls, 'forward', abs),
+    lambda head: setattr(head.heatmap_act, 'grad', 'straight_through'),
+    lambda head: setattr(head.heatmap_act, 'max_val', 0.999),
+    lambda head: head.heatmap_act.register_forward_hook(print),
+    lambda head: head.heatmap_act.register_forward_pre_hook(print),
+    lambda head: head.loss_cls.register_full_backward_hook(print),
+])
+def test_modules_that_may_do_anything_else_are_called(change):
+    head = CenterHead(**config(loss_cls=FOCAL))
+    change(head)
+    assert head._focal_arguments() is None
+
+
+def test_hook_of_the_activation_is_called():
+    head = CenterHead(**config())
+    shapes = []
+    head.heatmap_act.register_forward_hook(
+        lambda module, args, output: shapes.append(output.shape))
+    head.loss_by_feat(head(features()), BATCHES['random'])
+    assert [shape[1] for shape in shapes] == [len(c) for c in CLASSES]
+
+
+def test_code_weights_are_those_of_the_config_in_half_precision():
+    weights = [0.1 * i for i in range(10)]
+    losses = []
+    for head in (CenterHead(**config(code_weights=weights)),
+                 CenterHead(**config(code_weights=weights)).half()):
+        pred = {name: torch.full((1, size, HEIGHT, WIDTH), 0.5)
+                for name, (size, _) in dict(HEADS, vel=(2, 2)).items()}
+        preds = tuple([dict(pred, heatmap=torch.zeros(
+            1, len(names), HEIGHT, WIDTH))] for names in CLASSES)
+        losses.append(head.loss_by_feat(preds, BATCHES['one cell']))
+    compare_losses(losses[1], losses[0], rtol=0)
 
 
 def test_only_the_first_level_counts(heads):
