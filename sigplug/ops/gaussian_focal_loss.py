@@ -100,49 +100,59 @@ def gaussian_focal_loss_with_logits(
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
 
-    kernels = backends.select(backend, logits, target)
-    # The closed form knows no gradient of the target.
-    if target.requires_grad and torch.is_grad_enabled():
-        kernels = None
-    arguments = (alpha, gamma, pos_weight, neg_weight, clip)
-    if kernels and weight is None and reduction != 'none':
-        loss = focal_loss_sums(logits, target, 1, *arguments, kernels)[0]
-        if reduction == 'mean' and avg_factor is None:
-            return loss / logits.numel()
+    arguments = (alpha, gamma, pos_weight, neg_weight, clip, backend)
+    if weight is None and reduction != 'none':
+        loss = focal_loss_sums(logits, target, 1, *arguments)[0]
     else:
-        if needs_closed_form(logits) and not target.requires_grad:
-            loss = _GaussianFocalLoss.apply(logits, target, *arguments,
-                                            kernels)
-        else:
-            loss = _GaussianFocalLoss.forward(logits, target, *arguments,
-                                              kernels)
+        loss = _focal_loss(logits, target, *arguments)
         if weight is not None:
             loss = loss * weight
         if reduction == 'none':
             return loss
-        if reduction == 'mean' and avg_factor is None:
-            return loss.mean()
-        loss = loss.sum()
+        logits, loss = loss, loss.sum()
     if reduction == 'sum':
         return loss
+    if avg_factor is None:
+        return loss / logits.numel()
     return loss / (avg_factor + AVG_FACTOR_EPS)
 
 
 def focal_loss_sums(logits: Tensor, target: Tensor, rows: int, alpha: float,
                     gamma: float, pos_weight: float, neg_weight: float,
-                    clip: float | None,
-                    kernels: ModuleType | None) -> Tensor:
+                    clip: float | None, backend: str) -> Tensor:
     """Sums of the loss over ``rows`` equal pieces of the flattened input.
+
+    The arguments are those of :func:`gaussian_focal_loss_with_logits`, of
+    which they are not checked.
 
     Returns:
         Tensor: Shape ``(rows, )``.
     """
     arguments = (alpha, gamma, pos_weight, neg_weight, clip)
+    kernels = _select(backend, logits, target)
     if kernels:
         return _FocalLossSums.apply(logits, target, rows, *arguments, kernels)
-    form = (_GaussianFocalLoss.apply
-            if needs_closed_form(logits) else _GaussianFocalLoss.forward)
-    return form(logits, target, *arguments, None).view(rows, -1).sum(1)
+    loss = _focal_loss(logits, target, *arguments, 'eager')
+    return loss.reshape(rows, loss.numel() // rows).sum(1)
+
+
+def _focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float,
+                pos_weight: float, neg_weight: float, clip: float | None,
+                backend: str) -> Tensor:
+    """The loss of each cell."""
+    arguments = (alpha, gamma, pos_weight, neg_weight, clip,
+                 _select(backend, logits, target))
+    # The closed form knows no gradient of the target.
+    if needs_closed_form(logits) and not target.requires_grad:
+        return _GaussianFocalLoss.apply(logits, target, *arguments)
+    return _GaussianFocalLoss.forward(logits, target, *arguments)
+
+
+def _select(backend: str, logits: Tensor,
+            target: Tensor) -> ModuleType | None:
+    kernels = backends.select(backend, logits, target)
+    trained_target = target.requires_grad and torch.is_grad_enabled()
+    return None if trained_target else kernels
 
 
 def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,

@@ -1,5 +1,5 @@
 """CenterPoint's head with an activation that is chosen by config."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -19,6 +19,7 @@ from sigplug.ops import (
     gaussian_radius,
 )
 from sigplug.ops.clip_sigmoid import representable_bounds
+from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
 
 # Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
@@ -169,38 +170,57 @@ class CenterHead(_CenterHead):
         """
         heatmaps, boxes, indices, masks = self.get_targets(
             batch_gt_instances_3d)
-        num_peaks = self._count_peaks(heatmaps)
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
-            for i, levels in enumerate(preds_dicts):
-                preds = {key: pred.float() for key, pred in levels[0].items()}
-                with torch.no_grad():
+            preds = [{key: pred.float() for key, pred in levels[0].items()}
+                     for levels in preds_dicts]
+            logits = [pred['heatmap'] for pred in preds]
+            with torch.no_grad():
+                for i, target in enumerate(heatmaps):
                     for observe in self.heatmap_observers:
-                        observe(i, preds['heatmap'], heatmaps[i])
-                losses[f'task{i}.loss_heatmap'] = self._heatmap_loss(
-                    preds['heatmap'], heatmaps[i], num_peaks[i])
+                        observe(i, logits[i], target)
+            heatmap_losses = self._heatmap_losses(logits, heatmaps)
+            for i, pred in enumerate(preds):
+                losses[f'task{i}.loss_heatmap'] = heatmap_losses[i]
                 losses[f'task{i}.loss_bbox'] = self._box_loss(
-                    preds, boxes[i], indices[i], masks[i])
+                    pred, boxes[i], indices[i], masks[i])
         return losses
 
-    def _count_peaks(self, heatmaps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Number of peaks of each task, at least 1, in few launches."""
-        peaks = torch.cat(heatmaps, dim=1).eq(1).sum((0, 2, 3))
-        counts = peaks.new_zeros(len(heatmaps)).index_add_(
-            0, self._task_of_class, peaks)
-        return counts.float().clamp(min=1).unbind()
-
-    def _heatmap_loss(self, logits: Tensor, target: Tensor,
-                      num_peaks: Tensor) -> Tensor:
-        """Gaussian focal loss of one task, over its number of peaks."""
+    def _heatmap_losses(self, logits: list[Tensor],
+                        targets: list[Tensor]) -> Sequence[Tensor]:
+        """Gaussian focal loss of each task, over its number of peaks."""
         arguments = self._focal_arguments()
-        if arguments is None:
-            return self.loss_cls(
-                self.heatmap_act(logits), target, avg_factor=num_peaks)
-        loss_weight = arguments.pop('loss_weight')
-        return loss_weight * gaussian_focal_loss_with_logits(
-            logits, target, **arguments, avg_factor=num_peaks)
+        if arguments is not None and logits[0].is_cuda:
+            return self._joint_heatmap_losses(logits, targets, **arguments)
+        losses = []
+        for x, target in zip(logits, targets, strict=True):
+            num_peaks = target.eq(1).sum().float().clamp(min=1)
+            if arguments is None:
+                losses.append(self.loss_cls(
+                    self.heatmap_act(x), target, avg_factor=num_peaks))
+            else:
+                options = dict(arguments)
+                losses.append(options.pop('loss_weight') *
+                              gaussian_focal_loss_with_logits(
+                                  x, target, **options, avg_factor=num_peaks))
+        return losses
+
+    def _joint_heatmap_losses(self, logits: list[Tensor],
+                              targets: list[Tensor], loss_weight: float,
+                              **arguments: float | None) -> Sequence[Tensor]:
+        """All tasks at once: small heatmaps cost a GPU mostly launches."""
+        x, target = torch.cat(logits, dim=1), torch.cat(targets, dim=1)
+        shape = x.shape[:2]
+        sums = focal_loss_sums(x, target, shape.numel(), **arguments,
+                               backend='auto').view(shape).sum(0)
+        peaks = target.eq(1).sum((0, 2, 3))
+        # By a sum: adding at an index has no order on a GPU.
+        tasks = torch.arange(len(logits), device=x.device)
+        is_of_task = self._task_of_class.unsqueeze(1) == tasks
+        sums = (sums.unsqueeze(1) * is_of_task).sum(0)
+        peaks = (peaks.unsqueeze(1) * is_of_task).sum(0).clamp(min=1)
+        return (loss_weight * sums / (peaks + AVG_FACTOR_EPS)).unbind()
 
     def _focal_arguments(self) -> dict[str, float | None] | None:
         """How one operation on logits can replace activation and loss.

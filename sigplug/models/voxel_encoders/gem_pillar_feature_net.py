@@ -47,9 +47,12 @@ class GeMPFNLayer(PFNLayer):
             Tensor: ``(N, 1, C)`` from the last layer; from the others
             ``(N, M, 2 C)``, each point beside the reduction, 0 at padding.
         """
-        mask = get_paddings_indicator(num_voxels, inputs.shape[1])
-        pillar = mask.nonzero()[:, 0]
-        x = self.linear(inputs[mask])
+        size = inputs.shape[1]
+        mask = get_paddings_indicator(num_voxels, size)
+        # The one place where a GPU is waited for: the number of points.
+        row = mask.flatten().nonzero().squeeze(1)
+        pillar = row.div(size, rounding_mode='floor')
+        x = self.linear(inputs.flatten(0, 1).index_select(0, row))
         if self.training and len(x) == 1:
             # A batch norm refuses to take statistics of a single point.
             x = F.relu(self.norm(x.expand(2, -1)))[:1]
@@ -60,8 +63,8 @@ class GeMPFNLayer(PFNLayer):
         if self.last_vfe:
             return pooled.unsqueeze(1)
         x = torch.cat([x, pooled.index_select(0, pillar)], dim=1)
-        return x.new_zeros(*mask.shape, x.shape[1]).masked_scatter(
-            mask.unsqueeze(-1), x)
+        return x.new_zeros(mask.numel(), x.shape[1]).index_copy(
+            0, row, x).view(*mask.shape, -1)
 
 
 @MODELS.register_module()

@@ -802,3 +802,21 @@ def test_init_weights_sets_the_prior_score_and_nothing_else(separate):
               and ('heatmap' in k or 'cls_head' in k)}
     assert {k for k in changed if k.startswith('task_heads')} == biases
     assert biases
+
+
+@pytest.mark.parametrize('name', ['random', 'all empty'])
+@pytest.mark.parametrize('loss', [
+    'mmdet.GaussianFocalLoss', 'GaussianFocalLossWithLogits'])
+def test_all_tasks_at_once(name, loss):
+    """What a GPU computes in one operation equals the loss of each task."""
+    head = CenterHead(**config(loss_cls=dict(type=loss, loss_weight=0.7)))
+    targets = head.get_targets(BATCHES[name])[0]
+    logits = [(4 * torch.randn_like(t)).requires_grad_() for t in targets]
+    with NoWaiting():
+        joint = head._joint_heatmap_losses(
+            logits, targets, **head._focal_arguments())
+        grads = torch.autograd.grad(sum(joint), logits)
+    single = head._heatmap_losses(logits, targets)
+    expected = torch.autograd.grad(sum(single), logits)
+    for got, want in zip((*joint, *grads), (*single, *expected), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
