@@ -64,7 +64,7 @@ class GeMPFNLayer(PFNLayer):
             return pooled.unsqueeze(1)
         x = torch.cat([x, pooled.index_select(0, pillar)], dim=1)
         return x.new_zeros(mask.numel(), x.shape[1]).index_copy(
-            0, row, x).view(*mask.shape, -1)
+            0, row, x).view(*mask.shape, x.shape[1])
 
 
 @MODELS.register_module()
