@@ -1,0 +1,1 @@
+"""Kernels that compute what the plain forms of ``sigplug.ops`` do."""
