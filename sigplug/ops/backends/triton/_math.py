@@ -19,7 +19,8 @@ def _round(x):
     """The nearest whole number as float32 and as int32, below 2**22."""
     # The sum has no bits after the point.
     shifted = x + 12582912.0
-    return shifted - 12582912.0, shifted.to(tl.int32, bitcast=True) - 0x4b400000
+    bits = shifted.to(tl.int32, bitcast=True)
+    return shifted - 12582912.0, bits - 0x4b400000
 
 
 @triton.jit
@@ -34,12 +35,15 @@ def exp(x):
     q = tl.fma(q, r, 0.04166838736333026)
     q = tl.fma(q, r, 0.16666520689819897)
     q = tl.fma(q, r, 0.499999934516982)
-    return _times_power_of_two(1.0 + tl.fma(r * r, q, r), whole)
+    # What 1 + r rounds away goes with the small rest.
+    y = 1.0 + r
+    y += tl.fma(r * r, q, r - (y - 1.0))
+    return _times_power_of_two(y, whole)
 
 
 @triton.jit
 def _split(c):
-    """k and g with ``c = 2**k (1 + g)``, 1 + g about [0.7, 1.4]; c > 0."""
+    """Exponent k and g in ``c = 2**k (1 + g)``, with g in [-0.3, 0.42]."""
     subnormal = c < 1.1754943508222875e-38
     bits = tl.where(subnormal, c * 16777216.0, c).to(tl.int32, bitcast=True)
     # 0x3f3504f3 are the bits of sqrt(0.5).
@@ -99,14 +103,12 @@ def log2(c):
 @triton.jit
 def exp2_product(p, k, f):
     """``2**(p (k + f))`` for a whole k."""
-    # p k may be large: what its product rounds away still matters.
-    high = p * k
-    low = tl.fma(p, k, -high) + p * f
-    exponent = high + low
+    exponent = p * k + p * f
     inside = tl.where(exponent > 129.0, 129.0,
                       tl.where(exponent < -151.0, -151.0, exponent))
     n, whole = _round(inside)
-    r = (high - n) + low
+    # p k may be large, but is not rounded before n is taken from it.
+    r = tl.fma(p, k, -n) + p * f
     q = tl.fma(r, 0.00015353361928130698, 0.0013398874408254444)
     q = tl.fma(q, r, 0.009618437357547931)
     q = tl.fma(q, r, 0.05550332471144403)

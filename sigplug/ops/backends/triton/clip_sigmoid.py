@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import on_device_of
+from ._launch import OPTIONS, on_device_of
 from ._math import exp, sigmoid
 
 BLOCK = 1024
@@ -18,7 +18,7 @@ def clip_sigmoid_forward(x: Tensor, low: float, high: float,
     if x.numel():
         with on_device_of(x):
             _forward[(triton.cdiv(x.numel(), BLOCK), )](
-                x, y, x.numel(), low, high, BLOCK)
+                x, y, x.numel(), low, high, BLOCK, **OPTIONS)
     return y
 
 
@@ -31,7 +31,7 @@ def clip_sigmoid_backward(grad_y: Tensor, x: Tensor, low: float, high: float,
         with on_device_of(x):
             _backward[(triton.cdiv(x.numel(), BLOCK), )](
                 grad_y, x, grad_x, x.numel(), low, high,
-                grad == 'straight_through', BLOCK)
+                grad == 'straight_through', BLOCK, **OPTIONS)
     return grad_x
 
 

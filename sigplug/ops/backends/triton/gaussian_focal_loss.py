@@ -6,8 +6,17 @@ from torch import Tensor
 
 from ...clip_sigmoid import representable_bounds
 from ...gaussian_focal_loss import LOG_EPS
-from ._launch import on_device_of
-from ._math import add, exp, finish_sum, log, log1p, power, sigmoid, small_whole
+from ._launch import OPTIONS, on_device_of
+from ._math import (
+    add,
+    exp,
+    finish_sum,
+    log,
+    log1p,
+    power,
+    sigmoid,
+    small_whole,
+)
 
 BLOCK = 1024
 # Cells of one program of the sum: enough of them to hide its end.
@@ -91,7 +100,7 @@ def _numbers(alpha, gamma, pos_weight, neg_weight, clip) -> tuple[float, ...]:
 def _variant(alpha, gamma, clip) -> dict[str, int | bool]:
     """What the kernels are compiled for."""
     return dict(ALPHA=small_whole(alpha), GAMMA=small_whole(gamma),
-                CLIP=clip is not None)
+                CLIP=clip is not None, **OPTIONS)
 
 
 @triton.jit

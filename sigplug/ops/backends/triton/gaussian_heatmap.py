@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import on_device_of
+from ._launch import OPTIONS, on_device_of
 from ._math import exp
 
 BLOCK = 256
@@ -29,7 +29,7 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
             _draw[(len(centers) * slots, )](
                 centers.contiguous(), radii.contiguous(),
                 labels.contiguous(), bits, num_classes, height, width, slots,
-                BLOCK)
+                BLOCK, **OPTIONS)
     return bits.view(torch.float32)
 
 

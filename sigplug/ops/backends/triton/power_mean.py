@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...power_mean import Dims, Power, Segments, Windows
-from ._launch import on_device_of
+from ._launch import OPTIONS, on_device_of
 from ._math import add, exp2_product, finish_sum, log2
 
 # Elements of a tile.
@@ -86,7 +86,7 @@ def power_mean_backward(
                     plan.x, p, plan.members, plan.counts, y, ties,
                     *plan.numbers, *_clamp(eps), **plan.variant, **common)
                 ties = ties.sum(0)
-            if wants_p or not gathers:
+            if wants_p or (wants_x and not gathers):
                 _backward[plan.grid](
                     grad_y, plan.x, p, plan.members, plan.counts, y, ties,
                     None if gathers else grad_x, by_p, *plan.numbers,
@@ -253,18 +253,20 @@ def _power_of(p: Power, plan: _Plan) -> tuple[Tensor | None, dict]:
     if isinstance(p, Tensor):
         p = p.detach().to(plan.x.device)
         if p.numel() == 1:
-            return p.reshape(1), dict(MODE='tensor', P_STEP=0)
+            return p.reshape(1), dict(OPTIONS, MODE='tensor', P_STEP=0)
         shape = plan.result_shape
         if plan.order is not None:
             p = p.view((1, ) * (len(shape) - p.dim()) + p.shape)
             p = p.permute(plan.order)
-        return p.expand(shape).contiguous(), dict(MODE='tensor', P_STEP=1)
+        p = p.expand(shape).contiguous()
+        return p, dict(OPTIONS, MODE='tensor', P_STEP=1)
     if p == 1.0 or math.isinf(p):
-        return None, dict(MODE='one' if p == 1.0 else 'max', P_STEP=0)
+        mode = 'one' if p == 1.0 else 'max'
+        return None, dict(OPTIONS, MODE=mode, P_STEP=0)
     # The root divides the error of the power by p.
     mode = 'double' if p < 1 else 'float'
     p = torch.full((1, ), p, dtype=torch.float64, device=plan.x.device)
-    return p, dict(MODE=mode, P_STEP=0)
+    return p, dict(OPTIONS, MODE=mode, P_STEP=0)
 
 
 def _clamp(eps: float | None) -> tuple[float, bool]:
@@ -495,7 +497,8 @@ def _forward(x_ptr, p_ptr, members_ptr, counts_ptr, y_ptr, tops_ptr,
         # The second time, the members come from the cache.
         scale = _scale(largest, p, MODE)
         k_scale, f_scale = log2(scale)
-        if MODE == 'double':
+        if MODE == 'double' or MODE == 'one':
+            # Members that are not divided may overflow a sum in float32.
             sums = tl.zeros([SETS, MEMBERS], tl.float64)
         else:
             sums = tl.zeros([SETS, MEMBERS], tl.float32)
@@ -506,7 +509,7 @@ def _forward(x_ptr, p_ptr, members_ptr, counts_ptr, y_ptr, tops_ptr,
             _, c, _ = _load(x_ptr, members_ptr, outer, s, j, inside, geometry,
                             eps, KIND, CLAMP, INDEX)
             if MODE == 'one':
-                power = c
+                power = c.to(tl.float64)
             else:
                 power = _power(c, scale, k_scale, f_scale, p, MODE)
             sums, rests = add(sums, rests, tl.where(inside, power, 0.0))
@@ -534,14 +537,15 @@ def _merge(p_ptr, counts_ptr, y_ptr, tops_ptr, totals_ptr, size, num_sets,
     valid = result < size
     p = _powers(p_ptr, result, valid, MODE, P_STEP)
     largest = tl.full([SETS], -INFINITY, tl.float32)
-    for chunk in range(chunks):
-        top = tl.load(tops_ptr + chunk * size.to(tl.int64) + result,
-                      mask=valid, other=0.0)
+    place = result
+    for _ in range(chunks):
+        top = tl.load(tops_ptr + place, mask=valid, other=0.0)
         largest = _larger(largest, top)
+        place += size
     scale = _scale(largest, p, MODE).to(tl.float64)
     total = tl.zeros([SETS], tl.float64)
-    for chunk in range(chunks):
-        place = chunk * size.to(tl.int64) + result
+    place = result
+    for _ in range(chunks):
         part = tl.load(totals_ptr + place, mask=valid, other=0.0)
         if MODE != 'one':
             top = tl.load(tops_ptr + place, mask=valid, other=0.0)
@@ -550,6 +554,7 @@ def _merge(p_ptr, counts_ptr, y_ptr, tops_ptr, totals_ptr, size, num_sets,
             part = tl.where(part == 0, 0.0, part * tl.exp(
                 p * tl.log(ratio)))
         total += part
+        place += size
     n = _count(counts_ptr, result // num_sets, result, valid, count, KIND)
     tl.store(y_ptr + result, _root(largest, total, n, p, KIND, MODE),
              mask=valid)
