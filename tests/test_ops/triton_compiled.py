@@ -20,7 +20,6 @@ from sigplug.ops.power_mean import Dims, Segments, Windows
 
 ARCH = int(os.environ['SIGPLUG_TEST_ARCH'])
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 POWERS = (0.5, 1.0, 3.0, math.inf, 'shared', 'one per set')
 COMPILED = {}
 
@@ -45,7 +44,8 @@ def compile_only(monkeypatch):
     def compile_for_device(self, *args, grid, warmup, **kwargs):
         assert grid[0] > 0
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        COMPILED[kernel.hash] = self.__name__, kernel.asm['cubin']
+        name = f'{self.module}.{self.__name__}'
+        COMPILED[kernel.hash] = name, kernel.asm['cubin']
         return kernel
 
     triton.runtime.driver.set_active(NoDevice())
@@ -56,8 +56,8 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device='meta')
 
 
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('size', [1, 4096])
+@pytest.mark.parametrize('dtype, size', [
+    (torch.float16, 4096), (torch.bfloat16, 4096), (torch.float32, 1)])
 def test_clip_sigmoid(dtype, size):
     x = empty(size, dtype=dtype)
     assert kernels.clip_sigmoid_forward(x, 0.1, 0.9, 'zero').dtype == dtype
@@ -68,8 +68,8 @@ def test_clip_sigmoid(dtype, size):
 # The number 1 and those beyond int32 are compiled apart.
 @pytest.mark.parametrize('alpha, gamma, clip, rows, cells', [
     (2.0, 4.0, None, 1, 1), (2.0, 4.0, None, 2, 2**31),
-    (2.0, 4.0, None, 3, 100), (2.0, 4.0, 1e-4, 3, 100),
-    (1.5, 0.0, None, 3, 100), (2.0, 2.5, 1e-4, 3, 100)])
+    (2.0, 4.0, 1e-4, 3, 100), (1.5, 0.0, None, 3, 100),
+    (2.0, 2.5, 1e-4, 3, 100)])
 def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
     logits, target = empty(rows, cells, dtype=torch.bfloat16), empty(
         rows, cells)
@@ -101,44 +101,42 @@ def pool(x, sets, members, result_shape, powers=POWERS, eps=1e-6):
             assert not wants_p or grad_p.shape == p.shape
 
 
-@pytest.mark.parametrize('dims, result_shape', [
-    ((2, 3), (8, 64, 1, 1)), ((1, ), (8, 1, 32, 32))])
-def test_power_mean_of_dims(dims, result_shape):
+def test_power_mean_of_dims():
     x = empty(8, 64, 32, 32, dtype=torch.float16)
     mask = empty(8, 64, 32, 32, dtype=torch.bool)
-    pool(x, Dims(dims), None, result_shape)
-    pool(x, Dims(dims), mask, result_shape, (3.0, 'shared'))
+    pool(x, Dims((2, 3)), None, (8, 64, 1, 1))
+    pool(x, Dims((2, 3)), mask, (8, 64, 1, 1), ('shared', ), None)
+    pool(x, Dims((1, )), None, (8, 1, 32, 32), ('shared', ))
 
 
 def test_power_mean_in_chunks():
-    pool(empty(10**6), Dims((0, )), None, (1, ))
-    pool(empty(10**6, 3), Dims((0, )), None, (1, 3), (3.0, ))
-    pool(empty(2, 2**31), Dims((1, )), None, (2, 1), (3.0, 'shared'))
+    pool(empty(10**6), Dims((0, )), None, (1, ), (1.0, 'shared'))
+    pool(empty(2, 2**31), Dims((1, )), None, (2, 1), (3.0, ))
 
 
 def test_power_mean_of_single_elements():
-    pool(empty(1), Dims((0, )), None, (1, ), (3.0, 'shared'))
+    pool(empty(1), Dims((0, )), None, (1, ), ('shared', ))
     pool(empty(1, 1), Segments(1), empty(1, dtype=torch.int64), (1, 1),
-         (3.0, 'shared'))
+         ('shared', ))
     pool(empty(1, 1, 1, 1), Windows((4, 5), (1, 1), (1, 1), (0, 0)), None,
-         (1, 1, 1, 1, 1, 1), (3.0, 'shared'))
+         (1, 1, 1, 1, 1, 1), ('shared', ))
 
 
 def test_power_mean_of_segments():
     pool(empty(5000, 64), Segments(900), empty(5000, dtype=torch.int64),
-         (900, 64))
+         (900, 64), (1.0, 'one per set'))
     pool(empty(100000, 64), Segments(4), empty(100000, dtype=torch.int64),
-         (4, 64), (3.0, 'shared'))
+         (4, 64), (math.inf, ))
 
 
 def test_power_mean_of_windows():
     pool(empty(2, 3, 16, 16), Windows((4, 5), (3, 3), (2, 2), (1, 1)), None,
-         (2, 3, 8, 8, 1, 1))
+         (2, 3, 8, 8, 1, 1), (1.0, 'one per set'))
 
 
 def test_no_registers_spill(tmp_path):
     """The last test: of all that was compiled before it."""
-    assert len({name for name, _ in COMPILED.values()}) >= 10
+    assert len({name for name, _ in COMPILED.values()}) == 11
     for name, cubin in COMPILED.values():
         path = tmp_path / 'kernel.cubin'
         path.write_bytes(cubin)

@@ -53,7 +53,7 @@ def assert_rounded(actual, expected, allowed):
 
 
 def logits(dtype):
-    x = torch.linspace(-20, 20, 1500)
+    x = torch.linspace(-20, 20, 490)
     special = [0., -0., 88.9, -88.9, 104., -104., 1e4, -1e4, 1e-8, 1e-40]
     return torch.cat([x, torch.tensor(special)]).to(dtype)
 
@@ -176,8 +176,9 @@ FIXED = torch.tensor([1.0, 2.5, math.inf])
 PER_CHANNEL = np.arange(3)[None, :]
 
 
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('p', POWERS)
+@pytest.mark.parametrize('dtype, p', [
+    *((torch.float32, p) for p in POWERS), (torch.float16, 2.5),
+    (torch.bfloat16, 2.5), (torch.float16, 1.0)])
 def test_dims(dtype, p):
     x = features(*IMAGE, dtype=dtype)
     for dims in ((2, 3), (1, )):
@@ -273,8 +274,8 @@ SPECIAL = torch.tensor([
 
 @pytest.mark.parametrize('eps', [None, 1e-6])
 @pytest.mark.parametrize('p', [
-    0.5, 1.0, 1.5, 3.0, 200.0, 1e30, math.inf, torch.tensor(1.0),
-    torch.tensor(3.0), torch.tensor(math.inf)])
+    0.5, 1.0, 3.0, 200.0, 1e30, math.inf, torch.tensor(1.0),
+    torch.tensor(math.inf)])
 def test_special_values_as_in_the_plain_form(p, eps):
     for sets, members, x in (
             (Dims((1, )), None, SPECIAL),
