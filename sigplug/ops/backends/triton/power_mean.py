@@ -423,7 +423,6 @@ def _root(largest, total, count, p, KIND: tl.constexpr, MODE: tl.constexpr):
     scale = _scale(largest, p, MODE).to(tl.float64)
     y = scale * tl.exp(tl.log(mean) / p)
     if MODE == 'tensor':
-        y = tl.where(p == 1, scale * mean, y)
         y = tl.where(p == INFINITY, largest.to(tl.float64), y)
     return tl.where(largest == 0, 0.0, y).to(tl.float32)
 
