@@ -49,6 +49,12 @@ def assert_rounded(actual, expected, allowed):
     assert_within(actual, expected, allowed)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs no GPU')
+def test_says_that_there_is_no_device():
+    with pytest.raises(OSError, match='CUDA'):
+        kernels.prepare()
+
+
 # --- clip_sigmoid and the focal loss ----------------------------------------
 
 
