@@ -1,0 +1,32 @@
+"""Kernels for CUDA, with the signatures and results of the plain forms.
+
+float16, bfloat16 and float32 tensors; the arithmetic is in float32. Nothing
+waits for the device.
+"""
+import torch
+
+from .clip_sigmoid import clip_sigmoid_backward, clip_sigmoid_forward
+from .gaussian_focal_loss import (
+    gaussian_focal_loss_backward,
+    gaussian_focal_loss_forward,
+    gaussian_focal_loss_sums,
+)
+from .gaussian_heatmap import gaussian_heatmap
+from .power_mean import power_mean_backward, power_mean_forward
+
+__all__ = [
+    'DTYPES', 'prepare', 'clip_sigmoid_backward', 'clip_sigmoid_forward',
+    'gaussian_focal_loss_backward', 'gaussian_focal_loss_forward',
+    'gaussian_focal_loss_sums', 'gaussian_heatmap', 'power_mean_backward',
+    'power_mean_forward'
+]
+
+# What the kernels load and store.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def prepare() -> None:
+    """Raise an ``OSError`` unless there is a device to compile for."""
+    if not torch.cuda.is_available():
+        raise OSError('PyTorch finds no CUDA device: see '
+                      'torch.cuda.is_available()')

@@ -1,0 +1,164 @@
+"""Functions for the kernels, accurate where the GPU's own are approximate.
+
+The polynomials are near-minimax fits in float32. A NaN stays one.
+"""
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _times_power_of_two(y, n):
+    """``y * 2**n`` for a whole n in [-250, 250], also if it is subnormal."""
+    half = n >> 1
+    y = y * ((half + 127) << 23).to(tl.float32, bitcast=True)
+    return y * ((n - half + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _round(x):
+    """The nearest whole number as float32 and as int32, below 2**22."""
+    # The sum has no bits after the point.
+    shifted = x + 12582912.0
+    bits = shifted.to(tl.int32, bitcast=True)
+    return shifted - 12582912.0, bits - 0x4b400000
+
+
+@triton.jit
+def exp(x):
+    """The exponential to 1 ulp."""
+    x = tl.where(x > 89.5, 89.5, tl.where(x < -104.5, -104.5, x))
+    n, whole = _round(x * 1.4426950408889634)
+    # ln(2) in two parts, the first of few bits.
+    r = tl.fma(n, -0.693145751953125, x)
+    r = tl.fma(n, -1.428606765330187e-06, r)
+    q = tl.fma(r, 0.0013814613158182234, 0.008368709825350687)
+    q = tl.fma(q, r, 0.04166838736333026)
+    q = tl.fma(q, r, 0.16666520689819897)
+    q = tl.fma(q, r, 0.499999934516982)
+    # What 1 + r rounds away goes with the small rest.
+    y = 1.0 + r
+    y += tl.fma(r * r, q, r - (y - 1.0))
+    return _times_power_of_two(y, whole)
+
+
+@triton.jit
+def _split(c):
+    """Exponent k and g in ``c = 2**k (1 + g)``, with g in [-0.3, 0.42]."""
+    subnormal = c < 1.1754943508222875e-38
+    bits = tl.where(subnormal, c * 16777216.0, c).to(tl.int32, bitcast=True)
+    # 0x3f3504f3 are the bits of sqrt(0.5).
+    k = (bits - 0x3f3504f3) >> 23
+    g = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
+    k = tl.where(subnormal, k - 24, k).to(tl.float32)
+    # NaN for NaN and for infinity, which the callers replace.
+    return k, g + (c - c)
+
+
+@triton.jit
+def _log_of_split(k, g):
+    """``k ln(2) + ln(1 + g)``."""
+    q = tl.fma(g, -0.07634498635292267, 0.1276157788658954)
+    q = tl.fma(q, g, -0.13160181994611223)
+    q = tl.fma(q, g, 0.1420175785820935)
+    q = tl.fma(q, g, -0.1662335737117008)
+    q = tl.fma(q, g, 0.20001226882963233)
+    q = tl.fma(q, g, -0.250008210336499)
+    q = tl.fma(q, g, 0.3333333170763731)
+    square = g * g
+    low = tl.fma(square * g, q, k * 1.428606765330187e-06)
+    return tl.fma(k, 0.693145751953125, g - tl.fma(square, 0.5, -low))
+
+
+@triton.jit
+def log(c):
+    """The natural logarithm of a positive number to 1 ulp."""
+    k, g = _split(c)
+    return _log_of_split(k, g)
+
+
+@triton.jit
+def log1p(e):
+    """``ln(1 + e)`` for e in [0, 1] to 2 ulp."""
+    upper = e > 0.41421356
+    # Half of 1 + e, without rounding the sum.
+    g = tl.where(upper, 0.5 * (e - 1.0), e)
+    return _log_of_split(tl.where(upper, 1.0, 0.0), g)
+
+
+@triton.jit
+def log2(c):
+    """The logarithm to base 2 of c > 0 in two parts, whole and in +-0.5."""
+    k, g = _split(c)
+    q = tl.fma(g, 0.12541245668319068, -0.21030334800464465)
+    q = tl.fma(q, g, 0.21737937787710687)
+    q = tl.fma(q, g, -0.23851943603400222)
+    q = tl.fma(q, g, 0.2876566755107987)
+    q = tl.fma(q, g, -0.36072119541546)
+    q = tl.fma(q, g, 0.48092252889962905)
+    q = tl.fma(q, g, -0.7213471284683272)
+    q = tl.fma(q, g, 1.4426948685559389)
+    return k, q * g
+
+
+@triton.jit
+def exp2_product(p, k, f):
+    """``2**(p (k + f))`` for a whole k."""
+    exponent = p * k + p * f
+    inside = tl.where(exponent > 129.0, 129.0,
+                      tl.where(exponent < -151.0, -151.0, exponent))
+    n, whole = _round(inside)
+    # p k may be large, but is not rounded before n is taken from it.
+    r = tl.fma(p, k, -n) + p * f
+    q = tl.fma(r, 0.00015353361928130698, 0.0013398874408254444)
+    q = tl.fma(q, r, 0.009618437357547931)
+    q = tl.fma(q, r, 0.05550332471144403)
+    q = tl.fma(q, r, 0.24022647913630607)
+    q = tl.fma(q, r, 0.6931472028550547)
+    y = _times_power_of_two(tl.fma(q, r, 1.0), whole)
+    y = tl.where(exponent < -151.0, 0.0, y)
+    return tl.where(exponent > 129.0, float('inf'), y)
+
+
+@triton.jit
+def power(base, exponent, WHOLE: tl.constexpr):
+    """``base ** exponent`` for numbers of at least 0.
+
+    WHOLE is the exponent if it is a small whole number, else -1.
+    """
+    if WHOLE == 0:
+        return base * 0.0 + 1.0
+    elif WHOLE == 1:
+        return base
+    elif WHOLE == 2:
+        return base * base
+    elif WHOLE == 4:
+        square = base * base
+        return square * square
+    else:
+        k, f = log2(base)
+        return tl.where(base == 0, 0.0, exp2_product(exponent, k, f))
+
+
+def small_whole(exponent: float) -> int:
+    """The argument WHOLE of :func:`power`."""
+    return int(exponent) if exponent in (0, 1, 2, 4) else -1
+
+
+@triton.jit
+def sigmoid(x):
+    """As PyTorch computes it on CUDA."""
+    return tl.div_rn(1.0, 1.0 + exp(-x))
+
+
+@triton.jit
+def add(total, rest, value):
+    """The next sum, and what all roundings have taken from it so far."""
+    new = total + value
+    part = new - total
+    return new, rest + ((total - (new - part)) + (value - part))
+
+
+@triton.jit
+def finish_sum(total, rest):
+    """The sum in float64; of infinities nothing is left to add."""
+    return total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)

@@ -1,0 +1,218 @@
+"""The Gaussian focal loss in one pass: one exponential, one logarithm."""
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...clip_sigmoid import representable_bounds
+from ...gaussian_focal_loss import LOG_EPS
+from ._launch import OPTIONS, on_device_of
+from ._math import (
+    add,
+    exp,
+    finish_sum,
+    log,
+    log1p,
+    power,
+    sigmoid,
+    small_whole,
+)
+
+BLOCK = 1024
+# Cells of one program of the sum: enough of them to hide its end.
+CHUNK = 8 * BLOCK
+
+
+def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
+                                gamma: float, pos_weight: float,
+                                neg_weight: float,
+                                clip: float | None) -> Tensor:
+    """The loss of each cell, float32 in the shape of ``logits``."""
+    logits, target = logits.contiguous(), target.contiguous()
+    loss = torch.empty_like(logits, dtype=torch.float32)
+    size = logits.numel()
+    if size:
+        with on_device_of(logits):
+            _cells[(triton.cdiv(size, BLOCK), )](
+                logits, target, loss, size,
+                *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
+                BLOCK=BLOCK, **_variant(alpha, gamma, clip))
+    return loss
+
+
+def gaussian_focal_loss_sums(logits: Tensor, target: Tensor, rows: int,
+                             alpha: float, gamma: float, pos_weight: float,
+                             neg_weight: float, clip: float | None,
+                             wants_slope: bool) -> tuple[Tensor, None]:
+    """The loss summed over ``rows`` equal pieces of the flat input.
+
+    Returns:
+        tuple[Tensor, None]: float32 sums of shape ``(rows, )``. They do not
+        depend on the order in which the device works. The slopes are never
+        kept: to read them costs a GPU as much as to compute them again.
+    """
+    logits, target = logits.contiguous(), target.contiguous()
+    size = logits.numel()
+    if not size:
+        return logits.new_zeros(rows, dtype=torch.float32), None
+    piece = size // rows
+    chunks = triton.cdiv(piece, CHUNK)
+    sums = logits.new_empty(rows, chunks, dtype=torch.float64)
+    with on_device_of(logits):
+        _sums[(rows * chunks, )](
+            logits, target, sums, piece, chunks,
+            *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
+            CHUNK=CHUNK, BLOCK=BLOCK, **_variant(alpha, gamma, clip))
+    return sums.sum(1).float(), None
+
+
+def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
+                                 target: Tensor, alpha: float, gamma: float,
+                                 pos_weight: float, neg_weight: float,
+                                 clip: float | None) -> Tensor:
+    """The gradient of the logits, in their dtype.
+
+    ``grad_loss`` has one value per cell, or one for each of equal pieces.
+    """
+    logits, target = logits.contiguous(), target.contiguous()
+    grad_loss = grad_loss.contiguous()
+    grad = torch.empty_like(logits)
+    size = logits.numel()
+    if size:
+        by_cell = grad_loss.numel() == size
+        rows = 1 if by_cell else grad_loss.numel()
+        piece = size // rows
+        blocks = triton.cdiv(piece, BLOCK)
+        with on_device_of(logits):
+            _slopes[(rows * blocks, )](
+                grad_loss, logits, target, grad, piece, blocks,
+                *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
+                BY_CELL=by_cell, BLOCK=BLOCK, **_variant(alpha, gamma, clip))
+    return grad
+
+
+def _numbers(alpha, gamma, pos_weight, neg_weight, clip) -> tuple[float, ...]:
+    low, high = (0.0, 1.0) if clip is None else representable_bounds(
+        clip, 1 - clip, torch.float32)
+    return tuple(map(float, (alpha, gamma, pos_weight, neg_weight, low,
+                             high, LOG_EPS)))
+
+
+def _variant(alpha, gamma, clip) -> dict[str, int | bool]:
+    """What the kernels are compiled for."""
+    return dict(ALPHA=small_whole(alpha), GAMMA=small_whole(gamma),
+                CLIP=clip is not None, **OPTIONS)
+
+
+@triton.jit
+def _load(logits_ptr, target_ptr, place, mask):
+    # Beyond the end: a cell whose loss is finite.
+    x = tl.load(logits_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    t = tl.load(target_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    return x, t
+
+
+@triton.jit
+def _side(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
+          CLIP: tl.constexpr):
+    """A term of the loss without its weight, and its slope.
+
+    With s = -x at a peak and x elsewhere, it is
+    ``-sigmoid(s)**alpha log(1 - sigmoid(s))``.
+    """
+    if CLIP:
+        # In the order of the plain form, whose roundings are mmdet's.
+        y = sigmoid(x)
+        q = tl.where(y < low, low, tl.where(y > high, high, y))
+        not_q = 1.0 - q
+        of_s = tl.where(peak, not_q, q)
+        of_not_s = tl.where(peak, q, not_q)
+        away = of_not_s + log_eps
+        minus_log = -log(away)
+        slope = of_s * tl.div_rn(of_not_s, away)
+        # A NaN is not inside.
+        inside = (y >= low) & (y <= high)
+    else:
+        s = tl.where(peak, -x, x)
+        e = exp(-tl.abs(s))
+        larger = tl.div_rn(1.0, 1.0 + e)
+        smaller = e * larger
+        of_s = tl.where(s < 0, smaller, larger)
+        of_not_s = tl.where(s < 0, larger, smaller)
+        minus_log = tl.where(s < 0, 0.0, s) + log1p(e)
+        slope = of_s
+        inside = x == x
+    scale = power(of_s, alpha, ALPHA)
+    slope = scale * (slope + alpha * of_not_s * minus_log)
+    if CLIP:
+        slope = tl.where(inside, slope, 0.0)
+    return scale * minus_log, tl.where(peak, -slope, slope)
+
+
+@triton.jit
+def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
+          ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr):
+    """The loss of each cell and its slope."""
+    peak = t == 1.0
+    loss, slope = _side(x, peak, alpha, low, high, log_eps, ALPHA, CLIP)
+    weight = tl.where(peak, pos_weight,
+                      neg_weight * power(1.0 - t, gamma, GAMMA))
+    loss, slope = weight * loss, weight * slope
+    if GAMMA == 0:
+        # A peak is then background, too.
+        other, other_slope = _side(x, x != x, alpha, low, high, log_eps,
+                                   ALPHA, CLIP)
+        loss += tl.where(peak, neg_weight * other, 0.0)
+        slope += tl.where(peak, neg_weight * other_slope, 0.0)
+    return loss, slope
+
+
+@triton.jit
+def _cells(logits_ptr, target_ptr, loss_ptr, size, alpha, gamma, pos_weight,
+           neg_weight, low, high, log_eps, ALPHA: tl.constexpr,
+           GAMMA: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x, t = _load(logits_ptr, target_ptr, place, place < size)
+    loss, _ = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high,
+                    log_eps, ALPHA, GAMMA, CLIP)
+    tl.store(loss_ptr + place, loss, mask=place < size)
+
+
+@triton.jit
+def _sums(logits_ptr, target_ptr, sums_ptr, piece, chunks, alpha, gamma,
+          pos_weight, neg_weight, low, high, log_eps, ALPHA: tl.constexpr,
+          GAMMA: tl.constexpr, CLIP: tl.constexpr, CHUNK: tl.constexpr,
+          BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    row, chunk = program // chunks, program % chunks
+    total = tl.zeros([BLOCK], tl.float32)
+    rest = tl.zeros([BLOCK], tl.float32)
+    first = chunk * CHUNK
+    for start in range(first, min(first + CHUNK, piece), BLOCK):
+        inside = start + tl.arange(0, BLOCK)
+        x, t = _load(logits_ptr, target_ptr, row * piece + inside,
+                     inside < piece)
+        loss, _ = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
+                        high, log_eps, ALPHA, GAMMA, CLIP)
+        total, rest = add(total, rest, tl.where(inside < piece, loss, 0.0))
+    tl.store(sums_ptr + program, tl.sum(finish_sum(total, rest), 0))
+
+
+@triton.jit
+def _slopes(grad_loss_ptr, logits_ptr, target_ptr, grad_ptr, piece, blocks,
+            alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
+            ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr,
+            BY_CELL: tl.constexpr, BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    row = program // blocks
+    inside = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    place = row * piece + inside
+    x, t = _load(logits_ptr, target_ptr, place, inside < piece)
+    _, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high,
+                     log_eps, ALPHA, GAMMA, CLIP)
+    if BY_CELL:
+        grad = tl.load(grad_loss_ptr + place, mask=inside < piece, other=0.0)
+    else:
+        grad = tl.load(grad_loss_ptr + row)
+    tl.store(grad_ptr + place, grad.to(tl.float32) * slope,
+             mask=inside < piece)
