@@ -7,6 +7,8 @@ JSON, CSV, Markdown and pictures.
 import argparse
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +55,20 @@ PYG = "PyG's formula"
 NUM_CLASSES, MAP = 10, (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')
+
+
+# Prints the seconds of the first loss of a process.
+FIRST_CALL = """
+import sys
+from time import perf_counter
+import torch
+from sigplug.ops import gaussian_focal_loss_with_logits
+x = torch.zeros(4, 10, 128, 128, device=sys.argv[1], requires_grad=True)
+start = perf_counter()
+gaussian_focal_loss_with_logits(x, torch.zeros_like(x)).backward()
+x.grad.sum().item()
+print(perf_counter() - start)
+"""
 
 
 @dataclass(frozen=True)
@@ -117,9 +133,16 @@ def parse_args() -> argparse.Namespace:
 
 def on_backend(function: Callable[..., Any],
                backend: str) -> Callable[..., Any]:
-    """An operation of ours on one of its backends."""
-    del backend
-    return function
+    """Something of ours with one backend in all that it calls.
+
+    By the environment, as a head or a net passes no backend on.
+    """
+
+    def call(*args: Any) -> Any:
+        os.environ['SIGPLUG_BACKEND'] = backend
+        return function(*args)
+
+    return call
 
 
 def ours(function: Callable[..., Any], answer: str = '',
@@ -189,8 +212,8 @@ def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Rectified activations; none so small that a form's clamp shows."""
-    x = torch.randn(shape, generator=generator()).abs() + 0.1
+    """Activations; none so small or large that a form's clamps show."""
+    x = (torch.randn(shape, generator=generator()).abs() + 0.1).clamp(max=4)
     return x.to(device).requires_grad_()
 
 
@@ -568,12 +591,33 @@ def headlines_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def first_calls_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """First calls of ours and of torch.compile."""
+    """First calls of ours and of torch.compile, in this process."""
     rows = [row for row in rows if row['form'] in (OURS, COMPILED)
             and row['curve'] is None and row['median_s'] is not None]
     last = {(row['case'], row['form']): row for row in rows}
     return [{key: row[key] for key in ('case', 'form', 'first_call_s',
                                        'median_s')} for row in last.values()]
+
+
+def time_compilation(device: torch.device) -> list[dict[str, Any]]:
+    """First calls of ours where the kernels are compiled, and found compiled.
+
+    Each in a process of its own, with caches that start empty.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        environment = dict(os.environ, SIGPLUG_CACHE=cache,
+                           TRITON_CACHE_DIR=cache, SIGPLUG_BACKEND='auto')
+        rows = []
+        for case in ('new process, kernels not compiled yet',
+                     'new process, kernels compiled before'):
+            done = subprocess.run(
+                [sys.executable, '-c', FIRST_CALL, str(device)],
+                env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f'error: {case}: {done.stderr.strip()}')
+            rows.append(dict(case=f'loss, {case}', form=OURS,
+                             first_call_s=float(done.stdout), median_s=None))
+    return rows
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -594,12 +638,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         copy_bytes_per_s=bandwidth,
         rows=rows,
         headlines=headlines_of(rows),
-        first_calls=first_calls_of(rows))
+        first_calls=[*time_compilation(args.device), *first_calls_of(rows)])
 
 
 def main() -> None:
     """Measure, print and write."""
     args = parse_args()
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as cache:
         # First calls compile, whatever earlier runs have left.
         os.environ['TORCHINDUCTOR_CACHE_DIR'] = cache

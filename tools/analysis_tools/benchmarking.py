@@ -3,6 +3,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import shlex
 import statistics
 import sys
@@ -20,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from sigplug.engine.machine import describe_machine, list_versions
 
+# Its profiler reports each start on stderr.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 PASSES = ('forward', 'backward', 'both')
 # A repetition of a fast form holds several calls, so that it is not the
 # resolution of the clock that is measured.
@@ -70,7 +73,6 @@ def check_common_arguments(parser: argparse.ArgumentParser,
     if args.device.type == 'cuda' and not torch.cuda.is_available():
         parser.error(f'--device {args.device}: torch finds no GPU here, use '
                      '--device cpu')
-    torch.set_num_threads(args.threads)
 
 
 # Forms and their inputs --------------------------------------------------

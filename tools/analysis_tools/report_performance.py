@@ -198,9 +198,9 @@ def training_texts(run: Record) -> dict[str, str]:
         for stage in (*STAGES, 'iteration'):
             cells = [milliseconds(row['stages'].get(stage)) for row in models]
             table.append([stage, *cells])
-        table.append(['quartiles of an iteration', *(' to '.join(
-            milliseconds(row[key]) for key in ('q1_s', 'q3_s'))
-            for row in models)])
+        for key, name in (('q1_s', 'first quartile of an iteration'),
+                          ('q3_s', 'third quartile')):
+            table.append([name, *(milliseconds(row[key]) for row in models)])
         table.append(['times stock', *(sig3(row['ratio']) for row in models)])
         parts.append(f'### {name}\n\n{models[0]["input"]}\n\n'
                      f'{markdown(table)}')
