@@ -3,6 +3,7 @@
 Nothing of OpenMMLab is imported from here, so that
 ``from sigplug.ops import clip_sigmoid`` works in any PyTorch project.
 """
+from .backends import available_backends
 from .clip_sigmoid import clip_sigmoid
 from .gaussian_focal_loss import gaussian_focal_loss_with_logits
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
@@ -11,7 +12,7 @@ from .generalized_mean import generalized_mean
 from .segment_generalized_mean import segment_generalized_mean
 
 __all__ = [
-    'clip_sigmoid', 'gaussian_focal_loss_with_logits', 'gaussian_heatmap',
-    'gaussian_radius', 'gem_pool', 'generalized_mean',
+    'available_backends', 'clip_sigmoid', 'gaussian_focal_loss_with_logits',
+    'gaussian_heatmap', 'gaussian_radius', 'gem_pool', 'generalized_mean',
     'segment_generalized_mean'
 ]

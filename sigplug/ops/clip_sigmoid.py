@@ -1,9 +1,11 @@
 """The clipped sigmoid of CenterPoint-style heatmap heads."""
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from . import backends
 from ._autograd import is_compiling, needs_closed_form, widen
 from ._checks import check_number
 
@@ -83,7 +85,8 @@ def clip_sigmoid(x: Tensor,
                  max_val: float = 1 - 1e-4,
                  *,
                  grad: str = 'zero',
-                 inplace: bool = False) -> Tensor:
+                 inplace: bool = False,
+                 backend: str = 'auto') -> Tensor:
     r"""Sigmoid clipped to a closed interval inside (0, 1).
 
     .. math::
@@ -109,6 +112,8 @@ def clip_sigmoid(x: Tensor,
             that is safe, that is where ``x`` takes no part in autograd and
             its memory may be written; elsewhere the option has no effect.
             Defaults to False.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: The activation, with the shape and dtype of ``x``.
@@ -116,7 +121,8 @@ def clip_sigmoid(x: Tensor,
     Raises:
         TypeError: ``x`` is not a floating point tensor, or a bound is not a
             number.
-        ValueError: A bound or ``grad`` is out of its range.
+        ValueError: A bound, ``grad`` or ``backend`` is out of its range.
+        BackendError: The backend that is asked for cannot be used.
 
     Examples:
         >>> x = torch.tensor([-20., 0., 20.])
@@ -129,6 +135,7 @@ def clip_sigmoid(x: Tensor,
                         f'tensor, but got {got}: convert it, e.g. x.float()')
     check_grad_mode(grad)
     low, high = representable_bounds(min_val, max_val, x.dtype)
+    kernels = backends.select(backend, x)
 
     if inplace and _may_overwrite(x):
         if x.dtype in (torch.float32, torch.float64):
@@ -136,8 +143,8 @@ def clip_sigmoid(x: Tensor,
         return x.copy_(x.float().sigmoid_().clamp_(low, high))
 
     if needs_closed_form(x):
-        return _ClipSigmoid.apply(x, low, high, grad)
-    return clip_sigmoid_forward(x, low, high, grad)
+        return _ClipSigmoid.apply(x, low, high, grad, kernels)
+    return _ClipSigmoid.forward(x, low, high, grad, kernels)
 
 
 def clip_sigmoid_forward(x: Tensor, low: float, high: float,
@@ -174,20 +181,25 @@ class _ClipSigmoid(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, low, high, grad):
-        return clip_sigmoid_forward(x, low, high, grad)
+    def forward(x: Tensor, low: float, high: float, grad: str,
+                kernels: ModuleType | None) -> Tensor:
+        form = (kernels.clip_sigmoid_forward
+                if kernels else clip_sigmoid_forward)
+        return form(x, low, high, grad)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *ctx.arguments = inputs
+        x, *ctx.arguments, ctx.kernels = inputs
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx, grad_y):
         x, = ctx.saved_tensors
-        grad_x = clip_sigmoid_backward(grad_y, x, *ctx.arguments)
-        return grad_x, None, None, None
+        form = (ctx.kernels.clip_sigmoid_backward
+                if backends.usable(ctx.kernels, grad_y, x)
+                else clip_sigmoid_backward)
+        return form(grad_y, x, *ctx.arguments), None, None, None, None
 
     @staticmethod
     def jvp(ctx, tangent, *_):

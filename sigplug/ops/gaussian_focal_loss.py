@@ -1,9 +1,11 @@
 """The Gaussian focal loss of heatmap heads, computed from logits."""
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import backends
 from ._autograd import needs_closed_form, widen
 from ._checks import check_number, check_tensor
 from .clip_sigmoid import representable_bounds
@@ -26,7 +28,8 @@ def gaussian_focal_loss_with_logits(
         clip: float | None = None,
         weight: Tensor | None = None,
         reduction: str = 'mean',
-        avg_factor: float | Tensor | None = None) -> Tensor:
+        avg_factor: float | Tensor | None = None,
+        backend: str = 'auto') -> Tensor:
     r"""Gaussian focal loss of logits.
 
     .. math::
@@ -64,6 +67,8 @@ def gaussian_focal_loss_with_logits(
         avg_factor (float | Tensor, optional): Divides the sum in place of
             the number of elements; only with ``'mean'`` and (without effect)
             ``'none'``. Defaults to None.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: The loss, float32 for half types and the dtype of ``logits``
@@ -72,6 +77,7 @@ def gaussian_focal_loss_with_logits(
     Raises:
         TypeError: ``logits`` is not a floating point tensor.
         ValueError: Another argument is out of its range.
+        BackendError: The backend that is asked for cannot be used.
 
     Examples:
         >>> logits = torch.tensor([100., -100., 0.])
@@ -94,21 +100,49 @@ def gaussian_focal_loss_with_logits(
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
 
-    arguments = (alpha, gamma, pos_weight, neg_weight, clip)
+    kernels = backends.select(backend, logits, target)
     # The closed form knows no gradient of the target.
-    if needs_closed_form(logits) and not target.requires_grad:
-        loss = _GaussianFocalLoss.apply(logits, target, *arguments)
+    if target.requires_grad and torch.is_grad_enabled():
+        kernels = None
+    arguments = (alpha, gamma, pos_weight, neg_weight, clip)
+    if kernels and weight is None and reduction != 'none':
+        loss = focal_loss_sums(logits, target, 1, *arguments, kernels)[0]
+        if reduction == 'mean' and avg_factor is None:
+            return loss / logits.numel()
     else:
-        loss = gaussian_focal_loss_forward(logits, target, *arguments)
-    if weight is not None:
-        loss = loss * weight
-    if reduction == 'none':
-        return loss
+        if needs_closed_form(logits) and not target.requires_grad:
+            loss = _GaussianFocalLoss.apply(logits, target, *arguments,
+                                            kernels)
+        else:
+            loss = _GaussianFocalLoss.forward(logits, target, *arguments,
+                                              kernels)
+        if weight is not None:
+            loss = loss * weight
+        if reduction == 'none':
+            return loss
+        if reduction == 'mean' and avg_factor is None:
+            return loss.mean()
+        loss = loss.sum()
     if reduction == 'sum':
-        return loss.sum()
-    if avg_factor is None:
-        return loss.mean()
-    return loss.sum() / (avg_factor + AVG_FACTOR_EPS)
+        return loss
+    return loss / (avg_factor + AVG_FACTOR_EPS)
+
+
+def focal_loss_sums(logits: Tensor, target: Tensor, rows: int, alpha: float,
+                    gamma: float, pos_weight: float, neg_weight: float,
+                    clip: float | None,
+                    kernels: ModuleType | None) -> Tensor:
+    """Sums of the loss over ``rows`` equal pieces of the flattened input.
+
+    Returns:
+        Tensor: Shape ``(rows, )``.
+    """
+    arguments = (alpha, gamma, pos_weight, neg_weight, clip)
+    if kernels:
+        return _FocalLossSums.apply(logits, target, rows, *arguments, kernels)
+    form = (_GaussianFocalLoss.apply
+            if needs_closed_form(logits) else _GaussianFocalLoss.forward)
+    return form(logits, target, *arguments, None).view(rows, -1).sum(1)
 
 
 def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
@@ -184,24 +218,60 @@ class _GaussianFocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(logits, target, *arguments):
-        return gaussian_focal_loss_forward(logits, target, *arguments)
+        *arguments, kernels = arguments
+        form = (kernels.gaussian_focal_loss_forward
+                if kernels else gaussian_focal_loss_forward)
+        return form(logits, target, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, target, *ctx.arguments = inputs
+        logits, target, *ctx.arguments, ctx.kernels = inputs
         ctx.save_for_backward(logits, target)
         ctx.save_for_forward(logits, target)
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grad = gaussian_focal_loss_backward(grad_loss, *ctx.saved_tensors,
-                                            *ctx.arguments)
-        return grad, *[None] * (1 + len(ctx.arguments))
+        logits, target = ctx.saved_tensors
+        form = (ctx.kernels.gaussian_focal_loss_backward
+                if backends.usable(ctx.kernels, grad_loss, logits, target)
+                else gaussian_focal_loss_backward)
+        grad = form(grad_loss, logits, target, *ctx.arguments)
+        return grad, *[None] * (2 + len(ctx.arguments))
 
     @staticmethod
     def jvp(ctx, tangent, *_):
         return gaussian_focal_loss_backward(tangent, *ctx.saved_tensors,
                                             *ctx.arguments)
+
+
+class _FocalLossSums(torch.autograd.Function):
+    """Sums by a backend: no loss per cell, and the slope in the same pass."""
+
+    @staticmethod
+    def forward(ctx, logits, target, rows, *arguments):
+        *ctx.arguments, ctx.kernels = arguments
+        sums, slope = ctx.kernels.gaussian_focal_loss_sums(
+            logits, target, rows, *ctx.arguments,
+            wants_slope=ctx.needs_input_grad[0])
+        ctx.save_for_backward(logits, target, slope)
+        return sums
+
+    @staticmethod
+    def backward(ctx, grad_sums):
+        logits, target, slope = ctx.saved_tensors
+        rows = len(grad_sums)
+        if not backends.usable(ctx.kernels, grad_sums, logits, target):
+            grad_loss = grad_sums.view(rows, 1).expand(
+                -1, logits.numel() // rows).reshape(logits.shape)
+            grad = gaussian_focal_loss_backward(grad_loss, logits, target,
+                                                *ctx.arguments)
+        elif slope is None:
+            grad = ctx.kernels.gaussian_focal_loss_backward(
+                grad_sums, logits, target, *ctx.arguments)
+        else:
+            grad = (slope.view(rows, -1) * grad_sums.view(rows, 1)).view(
+                logits.shape)
+        return grad, *[None] * (3 + len(ctx.arguments))
 
 
 def check_focal_arguments(alpha: float, gamma: float, pos_weight: float,

@@ -16,7 +16,8 @@ def gem_pool(x: Tensor,
              stride: IntOrTuple = None,
              padding: int | Sequence[int] = 0,
              *,
-             eps: float | None = 1e-6) -> Tensor:
+             eps: float | None = 1e-6,
+             backend: str = 'auto') -> Tensor:
     r"""Generalised-mean pooling over 1-d, 2-d or 3-d windows.
 
     .. math::
@@ -42,6 +43,8 @@ def gem_pool(x: Tensor,
             the window. Defaults to 0.
         eps (float, optional): Lower clamp of the input; ``None`` does not
             clamp. Defaults to 1e-6.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: The pooled windows, in the dtype of ``x``; the pooled dims
@@ -51,6 +54,7 @@ def gem_pool(x: Tensor,
         TypeError: ``x`` is not a floating point tensor.
         ValueError: ``x`` has another number of dims, or a window, a stride,
             a padding, ``p`` or ``eps`` is out of its range.
+        BackendError: The backend that is asked for cannot be used.
 
     Examples:
         >>> x = torch.ones(10, 3, 4, 4)
@@ -75,13 +79,13 @@ def gem_pool(x: Tensor,
     p = check_power(p, x, tuple(range(channel_dim + 1, x.dim())))
     if kernel == tuple(extent) and not any(pad):
         sets = Dims(tuple(range(channel_dim + 1, x.dim())))
-        return power_mean(x, p, sets, None, eps).to(x.dtype)
+        return power_mean(x, p, sets, None, eps, backend).to(x.dtype)
     if isinstance(p, Tensor):
         # The windows become trailing dims.
         p = p.reshape(p.shape + (1, ) * spatial)
     window_dims = tuple(range(x.dim(), x.dim() + spatial))
     sets = Windows(window_dims, kernel, step, pad)
-    y = power_mean(x, p, sets, None, eps)
+    y = power_mean(x, p, sets, None, eps, backend)
     return y.squeeze(window_dims).to(x.dtype)
 
 

@@ -21,7 +21,8 @@ def generalized_mean(x: Tensor,
                      *,
                      eps: float | None = 1e-6,
                      mask: Tensor | None = None,
-                     keepdim: bool = False) -> Tensor:
+                     keepdim: bool = False,
+                     backend: str = 'auto') -> Tensor:
     r"""Generalised (power) mean over some dims.
 
     .. math::
@@ -51,6 +52,8 @@ def generalized_mean(x: Tensor,
             ``x``; False excludes an element. A set without any element gives
             0, with zero gradient.
         keepdim (bool): Keep the pooled dims with size 1. Defaults to False.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: The pooled values, in the dtype of ``x``.
@@ -60,6 +63,7 @@ def generalized_mean(x: Tensor,
             boolean.
         ValueError: ``p``, ``eps``, ``dim`` or the shape of ``mask`` is not
             as described, or a pooled dim is empty.
+        BackendError: The backend that is asked for cannot be used.
 
     Examples:
         >>> x = torch.tensor([[1., 2., 3., 4.]])
@@ -77,7 +81,7 @@ def generalized_mean(x: Tensor,
     if mask is not None:
         mask = _check_mask(mask, x)
 
-    y = power_mean(x, p, Dims(dims), mask, eps)
+    y = power_mean(x, p, Dims(dims), mask, eps, backend)
     return (y if keepdim else y.squeeze(dims)).to(x.dtype)
 
 

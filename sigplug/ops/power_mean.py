@@ -21,11 +21,13 @@ every :math:`p \ne 1`.
 import math
 from dataclasses import dataclass
 from numbers import Real
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import backends
 from ._autograd import needs_closed_form, widen
 from ._checks import check_number, find_range
 
@@ -158,7 +160,8 @@ class Segments:
 
 
 def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-               members: Tensor | None, eps: float | None) -> Tensor:
+               members: Tensor | None, eps: float | None,
+               backend: str) -> Tensor:
     """Power mean of each set, in float32 for half types.
 
     Args:
@@ -169,13 +172,16 @@ def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
         members (Tensor, optional): The mask of ``Dims``, the index of
             ``Segments``.
         eps (float, optional): Lower clamp of the input.
+        backend (str): See :mod:`sigplug.ops.backends`.
 
     Returns:
         Tensor: One value per set.
     """
+    others = [t for t in (p, members) if isinstance(t, Tensor)]
+    kernels = backends.select(backend, x, *others)
     if needs_closed_form(x, p):
-        return _PowerMean.apply(x, p, sets, members, eps)
-    return power_mean_forward(x, p, sets, members, eps)
+        return _PowerMean.apply(x, p, sets, members, eps, kernels)
+    return _PowerMean.forward(x, p, sets, members, eps, kernels)
 
 
 def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
@@ -253,49 +259,60 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     return by_element, by_power
 
 
+def power_mean_backward(
+        grad_y: Tensor, x: Tensor, p: Power, sets: Dims | Windows | Segments,
+        members: Tensor | None, eps: float | None, y: Tensor, wants_x: bool,
+        wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients with respect to ``x`` and ``p`` that are wanted."""
+    by_element, by_power = power_mean_slopes(x, p, sets, members, eps, y,
+                                             wants_p)
+    grad_x = grad_p = None
+    if wants_x:
+        grad_x = sets.put_back(
+            sets.spread(grad_y, members) * by_element, members, x.shape)
+        grad_x = _where_kept(x, grad_x, eps).to(x.dtype)
+    if by_power is not None:
+        grad_p = (grad_y * by_power).sum_to_size(p.shape)
+    return grad_x, grad_p
+
+
 class _PowerMean(torch.autograd.Function):
     """Saves the input and tensors of the size of the result."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, p, sets, members, eps):
-        return power_mean_forward(x, p, sets, members, eps)
+    def forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
+                members: Tensor | None, eps: float | None,
+                kernels: ModuleType | None) -> Tensor:
+        form = kernels.power_mean_forward if kernels else power_mean_forward
+        return form(x, p, sets, members, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, p, ctx.sets, members, ctx.eps = inputs
+        x, p, ctx.sets, members, ctx.eps, ctx.kernels = inputs
         ctx.float_p = None if isinstance(p, Tensor) else p
         tensors = x, None if ctx.float_p else p, members, output
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def _slopes(ctx, wants_p):
-        x, p, members, y = ctx.saved_tensors
-        return power_mean_slopes(x, ctx.float_p or p, ctx.sets, members,
-                                 ctx.eps, y, wants_p)
-
-    @staticmethod
     def backward(ctx, grad_y):
-        x, p, members, _ = ctx.saved_tensors
-        by_element, by_power = _PowerMean._slopes(
-            ctx, wants_p=ctx.needs_input_grad[1])
-        grad_x = grad_p = None
-        if ctx.needs_input_grad[0]:
-            grad_x = ctx.sets.put_back(
-                ctx.sets.spread(grad_y, members) * by_element, members,
-                x.shape)
-            grad_x = _where_kept(x, grad_x, ctx.eps).to(x.dtype)
-        if by_power is not None:
-            grad_p = (grad_y * by_power).sum_to_size(p.shape)
-        return grad_x, grad_p, None, None, None
+        x, p, members, y = ctx.saved_tensors
+        tensors = [t for t in (p, members) if t is not None]
+        form = (ctx.kernels.power_mean_backward
+                if backends.usable(ctx.kernels, grad_y, x, y, *tensors)
+                else power_mean_backward)
+        wants_x, wants_p, *_ = ctx.needs_input_grad
+        return *form(grad_y, x, ctx.float_p or p, ctx.sets, members, ctx.eps,
+                     y, wants_x, wants_p), None, None, None, None
 
     @staticmethod
     def jvp(ctx, tangent_x, tangent_p, *_):
-        x, _, members, _ = ctx.saved_tensors
-        by_element, by_power = _PowerMean._slopes(
-            ctx, wants_p=tangent_p is not None)
+        x, p, members, y = ctx.saved_tensors
+        by_element, by_power = power_mean_slopes(
+            x, ctx.float_p or p, ctx.sets, members, ctx.eps, y,
+            tangent_p is not None)
         tangent = 0
         if tangent_x is not None:
             kept = _where_kept(x, tangent_x.to(by_element.dtype), ctx.eps)

@@ -18,7 +18,8 @@ def segment_generalized_mean(x: Tensor,
                              num_segments: int,
                              p: Power = 3.0,
                              *,
-                             eps: float | None = 1e-6) -> Tensor:
+                             eps: float | None = 1e-6,
+                             backend: str = 'auto') -> Tensor:
     r"""Generalised mean of ragged sets, such as the points of a pillar.
 
     .. math::
@@ -34,6 +35,8 @@ def segment_generalized_mean(x: Tensor,
             one that broadcasts against a row of ``x``. Defaults to 3.0.
         eps (float, optional): Lower clamp of the input; ``None`` does not
             clamp. Defaults to 1e-6.
+        backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
+            :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Shape ``(S, ...)``, in the dtype of ``x``; an empty segment
@@ -44,6 +47,7 @@ def segment_generalized_mean(x: Tensor,
             integer one.
         ValueError: ``index``, ``num_segments``, ``p`` or ``eps`` is not as
             described.
+        BackendError: The backend that is asked for cannot be used.
 
     Examples:
         >>> x = torch.tensor([[1.], [3.], [5.]])
@@ -69,7 +73,7 @@ def segment_generalized_mean(x: Tensor,
     p = _check_row_power(p, x)
     index = index.long()
     _check_index(index, num_segments)
-    y = power_mean(x, p, Segments(num_segments), index, eps)
+    y = power_mean(x, p, Segments(num_segments), index, eps, backend)
     return y.to(x.dtype)
 
 

@@ -1,0 +1,167 @@
+// The power mean of contiguous rows, such as the channels of an image.
+#include "power_mean.h"
+
+namespace sigplug {
+namespace {
+
+// What is added up between two roundings to double.
+constexpr int64_t kBlock = 16 * kWidth;
+
+template <typename T>
+struct Row {
+  const T* x;
+  const bool* mask;  // or null
+  int64_t n;
+  float eps;
+
+  Member operator()(int64_t i) const {
+    return member(load_one(x + i), !mask || mask[i], eps);
+  }
+
+  int64_t count() const {
+    if (!mask) return n;
+    int64_t sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += mask[i];
+    return sum;
+  }
+
+  // The clamped values, 0 where there is no member.
+  Vec members(Vec values, int64_t i, int64_t size) const {
+    const Vec c = clamp(values, eps);
+    if (mask) return load_mask(mask + i, size) ? c : Vec{};
+    return size == kWidth ? c : first_of(c, size);
+  }
+};
+
+// The sum over a row of function(values, c, i, n), a vector, in double.
+template <typename T, typename Function>
+SIGPLUG_INLINE double sum_row(const Row<T>& row, const Function& function) {
+  double total = 0.0;
+  for (int64_t block = 0; block < row.n; block += kBlock) {
+    Vec part = {};
+    for_each_vec(std::min(kBlock, row.n - block), [&](int64_t j, int64_t n) {
+      const int64_t i = block + j;
+      const Vec values = load_upto(row.x + i, n);
+      part += function(values, row.members(values, i, n), i, n);
+    });
+    total += sum(part);
+  }
+  return total;
+}
+
+// Largest member, or NaN where one is infinite or not a number.
+template <typename T>
+float largest_member(const Row<T>& row) {
+  Vec largest = {}, check = {};
+  for_each_vec(row.n, [&](int64_t i, int64_t n) {
+    const Vec c = row.members(load_upto(row.x + i, n), i, n);
+    largest = max(c, largest);
+    check += c * 0.0f;
+  });
+  float m = 0.0f;
+  for (int i = 0; i < kWidth; ++i) {
+    m = largest[i] > m ? largest[i] : m;
+    m = check[i] == 0.0f ? m : NAN;
+    if (!(m >= 0.0f)) break;
+  }
+  return m;
+}
+
+template <typename T>
+float mean_of(const Row<T>& row, float p) {
+  const float m = p == 1.0f ? 0.0f : largest_member(row);
+  if (m >= 0.0f && std::isinf(p)) return m;
+  if (!is_ordinary(m, p)) return mean_in_double(row.n, row, p);
+  if (p == 1.0f) {
+    DoubleVec total = {};
+    for_each_vec(row.n, [&](int64_t i, int64_t n) {
+      total += to_double(row.members(load_upto(row.x + i, n), i, n));
+    });
+    return static_cast<float>(sum(total) /
+                              std::max<int64_t>(row.count(), 1));
+  }
+  if (m == 0.0f) return 0.0f;
+  const Log2 scale = log2(all(m));
+  const Factor<float> power = factor(p);
+  const double sum = sum_row(row, [&](Vec, Vec c, int64_t, int64_t) {
+    return c > 0.0f ? exp2_of_product(log2(c) - scale, power) : Vec{};
+  });
+  return static_cast<float>(m * std::pow(sum / row.count(), 1.0 / p));
+}
+
+// Writes grad * dy/dx where `out` is given; returns dy/dp if it is wanted.
+template <bool kWantsP, typename T>
+float slopes_of(const Row<T>& row, float p, float y, float grad, T* out) {
+  if (!is_ordinary(y, p) || y == 0.0f) {
+    return slopes_in_double(row.n, row, p, y, [&](int64_t i, double slope) {
+      if (out) store_one(static_cast<float>(grad * slope), out + i);
+    });
+  }
+  const int64_t count = row.count();
+  const Log2 scale = log2(all(y));
+  const Factor<float> power = factor(p - 1.0f);
+  const float each = grad / count, inverse = 1.0f / y;
+  const Vec at_zero = all(p == 1.0f ? each : 0.0f);
+  const double by_power = sum_row(
+      row, [&](Vec values, Vec c, int64_t i, int64_t n) {
+        const Log2 ratio = log2(c) - scale;
+        const Vec slope = exp2_of_product(ratio, power);
+        if (out) {
+          Vec by_x = c > 0.0f ? slope * each : at_zero;
+          if (row.mask) by_x = load_mask(row.mask + i, n) ? by_x : Vec{};
+          store_upto(values >= row.eps ? by_x : Vec{}, out + i, n);
+        }
+        if (!kWantsP) return Vec{};
+        const Vec ratio_log = ratio.exponent + ratio.fraction;
+        return c > 0.0f ? slope * (c * inverse) * ratio_log : Vec{};
+      });
+  return static_cast<float>(y * by_power * M_LN2 / count / p);
+}
+
+}  // namespace
+}  // namespace sigplug
+
+using sigplug::Row;
+
+// x (rows, n), mask likewise or null, y (rows); row r takes p[r * p_step].
+extern "C" bool power_mean_rows_forward(int dtype, const void* x,
+                                        const bool* mask, int64_t rows,
+                                        int64_t n, const float* p,
+                                        int64_t p_step, float eps, float* y,
+                                        int threads) {
+  return sigplug::dispatch(dtype, [&](auto type) {
+    using T = decltype(type);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < rows; ++r) {
+      const Row<T> row{static_cast<const T*>(x) + r * n,
+                       mask ? mask + r * n : nullptr, n, eps};
+      y[r] = sigplug::mean_of(row, p[r * p_step]);
+    }
+  });
+}
+
+// grad_x and grad_p (rows) may be null.
+extern "C" bool power_mean_rows_backward(int dtype, const void* x,
+                                         const bool* mask, int64_t rows,
+                                         int64_t n, const float* p,
+                                         int64_t p_step, float eps,
+                                         const float* y, const float* grad_y,
+                                         void* grad_x, float* grad_p,
+                                         int threads) {
+  return sigplug::dispatch(dtype, [&](auto type) {
+    using T = decltype(type);
+    T* const to = static_cast<T*>(grad_x);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < rows; ++r) {
+      const Row<T> row{static_cast<const T*>(x) + r * n,
+                       mask ? mask + r * n : nullptr, n, eps};
+      T* const out = to ? to + r * n : nullptr;
+      const float power = p[r * p_step], grad = grad_y[r];
+      if (grad_p) {
+        grad_p[r] = grad * sigplug::slopes_of<true>(row, power, y[r], grad, out);
+      } else {
+        sigplug::slopes_of<false>(row, power, y[r], grad, out);
+      }
+    }
+  });
+}

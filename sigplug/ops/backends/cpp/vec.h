@@ -1,0 +1,182 @@
+// Vectors of floats by the vector extension of GCC and Clang, and how they
+// are loaded and stored. All arithmetic is in float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define SIGPLUG_INLINE inline __attribute__((always_inline))
+
+namespace sigplug {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kWidth)));
+// What comparisons give: all bits set where true.
+typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
+
+typedef double DoubleVec __attribute__((vector_size(8 * kWidth)));
+
+SIGPLUG_INLINE Vec all(float x) { return Vec{} + x; }
+
+template <typename To, typename From>
+SIGPLUG_INLINE To cast_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes must agree");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+SIGPLUG_INLINE Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
+SIGPLUG_INLINE IntVec to_int(Vec x) { return __builtin_convertvector(x, IntVec); }
+
+SIGPLUG_INLINE DoubleVec to_double(Vec x) {
+  return __builtin_convertvector(x, DoubleVec);
+}
+SIGPLUG_INLINE Vec to_float(DoubleVec x) {
+  return __builtin_convertvector(x, Vec);
+}
+
+SIGPLUG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+SIGPLUG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+template <typename V>
+SIGPLUG_INLINE double sum(V x) {
+  double sum = 0.0;
+  for (int i = 0; i < kWidth; ++i) sum += x[i];
+  return sum;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+SIGPLUG_INLINE Vec load(const float* x) {
+  Vec out;
+  std::memcpy(&out, x, sizeof out);
+  return out;
+}
+
+SIGPLUG_INLINE void store(Vec x, float* out) {
+  std::memcpy(out, &x, sizeof x);
+}
+
+SIGPLUG_INLINE Vec load(const BFloat16* x) {
+  uint16_t bits __attribute__((vector_size(2 * kWidth)));
+  std::memcpy(&bits, x, sizeof bits);
+  return cast_bits<Vec>(__builtin_convertvector(bits, IntVec) << 16);
+}
+
+// Rounds to nearest even; a NaN stays one.
+SIGPLUG_INLINE void store(Vec x, BFloat16* out) {
+  typedef uint32_t Bits __attribute__((vector_size(4 * kWidth)));
+  typedef uint16_t Half __attribute__((vector_size(2 * kWidth)));
+  const Bits bits = cast_bits<Bits>(x);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Half half = __builtin_convertvector(
+      x == x ? cast_bits<IntVec>(rounded) : IntVec{} + 0x7fc0, Half);
+  std::memcpy(out, &half, sizeof half);
+}
+
+#ifdef __FLT16_MANT_DIG__
+using Float16 = _Float16;
+
+SIGPLUG_INLINE Vec load(const Float16* x) {
+  Float16 half __attribute__((vector_size(2 * kWidth)));
+  std::memcpy(&half, x, sizeof half);
+  return __builtin_convertvector(half, Vec);
+}
+
+SIGPLUG_INLINE void store(Vec x, Float16* out) {
+  typedef Float16 Half __attribute__((vector_size(2 * kWidth)));
+  const Half half = __builtin_convertvector(x, Half);
+  std::memcpy(out, &half, sizeof half);
+}
+#endif
+
+// The first n < kWidth elements of a vector; the others are 0.
+template <typename T>
+SIGPLUG_INLINE Vec load(const T* x, int64_t n) {
+  T buffer[kWidth] = {};
+  std::memcpy(buffer, x, n * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T>
+SIGPLUG_INLINE void store(Vec x, T* out, int64_t n) {
+  T buffer[kWidth];
+  store(x, buffer);
+  std::memcpy(out, buffer, n * sizeof(T));
+}
+
+// Calls function(i, n) for the n <= kWidth elements from i on. The compiler
+// makes a loop of full vectors, for which n is a constant, and a rest.
+template <typename Function>
+SIGPLUG_INLINE void for_each_vec(int64_t size, const Function& function) {
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) function(i, int64_t{kWidth});
+  if (i < size) function(i, size - i);
+}
+
+template <typename T>
+SIGPLUG_INLINE Vec load_upto(const T* x, int64_t n) {
+  return n == kWidth ? load(x) : load(x, n);
+}
+
+template <typename T>
+SIGPLUG_INLINE void store_upto(Vec x, T* out, int64_t n) {
+  n == kWidth ? store(x, out) : store(x, out, n);
+}
+
+// A mask, of n <= kWidth booleans; false behind them.
+SIGPLUG_INLINE IntVec load_mask(const bool* mask, int64_t n) {
+  int8_t bytes __attribute__((vector_size(kWidth))) = {};
+  std::memcpy(&bytes, mask, n);
+  return __builtin_convertvector(bytes, IntVec) != 0;
+}
+
+// 0 in place of all but the first n elements.
+SIGPLUG_INLINE Vec first_of(Vec x, int64_t n) {
+  for (int64_t i = n; i < kWidth; ++i) x[i] = 0.0f;
+  return x;
+}
+
+// One element, for the few that are worked on by themselves.
+SIGPLUG_INLINE float load_one(const float* x) { return *x; }
+template <typename T>
+SIGPLUG_INLINE float load_one(const T* x) {
+  return load(x, 1)[0];
+}
+template <typename T>
+SIGPLUG_INLINE void store_one(float x, T* out) {
+  store(all(x), out, 1);
+}
+
+// Calls function(T{}) with the type that the Python side names by a number;
+// returns false if this compiler does not know it.
+template <typename Function>
+bool dispatch(int dtype, const Function& function) {
+  switch (dtype) {
+    case 0:
+      function(float{});
+      return true;
+    case 1:
+      function(BFloat16{});
+      return true;
+#ifdef __FLT16_MANT_DIG__
+    case 2:
+      function(Float16{});
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+}  // namespace sigplug
