@@ -2,8 +2,11 @@
 import csv
 import json
 import math
+import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,7 +243,6 @@ def test_three_digits(report, value, text):
 def test_operations_on_a_backend(ops, monkeypatch):
     """The environment decides for all that a form calls."""
     monkeypatch.setenv('SIGPLUG_BACKEND', 'other')
-    import os
     seen = [form.call() for form in ops.ours(
         lambda: os.environ['SIGPLUG_BACKEND'])]
     assert seen == ['auto', 'eager']
@@ -279,6 +281,56 @@ def test_windows_of_the_textbook_gem():
     np.testing.assert_allclose(y[0, 0, 1, 2], np.mean(window**3)**(1 / 3))
 
 
+def test_the_first_calls_start_from_empty_caches(ops, monkeypatch):
+    """Each in a new process, the second with what the first has left."""
+    seen = []
+
+    def run(command, env, **_):
+        seen.append(env['SIGPLUG_CACHE'])
+        assert os.listdir(seen[-1]) == ['kernels'] * (len(seen) - 1)
+        Path(seen[-1], 'kernels').touch()
+        return SimpleNamespace(returncode=0, stdout=f'{len(seen)}.5')
+
+    monkeypatch.setattr(ops.subprocess, 'run', run)
+    rows = ops.time_compilation(CPU)
+    assert [row['first_call_s'] for row in rows] == [1.5, 2.5]
+    assert seen[0] == seen[1] and not Path(seen[0]).exists()
+
+
+def test_the_program_of_a_first_call(ops):
+    done = subprocess.run([sys.executable, '-c', ops.FIRST_CALL, 'cpu'],
+                          env=dict(os.environ, SIGPLUG_BACKEND='eager'),
+                          capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0
+
+
+def test_a_busy_machine_is_named(bench, monkeypatch, capsys):
+    args = SimpleNamespace(device=CPU, threads=1, repeat=1)
+    monkeypatch.setattr(bench, 'busy_cores', lambda: 0.1)
+    assert bench.describe(args)['load'] == 0.1
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(bench, 'busy_cores', lambda: 1.9)
+    assert bench.describe(args)['load'] == 1.9
+    assert 'other processes keep 1.9 cores busy' in capsys.readouterr().err
+
+
+def test_busy_cores(bench, monkeypatch):
+    """3 s of processor time in 2 s."""
+    times = iter([10.0, 13.0])
+    monkeypatch.setattr(bench, 'read_busy_seconds', lambda: next(times))
+    monkeypatch.setattr(bench, 'sleep', lambda seconds: None)
+    assert bench.busy_cores(2.0) == 1.5
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_busy_seconds(bench):
+    """At least what this process itself has used in between."""
+    before, used = bench.read_busy_seconds(), time.process_time()
+    while time.process_time() < used + 0.2:
+        pass
+    assert bench.read_busy_seconds() - before > 0.15
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory, run_tool):
     """The folder that a small run writes, and what it printed."""
@@ -303,8 +355,6 @@ def test_files_of_a_run(results):
     rows = run['rows']
     assert {row['x'] for row in rows} == {10, 1000}
     assert all(row['median_s'] > 0 for row in rows if row['status'] == 'ok')
-    first, second = run['first_calls'][:2]
-    assert first['first_call_s'] > 0 and second['first_call_s'] > 0
     with (folder / 'ops.csv').open(newline='') as file:
         table = list(csv.DictReader(file))
     assert [float(row['q1_s'] or 'nan') for row in table] == pytest.approx(

@@ -268,10 +268,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     # A line for each parameter that is initialised.
     MMLogger.get_instance('mmengine').setLevel('WARNING')
-    rows = []
+    about, rows = describe(args), []
     for group in args.groups:
         rows += run_group(group, args)
-    measured = dict(describe(args), rows=rows)
+    measured = dict(about, rows=rows)
     texts = report_performance.training_texts(measured)
     print('\n\n'.join(texts.values()))
     paths = report_performance.write_results(measured, texts, args.out,

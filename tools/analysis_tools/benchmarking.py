@@ -1,7 +1,6 @@
 """What the benchmark tools share: options, the clock and the memory."""
 import argparse
 import gc
-import json
 import math
 import os
 import shlex
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -20,8 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.ops import available_backends
 
-# Its profiler reports each start on stderr.
+# Cores that other processes may use.
+BUSY = 0.5
+# The profiler of torch reports each start on stderr.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 PASSES = ('forward', 'backward', 'both')
 # A repetition of a fast form holds several calls, so that it is not the
@@ -352,7 +354,12 @@ def command_line() -> str:
 
 
 def describe(args: argparse.Namespace, *packages: str) -> dict[str, Any]:
-    """Machine, versions and settings of a run."""
+    """Machine, versions and settings of a run, before it begins."""
+    # Threads that wait for each other lose a time slice each time.
+    load = busy_cores()
+    if load > BUSY:
+        print(f'warning: other processes keep {load:.1f} cores busy, which '
+              'distorts every figure: stop them first', file=sys.stderr)
     machine = describe_machine()
     if args.device.type == 'cuda':
         machine['gpu'] = torch.cuda.get_device_name(args.device)
@@ -361,10 +368,25 @@ def describe(args: argparse.Namespace, *packages: str) -> dict[str, Any]:
         device=args.device.type,
         threads=args.threads,
         repeat=args.repeat,
+        backends=available_backends()[2:],
+        load=load,
         machine=machine,
         versions=list_versions(*packages))
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that are in use while this process sleeps; NaN off Linux."""
+    first = read_busy_seconds()
+    sleep(seconds)
+    return (read_busy_seconds() - first) / seconds
+
+
+def read_busy_seconds() -> float:
+    """Processor time of all processes since the machine was started."""
+    try:
+        with open('/proc/stat') as file:
+            user, nice, system, _, _, *interrupts = map(
+                int, file.readline().split()[1:8])
+    except OSError:
+        return math.nan
+    return (user + nice + system + sum(interrupts)) / os.sysconf('SC_CLK_TCK')

@@ -78,8 +78,11 @@ def describe(run: Record) -> str:
         where = f"{machine['gpu']}, beside {where}"
     versions = ', '.join(
         f'{name} {text}' for name, text in run['versions'].items())
+    kernels = ' and '.join(run['backends']) or 'none'
     return (f"{where}, {machine['system']}; {run['threads']} threads; "
-            f"{versions}. Medians of {run['repeat']} repetitions, by\n\n"
+            f"{versions}; kernels of sigplug: {kernels}. Other processes "
+            f"kept {sig3(run['load'])} cores busy at the start. Medians of "
+            f"{run['repeat']} repetitions, by\n\n"
             f"```bash\n{run['command']}\n```")
 
 
