@@ -444,6 +444,9 @@ def test_training_iterations(train, report, run_tool, tmp_path):
         assert sum(stages.values()) == pytest.approx(whole, rel=0.3)
         assert re.match(r'1 samples of the synthetic data set with \d{5} '
                         r'points and [1-9]\d* boxes', row['input'])
+    text = (tmp_path / 'results/training.md').read_text()
+    assert f"### {run['rows'][1]['name']}\n" in text
+    assert len(re.findall(r'^\| (first|third) quartile', text, re.M)) == 2
     picture = matplotlib.image.imread(
         tmp_path / 'results/performance_training.png')
     assert picture.shape[1] == 1500

@@ -195,17 +195,17 @@ def ops_texts(run: Record) -> dict[str, str]:
 def training_texts(run: Record) -> dict[str, str]:
     """What benchmark_train.py adds to the page."""
     parts = []
-    for name, models in group(run['rows'], 'pair').items():
+    for pair, models in group(run['rows'], 'pair').items():
         header = ['stage, ms', *(row['config'] for row in models)]
         table: Table = [header]
         for stage in (*STAGES, 'iteration'):
             cells = [milliseconds(row['stages'].get(stage)) for row in models]
             table.append([stage, *cells])
-        for key, name in (('q1_s', 'first quartile of an iteration'),
+        for key, text in (('q1_s', 'first quartile of an iteration'),
                           ('q3_s', 'third quartile')):
-            table.append([name, *(milliseconds(row[key]) for row in models)])
+            table.append([text, *(milliseconds(row[key]) for row in models)])
         table.append(['times stock', *(sig3(row['ratio']) for row in models)])
-        parts.append(f'### {name}\n\n{models[0]["input"]}\n\n'
+        parts.append(f'### {pair}\n\n{models[0]["input"]}\n\n'
                      f'{markdown(table)}')
     return dict(training_run=describe(run), training='\n\n'.join(parts))
 
