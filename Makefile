@@ -3,7 +3,7 @@
 # EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
 # each of its properties, and for how long it starts over.
 
-.PHONY: help env quickstart test fuzz lint clean
+.PHONY: help env quickstart test fuzz bench lint clean
 
 ifeq ($(origin PYTHON),undefined)
 # The environment's own first: one that was made with another Python stays.
@@ -34,6 +34,10 @@ fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
 	.venv/bin/python -m pytest --hypothesis-profile=fuzz \
 	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
 	|| exit; [ $$(date +%s) -lt $$end ] || break; done
+
+bench: env  ## time the operations and a training against the stock forms
+	.venv/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
+	.venv/bin/python tools/analysis_tools/benchmark_train.py $(ARGS)
 
 lint: env  ## check the style
 	.venv/bin/python -m ruff check $(ARGS)

@@ -6,17 +6,15 @@ results are gathered in WORK_DIR/summary.json.
 import argparse
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import sigplug
+from sigplug.engine.machine import describe_machine, list_versions
 
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
@@ -144,29 +142,6 @@ def read_metrics(work_dir: Path) -> dict[str, Any]:
         TP_errors={name: values[name] for name in TP_ERRORS})
 
 
-def machine() -> dict[str, Any]:
-    """Describe the processor."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        match = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text())
-        model = match[1] if match else model
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    return dict(cpu=model, cores=cores, system=platform.platform())
-
-
-def versions() -> dict[str, str]:
-    """The versions of what the result depends on."""
-    packages = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
-                'nuscenes-devkit')
-    return dict(
-        python=platform.python_version(),
-        sigplug=sigplug.__version__,
-        **{name: version(name) for name in packages})
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, never a part of one."""
     partial = path.with_name(path.name + '.partial')
@@ -242,8 +217,8 @@ def main() -> None:
         seconds=round(sum(s['seconds'] for s in stages.values()), 1),
         peak_memory_mib=max(s['peak_memory_mib'] for s in stages.values()),
         stages=stages,
-        machine=machine(),
-        versions=versions(),
+        machine=describe_machine(),
+        versions=list_versions(),
         files=dict(
             checkpoint=checkpoint,
             pictures=sorted(map(str, bev_dir.glob('*.png'))),

@@ -28,22 +28,17 @@ PICTURES = {
 }
 
 
-@pytest.fixture(autouse=True, scope='module')
-def tools_on_path():
-    """As for a script, whose folder comes first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        yield
+pytestmark = pytest.mark.usefixtures('tools_on_path')
 
 
 @pytest.fixture(scope='module')
-def report():
+def report(tools_on_path):
     import report_numerics
     return report_numerics
 
 
 @pytest.fixture(scope='module')
-def curves():
+def curves(tools_on_path):
     import plot_curves
     return plot_curves
 

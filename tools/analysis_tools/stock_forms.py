@@ -20,15 +20,51 @@ def gaussian_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
     return pos_loss + neg_loss
 
 
-def gem(x: Tensor, p: float | Tensor, eps: float = 1e-6) -> Tensor:
-    """The textbook form of global GeM pooling, as in mmpretrain.
+def gem(x: Tensor,
+        p: float | Tensor,
+        eps: float = 1e-6,
+        kernel_size: int | None = None,
+        stride: int | None = None) -> Tensor:
+    """The textbook form of GeM pooling, as in mmpretrain.
 
     Args:
         x (Tensor): Shape ``(N, C, H, W)``.
         p (float | Tensor): The power.
         eps (float): Lower clamp of the input.
+        kernel_size (int, optional): Window; None is the whole map, the only
+            one in mmpretrain.
+        stride (int, optional): Step of the windows.
 
     Returns:
-        Tensor: Shape ``(N, C, 1, 1)``.
+        Tensor: Shape ``(N, C, 1, 1)``, or that of the windows.
     """
-    return F.avg_pool2d(x.clamp(min=eps).pow(p), x.shape[-2:]).pow(1.0 / p)
+    return F.avg_pool2d(
+        x.clamp(min=eps).pow(p), kernel_size or x.shape[-2:],
+        stride).pow(1.0 / p)
+
+
+def power_mean_aggregation(x: Tensor,
+                           index: Tensor,
+                           num_segments: int,
+                           p: float | Tensor,
+                           low: float = 1e-4,
+                           high: float = 100.0) -> Tensor:
+    """``torch_geometric/nn/aggr/basic.py``, the power mean of segments.
+
+    Args:
+        x (Tensor): Shape ``(M, C)``.
+        index (Tensor): Segment of each row, int64, shape ``(M, )``.
+        num_segments (int): Number of segments.
+        p (float | Tensor): The power.
+        low (float): Lower clamp, also of the means.
+        high (float): Upper clamp, also of the means.
+
+    Returns:
+        Tensor: Shape ``(num_segments, C)``.
+    """
+    power = x.clamp(low, high).pow(p)
+    total = x.new_zeros(num_segments, x.shape[1]).scatter_add_(
+        0, index[:, None].expand_as(power), power)
+    count = x.new_zeros(num_segments).scatter_add_(
+        0, index, x.new_ones(len(index))).clamp(min=1)
+    return (total / count[:, None]).clamp(low, high).pow(1.0 / p)
