@@ -56,6 +56,10 @@ class Dims:
         """The adjoint of ``arrange``, for an input of this shape."""
         return self.arrange(g, mask)
 
+    def members_only(self, c: Tensor, mask: Tensor | None) -> Tensor:
+        """Arranged values, 0 in place of those that were left out."""
+        return Dims.arrange(self, c, mask)
+
     def sum(self, c: Tensor, mask: Tensor | None) -> Tensor:
         """Sum over each set, in float64.
 
@@ -130,6 +134,10 @@ class Segments:
     def adds_zeros(self, index: Tensor) -> bool:
         """Nothing is added."""
         return False
+
+    def members_only(self, c: Tensor, index: Tensor) -> Tensor:
+        """The elements as they are."""
+        return c
 
     def put_back(self, g: Tensor, index: Tensor,
                  shape: torch.Size) -> Tensor:
@@ -328,7 +336,8 @@ class _PowerMean(torch.autograd.Function):
 def _slope_of_max(c: Tensor, sets: Dims | Windows | Segments,
                   members: Tensor | None, y: Tensor) -> Tensor:
     """All elements that attain the maximum share its gradient."""
-    attained = (c == sets.spread(y, members)).to(c.dtype)
+    attained = sets.members_only(
+        (c == sets.spread(y, members)).to(c.dtype), members)
     ties = sets.sum(attained, members).clamp(min=1).to(c.dtype)
     return attained / sets.spread(ties, members)
 

@@ -11,6 +11,11 @@
 
 namespace sigplug {
 
+// NaN where numbers are infinite, negative or not numbers, else 0.
+SIGPLUG_INLINE Vec check_numbers(Vec c) {
+  return c >= 0.0f ? c * 0.0f : all(NAN);
+}
+
 // A set whose largest number (or mean) is in this range is computed in
 // float32, by vectors, where p is at least 1; 0 stands for a set of zeros.
 // Others are left to the functions in double below.
@@ -33,25 +38,26 @@ SIGPLUG_INLINE Vec root(Vec mean, DoubleVec p) {
 }
 
 // A member of a set: its clamped value, whether it takes part, and whether
-// the clamp lets it pass (a NaN does not).
+// the clamp, if there is one, lets it pass (a NaN does not).
 struct Member {
   float c;
   bool counts, passes;
 };
 
 SIGPLUG_INLINE Member member(float x, bool counts, float eps) {
-  return {x < eps ? eps : x, counts, x >= eps};
+  return {x < eps ? eps : x, counts, x >= eps || eps == -INFINITY};
 }
 
 // The mean in double, for any numbers; get(i) gives the members.
 template <typename Get>
 float mean_in_double(int64_t n, const Get& get, double p) {
-  double largest = 0.0, sum = 0.0;
+  double largest = -INFINITY, sum = 0.0;
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     const Member x = get(i);
     if (!x.counts) continue;
-    if (!(x.c >= 0.0f)) return NAN;
+    // Powers of negative numbers are not defined; the maximum is.
+    if (!(x.c >= 0.0f || (x.c < 0.0f && std::isinf(p)))) return NAN;
     largest = std::max<double>(largest, x.c);
     sum += x.c;
     ++count;

@@ -110,7 +110,7 @@ Vec mean_of(const Slice<T>& slice, DoubleVec p) {
   Vec m = {}, check = {};
   slice.rows([&](Vec, Vec c, IntVec, int64_t) {
     m = max(c, m);
-    check += c * 0.0f;  // NaN for what is infinite or not a number
+    check += check_numbers(c);
   });
   m = check == 0.0f ? m : all(NAN);
   Vec y;

@@ -42,14 +42,14 @@ SIGPLUG_INLINE double sum_row(const Row<T>& row, const Function& function) {
   return sum(total);
 }
 
-// Largest member, or NaN where one is infinite or not a number.
+// Largest member, or NaN where one is infinite, negative or not a number.
 template <typename T>
 float largest_member(const Row<T>& row) {
   Vec largest = {}, check = {};
   for_each_vec(row.n, [&](int64_t i, int64_t n) {
     const Vec c = row.members(load_upto(row.x + i, n), i, n);
     largest = max(c, largest);
-    check += c * 0.0f;
+    check += check_numbers(c);
   });
   float m = 0.0f;
   for (int i = 0; i < kWidth; ++i) {
