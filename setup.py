@@ -46,6 +46,8 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['sigplug', 'sigplug.*']),
+    # The CPU kernels, compiled on the machine that first calls them.
+    package_data={'sigplug.ops.backends.cpp': ['*.cpp', '*.h']},
     install_requires=read_requirements('runtime'),
     extras_require={
         'mim': read_requirements('mminstall'),

@@ -74,7 +74,7 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = set(archive.namelist())
     modules = {n for n in names if '.dist-info/' not in n}
-    assert modules == list_tree('sigplug', '.py')
+    assert modules == list_tree('sigplug', '.py', '.cpp', '.h')
     assert any(n.endswith('.dist-info/licenses/LICENSE') for n in names)
     assert built[1].name == f'sigplug-{read_version()}-py3-none-any.whl'
 
