@@ -41,6 +41,14 @@ settings.register_profile(
 settings.load_profile('test')
 
 
+@pytest.fixture(scope='module')
+def tools_on_path() -> Iterator[None]:
+    """As for an analysis tool that is run, whose folder comes first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS / 'analysis_tools'))
+        yield
+
+
 @pytest.fixture(autouse=True, scope='session')
 def one_thread() -> None:
     """On small tensors a second thread only costs, most so when busy."""
