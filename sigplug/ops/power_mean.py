@@ -75,7 +75,11 @@ class Dims:
 
     def max(self, c: Tensor, mask: Tensor | None) -> Tensor:
         """Maximum of each set of non-negative elements."""
-        return c.amax(self.dims, keepdim=True)
+        if mask is None:
+            return c.amax(self.dims, keepdim=True)
+        # What is left out takes no share of the gradient of zeros.
+        return torch.where(mask, c, c.new_full((), -1.0)).amax(
+            self.dims, keepdim=True).clamp(min=0)
 
     def spread(self, y: Tensor, mask: Tensor | None) -> Tensor:
         """A value per set, such that it broadcasts against the elements."""

@@ -13,6 +13,14 @@ SIGPLUG_INLINE Vec sigmoid(Vec x) {
   return x == x ? y : x;
 }
 
+// sigmoid(x) of x <= 0, down to the smallest subnormal number.
+SIGPLUG_INLINE Vec lower_tail(Vec x) {
+  const Vec normal = max(x, all(-80.0f));
+  const Vec e = exp(normal) * exp(x - normal);
+  const Vec y = e / (1.0f + e);
+  return x == x ? y : x;
+}
+
 // Writes function(i, size), a vector, for all elements.
 template <typename T, typename Function>
 void map(int64_t n, T* out, int threads, const Function& function) {
@@ -60,7 +68,7 @@ extern "C" bool clip_sigmoid_backward(int dtype, const void* grad_y,
           if (straight_through) {
             const Vec v = sigplug::load_upto(in + i, size);
             // The tail where it is small: 1 - y loses its digits near 1.
-            const Vec tail = sigplug::sigmoid(v > 0.0f ? -v : v);
+            const Vec tail = sigplug::lower_tail(v > 0.0f ? -v : v);
             return g * (1.0f - tail) * tail;
           }
           const Vec y = sigmoid
