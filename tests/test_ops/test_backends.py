@@ -244,7 +244,8 @@ MASK = torch.tensor([[True, True, False, True], [False, True, True, False],
 
 @needs_cpp
 @pytest.mark.parametrize('p', [
-    0.5, 1.0, 2.5, 20.0, math.inf, torch.tensor(1.0), torch.tensor(3.3)])
+    0.5, 1.0, 2.5, 20.0, 1e20, math.inf, torch.tensor(1.0),
+    torch.tensor(3.3)])
 @pytest.mark.parametrize('eps', [1e-6, None])
 @pytest.mark.parametrize('mask', [None, MASK])
 @pytest.mark.parametrize('dim', [0, 1])
