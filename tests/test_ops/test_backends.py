@@ -1,9 +1,11 @@
 """Which code computes an operation, and what happens where it is missing."""
 import math
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,6 +242,39 @@ SPECIAL = torch.tensor([
     [1e-35, 1e-33, 0, 1e-34], [2, 2, 1, 2]])
 MASK = torch.tensor([[True, True, False, True], [False, True, True, False],
                      [False] * 4]).repeat(3, 1)
+
+
+@needs_cpp
+def test_a_library_that_was_cut_off(tmp_path, monkeypatch):
+    """It is built again: to load it would kill the process."""
+    whole = Path(library.load()._name)
+    cut = tmp_path / whole.name
+    cut.write_bytes(whole.read_bytes()[:8192])
+    monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path))
+    monkeypatch.setattr(library, '_compile',
+                        lambda command, path: shutil.copy(whole, path))
+    assert library.load.__wrapped__()._name == str(cut)
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+@needs_cpp
+def test_a_cache_that_can_only_be_read(monkeypatch):
+    """A library that is there is taken."""
+    access = os.access
+    monkeypatch.setattr(os, 'access', lambda path, mode: (
+        mode != os.W_OK and access(path, mode)))
+    monkeypatch.setattr(library, '_compile', None)
+    assert library.load.__wrapped__()._name == library.load()._name
+
+
+@needs_cpp
+def test_a_user_without_a_home(monkeypatch):
+    def expanduser(self):
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(Path, 'expanduser', expanduser)
+    with library._folder_of('kernels.so') as folder:
+        assert os.access(folder, os.W_OK)
 
 
 @needs_cpp
