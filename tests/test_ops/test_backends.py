@@ -19,6 +19,7 @@ needs_cpp = pytest.mark.skipif(
     'cpp' not in available_backends(), reason='needs a C++ compiler')
 
 X = torch.rand(2, 3, 4, 5)
+INDEX = torch.tensor([1, 0])
 CALLS = {
     'clip_sigmoid': lambda x, **k: ops.clip_sigmoid(x, **k),
     'gaussian_focal_loss_with_logits':
@@ -26,7 +27,7 @@ CALLS = {
     'generalized_mean': lambda x, **k: ops.generalized_mean(x, **k),
     'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, 2, **k),
     'segment_generalized_mean': lambda x, **k: ops.segment_generalized_mean(
-        x, torch.tensor([1, 0]), 2, **k),
+        x, INDEX, 2, **k),
 }
 
 
@@ -105,7 +106,67 @@ def test_who_looks_inside_gets_the_eager_form():
     probe(X.as_subclass(Mine))
     with Watch():
         probe(X)
-    assert seen == [None] * 6
+    # Also of tensors that are no argument of the function.
+    torch.func.vmap(lambda y: y * probe(X).sum())(X)
+    torch.func.grad(lambda y: y * probe(X).sum())(X[0, 0, 0, 0])
+    # Their memory holds the numbers with the other sign.
+    probe(torch._neg_view(X))
+    assert seen == [None] * 9
+
+
+@needs_cpp
+@pytest.mark.parametrize('name', CALLS)
+def test_inside_a_transform_of_something_else(name):
+    got = torch.func.vmap(lambda y: y * CALLS[name](X).sum())(torch.ones(2))
+    torch.testing.assert_close(got, CALLS[name](X).sum().expand(2))
+
+
+@needs_cpp
+@pytest.mark.parametrize('name', CALLS)
+def test_default_device_and_dtype(name):
+    """They say nothing about tensors that are already there."""
+    def compute():
+        leaf = X.clone().requires_grad_()
+        y = CALLS[name](leaf, backend='cpp')
+        return y.detach(), *torch.autograd.grad(y.sum(), leaf)
+
+    expected = compute()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device('meta'):
+            got = compute()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, expected, got))
+
+
+@needs_cpp
+def test_heatmap_with_a_default_dtype():
+    args = (torch.tensor([[3, 2]]), torch.tensor([1]), torch.tensor([0]), 1,
+            (5, 6))
+    expected = ops.gaussian_heatmap(*args, backend='eager')
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device('meta'):
+            got = ops.gaussian_heatmap(*args, backend='cpp')
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'eager'])
+def test_tensors_on_several_devices(backend):
+    """An error; a kernel would read what is no memory of its own."""
+    other = torch.ones(X.shape, device='meta')
+    options = dict(backend=backend)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.gaussian_focal_loss_with_logits(X, other, **options)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.generalized_mean(X, 3.0, mask=other.bool(), **options)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.generalized_mean(X, torch.ones((), device='meta'), **options)
 
 
 @needs_cpp
@@ -220,31 +281,6 @@ def test_the_library_is_built_once(tmp_path):
 
 
 @needs_cpp
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / 'cache').write_text('a file, no folder')
-    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'))
-    assert "'cpp'" in done.stdout
-
-
-def test_another_machine_builds_anew(monkeypatch):
-    """The name of the library tells compiler, flags and processor."""
-    name = library._fingerprint(('c++', '-O3'))
-    assert name == library._fingerprint(('c++', '-O3'))
-    assert name != library._fingerprint(('c++', '-O2'))
-    monkeypatch.setattr(library.platform, 'machine', lambda: 'another')
-    assert name != library._fingerprint(('c++', '-O3'))
-
-
-# Members that a sum, a logarithm or a ratio may stumble over.
-SPECIAL = torch.tensor([
-    [1, 2, 3, 4], [0, 0, 0, 0], [1, math.inf, 2, 3], [math.nan, 1, 2, 3],
-    [1e-40, 2e-40, 0, 1], [1e38, 3e38, 1, 2], [1e-45, 1e-44, 0, 0],
-    [1e-35, 1e-33, 0, 1e-34], [2, 2, 1, 2]])
-MASK = torch.tensor([[True, True, False, True], [False, True, True, False],
-                     [False] * 4]).repeat(3, 1)
-
-
-@needs_cpp
 def test_a_library_that_was_cut_off(tmp_path, monkeypatch):
     """It is built again: to load it would kill the process."""
     whole = Path(library.load()._name)
@@ -275,6 +311,31 @@ def test_a_user_without_a_home(monkeypatch):
     monkeypatch.setattr(Path, 'expanduser', expanduser)
     with library._folder_of('kernels.so') as folder:
         assert os.access(folder, os.W_OK)
+
+
+@needs_cpp
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / 'cache').write_text('a file, no folder')
+    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'))
+    assert "'cpp'" in done.stdout
+
+
+def test_another_machine_builds_anew(monkeypatch):
+    """The name of the library tells compiler, flags and processor."""
+    name = library._fingerprint(('c++', '-O3'))
+    assert name == library._fingerprint(('c++', '-O3'))
+    assert name != library._fingerprint(('c++', '-O2'))
+    monkeypatch.setattr(library.platform, 'machine', lambda: 'another')
+    assert name != library._fingerprint(('c++', '-O3'))
+
+
+# Members that a sum, a logarithm or a ratio may stumble over.
+SPECIAL = torch.tensor([
+    [1, 2, 3, 4], [0, 0, 0, 0], [1, math.inf, 2, 3], [math.nan, 1, 2, 3],
+    [1e-40, 2e-40, 0, 1], [1e38, 3e38, 1, 2], [1e-45, 1e-44, 0, 0],
+    [1e-35, 1e-33, 0, 1e-34], [2, 2, 1, 2]])
+MASK = torch.tensor([[True, True, False, True], [False, True, True, False],
+                     [False] * 4]).repeat(3, 1)
 
 
 @needs_cpp
