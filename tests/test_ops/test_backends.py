@@ -209,6 +209,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
         assert all(map(torch.equal, results[0], other))
 
 
+def test_triton_that_cannot_launch(monkeypatch):
+    """It wants a C compiler, which it looks for at its first launch."""
+    kernels = pytest.importorskip('sigplug.ops.backends.triton')
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('Failed to find C compiler.')
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch, 'ones', fail)
+    with pytest.raises(OSError, match='Failed to find C compiler'):
+        kernels.prepare()
+
+
 def run_python(code, **environment):
     code = textwrap.dedent(code)
     return subprocess.run(
