@@ -1,9 +1,11 @@
 """Which code computes an operation, and what happens where it is missing."""
 import math
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ needs_cpp = pytest.mark.skipif(
     'cpp' not in available_backends(), reason='needs a C++ compiler')
 
 X = torch.rand(2, 3, 4, 5)
+INDEX = torch.tensor([1, 0])
 CALLS = {
     'clip_sigmoid': lambda x, **k: ops.clip_sigmoid(x, **k),
     'gaussian_focal_loss_with_logits':
@@ -24,7 +27,7 @@ CALLS = {
     'generalized_mean': lambda x, **k: ops.generalized_mean(x, **k),
     'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, 2, **k),
     'segment_generalized_mean': lambda x, **k: ops.segment_generalized_mean(
-        x, torch.tensor([1, 0]), 2, **k),
+        x, INDEX, 2, **k),
 }
 
 
@@ -103,7 +106,67 @@ def test_who_looks_inside_gets_the_eager_form():
     probe(X.as_subclass(Mine))
     with Watch():
         probe(X)
-    assert seen == [None] * 6
+    # Also of tensors that are no argument of the function.
+    torch.func.vmap(lambda y: y * probe(X).sum())(X)
+    torch.func.grad(lambda y: y * probe(X).sum())(X[0, 0, 0, 0])
+    # Their memory holds the numbers with the other sign.
+    probe(torch._neg_view(X))
+    assert seen == [None] * 9
+
+
+@needs_cpp
+@pytest.mark.parametrize('name', CALLS)
+def test_inside_a_transform_of_something_else(name):
+    got = torch.func.vmap(lambda y: y * CALLS[name](X).sum())(torch.ones(2))
+    torch.testing.assert_close(got, CALLS[name](X).sum().expand(2))
+
+
+@needs_cpp
+@pytest.mark.parametrize('name', CALLS)
+def test_default_device_and_dtype(name):
+    """They say nothing about tensors that are already there."""
+    def compute():
+        leaf = X.clone().requires_grad_()
+        y = CALLS[name](leaf, backend='cpp')
+        return y.detach(), *torch.autograd.grad(y.sum(), leaf)
+
+    expected = compute()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device('meta'):
+            got = compute()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, expected, got))
+
+
+@needs_cpp
+def test_heatmap_with_a_default_dtype():
+    args = (torch.tensor([[3, 2]]), torch.tensor([1]), torch.tensor([0]), 1,
+            (5, 6))
+    expected = ops.gaussian_heatmap(*args, backend='eager')
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device('meta'):
+            got = ops.gaussian_heatmap(*args, backend='cpp')
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'eager'])
+def test_tensors_on_several_devices(backend):
+    """An error; a kernel would read what is no memory of its own."""
+    other = torch.ones(X.shape, device='meta')
+    options = dict(backend=backend)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.gaussian_focal_loss_with_logits(X, other, **options)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.generalized_mean(X, 3.0, mask=other.bool(), **options)
+    with pytest.raises(RuntimeError, match='device'):
+        ops.generalized_mean(X, torch.ones((), device='meta'), **options)
 
 
 @needs_cpp
@@ -144,6 +207,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def test_triton_that_cannot_launch(monkeypatch):
+    """It wants a C compiler, which it looks for at its first launch."""
+    kernels = pytest.importorskip('sigplug.ops.backends.triton')
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('Failed to find C compiler.')
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch, 'ones', fail)
+    with pytest.raises(OSError, match='Failed to find C compiler'):
+        kernels.prepare()
 
 
 def run_python(code, **environment):
@@ -218,6 +294,39 @@ def test_the_library_is_built_once(tmp_path):
 
 
 @needs_cpp
+def test_a_library_that_was_cut_off(tmp_path, monkeypatch):
+    """It is built again: to load it would kill the process."""
+    whole = Path(library.load()._name)
+    cut = tmp_path / whole.name
+    cut.write_bytes(whole.read_bytes()[:8192])
+    monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path))
+    monkeypatch.setattr(library, '_compile',
+                        lambda command, path: shutil.copy(whole, path))
+    assert library.load.__wrapped__()._name == str(cut)
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+@needs_cpp
+def test_a_cache_that_can_only_be_read(monkeypatch):
+    """A library that is there is taken."""
+    access = os.access
+    monkeypatch.setattr(os, 'access', lambda path, mode: (
+        mode != os.W_OK and access(path, mode)))
+    monkeypatch.setattr(library, '_compile', None)
+    assert library.load.__wrapped__()._name == library.load()._name
+
+
+@needs_cpp
+def test_a_user_without_a_home(monkeypatch):
+    def expanduser(self):
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(Path, 'expanduser', expanduser)
+    with library._folder_of('kernels.so') as folder:
+        assert os.access(folder, os.W_OK)
+
+
+@needs_cpp
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / 'cache').write_text('a file, no folder')
     done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'))
@@ -244,7 +353,8 @@ MASK = torch.tensor([[True, True, False, True], [False, True, True, False],
 
 @needs_cpp
 @pytest.mark.parametrize('p', [
-    0.5, 1.0, 2.5, 20.0, math.inf, torch.tensor(1.0), torch.tensor(3.3)])
+    0.5, 1.0, 2.5, 20.0, 1e20, math.inf, torch.tensor(1.0),
+    torch.tensor(3.3)])
 @pytest.mark.parametrize('eps', [1e-6, None])
 @pytest.mark.parametrize('mask', [None, MASK])
 @pytest.mark.parametrize('dim', [0, 1])

@@ -50,12 +50,13 @@ def select(backend: str, *tensors: Tensor) -> ModuleType | None:
     """The module to compute with; None stands for the eager form.
 
     Compilers, exporters, ``torch.func``, forward mode and subclasses of
-    tensors always get the eager form, as they have to look inside.
+    tensors always get the eager form, as they have to look inside; so do
+    tensors on several devices, for its error.
 
     Args:
         backend (str): One of ``NAMES``.
-        *tensors (Tensor): Inputs, on one device. If the first is a floating
-            point tensor, its dtype has to be one that can be computed.
+        *tensors (Tensor): Inputs. If the first is a floating point tensor,
+            its dtype has to be one that can be computed.
 
     Returns:
         ModuleType | None: The module of a backend.
@@ -65,7 +66,8 @@ def select(backend: str, *tensors: Tensor) -> ModuleType | None:
         BackendError: One is asked for that cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == EAGER or _is_watched() or not all(map(_is_plain, tensors)):
+    if (name == EAGER or _is_watched() or not all(map(_is_plain, tensors))
+            or not _share_device(*tensors)):
         return None
     device, dtype = tensors[0].device.type, tensors[0].dtype
     if name != 'auto':
@@ -143,11 +145,20 @@ def _is_plain(x: Tensor) -> bool:
     """Whether a tensor has memory of its own that a kernel may read."""
     return (type(x) in (Tensor, torch.nn.Parameter)
             and x.layout is torch.strided
+            # The memory of a negative view has the other sign.
+            and not x.is_neg()
             and not torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def _share_device(first: Tensor, *others: Tensor) -> bool:
+    """Whether tensors may meet: single values can come from the CPU."""
+    return all(x.device == first.device
+               or (x.dim() == 0 and x.device.type == 'cpu') for x in others)
 
 
 def _is_watched() -> bool:
     """Whether a compiler, a tracer or a mode sees each operation."""
     return (is_compiling() or torch.jit.is_tracing()
+            or torch._C._are_functorch_transforms_active()
             or torch._C._len_torch_dispatch_stack() > 0
             or torch.autograd.forward_ad._current_level >= 0)

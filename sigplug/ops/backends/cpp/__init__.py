@@ -173,7 +173,7 @@ def gaussian_focal_loss_sums(
     only: of a half type it would be larger than the input.
     """
     logits, target = logits.contiguous(), target.float().contiguous()
-    sums = torch.empty(rows, dtype=torch.float64)
+    sums = logits.new_empty(rows, dtype=torch.float64)
     wants_slope = wants_slope and logits.dtype == torch.float32
     slope = torch.empty_like(logits) if wants_slope else None
     prepare().gaussian_focal_loss_sums(
@@ -214,7 +214,7 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
                        members: Tensor | None, eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     plan = _PLANS[type(sets)](x, p, sets, members)
-    y = torch.empty(math.prod(plan.result_shape), dtype=torch.float32)
+    y = plan.x.new_empty(math.prod(plan.result_shape), dtype=torch.float32)
     plan.kernel('forward')(
         DTYPES[x.dtype], plan.x.data_ptr(), *plan.arguments,
         _lower_clamp(eps), y.data_ptr(), _threads(x))
@@ -234,7 +234,7 @@ def power_mean_backward(
     elif wants_x:
         grad_x = torch.empty_like(plan.x)
     if wants_p:
-        grad_p = torch.empty(y.numel(), dtype=torch.float32)
+        grad_p = torch.empty_like(y)
     plan.kernel('backward')(
         DTYPES[x.dtype], plan.x.data_ptr(), *plan.arguments,
         _lower_clamp(eps), y.data_ptr(), grad_y.data_ptr(), _pointer(grad_x),
@@ -287,7 +287,7 @@ class _Plan:
     def power(self, p: Power) -> tuple[Tensor, int]:
         """One value, or one for each result."""
         if not isinstance(p, Tensor):
-            return torch.tensor(p, dtype=torch.float64), 0
+            return self.x.new_tensor(p, dtype=torch.float64), 0
         p = p.detach().double()
         return (p, 0) if p.numel() == 1 else (self.arrange_result(p), 1)
 
@@ -326,7 +326,7 @@ def _plan_segments(x: Tensor, p: Power, sets: Segments,
     plan = _Plan('columns', x.contiguous(), tuple(range(x.dim())),
                  (sets.num, *x.shape[1:]))
     index = index.contiguous()
-    offsets = torch.empty(sets.num + 1, dtype=torch.int64)
+    offsets = index.new_empty(sets.num + 1)
     rows = torch.empty_like(index)
     if prepare().group_rows(index.data_ptr(), len(index), sets.num,
                             offsets.data_ptr(), rows.data_ptr()):
@@ -388,7 +388,7 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
     """See :func:`sigplug.ops.gaussian_heatmap`."""
     centers, radii, labels = (
         x.long().contiguous() for x in (centers, radii, labels))
-    heatmap = torch.zeros(num_classes, *size)
+    heatmap = centers.new_zeros(num_classes, *size, dtype=torch.float32)
     peaks = _Peaks(len(radii), centers.data_ptr(), radii.data_ptr(),
                    labels.data_ptr())
     prepare().gaussian_heatmap(peaks, *size, heatmap.data_ptr(),

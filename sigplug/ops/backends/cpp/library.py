@@ -38,11 +38,11 @@ def load() -> ctypes.CDLL:
     command = (*compiler, *FLAGS, _native_flag())
     sources = sorted(SOURCES.glob('*.cpp'))
     name = f'kernels-{_fingerprint(command)}.so'
-    with _cache_folder() as folder:
+    with _folder_of(name) as folder:
         library = folder / name
-        if not library.exists():
+        if not _is_whole(library):
             with _lock(folder / 'kernels.lock'):
-                if not library.exists():
+                if not _is_whole(library):
                     _compile((*command, *map(str, sources)), library)
         return ctypes.CDLL(str(library))
 
@@ -68,7 +68,8 @@ def _fingerprint(command: tuple[str, ...]) -> str:
     digest = hashlib.sha256(' '.join(command).encode())
     for path in sorted((*SOURCES.glob('*.cpp'), *SOURCES.glob('*.h'))):
         digest.update(path.read_bytes())
-    version = subprocess.run((command[0], '--version'), capture_output=True,
+    # With all words: the first one may be a launcher, such as ccache.
+    version = subprocess.run((*command, '--version'), capture_output=True,
                              timeout=TIMEOUT)
     digest.update(version.stdout)
     digest.update(platform.machine().encode())
@@ -82,17 +83,32 @@ def _fingerprint(command: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there and ends with the digest of its content.
+
+    A process that loads one that was cut off is killed.
+    """
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return content[-size:] == hashlib.sha256(content[:-size]).digest()
+
+
 @contextlib.contextmanager
-def _cache_folder() -> Iterator[Path]:
-    """The cache; where it cannot be written, a folder for this process."""
+def _folder_of(name: str) -> Iterator[Path]:
+    """The cache if it holds the library, or can; else one of this process."""
     user = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     path = os.environ.get('SIGPLUG_CACHE') or f'{user}/sigplug'
-    folder = Path(path).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise OSError
-    except OSError:
+        folder = Path(path).expanduser()
+        if not _is_whole(folder / name):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError
+    # A RuntimeError says that there is no home.
+    except (OSError, RuntimeError):
         with tempfile.TemporaryDirectory(prefix='sigplug-') as temporary:
             yield Path(temporary)
     else:
@@ -107,9 +123,11 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with path.open('w') as file:
-        # Some network file systems know no locks: then all of them build.
+    with contextlib.ExitStack() as stack:
+        # Some network file systems know no locks, and the file may belong to
+        # someone else: then all of them build.
         with contextlib.suppress(OSError):
+            file = stack.enter_context(path.open('w'))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -121,11 +139,14 @@ def _compile(command: tuple[str, ...], library: Path) -> None:
     try:
         result = subprocess.run((*command, '-o', str(unfinished)),
                                 capture_output=True, text=True,
-                                timeout=TIMEOUT)
+                                errors='replace', timeout=TIMEOUT)
         if result.returncode:
             raise BackendError(
                 f'{command[0]} could not compile the kernels:\n'
                 f'{result.stderr.strip()[:2000]}')
+        digest = hashlib.sha256(unfinished.read_bytes()).digest()
+        with unfinished.open('ab') as file:
+            file.write(digest)
         os.replace(unfinished, library)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendError(

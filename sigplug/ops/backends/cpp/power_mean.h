@@ -17,13 +17,14 @@ SIGPLUG_INLINE Vec check_numbers(Vec c) {
 }
 
 // A set whose largest number (or mean) is in this range is computed in
-// float32, by vectors, where p is at least 1; 0 stands for a set of zeros.
-// Others are left to the functions in double below.
-constexpr float kSmallest = 1e-30f, kLargest = 1e30f;
+// float32, by vectors, where p is at least 1 and so small that exponents keep
+// their digits; 0 stands for a set of zeros. Others are left to the functions
+// in double below.
+constexpr float kSmallest = 1e-30f, kLargest = 1e30f, kLargestPower = 1e6f;
 
 inline bool is_ordinary(float scale, double p) {
   return (scale == 0.0f || (scale >= kSmallest && scale <= kLargest)) &&
-         p >= 1.0 && p <= FLT_MAX;
+         p >= 1.0 && p <= kLargestPower;
 }
 
 SIGPLUG_INLINE Vec clamp(Vec x, float eps) { return x < eps ? all(eps) : x; }

@@ -102,7 +102,7 @@ SIGPLUG_INLINE bool any(IntVec x) {
 
 SIGPLUG_INLINE IntVec not_ordinary(Vec scale, Vec p) {
   return ~(((scale == 0.0f) | ((scale >= kSmallest) & (scale <= kLargest))) &
-           (p >= 1.0f) & (p <= FLT_MAX));
+           (p >= 1.0f) & (p <= kLargestPower));
 }
 
 template <typename T>

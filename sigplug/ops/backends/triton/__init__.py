@@ -5,6 +5,7 @@ waits for the device.
 """
 import torch
 
+from ...power_mean import Dims
 from .clip_sigmoid import clip_sigmoid_backward, clip_sigmoid_forward
 from .gaussian_focal_loss import (
     gaussian_focal_loss_backward,
@@ -26,7 +27,16 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def prepare() -> None:
-    """Raise an ``OSError`` unless there is a device to compile for."""
+    """Raise an ``OSError`` unless kernels can be compiled and launched.
+
+    Triton finds out at a launch that it has no C compiler or no Python
+    headers for it, or that the device is too old for it: this is one.
+    """
     if not torch.cuda.is_available():
         raise OSError('PyTorch finds no CUDA device: see '
                       'torch.cuda.is_available()')
+    try:
+        power_mean_forward(torch.ones(1, device='cuda'), 3.0, Dims((0, )),
+                           None, None)
+    except Exception as error:  # Those of Triton have no common type.
+        raise OSError(f'Triton cannot launch a kernel: {error}') from error
