@@ -1,8 +1,9 @@
 """The CPU backend: C++ kernels on the memory of tensors.
 
-The functions have the names and arguments of the eager forms. All arithmetic
-is in float32; the bits of a result do not depend on the number of threads
-(but for those of ``torch.sigmoid``, which float32 takes from torch).
+The functions have the names and arguments of the eager forms. The arithmetic
+is in float32, but for sums and unusual numbers, which are in float64; the bits
+of a result do not depend on the number of threads (but for those of
+``torch.sigmoid``, which float32 takes from torch).
 """
 import functools
 import math

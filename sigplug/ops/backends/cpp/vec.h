@@ -1,5 +1,5 @@
 // Vectors of floats by the vector extension of GCC and Clang, and how they
-// are loaded and stored. All arithmetic is in float32.
+// are loaded and stored, as float32 whatever the type in memory.
 #pragma once
 
 #include <cstdint>
