@@ -272,6 +272,21 @@ def test_power_mean_of_segments():
         layer(x.float(), index, dim_size=4), rtol=0, atol=0)
 
 
+def test_textbook_gem_is_that_of_mmpretrain():
+    import stock_forms
+    module = stock_forms.import_alone('mmpretrain.models.necks.gem')
+    x, p = torch.randn(2, 3, 5, 7), torch.tensor([3.5])
+    assert stock_forms.gem(x, p).equal(module.gem(x, p))
+    assert stock_forms.import_alone(module.__name__) is module
+
+
+@pytest.mark.parametrize('name', ['no_such_package.x', 'math.x', 'xml.dom.x'])
+def test_a_module_that_is_missing(name):
+    import stock_forms
+    with pytest.raises(ImportError):
+        stock_forms.import_alone(name)
+
+
 def test_windows_of_the_textbook_gem():
     import stock_forms
     x = torch.rand(1, 1, 7, 7, dtype=torch.float64)

@@ -160,10 +160,11 @@ def compiled(function: Callable[..., Any]) -> Form:
 
 
 def peer(name: str, module: str, package: str,
-         make: Callable[[Any], Callable[..., Any]], **kwargs: Any) -> Form:
+         make: Callable[[Any], Callable[..., Any]],
+         load: Callable[[str], Any] = import_module, **kwargs: Any) -> Form:
     """A form of another package, which need not be installed."""
     try:
-        return Form(name, make(import_module(module)), **kwargs)
+        return Form(name, make(load(module)), **kwargs)
     except ImportError:
         return Form(name, None, package=package, **kwargs)
 
@@ -306,7 +307,8 @@ def gem_case(shape: tuple[int, ...], p: float | None,
         forms.append(compiled(stock_forms.gem))
         forms.append(
             peer('mmpretrain', 'mmpretrain.models.necks.gem', 'mmpretrain',
-                 lambda module: partial(module.gem, clamp=True)))
+                 lambda module: partial(module.gem, clamp=True),
+                 stock_forms.import_alone))
     forms += ours(gem_pool)
     if scaled:
         forms.append(Form('adaptive_avg_pool2d',
