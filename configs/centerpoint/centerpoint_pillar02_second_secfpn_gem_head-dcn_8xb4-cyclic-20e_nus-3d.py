@@ -1,0 +1,10 @@
+_base_ = [
+    'mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_head-dcn_8xb4-cyclic-20e_nus-3d.py',  # noqa: E501
+    '../_base_/schedules/gem-power.py',
+]
+
+model = dict(
+    pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
+    pts_bbox_head=dict(
+        type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
+optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)

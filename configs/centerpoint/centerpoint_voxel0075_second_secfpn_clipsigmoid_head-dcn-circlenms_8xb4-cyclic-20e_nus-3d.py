@@ -1,0 +1,5 @@
+_base_ = 'mmdet3d::centerpoint/centerpoint_voxel0075_second_secfpn_head-dcn-circlenms_8xb4-cyclic-20e_nus-3d.py'  # noqa: E501
+
+model = dict(
+    pts_bbox_head=dict(
+        type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))

@@ -1,0 +1,1 @@
+"""Configs in plain Python, to be read with ``read_base``."""

@@ -1,0 +1,1 @@
+"""CenterPoint with the parts of sigplug."""

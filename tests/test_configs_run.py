@@ -1,0 +1,172 @@
+"""Every sample config computes losses and predicts; the small ones train."""
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / (
+    'configs/centerpoint/'
+    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_nus-mini-3d.py')
+LAZY_QUICKSTART = ROOT / (
+    'sigplug/configs/centerpoint/centerpoint_pillar04_second_secfpn_gem_'
+    '1xb4_onecycle_8e_nus_mini_3d.py')
+CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py')) + [LAZY_QUICKSTART]
+
+
+def load(path: Path) -> Config:
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    import_modules_from_strings(
+        [f'{cfg.default_scope}.{part}' for part in ('models', 'datasets')])
+    return cfg
+
+
+def halve_extent(part) -> None:
+    """A quarter of the area, so that a CPU is quick."""
+    if isinstance(part, list):
+        for entry in part:
+            halve_extent(entry)
+    if not isinstance(part, dict):
+        return
+    for key, value in part.items():
+        if key in ('point_cloud_range', 'post_center_range',
+                   'post_center_limit_range', 'pc_range'):
+            part[key] = [v if i % 3 == 2 else v / 2
+                         for i, v in enumerate(value)]
+        elif key in ('grid_size', 'output_shape'):
+            part[key] = [v // 2 if i < 2 else v for i, v in enumerate(value)]
+        else:
+            halve_extent(value)
+
+
+def random_scene(model: dict) -> dict:
+    """Points and boxes all over the map."""
+    head = model.pts_bbox_head
+    low, high = torch.tensor(
+        model.train_cfg.pts.point_cloud_range).float().view(2, 3)
+    size = 9 if 'vel' in head.common_heads else 7
+    points = torch.rand(2000, model.pts_voxel_encoder.in_channels)
+    points[:, :3] = low + points[:, :3] * (high - low)
+    boxes = 1 + torch.rand(8, size)
+    boxes[:, :3] = low + torch.rand(8, 3) * (high - low)
+    labels = torch.randint(sum(t.num_class for t in head.tasks), (8, ))
+    sample = Det3DDataSample(
+        metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    sample.gt_instances_3d = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=size), labels_3d=labels)
+    return dict(inputs=dict(points=[points]), data_samples=[sample])
+
+
+def check_predictions(model: nn.Module, batch: dict, size: int) -> None:
+    model.eval()
+    with torch.no_grad():
+        out = model(**model.data_preprocessor(batch, False), mode='predict')
+    for sample in out:
+        pred = sample.pred_instances_3d
+        assert pred.bboxes_3d.tensor.shape == (len(pred.scores_3d), size)
+        assert pred.bboxes_3d.tensor.isfinite().all()
+        assert ((pred.scores_3d > 0) & (pred.scores_3d < 1)).all()
+        assert len(pred.scores_3d) > 0
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if 'centerpoint' in path.stem],
+    ids=lambda path: path.stem)
+def test_loss_and_predictions_of_centerpoint(path):
+    cfg = load(path)
+    if cfg.model.pts_middle_encoder.type == 'SparseEncoder':
+        pytest.skip('sparse convolution needs CUDA: mmcv has no '
+                    'get_indice_pairs for the CPU')
+    halve_extent(cfg.model)
+    model = MODELS.build(cfg.model)
+    batch = random_scene(cfg.model)
+    with torch.no_grad():
+        losses = model(
+            **model.data_preprocessor(copy.deepcopy(batch), True), mode='loss')
+    tasks = len(cfg.model.pts_bbox_head.tasks)
+    assert losses.keys() == {f'task{i}.loss_{part}' for i in range(tasks)
+                             for part in ('heatmap', 'bbox')}
+    assert all(loss.isfinite() for loss in losses.values())
+    check_predictions(model, batch, cfg.model.pts_bbox_head.bbox_coder.
+                      code_size)
+
+
+HEAD_WITHOUT_VELOCITY = dict(
+    pts_bbox_head=dict(
+        common_heads=dict(vel=None), bbox_coder=dict(code_size=7)),
+    train_cfg=dict(pts=dict(code_weights=[1.0] * 8)))
+DCN_HEAD = dict(pts_bbox_head=dict(separate_head=dict(
+    type='DCNSeparateHead', dcn_config=dict(
+        type='DCN', in_channels=32, out_channels=32, kernel_size=3, padding=1,
+        groups=4))))
+TASKS = [['car'], ['truck', 'construction_vehicle', 'bus', 'trailer'],
+         ['barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone']]
+LOGITS = dict(pts_bbox_head=dict(
+    heatmap_act=None,
+    loss_cls=dict(_delete_=True, type='GaussianFocalLossWithLogits')))
+VARIANTS = {
+    'quickstart': {},
+    'logits': LOGITS,
+    'straight-through': dict(pts_bbox_head=dict(heatmap_act=dict(
+        type='ClipSigmoid', grad='straight_through'))),
+    'no velocity': HEAD_WITHOUT_VELOCITY,
+    'DCN head': DCN_HEAD,
+    'DCN head, logits': DCN_HEAD | LOGITS,
+    'three tasks, circle NMS': dict(
+        pts_bbox_head=dict(tasks=[
+            dict(num_class=len(names), class_names=names)
+            for names in TASKS]),
+        test_cfg=dict(pts=dict(
+            nms_type='circle', min_radius=[4, 10, 0.5]))),
+    'p per channel': dict(pts_voxel_encoder=dict(per_channel=True)),
+    'maximum': dict(pts_voxel_encoder=dict(
+        p=float('inf'), p_trainable=False)),
+}
+
+
+@pytest.fixture(scope='module')
+def frames(synthetic_nuscenes) -> dict:
+    """Two frames of the synthetic data set, as the data loader gives them."""
+    cfg = load(QUICKSTART)
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = f'{synthetic_nuscenes}/'
+    samples = DATASETS.build(dataset)
+    return pseudo_collate([samples[0], samples[1]])
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_training_lowers_the_loss(variant, frames):
+    cfg = load(QUICKSTART)
+    cfg.merge_from_dict(dict(model=copy.deepcopy(VARIANTS[variant])))
+    head = cfg.model.pts_bbox_head
+    for name in [k for k, v in head.common_heads.items() if v is None]:
+        del head.common_heads[name]
+    cfg.model.test_cfg.pts.score_threshold = 0.0
+    head.bbox_coder.score_threshold = 0.0
+    halve_extent(cfg.model)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    model.pts_bbox_head.init_weights()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    history = []
+    for _ in range(15):
+        batch = model.data_preprocessor(copy.deepcopy(frames), True)
+        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.6 * history[0], history
+    assert all(p.grad is not None and p.grad.isfinite().all()
+               for p in model.parameters())
+    check_predictions(model, copy.deepcopy(frames), head.bbox_coder.code_size)
