@@ -62,7 +62,8 @@ def register_hook_everywhere(cls: type) -> type:
     return cls
 
 
-def register_unavailable(name: str, error: Exception) -> type:
+def register_unavailable(name: str, error: Exception,
+                         package: str = 'mmdet3d') -> type:
     """Register a stand-in for a class whose imports fail.
 
     Without it a config that names the class would end in a confusing "not in
@@ -71,6 +72,8 @@ def register_unavailable(name: str, error: Exception) -> type:
     Args:
         name (str): The class name.
         error (Exception): Why the class cannot be imported.
+        package (str): The package that the class is built on, beside mmcv.
+            Defaults to ``'mmdet3d'``.
 
     Returns:
         type: A class that raises an ``ImportError`` when it is built.
@@ -78,9 +81,9 @@ def register_unavailable(name: str, error: Exception) -> type:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise ImportError(
-            f'sigplug.{name} needs mmdet3d and mmcv with its operators, whose '
-            f'import fails here: {error}. Install them ("make env" builds the '
-            'whole stack, see the README).') from error
+            f'sigplug.{name} needs {package} and mmcv with its operators, '
+            f'whose import fails here: {error}. Install them ("make env" '
+            'builds the whole stack, see the README).') from error
 
     stand_in = type(name, (), {'__init__': __init__})
     MODELS.register_module(module=stand_in)

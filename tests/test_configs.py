@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
@@ -18,10 +19,12 @@ CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 SMALL = 'centerpoint_pillar04_second_secfpn_{}_1xb4-onecycle-8e_nus-mini-3d.py'
 
 
-def load(name: str) -> Config:
-    init_default_scope('mmdet3d')
-    import_modules_from_strings(['mmdet3d.models', 'mmdet3d.datasets'])
-    return Config.fromfile(ROOT / 'configs' / 'centerpoint' / name)
+def load(name: str | Path) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / 'centerpoint' / name)
+    init_default_scope(cfg.default_scope)
+    import_modules_from_strings([
+        f'{cfg.default_scope}.models', f'{cfg.default_scope}.datasets'])
+    return cfg
 
 
 def differences(a, b, prefix=''):
@@ -38,7 +41,7 @@ def differences(a, b, prefix=''):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_builds(path):
-    cfg = load(path.relative_to(ROOT / 'configs' / 'centerpoint'))
+    cfg = load(path)
     assert MODELS.build(cfg.model) is not None
 
 
@@ -100,6 +103,41 @@ def test_trained_powers_have_their_own_optimiser_settings(path):
     assert not names
     assert len(powers) == sum(
         isinstance(module, Power) for module in model.modules()) > 0
+
+
+@pytest.mark.parametrize('ours, stock, changed', [
+    ('centernet/centernet_r18-dcnv2_clipsigmoid_8xb16-crop512-140e_coco.py',
+     'centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py',
+     {'type', 'heatmap_act'}),
+    ('centernet/centernet-update_r50_fpn_logits_8xb8-amp-lsj-200e_coco.py',
+     'centernet/centernet-update_r50_fpn_8xb8-amp-lsj-200e_coco.py',
+     {'type', 'loss_cls.type'}),
+    ('cornernet/cornernet_hourglass104_clipsigmoid_8xb6-210e-mstest_coco.py',
+     'cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py',
+     {'type', 'heatmap_act'}),
+])
+def test_image_heads_change_nothing_else(tmp_path, ours, stock, changed):
+    (tmp_path / 'stock.py').write_text(f"_base_ = 'mmdet::{stock}'")
+    assert differences(
+        load(ROOT / 'configs' / ours).to_dict(),
+        load(tmp_path / 'stock.py').to_dict()
+    ) == {f'model.bbox_head.{key}' for key in changed}
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs').glob('*/metafile.yml')),
+    ids=lambda path: path.parent.name)
+def test_metafile_lists_the_configs_of_its_folder(path):
+    meta = yaml.safe_load(path.read_text())
+    collections = {collection['Name'] for collection in meta['Collections']}
+    assert sorted(model['Config'] for model in meta['Models']) == sorted(
+        f'configs/{path.parent.name}/{config.name}'
+        for config in path.parent.glob('*.py'))
+    for model in meta['Models']:
+        assert model['Name'] == Path(model['Config']).stem
+        assert model['In Collection'] in collections
+    for collection in meta['Collections']:
+        assert (ROOT / collection['README']).is_file()
 
 
 FIVE_LINES = """

@@ -124,6 +124,27 @@ for name in ('CenterHead', 'GeMPillarFeatureNet'):
     for word in (f'sigplug.{name}', 'mmdet3d', 'Install'):
         assert word in message, message
     assert 'not in the' not in message, message
+
+# The heads of mmdet do not need mmdet3d.
+head = MODELS.build(dict(
+    type='sigplug.CenterNetHead', in_channels=4, feat_channels=4,
+    num_classes=1))
+assert type(head).__module__ == 'sigplug.models.dense_heads.heatmap_heads'
+""", tmp_path)
+
+
+def test_without_mmdet(tmp_path):
+    """Each head on mmdet says what is missing."""
+    run("""
+sys.modules['mmdet'] = None
+from mmengine.registry import MODELS
+for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
+             'CornerHead'):
+    message = message_of(
+        ImportError, MODELS.build, dict(type=f'sigplug.{name}', in_channels=4))
+    for word in (f'sigplug.{name} needs mmdet and', 'Install'):
+        assert word in message, message
+assert type(MODELS.build(dict(type='sigplug.GeM'))).__name__ == 'GeM'
 """, tmp_path)
 
 
@@ -169,6 +190,9 @@ HEAD = dict(
         type='CenterPointBBoxCoder', pc_range=[0, 0], out_size_factor=4,
         voxel_size=[1, 1]),
     separate_head=dict(type='SeparateHead', final_kernel=3))
+IMAGE_HEAD = dict(
+    type='sigplug.CenterNetHead', in_channels=4, feat_channels=4,
+    num_classes=1)
 
 
 def first(build, cfg):
@@ -219,6 +243,8 @@ CASES = {
     'default scope mmdet': lambda: with_scope(
         'mmdet', MODELS, dict(type='sigplug.GeMNeck')),
     'default scope mmdet3d': lambda: with_scope('mmdet3d', MODELS, HEAD),
+    'default scope mmdet head': lambda: with_scope(
+        'mmdet', MODELS, IMAGE_HEAD),
     'default scope sigplug': lambda: with_scope(
         'sigplug', MODELS, dict(type='sigplug.GeMNeck')),
     'encoder': lambda: with_scope(
@@ -243,4 +269,4 @@ for name, case in CASES.items():
     status = os.waitpid(pid, 0)[1]
     print(name, 'failed' if status else 'done', flush=True)
 ''', tmp_path)
-    assert 'failed' not in out and out.count('done') == 21, out
+    assert 'failed' not in out and out.count('done') == 22, out

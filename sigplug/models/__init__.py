@@ -1,7 +1,7 @@
 """Model parts.
 
 The parts that need only mmengine are imported here; ``dense_heads`` and
-``voxel_encoders`` import mmdet3d, and are imported when they are asked for.
+``voxel_encoders`` import mmdet and mmdet3d, once they are asked for.
 """
 from .layers import ClipSigmoid, GeM
 from .losses import GaussianFocalLossWithLogits

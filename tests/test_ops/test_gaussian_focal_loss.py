@@ -58,7 +58,7 @@ def test_weight_and_reductions_equal_mmdet():
     prob = stock_clip_sigmoid(logits.clone())
     for reduction in ('none', 'mean', 'sum'):
         torch.testing.assert_close(
-            ours(logits, target, weight, reduction_override=reduction),
+            ours(logits, target, weight=weight, reduction_override=reduction),
             stock(prob, target, weight=weight, reduction_override=reduction),
             rtol=1e-6,
             atol=0)

@@ -150,7 +150,7 @@ def test_focal_loss_module(data):
     module = GaussianFocalLossWithLogits(
         reduction=reduction, loss_weight=scale, **settings)
     loss, dx = run(
-        lambda x: module(x, t, weight, avg_factor, override), x)
+        lambda x: module(x, t, None, None, weight, avg_factor, override), x)
 
     factor = scale * (1 if weight is None else exact(weight))
     if used == 'mean':

@@ -22,6 +22,8 @@ from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
 
+from .heatmap_act import build_heatmap_act
+
 # Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
 # The regression target encodes the yaw as (sin, cos), hence one value more.
 BOX_SIZE, BOX_SIZE_WITH_VELOCITY = 7, 9
@@ -79,17 +81,8 @@ class CenterHead(_CenterHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        takes_logits = getattr(self.loss_cls, 'from_logits', False)
-        if takes_logits and heatmap_act is not None:
-            raise ValueError(
-                f'heatmap_act={heatmap_act} has no effect in front of '
-                f'{type(self.loss_cls).__name__}, which takes logits: '
-                'set it to None, or choose a loss that takes probabilities')
-        self.heatmap_act = nn.Identity() if takes_logits else (
-            MODELS.build(heatmap_act or dict(type='ClipSigmoid')))
-        # The logits are still needed after the loss.
-        if getattr(self.heatmap_act, 'inplace', False):
-            self.heatmap_act.inplace = False
+        self.heatmap_act = build_heatmap_act(
+            heatmap_act, self.loss_cls, dict(type='ClipSigmoid'))
         self.heatmap_observers: list[Callable[[int, Tensor, Tensor],
                                               None]] = []
         # DCNSeparateHead keeps its regression branches one level down.

@@ -1,5 +1,6 @@
 """The Gaussian focal loss of logits as a module."""
 
+import torch
 from torch import Tensor, nn
 
 from sigplug.ops.gaussian_focal_loss import (
@@ -56,30 +57,61 @@ class GaussianFocalLossWithLogits(nn.Module):
     def forward(self,
                 pred: Tensor,
                 target: Tensor,
+                pos_inds: Tensor | None = None,
+                pos_labels: Tensor | None = None,
                 weight: Tensor | None = None,
                 avg_factor: float | Tensor | None = None,
                 reduction_override: str | None = None) -> Tensor:
         """Loss of heatmap logits.
 
+        The peaks are the cells of target 1 or, as in mmdet's
+        ``CenterNetUpdateHead``, those at ``pos_inds``, of which one cell may
+        be several. There ``'mean'`` without ``avg_factor`` is the mean over
+        the peaks and that over all cells, added up.
+
         Args:
-            pred (Tensor): Logits of any shape.
+            pred (Tensor): Logits of any shape; ``(N, num_classes)`` with
+                ``pos_inds``.
             target (Tensor): Gaussian target of the same shape.
-            weight (Tensor, optional): Elementwise weight.
+            pos_inds (Tensor, optional): Rows of the peaks, ``(M, )`` int64.
+            pos_labels (Tensor, optional): Classes of the peaks, ``(M, )``
+                int64.
+            weight (Tensor, optional): Elementwise weight; not with
+                ``pos_inds``.
             avg_factor (float | Tensor, optional): Divides the sum.
             reduction_override (str, optional): Takes the place of
                 ``reduction``.
 
         Returns:
-            Tensor: The weighted loss.
+            Tensor: The weighted loss, for ``'none'`` of the shape of
+            ``pred``.
+
+        Raises:
+            ValueError: ``pos_inds`` is given without ``pos_labels`` or with
+                ``weight``, or an argument is out of its range.
         """
-        return self.loss_weight * gaussian_focal_loss_with_logits(
-            pred,
-            target,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            pos_weight=self.pos_weight,
-            neg_weight=self.neg_weight,
-            clip=self.clip,
-            weight=weight,
-            reduction=reduction_override or self.reduction,
-            avg_factor=avg_factor)
+        reduction = reduction_override or self.reduction
+        options = dict(
+            alpha=self.alpha, gamma=self.gamma, clip=self.clip,
+            reduction=reduction, avg_factor=avg_factor)
+        if pos_inds is None:
+            return self.loss_weight * gaussian_focal_loss_with_logits(
+                pred, target, pos_weight=self.pos_weight,
+                neg_weight=self.neg_weight, weight=weight, **options)
+        if pos_labels is None:
+            raise ValueError('pos_inds needs pos_labels, the class of each '
+                             'peak, but got None')
+        if weight is not None:
+            raise ValueError('weight does not go with pos_inds: set it to '
+                             'None, or mark the peaks by a target of 1')
+        cells = pos_inds, pos_labels
+        peaks = pred[cells]
+        pos = gaussian_focal_loss_with_logits(
+            peaks, torch.ones_like(peaks), pos_weight=self.pos_weight,
+            neg_weight=0.0, **options)
+        neg = gaussian_focal_loss_with_logits(
+            pred, target, pos_weight=0.0, neg_weight=self.neg_weight,
+            **options)
+        return self.loss_weight * (
+            neg.index_put(cells, pos, accumulate=True)
+            if reduction == 'none' else pos + neg)

@@ -1,0 +1,111 @@
+"""The loss module with the peaks by index, against mmdet's and float64."""
+import inspect
+
+import pytest
+import torch
+from mmdet.models.losses import GaussianFocalLoss
+
+from sigplug.models import GaussianFocalLossWithLogits
+
+ROWS, CLASSES = 40, 5
+WEIGHTS = dict(pos_weight=0.25, neg_weight=0.75, loss_weight=2.0)
+
+
+def case(num_peaks=12, dtype=torch.float64, spread=2.0):
+    """Logits, targets and peaks, one of which comes twice."""
+    logits = (spread * torch.randn(ROWS, CLASSES)).to(dtype)
+    target = torch.rand(ROWS, CLASSES).to(dtype)**3
+    rows = torch.randint(ROWS, (num_peaks, ))
+    labels = torch.randint(CLASSES, (num_peaks, ))
+    if num_peaks > 1:
+        rows[1], labels[1] = rows[0], labels[0]
+        # A target of 1 that is no peak weighs nothing.
+        target[rows[0]] = 1
+    return logits.requires_grad_(), target, rows, labels
+
+
+def test_arguments_come_in_the_order_of_mmdet():
+    ours, stock = (
+        list(inspect.signature(cls.forward).parameters.values())
+        for cls in (GaussianFocalLossWithLogits, GaussianFocalLoss))
+    assert [(p.name, p.default) for p in ours] == [
+        (p.name, p.default) for p in stock]
+
+
+@pytest.mark.parametrize('reduction, avg_factor', [
+    ('mean', None), ('mean', 7.0), ('mean', torch.tensor(3.0)),
+    ('sum', None)])
+@pytest.mark.parametrize('settings', [{}, dict(alpha=1.5, gamma=0.0)])
+def test_peaks_by_index_equal_mmdet(reduction, avg_factor, settings):
+    settings = dict(settings, **WEIGHTS)
+    logits, *others = case()
+    options = dict(avg_factor=avg_factor, reduction_override=reduction)
+    got = GaussianFocalLossWithLogits(**settings)(logits, *others, **options)
+    expected = GaussianFocalLoss(**settings)(
+        logits.sigmoid(), *others, **options)
+    # mmdet adds 1e-12 inside of its logarithms.
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, logits)[0] for loss in (got, expected)),
+        rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize('num_peaks', [0, 1, 12, ROWS])
+def test_losses_of_the_cells_hold_those_of_their_peaks(num_peaks):
+    """Mmdet adds M peaks to N rows as they stand, which fits no cell."""
+    logits, target, rows, labels = case(num_peaks)
+    loss = GaussianFocalLossWithLogits(**WEIGHTS)
+    cells = loss(logits, target, rows, labels, reduction_override='none')
+    q = logits.sigmoid()
+    expected = -0.75 * (1 - target)**4 * q**2 * (1 - q).log()
+    for row, label in zip(rows.tolist(), labels.tolist()):
+        p = q[row, label]
+        expected[row, label] = expected[row, label] - (
+            0.25 * (1 - p)**2 * p.log())
+    torch.testing.assert_close(cells, 2 * expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        cells.sum(), loss(logits, target, rows, labels,
+                          reduction_override='sum'))
+
+
+@pytest.mark.parametrize('clip', [None, 1e-4])
+@pytest.mark.parametrize('dtype', [
+    torch.float16, torch.bfloat16, torch.float32])
+def test_peaks_by_index_are_finite_for_confident_logits(dtype, clip):
+    loss = GaussianFocalLossWithLogits(clip=clip, **WEIGHTS)
+    for value in (-200.0, 200.0):
+        logits, target, rows, labels = case(dtype=dtype)
+        logits.data.fill_(value)
+        got = loss(logits, target, rows, labels, avg_factor=12)
+        assert got.isfinite() and got > 0
+        got.backward()
+        assert logits.grad.isfinite().all()
+        # With value < 0 the peaks are wrong, else the background.
+        assert bool(logits.grad[rows, labels].any() if value < 0 else
+                    logits.grad.any()) == (clip is None)
+
+
+def test_no_peak_at_all():
+    """As upstream calls it for boxes of which none has a peak."""
+    logits, target, rows, labels = case(0)
+    got = GaussianFocalLossWithLogits()(
+        logits, target, rows, labels, avg_factor=1.0)
+    q = logits.sigmoid()
+    expected = -((1 - target)**4 * q**2 * (1 - q).log()).sum()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    got.backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(pos_labels=None), ('pos_inds', 'pos_labels', 'None')),
+    (dict(weight=torch.ones(ROWS, CLASSES)), ('weight', 'pos_inds')),
+    (dict(reduction_override='sum', avg_factor=2.0), ('avg_factor', 'sum')),
+])
+def test_bad_arguments(kwargs, words):
+    logits, target, rows, labels = case()
+    arguments = dict(dict(pos_inds=rows, pos_labels=labels), **kwargs)
+    with pytest.raises(ValueError) as info:
+        GaussianFocalLossWithLogits()(logits, target, **arguments)
+    for word in words:
+        assert word in str(info.value)
