@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
@@ -99,6 +100,30 @@ def test_loss_and_predictions_of_centerpoint(path):
     assert all(loss.isfinite() for loss in losses.values())
     check_predictions(model, batch, cfg.model.pts_bbox_head.bbox_coder.
                       code_size)
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if 'coco' in path.stem],
+    ids=lambda path: path.stem)
+def test_loss_and_predictions_of_image_detectors(path):
+    cfg = load(path)
+    cfg.model.backbone.init_cfg = None  # no weights from elsewhere
+    model = MODELS.build(cfg.model)
+    inputs = demo_mm_inputs(2, [[3, 128, 128]] * 2, num_items=[3, 0])
+    with torch.no_grad():
+        losses = model(
+            **model.data_preprocessor(copy.deepcopy(inputs), True),
+            mode='loss')
+        assert len(losses) >= 2
+        assert model.parse_losses(losses)[0].isfinite()
+        model.eval()
+        inputs['data_samples'][0].set_metainfo(
+            dict(border=[0, 128, 0, 128], batch_input_shape=(128, 128)))
+        batch = {key: value[:1] for key, value in inputs.items()}
+        out, = model(**model.data_preprocessor(batch, False), mode='predict')
+    pred = out.pred_instances
+    assert pred.bboxes.shape == (len(pred.scores), 4)
+    assert pred.bboxes.isfinite().all()
 
 
 HEAD_WITHOUT_VELOCITY = dict(
