@@ -26,12 +26,18 @@ def import_alone(name: str) -> ModuleType:
     package, *folders = name.split('.')[:-1]
     if package not in sys.modules:
         spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None:
             raise ImportError(f'no package {package}')
-        path = Path(spec.submodule_search_locations[0])
-        for folder in ('', *folders):
-            package = f'{package}.{folder}' if folder else package
-            path /= folder
+        paths = spec.submodule_search_locations
+    else:
+        paths = getattr(sys.modules[package], '__path__', None)
+    if not paths:
+        raise ImportError(f'{package} is not a package')
+    path = Path(list(paths)[0])
+    for folder in ('', *folders):
+        package = f'{package}.{folder}' if folder else package
+        path /= folder
+        if package not in sys.modules:
             sys.modules[package] = ModuleType(package)
             sys.modules[package].__path__ = [str(path)]
     return import_module(name)
