@@ -54,6 +54,20 @@ def test_quickstart_differs_from_its_stock_twin_in_the_plugged_parts_only():
     }
 
 
+@pytest.mark.parametrize('name', [
+    SMALL.format('gem'),
+    'centerpoint_pillar02_second_secfpn_gem_8xb4-cyclic-20e_nus-3d.py'
+])
+def test_dynamic_config_differs_from_the_hard_one_in_voxelisation_only(name):
+    hard, dynamic = load(name), load(name.replace('_pillar', '_dv-pillar'))
+    assert differences(hard.to_dict(), dynamic.to_dict()) == {
+        'model.type', 'model.pts_voxel_encoder.type',
+        'model.data_preprocessor.voxel_type',
+        'model.data_preprocessor.voxel_layer.max_num_points',
+        'model.data_preprocessor.voxel_layer.max_voxels'
+    }
+
+
 @pytest.mark.parametrize('root', ['elsewhere/', 'elsewhere'])
 def test_data_set_is_changed_from_the_environment(monkeypatch, root):
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', root)

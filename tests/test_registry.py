@@ -118,7 +118,8 @@ for prefix in ('', 'sigplug.'):
     assert type(neck) is GeMNeck and neck(torch.ones(2, 3, 4, 4)).sum() == 6
     assert type(MODELS.build(dict(type=f'{prefix}GeM'))) is GeM
 
-for name in ('CenterHead', 'GeMPillarFeatureNet'):
+for name in ('CenterHead', 'GeMDynamicPillarFeatureNet', 'GeMDynamicVFE',
+             'GeMPillarFeatureNet'):
     message = message_of(
         ImportError, MODELS.build, dict(type=f'sigplug.{name}', in_channels=4))
     for word in (f'sigplug.{name}', 'mmdet3d', 'Install'):

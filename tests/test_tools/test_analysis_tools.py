@@ -11,7 +11,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / 'tools/analysis_tools'
-CONFIG, = REPOSITORY.glob('configs/centerpoint/*_gem_*_nus-mini-3d.py')
+CONFIG, = REPOSITORY.glob(
+    'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
 
 
 def run(tool, *args, **environment):

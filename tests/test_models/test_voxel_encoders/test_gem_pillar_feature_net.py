@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from mmdet3d.models.data_preprocessors.voxelize import VoxelizationByGridShape
 from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
 from sigplug.models.voxel_encoders import GeMPillarFeatureNet
@@ -146,6 +147,82 @@ def test_upstream_maximum_differs_only_by_its_padding():
     torch.testing.assert_close(
         ours(points.clone(), counts, coors),
         stock(points.clone(), counts, coors), rtol=1e-5, atol=1.1e-6)
+
+
+def scan(max_points):
+    """A sweep as a LiDAR has it, voxelised as mmdet3d does.
+
+    Rings, dense by the sensor and sparse far away: most pillars hold a few
+    points, some are cut off.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = 20000
+    radius = 1 + 13 * torch.rand(count, generator=generator) ** 2
+    angle = 2 * math.pi * torch.rand(count, generator=generator)
+    points = torch.stack([
+        radius * angle.cos(), radius * angle.sin(),
+        torch.rand(count, generator=generator) ** 3 * 6 - 2,
+        255 * torch.rand(count, generator=generator),
+        torch.randint(0, 10, (count, ), generator=generator) / 20
+    ], dim=1)
+    voxelize = VoxelizationByGridShape((-10, -10, -5, 10, 10, 3), max_points,
+                                       (0.5, 0.5, 8), max_voxels=2000)
+    voxels, coors, counts = voxelize(points)
+    assert len(voxels) > 1000 and counts.min() == 1
+    assert (counts == max_points).sum() > 50
+    return voxels, counts, torch.nn.functional.pad(coors, (1, 0))
+
+
+def test_rises_to_the_masked_maximum_of_a_scan_with_p():
+    """The stock layer's own parts, with its padding below everything.
+
+    In float64: an intensity of 255 leaves float32 few digits of the rest.
+    """
+    points, counts, coors = scan(max_points=20)
+    points = points.double()
+    stock = build(PillarFeatureNet, (64, )).double().eval()
+    inputs = decorated(stock, points, counts, coors)
+    layer = stock.pfn_layers[0]
+    mask = torch.arange(20) < counts[:, None]
+    with torch.no_grad():
+        x = layer.linear(inputs).transpose(1, 2)
+        x = layer.norm(x).transpose(1, 2).relu()
+        largest = x.masked_fill(~mask[..., None], -math.inf).amax(1)
+        unmasked = stock(points.clone(), counts, coors)
+    # Upstream itself takes the maximum over the padding too.
+    padded = x.amax(1)
+    torch.testing.assert_close(unmasked, padded)
+    assert (padded >= largest).all() and (padded > largest + 0.1).any()
+    before = torch.zeros_like(largest)
+    clamped = largest.clamp(min=1e-6)
+    for p in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 512.0, math.inf):
+        net = build(p=p, p_trainable=False, feat_channels=(64, ))
+        net.double().eval()
+        net.load_state_dict(stock.state_dict(), strict=True)
+        with torch.no_grad():
+            y = net(points.clone(), counts, coors)
+        assert (y >= before * (1 - 1e-9)).all()
+        # The largest of n points has an n-th of the weight at least.
+        floor = clamped * counts[:, None].double() ** (-1 / p)
+        torch.testing.assert_close(y, y.clamp(floor, clamped), rtol=1e-9,
+                                   atol=1e-12)
+        before = y
+    torch.testing.assert_close(y, clamped, rtol=1e-9, atol=1e-12)
+    # As far as the default range lets a trained power go.
+    net = build(p=50.0, feat_channels=(64, )).double().eval()
+    found = net.load_state_dict(stock.state_dict(), strict=False)
+    assert found.missing_keys == ['pfn_layers.0.gem.p']
+    with torch.no_grad():
+        y = net(points.clone(), counts, coors)
+    assert (y >= clamped * 20 ** (-1 / 50) * (1 - 1e-9)).all()
+
+
+def test_trains_on_a_scan():
+    points, counts, coors = scan(max_points=20)
+    net = build(feat_channels=(64, )).train()
+    net(points, counts, coors).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
 @pytest.mark.parametrize('feat_channels', [(8, ), (12, 8)])
