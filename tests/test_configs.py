@@ -7,6 +7,7 @@ import yaml
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
+from mmengine.config.lazy import LazyObject
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.structures import InstanceData
@@ -190,3 +191,27 @@ def test_five_lines_on_a_stock_config_keep_losses_and_checkpoints(tmp_path):
     assert expected.keys() == got.keys()
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, rtol=1e-6, atol=0)
+
+
+def names_of_types(value):
+    """The value with each type as the last part of its name."""
+    if isinstance(value, dict):
+        return {key: names_of_types(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [names_of_types(entry) for entry in value]
+    if isinstance(value, (type, LazyObject)):
+        return getattr(value, '__name__', None) or value.name
+    if isinstance(value, str):
+        return value.removeprefix('sigplug.').removeprefix('mmdet.')
+    return value
+
+
+def test_config_in_plain_python_is_the_quickstart():
+    python = Config.fromfile(
+        ROOT / 'sigplug/configs/centerpoint' / SMALL.format('gem').replace(
+            '-', '_'))
+    text = load(SMALL.format('gem')).to_dict()
+    del text['power_paramwise_cfg']
+    # Beside the values it holds what it imports.
+    got = names_of_types({key: python[key] for key in text})
+    assert got == names_of_types(text)
