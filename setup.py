@@ -46,8 +46,16 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['sigplug', 'sigplug.*']),
-    # The CPU kernels, compiled on the machine that first calls them.
-    package_data={'sigplug.ops.backends.cpp': ['*.cpp', '*.h']},
+    package_data={
+        # The CPU kernels, compiled on the machine that first calls them.
+        'sigplug.ops.backends.cpp': ['*.cpp', '*.h'],
+        # Where mim looks for them: links here, copies in a wheel.
+        'sigplug': [
+            '.mim/model-index.yml', '.mim/configs/**/*.py',
+            '.mim/configs/**/*.yml', '.mim/tools/**/*.py',
+            '.mim/tools/**/*.sh', '.mim/tools/**/*.md'
+        ],
+    },
     install_requires=read_requirements('runtime'),
     extras_require={
         'mim': read_requirements('mminstall'),
