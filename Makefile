@@ -1,14 +1,19 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
 # the environment, ARGS='...' goes to the program that the target runs,
 # EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
-# each of its properties, and for how long it starts over.
+# each of its properties, and for how long it starts over. COLUMN=torch2.1
+# takes other versions, those of requirements/columns/, in an environment of
+# their own.
 
 .PHONY: help env quickstart test fuzz bench lint clean
 
+export COLUMN
+VENV := .venv$(if $(COLUMN),-$(COLUMN))
+
 ifeq ($(origin PYTHON),undefined)
 # The environment's own first: one that was made with another Python stays.
-PYTHON := $(or $(shell for p in $(if $(wildcard .venv/setup-env.json), \
-	.venv/bin/python) python3.11 python3.12 python3.10 python3; do \
+PYTHON := $(or $(shell for p in $(if $(wildcard $(VENV)/setup-env.json), \
+	$(VENV)/bin/python) python3.11 python3.12 python3.10 python3; do \
 	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done),python3)
 endif
 # Packages of other installations (ROS, for one) must not mix with .venv.
@@ -23,24 +28,24 @@ env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 	@$(PYTHON) tools/misc/setup_env.py
 
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
-	.venv/bin/python tools/quickstart.py $(ARGS)
+	$(VENV)/bin/python tools/quickstart.py $(ARGS)
 
 test: env  ## run the tests
-	.venv/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(ARGS)
 
 fuzz: export EXAMPLES ?= 1000
 fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
 	@end=$$(($$(date +%s) + $(or $(SECONDS),0))); while :; do \
-	.venv/bin/python -m pytest --hypothesis-profile=fuzz \
+	$(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
 	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
 	|| exit; [ $$(date +%s) -lt $$end ] || break; done
 
 bench: env  ## time the operations and a training against the stock forms
-	.venv/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
-	.venv/bin/python tools/analysis_tools/benchmark_train.py $(ARGS)
+	$(VENV)/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
+	$(VENV)/bin/python tools/analysis_tools/benchmark_train.py $(ARGS)
 
 lint: env  ## check the style
-	.venv/bin/python -m ruff check $(ARGS)
+	$(VENV)/bin/python -m ruff check $(ARGS)
 
 clean:  ## remove what builds and tests leave; keep .venv, data and results
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

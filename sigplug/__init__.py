@@ -5,6 +5,7 @@ nothing beyond mmengine; mmdet3d is only imported once a config asks for a
 part that is built on it.
 """
 from importlib.util import find_spec
+from warnings import warn
 
 from .version import __version__
 
@@ -12,6 +13,10 @@ from .version import __version__
 if find_spec('mmengine') is not None:
     from . import models  # noqa: F401
     from .engine.checkpoint import allow_mmengine_checkpoints
+    from .engine.versions import find_unsupported
     allow_mmengine_checkpoints()
+    # No error: mmengine would turn that into "not in the registry".
+    for sentence in find_unsupported():
+        warn(sentence, stacklevel=2)
 
 __all__ = ['__version__']

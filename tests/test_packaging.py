@@ -1,5 +1,6 @@
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,9 +37,9 @@ def built(tmp_path_factory):
     """The sdist of a copy of the tree, and the wheel made from that sdist."""
     folder = tmp_path_factory.mktemp('build')
     tree = folder / 'tree'
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(
-        '.*', '*.egg-info', '__pycache__', 'build', 'dist', 'data',
-        'work_dirs'))
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(
+        '.git', '.venv*', '.*_cache', '*.egg-info', '__pycache__', 'build',
+        'dist', 'data', 'work_dirs'))
     code = ('from setuptools import build_meta as b; '
             'print(b.build_{}({!r}))')
 
@@ -74,7 +75,11 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = set(archive.namelist())
     modules = {n for n in names if '.dist-info/' not in n}
-    assert modules == list_tree('sigplug', '.py', '.cpp', '.h')
+    for_mim = {f'sigplug/.mim/{name}' for name in
+               list_tree('configs', '.py', '.yml')
+               | list_tree('tools', '.py', '.sh', '.md')}
+    assert modules == for_mim | {'sigplug/.mim/model-index.yml'} | list_tree(
+        'sigplug', '.py', '.cpp', '.h')
     assert any(n.endswith('.dist-info/licenses/LICENSE') for n in names)
     assert built[1].name == f'sigplug-{read_version()}-py3-none-any.whl'
 
@@ -85,9 +90,72 @@ def test_sdist_holds_what_a_user_needs(built):
     wanted = list_tree('sigplug', '.py') | list_tree('tests', '.py')
     wanted |= list_tree('configs', '.py') | list_tree('tools', '.py', '.sh')
     wanted |= list_tree('requirements', '.txt')
-    wanted |= {'LICENSE', 'README.md', 'setup.py', 'pyproject.toml'}
+    wanted |= {'LICENSE', 'README.md', 'setup.py', 'pyproject.toml',
+               'model-index.yml', 'sigplug/.mim/tools/train.py'}
     assert wanted <= names
     assert not [n for n in names if re.search(r'__pycache__|\.pyc$', n)]
+
+
+def test_builds_where_there_is_no_torch(built, tmp_path):
+    """As in pip's isolated build, which has setuptools alone."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import sys\n'
+        'for name in ("torch", "mmengine", "mmcv", "mmdet", "mmdet3d"):\n'
+        '    sys.modules[name] = None\n')
+    with tarfile.open(built[0]) as archive:
+        archive.extractall(tmp_path)
+    source, = tmp_path.glob('sigplug-*')
+    subprocess.run(
+        [sys.executable, '-c', 'from setuptools import build_meta as b; '
+         f'b.build_wheel({str(tmp_path)!r})'], cwd=source, check=True,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)), capture_output=True)
+    assert list(tmp_path.glob('*.whl'))
+
+
+def test_mim_finds_configs_and_tools_of_an_editable_install():
+    for name in ('configs', 'tools', 'model-index.yml'):
+        assert (ROOT / 'sigplug' / '.mim' / name).samefile(ROOT / name)
+
+
+def test_model_index_names_the_metafiles_of_all_folders():
+    index = (ROOT / 'model-index.yml').read_text()
+    assert re.findall(r'configs/\S+', index) == sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'configs').glob('*/metafile.yml'))
+    assert set(index.split()) - {'Import:', '-'} == set(
+        re.findall(r'configs/\S+', index))
+
+
+@pytest.mark.slow
+def test_mim_trains_and_tests_from_the_wheel(built, synthetic_nuscenes,
+                                             tmp_path):
+    site, work = tmp_path / 'site', tmp_path / 'elsewhere'
+    work.mkdir()
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps',
+         '--no-index', '--target', site, built[1]], check=True)
+    config = ('centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_'
+              'nus-mini-3d.py')
+    environment = dict(
+        os.environ, PYTHONPATH=str(site), OMP_NUM_THREADS='1',
+        SIGPLUG_DATA_ROOT=f'{synthetic_nuscenes}/')
+
+    def mim(*arguments):
+        done = subprocess.run(
+            [sys.executable, '-m', 'mim', *arguments], cwd=work,
+            env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+        assert str(site / 'sigplug/.mim/tools') in done.stdout
+        return done.stdout
+
+    mim('train', 'sigplug', config, '--work-dir', 'out', '--cfg-options',
+        'train_cfg.max_epochs=1', 'train_cfg.val_begin=9',
+        'train_dataloader.dataset.indices=4')
+    out = mim('test', 'sigplug', config, '--checkpoint', 'out/epoch_1.pth',
+              '--work-dir', 'out')
+    assert 'NuScenes metric/pred_instances_3d_NuScenes/NDS' in out
+    assert {path.name for path in work.iterdir()} == {'out'}
 
 
 def test_metadata(metadata):
@@ -161,13 +229,12 @@ def test_every_listed_package_has_one_pin(python):
             assert pin is not None, f'{requirement} has no pin'
             version, = (s.version for s in pin)
             assert version in requirement.specifier, requirement
-    assert 'torch' in pins
 
 
 def test_versions_are_pinned_in_one_place():
     for name in LISTS:
         for requirement in read_requirements(name):
-            assert all(s.operator == '>=' for s in requirement.specifier)
+            assert {s.operator for s in requirement.specifier} <= {'>=', '<'}
 
 
 def test_python_files_lie_in_packages():

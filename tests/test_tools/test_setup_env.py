@@ -27,8 +27,9 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture
-def repo(tmp_path):
+def repo(tmp_path, monkeypatch):
     """A repository with only what the script reads."""
+    monkeypatch.delenv('COLUMN', raising=False)
     root = tmp_path / 'repo'
     for name in ('setup.py', 'sigplug/version.py', SCRIPT, 'Makefile'):
         target = root / name
@@ -495,3 +496,26 @@ def test_stopped_pip_leaves_its_mark(fake, repo):
     assert process.wait(20) == 130
     assert not Path('/proc', pid.read_text().strip()).exists()
     assert 'stopped in: build tools' in fake.Setup().why_afresh()
+
+
+def test_pins_of_a_column_take_the_place_of_the_usual_ones(
+        setup_env, monkeypatch):
+    usual = setup_env.read_constraints()
+    assert usual == setup_env.CONSTRAINTS.read_text()
+    monkeypatch.setattr(setup_env, 'COLUMN', 'torch2.1')
+    pins = [line for line in setup_env.read_constraints().splitlines()
+            if '==' in line]
+    assert [pin for pin in pins if pin.startswith('torch==')] == [
+        'torch==2.1.2']
+    assert {pin.partition('==')[0] for pin in pins} == {
+        line.partition('==')[0] for line in usual.splitlines()
+        if '==' in line}
+
+
+def test_unknown_column(setup_env, monkeypatch):
+    monkeypatch.setattr(setup_env, 'COLUMN', 'torch0')
+    with pytest.raises(setup_env.SetupError,
+                       match='COLUMN=torch0 is none of .*torch2.1(.|\n)*'
+                       'requirements/columns'):
+        setup_env.Setup()
+    assert not setup_env.STATE_FILE.exists()

@@ -15,7 +15,9 @@ mmcv's wheel is compiled once and kept in ``$SIGPLUG_CACHE``, else
 
 Environment variables: ``SIGPLUG_CACHE``; ``FORCE_CUDA=1`` compiles mmcv's
 operators for CUDA (default: CPU only, whatever GPUs are there); ``MAX_JOBS``
-limits the compiler processes.
+limits the compiler processes; ``COLUMN=torch2.1`` builds ``.venv-torch2.1``,
+where the pins of ``requirements/columns/torch2.1.txt`` take the place of those
+of the same packages.
 """
 # The older Pythons that check_python() turns away must get as far as that:
 # neither syntax nor annotations here that Python 3.6 cannot evaluate.
@@ -41,14 +43,15 @@ BASE_PYTHON = os.path.realpath(sys.executable)
 QUIET_PERIOD = 30  # seconds between signs of life
 
 ROOT = Path(__file__).resolve().parents[2]
+COLUMN = os.environ.get('COLUMN', '')
 CONSTRAINTS = ROOT / 'requirements' / 'constraints.txt'
 MMCV_VERSION = re.search(r'(?m)^mmcv==(\S+)', CONSTRAINTS.read_text())[1]
-VENV = ROOT / '.venv'
+VENV = ROOT / ('.venv-' + COLUMN if COLUMN else '.venv')
 PYTHON = VENV / 'bin' / 'python'
 STATE_FILE = VENV / 'setup-env.json'
 # A change in one of these makes every step run again.
-INPUTS = ('requirements/*.txt', 'setup.py', 'sigplug/version.py',
-          'tools/misc/setup_env.py')
+INPUTS = ('requirements/*.txt', 'requirements/columns/*.txt', 'setup.py',
+          'sigplug/version.py', 'tools/misc/setup_env.py')
 # Variables that change what the compiler produces, hence part of the key.
 BUILD_VARIABLES = ('CC', 'CXX', 'CFLAGS', 'CXXFLAGS', 'CPPFLAGS', 'LDFLAGS')
 CUDA_VARIABLES = ('CUDA_HOME', 'TORCH_CUDA_ARCH_LIST', 'MMCV_CUDA_ARGS')
@@ -105,6 +108,7 @@ REMEDIES = (
      'for this Python and platform.'),
     (r'Permission denied|Read-only file system',
      'make this writable. SIGPLUG_CACHE names another folder for the wheel.'),
+    ('^COLUMN=', 'name a file of requirements/columns/, without .txt.'),
     ('', 'read the log. To start afresh, remove .venv and run this again.'),
 )
 
@@ -224,6 +228,23 @@ def hash_inputs() -> str:
     return sha256(b'\0'.join(bytes(p) + b'\0' + p.read_bytes() for p in paths))
 
 
+def read_constraints() -> str:
+    """The pins, those of the column in the place of the usual ones."""
+    usual = CONSTRAINTS.read_text()
+    if not COLUMN:
+        return usual
+    path = ROOT / 'requirements' / 'columns' / (COLUMN + '.txt')
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob('*.txt'))
+        raise SetupError('COLUMN={} is none of {}.'.format(
+            COLUMN, ', '.join(known)))
+    other = path.read_text()
+    names = re.findall(r'(?m)^([\w.-]+)==', other)
+    for name in names:
+        usual = re.sub(rf'(?m)^{re.escape(name)}==.*\n', '', usual)
+    return usual + other
+
+
 def list_installed() -> list:
     """Names and versions of the installed packages, without asking pip."""
     site = VENV / 'lib' / f'python{OWN}' / 'site-packages'
@@ -326,6 +347,7 @@ class Setup:
     """
 
     def __init__(self):
+        read_constraints()  # before anything is touched
         self.state = read_json(STATE_FILE)
         # Without the variable, operators stay what they are.
         cuda = {'0': False, '1': True}.get(
@@ -356,14 +378,15 @@ class Setup:
             if not reason:
                 going_on = (self.is_as_wanted
                             and self.state['installed'] is None)
-                say('.venv is incomplete: going on' if going_on else
-                    '.venv is brought up to date')
+                say(f'{VENV.name} is incomplete: going on' if going_on else
+                    f'{VENV.name} is brought up to date')
                 self.save(**self.wanted, installed=None,
                           done=self.state['done'] if going_on else [])
                 return
-            aside = VENV.with_name(time.strftime('.venv.%Y%m%d-%H%M%S'))
+            aside = VENV.with_name(
+                time.strftime(f'{VENV.name}.%Y%m%d-%H%M%S'))
             VENV.rename(aside)
-            say(f'.venv is built afresh: {reason}')
+            say(f'{VENV.name} is built afresh: {reason}')
             if self.state:  # nobody else's
                 shutil.rmtree(aside, ignore_errors=True)
             else:
@@ -384,7 +407,9 @@ class Setup:
         """
         self.save(busy=label)
         try:
-            run(label, [PYTHON, '-m', 'pip', 'install', '-c', CONSTRAINTS,
+            constraints = VENV / 'constraints.txt'
+            constraints.write_text(read_constraints())
+            run(label, [PYTHON, '-m', 'pip', 'install', '-c', constraints,
                         *arguments])
         except SetupError as error:
             if 'Installing collected packages' not in error.output:
@@ -434,7 +459,7 @@ class Setup:
     def install(self) -> None:
         if (self.is_as_wanted and os.access(PYTHON, os.X_OK)
                 and self.state['installed'] == list_installed()):
-            say('.venv is up to date')
+            say(f'{VENV.name} is up to date')
             return
         self.begin()
         wheels = f'*/mmcv-{MMCV_VERSION}-cp{OWN.replace(".", "")}-*.whl'
@@ -449,7 +474,7 @@ class Setup:
         self.step('check of the stack', run_python,
                   'import mmdet.models, mmdet3d.models, nuscenes, sigplug')
         self.save(installed=list_installed())
-        say('.venv is ready')
+        say(f'{VENV.name} is ready')
 
 
 def main() -> int:

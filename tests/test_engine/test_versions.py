@@ -1,0 +1,60 @@
+"""What is said about versions that sigplug is not made for."""
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from sigplug.engine import versions
+
+RANGES = (Path(__file__).parents[2] / 'requirements/mminstall.txt').read_text()
+REQUIRES = ['numpy', 'pytest<9; extra == "tests"'] + [
+    f'{Requirement(line)}; extra == "mim"'
+    for line in RANGES.splitlines() if line[0] != '#']
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    found = dict(torch='2.13.0+cpu', mmengine='0.10.7', mmcv='2.1.0',
+                 mmdet='3.3.0', mmdet3d='1.4.0', pytest='9.2.0')
+
+    def version(name):
+        if name in found:
+            return found[name]
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions, 'requires', lambda name: REQUIRES)
+    monkeypatch.setattr(versions, 'version', version)
+    return found
+
+
+def test_the_versions_of_the_environment_are_supported():
+    assert versions.find_unsupported() == []
+
+
+def test_supported(installed):
+    assert versions.find_unsupported() == []
+    del installed['mmdet3d']
+    assert versions.find_unsupported() == []
+
+
+@pytest.mark.parametrize('name, number, bounds', [
+    ('torch', '2.0.1+cu118', '>=2.1.0'),
+    ('mmengine', '0.9.1', '>=0.10.0,<1.0.0'),
+    ('mmcv', '2.2.0', '>=2.0.0,<2.2.0'),
+    ('mmdet', '2.28.2', '>=3.0.0,<3.4.0'),
+    ('mmdet3d', '1.10.0', '>=1.2.0,<1.5.0'),
+])
+def test_unsupported(installed, name, number, bounds):
+    installed[name] = number
+    assert versions.find_unsupported() == [
+        f'{name} {number} is installed, but sigplug is made for '
+        f'{name}{bounds}: python -m pip install "{name}{bounds}"']
+
+
+def test_not_installed(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions, 'requires', requires)
+    assert versions.find_unsupported() == []
