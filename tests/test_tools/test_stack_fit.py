@@ -1,0 +1,153 @@
+"""What the rest of the stack does with a config and a checkpoint of ours."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmengine.runner import save_checkpoint
+
+from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+
+ROOT = Path(__file__).parents[2]
+TEXT = ROOT / ('configs/centerpoint/centerpoint_pillar04_second_secfpn_gem_'
+               '1xb4-onecycle-8e_nus-mini-3d.py')
+PYTHON = ROOT / ('sigplug/configs/centerpoint/centerpoint_pillar04_second_'
+                 'secfpn_gem_1xb4_onecycle_8e_nus_mini_3d.py')
+
+
+def build(cfg):
+    from mmdet3d.registry import MODELS
+    from mmdet3d.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        torch.manual_seed(0)
+        return MODELS.build(cfg.model)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp('checkpoint') / 'model.pth'
+    cfg = Config.fromfile(TEXT)
+    save_checkpoint(
+        dict(state_dict=build(cfg).state_dict(),
+             meta=dict(dataset_meta=dict(classes=cfg.class_names))), str(path))
+    return path
+
+
+@pytest.fixture(scope='module')
+def scan(synthetic_nuscenes):
+    return str(sorted(synthetic_nuscenes.glob('samples/LIDAR_TOP/*.bin'))[0])
+
+
+@pytest.mark.parametrize('path', [TEXT, PYTHON], ids=['text', 'python'])
+def test_dump_and_reload(path, tmp_path):
+    cfg = Config.fromfile(path)
+    cfg.dump(tmp_path / 'dumped.py')
+    again = Config.fromfile(tmp_path / 'dumped.py')
+    first, second = build(cfg), build(again)
+    # mmengine sorts what it dumps, and with it the branches of the head.
+    assert sorted(repr(first).split()) == sorted(repr(second).split())
+    second.load_state_dict(first.state_dict(), strict=True)
+    again.dump(tmp_path / 'twice.py')
+    assert Config.fromfile(tmp_path / 'twice.py').to_dict() == again.to_dict()
+
+
+def test_inference_of_a_scan(checkpoint, scan):
+    from mmdet3d.apis import (
+        LidarDet3DInferencer,
+        inference_detector,
+        init_model,
+    )
+    model = init_model(str(TEXT), str(checkpoint), device='cpu')
+    result, _ = inference_detector(model, scan)
+    boxes = result.pred_instances_3d
+    assert boxes.bboxes_3d.tensor.shape == (200, 9)
+
+    inferencer = LidarDet3DInferencer(
+        model=str(TEXT), weights=str(checkpoint), device='cpu')
+    out = inferencer(dict(points=scan), no_save_vis=True)
+    predicted, = out['predictions']
+    np.testing.assert_allclose(
+        predicted['scores_3d'], boxes.scores_3d, rtol=1e-5)
+    np.testing.assert_allclose(
+        predicted['bboxes_3d'], boxes.bboxes_3d.tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ema_accumulation_and_scaled_rate(folder, run_tool):
+    """Four batches of one sample; the rate is meant for batches of four."""
+    (folder / 'fit.py').write_text("""
+_base_ = './small.py'
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.5),
+    dict(type='sigplug.HeatmapSaturationHook', interval=1),
+]
+optim_wrapper = dict(accumulative_counts=2)
+train_cfg = dict(max_epochs=1)
+train_dataloader = dict(dataset=dict(indices=4))
+param_scheduler = None
+""")
+    printed = run_tool('train.py', 'fit.py', '--work-dir', 'fit',
+                       '--auto-scale-lr', cwd=folder)
+    rates = re.findall(r'\blr: (\S+)', printed)
+    assert len(rates) == 4
+    assert {float(rate) for rate in rates} == {3e-4 / 4}
+    allow_mmengine_checkpoints()
+    saved = torch.load(folder / 'fit/epoch_1.pth', weights_only=True)
+    assert saved['optimizer']['state'][0]['step'] == 2
+    averaged = {key.removeprefix('module.'): value
+                for key, value in saved['ema_state_dict'].items()}
+    assert averaged.keys() - {'steps'} == saved['state_dict'].keys()
+    power = 'pts_voxel_encoder.pfn_layers.0.gem.p'
+    assert saved['state_dict'][power] != averaged[power]
+
+
+def test_sync_batch_norm_and_back(scan):
+    """As ``sync_bn='torch'`` converts a model, and inference converts back."""
+    model = build(Config.fromfile(TEXT)).eval()
+    points = torch.from_numpy(np.fromfile(scan, np.float32).reshape(-1, 5))
+    inputs = dict(points=[points[:, [0, 1, 2, 4]]])
+
+    def features(model):
+        data = model.data_preprocessor(dict(inputs=inputs), False)
+        with torch.no_grad():
+            voxels = data['inputs']['voxels']
+            return model.pts_voxel_encoder(
+                voxels['voxels'], voxels['num_points'], voxels['coors'])
+
+    expected = features(model)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    norms = [m for m in converted.modules()
+             if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert len(norms) > 10
+    assert features(revert_sync_batchnorm(converted)).equal(expected)
+
+
+@pytest.mark.parametrize('path', [TEXT, PYTHON], ids=['text', 'python'])
+def test_print_config(path, run_tool, tmp_path):
+    printed = run_tool('misc/print_config.py', path, '--cfg-options',
+                       'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
+    (tmp_path / 'printed.py').write_text(printed)
+    cfg = Config.fromfile(tmp_path / 'printed.py')
+    assert cfg.model.pts_voxel_encoder.p == 4.5
+    assert cfg.train_dataloader.batch_size == 4
+    assert 'Wrote: sub/out.json' in run_tool(
+        'misc/print_config.py', TEXT, '--out', 'sub/out.json', cwd=tmp_path)
+    written = json.loads((tmp_path / 'sub/out.json').read_text())
+    assert written['model']['pts_voxel_encoder']['p'] == 3.0
+
+
+def test_print_config_says_what_is_wrong(run_tool, tmp_path):
+    printed = run_tool(
+        'misc/print_config.py', TEXT, '--out', 'x.txt', cwd=tmp_path,
+        expect=2)
+    assert '--out x.txt: the name must end in .py' in printed
+    printed = run_tool('misc/print_config.py', 'none.py', cwd=tmp_path,
+                       expect=2)
+    assert 'none.py' in printed and 'Traceback' not in printed
+    assert not list(tmp_path.iterdir())

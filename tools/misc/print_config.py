@@ -1,0 +1,44 @@
+"""Print a config with its bases and options merged, as training takes it."""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+
+from sigplug.engine import preflight
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE',
+        help='write it to a .py, .json or .yml file instead')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override values of the config')
+    args = parser.parse_args()
+    if args.out and args.out.suffix not in ('.py', '.json', '.yml', '.yaml'):
+        parser.error(f'--out {args.out}: the name must end in .py, .json or '
+                     '.yml')
+    return args
+
+
+def main() -> None:
+    """Load and print."""
+    args = parse_args()
+    # mmengine reports to stdout which variables it puts in.
+    MMLogger.get_instance('mmengine').setLevel('WARNING')
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        cfg.dump(args.out)
+        print(f'Wrote: {args.out}')
+    else:
+        print(cfg.pretty_text)
+
+
+if __name__ == '__main__':
+    sys.exit(preflight.run_tool(main))
