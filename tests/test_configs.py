@@ -95,7 +95,9 @@ def test_trained_powers_have_their_own_optimiser_settings(path):
     cfg = load(path)
     model = build(cfg, cfg.model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    names = {param: name for name, param in model.named_parameters()}
+    # The optimiser leaves out what a backbone has frozen.
+    names = {param: name for name, param in model.named_parameters()
+             if param.requires_grad}
     rate = cfg.optim_wrapper.optimizer.lr
     decay = cfg.optim_wrapper.optimizer.weight_decay
     assert rate > 0 and decay > 0

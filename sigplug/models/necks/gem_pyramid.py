@@ -103,9 +103,10 @@ class GeMPyramid(Wrapper):
             x = outs[-1]
             rows, columns = x.shape[-2:]
             # Without asking whether there is anything to pad: an exported
-            # program takes in odd and even sizes.
-            x = F.pad(x, (0, columns % 2, 0, rows % 2), mode='replicate')
-            outs.append(self.gem(x))
+            # program takes in odd and even sizes. Autocast pads in float32.
+            padded = F.pad(
+                x, (0, columns % 2, 0, rows % 2), mode='replicate')
+            outs.append(self.gem(padded.to(x.dtype)))
         return outs if isinstance(levels, list) else tuple(outs)
 
     def extra_repr(self) -> str:
