@@ -2,6 +2,7 @@
 import math
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -97,21 +98,22 @@ def double(x):
 
 
 @pytest.fixture(scope='module')
-def mmpretrain(tools_on_path):
+def mmpretrain():
     """The originals, imported one by one, as they need no torchvision.
 
-    They stay imported: mmengine knows a scope once and for all.
+    mmdet may have tried the whole before, and then a part of the packages is
+    there. They stay: mmengine knows a scope once and for all.
     """
-    from stock_forms import import_alone
-    import_alone('mmpretrain.models.necks.gem')
-    root = Path(sys.modules['mmpretrain'].__path__[0])
-    for folder in ('models/backbones', 'models/classifiers', 'models/heads',
-                   'models/losses', 'models/utils', 'evaluation',
-                   'evaluation/metrics'):
-        name = 'mmpretrain.' + folder.replace('/', '.')
-        if name not in sys.modules:
-            sys.modules[name] = ModuleType(name)
-            sys.modules[name].__path__ = [str(root / folder)]
+    loaded = sys.modules.get('mmpretrain')
+    root = Path((loaded.__path__ if loaded else find_spec(
+        'mmpretrain').submodule_search_locations)[0])
+    for name in ('', '.models', '.models.backbones', '.models.classifiers',
+                 '.models.heads', '.models.losses', '.models.necks',
+                 '.models.utils', '.evaluation', '.evaluation.metrics'):
+        if f'mmpretrain{name}' not in sys.modules:
+            module = ModuleType(f'mmpretrain{name}')
+            module.__path__ = [str(root.joinpath(*name.split('.')))]
+            sys.modules[module.__name__] = module
     metrics = import_module('mmpretrain.evaluation.metrics.single_label')
     sys.modules['mmpretrain.evaluation.metrics'].Accuracy = metrics.Accuracy
     for name in ('backbones.resnet_cifar', 'classifiers.image', 'necks.gap',
