@@ -1,7 +1,7 @@
 """Coarser pyramid levels by generalised-mean pooling."""
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
@@ -100,15 +100,20 @@ class GeMPyramid(Wrapper):
                              f'of {len(outs)}: extra ones are appended, and '
                              'none is left out')
         while len(outs) < self.num_outs:
-            x = outs[-1]
-            rows, columns = x.shape[-2:]
-            # Without asking whether there is anything to pad: an exported
-            # program takes in odd and even sizes. Autocast pads in float32.
-            padded = F.pad(
-                x, (0, columns % 2, 0, rows % 2), mode='replicate')
-            outs.append(self.gem(padded.to(x.dtype)))
+            outs.append(self.gem(_repeat_border(outs[-1])))
         return outs if isinstance(levels, list) else tuple(outs)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``print(module)``."""
         return f'num_outs={self.num_outs}'
+
+
+def _repeat_border(x: Tensor) -> Tensor:
+    """Append the last row and column, which no window reaches in an even map.
+
+    Without asking whether it is even, as an exported program takes in both.
+    Not by ``F.pad``: it leaves half types under autocast, and compiled behind
+    a convolution its gradient has another memory format than expected.
+    """
+    x = torch.cat([x, x[..., -1:]], dim=-1)
+    return torch.cat([x, x[..., -1:, :]], dim=-2)

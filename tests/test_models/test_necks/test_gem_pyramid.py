@@ -1,6 +1,7 @@
 """``GeMPyramid`` against PyTorch's pooling, and in real detectors."""
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS as MMDET
 from mmdet3d.registry import MODELS as MMDET3D
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from sigplug.models import GeMPyramid
 
@@ -116,6 +118,23 @@ def test_compile():
     compiled = torch.compile(neck, fullgraph=True, backend='aot_eager')
     for y, expected in zip(compiled([x]), neck([x]), strict=True):
         torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
+def test_compile_behind_a_convolution():
+    """For which the compiler changes the memory format."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), GeMPyramid(3))
+    compiled = torch.compile(model, fullgraph=True)
+    x = features(2, 3, 7, 10).requires_grad_()
+    grads = []
+    for function in (compiled, model):
+        outs = function(x)
+        loss = sum(y.square().sum() for y in outs)
+        grads.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_export_with_open_sizes():
