@@ -100,7 +100,7 @@ class GeMPyramid(Wrapper):
                              f'of {len(outs)}: extra ones are appended, and '
                              'none is left out')
         while len(outs) < self.num_outs:
-            outs.append(self.gem(_repeat_border(outs[-1])))
+            outs.append(self.gem(_make_even(outs[-1])))
         return outs if isinstance(levels, list) else tuple(outs)
 
     def extra_repr(self) -> str:
@@ -108,12 +108,15 @@ class GeMPyramid(Wrapper):
         return f'num_outs={self.num_outs}'
 
 
-def _repeat_border(x: Tensor) -> Tensor:
-    """Append the last row and column, which no window reaches in an even map.
+def _make_even(x: Tensor) -> Tensor:
+    """Repeat the last row and column where their number is odd.
 
-    Without asking whether it is even, as an exported program takes in both.
-    Not by ``F.pad``: it leaves half types under autocast, and compiled behind
-    a convolution its gradient has another memory format than expected.
+    Without asking whether it is, as an exported program takes in both. Not by
+    ``F.pad``: it leaves half types under autocast, and compiled behind a
+    convolution its gradient has another memory format than expected.
     """
-    x = torch.cat([x, x[..., -1:]], dim=-1)
-    return torch.cat([x, x[..., -1:, :]], dim=-2)
+    for dim in (2, 3):
+        size = x.shape[dim]
+        index = torch.arange(size + size % 2, device=x.device)
+        x = x.index_select(dim, index.clamp(max=size - 1))
+    return x

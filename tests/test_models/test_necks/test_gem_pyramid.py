@@ -122,19 +122,20 @@ def test_compile():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
-def test_compile_behind_a_convolution():
-    """For which the compiler changes the memory format."""
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compile_behind_a_convolution(dynamic):
+    """For which the compiler changes the memory format; sizes may be open."""
     torch._dynamo.reset()
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), GeMPyramid(3))
-    compiled = torch.compile(model, fullgraph=True)
-    x = features(2, 3, 7, 10).requires_grad_()
-    grads = []
-    for function in (compiled, model):
-        outs = function(x)
-        loss = sum(y.square().sum() for y in outs)
-        grads.append(torch.autograd.grad(loss, [x, *model.parameters()]))
-    for got, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), GeMPyramid(2))
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for size in ((7, 10), (12, 9)) if dynamic else ((7, 10), ):
+        x = features(2, 3, *size).requires_grad_()
+        grads = []
+        for function in (compiled, model):
+            loss = sum(y.square().sum() for y in function(x))
+            grads.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+        for got, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_export_with_open_sizes():
