@@ -3,8 +3,11 @@
 The parts that need only mmengine are imported here; ``dense_heads`` and
 ``voxel_encoders`` import mmdet and mmdet3d, once they are asked for.
 """
-from .layers import ClipSigmoid, GeM
+from .layers import ClipSigmoid, GeM, GeMContext
 from .losses import GaussianFocalLossWithLogits
-from .necks import GeMNeck
+from .necks import GeMNeck, GeMPyramid
 
-__all__ = ['ClipSigmoid', 'GaussianFocalLossWithLogits', 'GeM', 'GeMNeck']
+__all__ = [
+    'ClipSigmoid', 'GaussianFocalLossWithLogits', 'GeM', 'GeMContext',
+    'GeMNeck', 'GeMPyramid'
+]

@@ -117,10 +117,10 @@ def _window(name: str,
     if len(entries) != spatial:
         raise ValueError(f'{name} must be one value or {spatial} values, but '
                          f'got {value}')
-    entries = tuple(d if entry is None else entry
-                    for entry, d in zip(entries, default))
     try:
-        entries = tuple(map(operator.index, entries))
+        # The extent stays as it is: a program may be exported with it open.
+        entries = tuple(d if entry is None else operator.index(entry)
+                        for entry, d in zip(entries, default))
     except TypeError:
         entries = ()
     if not entries or min(entries) < minimum:

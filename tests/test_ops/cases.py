@@ -182,6 +182,9 @@ MODULES = {
     'GeM windows': (
         lambda: GeM([2.0, 3.0, 4.0], channels=3, **WINDOW), (image, )),
     'GeMNeck': (GeMNeck, (image, )),
+    'GeMNeck strips': (
+        lambda: GeMNeck([2.0, 3.0, 4.0], channels=3, bins=(1, 2, 3)),
+        (image, )),
     'GaussianFocalLossWithLogits': (
         lambda: GaussianFocalLossWithLogits(clip=1e-4, loss_weight=0.5),
         (logits, targets)),

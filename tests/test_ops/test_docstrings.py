@@ -13,7 +13,9 @@ import torch
     ('sigplug.ops.segment_generalized_mean', 1),
     ('sigplug.models.layers.clip_sigmoid', 1),
     ('sigplug.models.layers.gem', 1),
+    ('sigplug.models.layers.gem_context', 1),
     ('sigplug.models.necks.gem_neck', 1),
+    ('sigplug.models.necks.gem_pyramid', 1),
 ])
 def test_examples(name, examples):
     module = importlib.import_module(name)

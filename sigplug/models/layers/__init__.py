@@ -1,5 +1,6 @@
 """Activation and pooling layers."""
 from .clip_sigmoid import ClipSigmoid
 from .gem import GeM
+from .gem_context import GeMContext
 
-__all__ = ['ClipSigmoid', 'GeM']
+__all__ = ['ClipSigmoid', 'GeM', 'GeMContext']

@@ -1,35 +1,67 @@
 """Generalised-mean pooling as a global neck."""
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
+from sigplug.ops import gem_pool, generalized_mean
 from sigplug.registry import register_everywhere
 
 
 @register_everywhere
 class GeMNeck(GeM):
-    """Global generalised-mean pooling of one or several feature maps.
+    r"""Global generalised-mean pooling of one or several feature maps.
 
     Takes the place, the keyword arguments and the checkpoints (parameter
-    ``p`` of shape ``(1, )``) of mmpretrain's ``GeneralizedMeanPooling``. All
-    levels share ``p``. See :class:`sigplug.models.GeM`.
+    ``p`` of shape ``(1, )``, stored also where it is fixed) of mmpretrain's
+    ``GeneralizedMeanPooling``. See :class:`sigplug.models.GeM`.
+
+    ``p`` is shared by all channels and levels, or there is one per channel
+    (an integer ``channels``), per level (``num_levels``), or per channel of
+    each level (several ``channels``). It is one parameter in any case, with
+    the values of the levels one behind the other.
+
+    With several ``bins`` the map is also pooled in horizontal strips: strip
+    :math:`i` of :math:`b` takes in the rows :math:`\lfloor iH/b \rfloor` to
+    :math:`\lceil (i+1)H/b \rceil`, as in adaptive pooling, so that any height
+    will do. The result is :math:`C \cdot \sum_b b` wide: the bins in their
+    order, their strips from top to bottom, and of each strip all channels,
+    ``out.view(N, -1, C)[:, s]`` being strip ``s``.
+
+    Source: Radenović et al., `Fine-tuning CNN Image Retrieval with No Human
+    Annotation <https://arxiv.org/abs/1711.02512>`_, eq. (3); the strips are
+    those of `Horizontal Pyramid Matching <https://arxiv.org/abs/1804.05275>`_
+    and of `GaitSet <https://arxiv.org/abs/1811.06186>`_, which pool them by
+    the mean and the maximum.
 
     Args:
-        p (float | Sequence[float]): The (initial) power. Defaults to 3.0.
+        p (float | Sequence[float]): The (initial) power; a sequence holds
+            all values of the parameter. Defaults to 3.0.
         eps (float): Lower clamp of the input. Defaults to 1e-6.
         clamp (bool): Whether to clamp the input at ``eps``.
             Defaults to True.
         p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        channels (int, optional): Number of channels, for one ``p`` per
-            channel. Defaults to None.
+        channels (int | Sequence[int], optional): Number of channels, for one
+            ``p`` per channel; several numbers, one for each level, give each
+            level its own. Defaults to None.
         p_range (tuple[float, float]): Smallest and largest value that is used
             of a trained ``p``. Defaults to (1.0, 50.0).
+        num_levels (int, optional): Number of levels, for one ``p`` per level.
+            Defaults to None.
+        bins (Sequence[int]): Numbers of strips that the map is cut into along
+            its first spatial dim. Defaults to (1, ), the whole map.
+
+    Raises:
+        ValueError: An argument is out of its range, or both ``num_levels``
+            and ``channels`` are given.
 
     Examples:
         >>> outs = GeMNeck()((torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2)))
         >>> [tuple(out.shape) for out in outs]
         [(2, 8), (2, 16)]
+        >>> GeMNeck(bins=(1, 2, 4))(torch.rand(2, 8, 7, 5)).shape
+        torch.Size([2, 56])
     """
 
     def __init__(self,
@@ -37,36 +69,121 @@ class GeMNeck(GeM):
                  eps: float = 1e-6,
                  clamp: bool = True,
                  p_trainable: bool = True,
-                 channels: int | None = None,
-                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
+                 channels: int | Sequence[int] | None = None,
+                 p_range: tuple[float, float] = (1.0, 50.0),
+                 num_levels: int | None = None,
+                 bins: Sequence[int] = (1, )) -> None:
+        if num_levels is not None and channels is not None:
+            raise ValueError(
+                f'num_levels={num_levels} and channels={channels} exclude '
+                'each other: for one p per channel of each level give '
+                'channels one number for each level')
+        sizes = None
+        if num_levels is not None:
+            _check_counts('num_levels', num_levels)
+            sizes = (1, ) * num_levels
+            if isinstance(p, (tuple, list)) and len(p) not in (1, num_levels):
+                raise ValueError('p must be one value or one for each of '
+                                 f'num_levels={num_levels}, but got {p}')
+        elif isinstance(channels, (tuple, list)):
+            _check_counts('channels', *channels)
+            sizes = tuple(channels)
+        if not isinstance(bins, (tuple, list)):
+            raise TypeError('bins must be a tuple or list of integers, but '
+                            f'got {bins!r}')
+        _check_counts('bins', *bins)
         super().__init__(
             p=p,
             eps=eps,
             clamp=clamp,
             p_trainable=p_trainable,
-            channels=channels,
+            channels=sum(sizes) if sizes else channels,
             p_range=p_range)
+        if not p_trainable:
+            # mmpretrain stores it, and misses it in a checkpoint without it.
+            self.register_buffer('p', self.p)
+        self.channels = channels
+        self.num_levels = len(sizes) if sizes else None
+        self.bins = tuple(bins)
+        self._sizes = sizes
 
     def forward(
         self, inputs: Tensor | Sequence[Tensor]
     ) -> Tensor | tuple[Tensor, ...]:
-        """Pool each level to ``(N, C)``.
+        """Pool each level to ``(N, C * sum(bins))``.
 
         Args:
             inputs (Tensor | Sequence[Tensor]): One feature map
                 ``(N, C, *spatial)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor]: ``(N, C)``, one per level if a sequence
-            was given.
+            Tensor | tuple[Tensor]: ``(N, C * sum(bins))``, one per level if a
+            sequence was given.
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
+            ValueError: The number of levels, or of their channels, is not
+                that of ``p``.
         """
         if isinstance(inputs, Tensor):
-            return super().forward(inputs).flatten(1)
+            return self._pool_levels((inputs, ))[0]
         if isinstance(inputs, (tuple, list)):
-            return tuple(super(GeMNeck, self).forward(x).flatten(1)
-                         for x in inputs)
+            return self._pool_levels(inputs)
         raise TypeError('inputs must be a tensor, or a tuple or list of '
                         f'tensors, but got {type(inputs).__name__}')
+
+    def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        power = self.power()
+        powers = [power] * len(levels)
+        if self._sizes is not None:
+            if len(levels) != self.num_levels:
+                raise ValueError(f'p has values for {self.num_levels} levels, '
+                                 f'but inputs has {len(levels)}')
+            if self.channels is not None:
+                got = [x.shape[1] for x in levels]
+                if got != list(self.channels):
+                    raise ValueError('inputs must have the channels='
+                                     f'{list(self.channels)}, but has {got}')
+            if isinstance(power, Tensor):
+                powers = power.split(self._sizes)
+        return tuple(map(self._pool, levels, powers))
+
+    def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
+        """One level, its strips side by side."""
+        if x.dim() < 3 and self.bins != (1, ):
+            raise ValueError(f'bins={self.bins} cut a map along its height, '
+                             f'but x has the shape {tuple(x.shape)}')
+        outs = [out for b in self.bins for out in self._pool_strips(x, p, b)]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+    def _pool_strips(self, x: Tensor, p: float | Tensor,
+                     b: int) -> list[Tensor]:
+        """The strips of one bin, some of them in one tensor."""
+        eps = self.eps if self.clamp else None
+        if b == 1:
+            return [gem_pool(x, p, eps=eps).flatten(1)]
+        rows = x.shape[2]
+        # Strips of one height are pooled at once. Where the height is open, as
+        # in an exported program, the slices below fit all.
+        if isinstance(rows, int) and rows % b == 0:
+            x = x.unflatten(2, (b, rows // b))
+            pooled = generalized_mean(x, p, tuple(range(3, x.dim())), eps=eps)
+            return [pooled.transpose(1, 2).flatten(1)]
+        return [
+            gem_pool(
+                x[:, :, i * rows // b:-(-(i + 1) * rows // b)], p,
+                eps=eps).flatten(1) for i in range(b)
+        ]
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        return (f'{super().extra_repr()}, channels={self.channels}, '
+                f'num_levels={self.num_levels}, bins={self.bins}')
+
+
+def _check_counts(name: str, *values: int) -> None:
+    """Raise a ``ValueError`` unless there are only positive integers."""
+    if not values or not all(
+            isinstance(value, int) and value >= 1 for value in values):
+        raise ValueError(f'{name} must be of integers of at least 1, but got '
+                         f"{', '.join(map(repr, values)) or 'none'}")

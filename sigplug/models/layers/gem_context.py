@@ -1,0 +1,182 @@
+"""Channel context from a generalised-mean descriptor."""
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sigplug.ops._checks import check_number
+from sigplug.registry import register_everywhere
+
+from .gem import GeM
+from .wrapper import Wrapper
+
+FUSION_TYPES = ('channel_mul', 'channel_add')
+
+
+@register_everywhere
+class GeMContext(Wrapper):
+    r"""Weights or shifts each channel by what the whole map holds.
+
+    .. math::
+        t = W_2 \, \mathrm{relu}(W_1 \, \mathrm{GeM}(x) + b_1) + b_2, \qquad
+        y = \begin{cases}
+            2 \, \sigma(t) \cdot x & \text{channel\_mul} \\
+            x + t & \text{channel\_add}
+        \end{cases}
+
+    :math:`W_2` and :math:`b_2` start at 0, where both forms are the identity,
+    exactly: a trained model into which the layer is put keeps its values.
+    ``init_weights`` sees to that in a model of mmengine, whose ``init_cfg``
+    draws all convolutions anew. The descriptor takes in what is above ``eps``
+    only, also where ``x`` has both signs.
+
+    It has two uses. As a plugin of mmcv, where ``in_channels`` comes from the
+    backbone::
+
+        plugins=[dict(cfg=dict(type='sigplug.GeMContext', ratio=1. / 16),
+                      position='after_conv3')]
+
+    and as a neck, on each level of what an inner neck returns::
+
+        neck=dict(type='sigplug.GeMContext', in_channels=256,
+                  inner=dict(type='FPN', ...))
+
+    A checkpoint of the model with only the inner neck loads without
+    ``strict``; no more than ``contexts.*`` is missing in it.
+
+    Source: the multiplication is that of `Squeeze-and-Excitation Networks
+    <https://arxiv.org/abs/1709.01507>`_, eq. (3), with a gate of 1 at the
+    start; the addition, ``ratio`` and the names of the fusion types are those
+    of `GCNet <https://arxiv.org/abs/1904.11492>`_, without its layer norm.
+
+    Args:
+        in_channels (int | Sequence[int]): Number of channels of all levels,
+            which share one context, or of each level, which then has its own.
+        ratio (float): Width of the hidden layer, in parts of the channels; it
+            has one unit at least. Defaults to 1/16.
+        fusion_type (str): ``'channel_mul'`` or ``'channel_add'``.
+            Defaults to ``'channel_mul'``.
+        p (float): The (initial) power of the descriptor. Defaults to 3.0.
+        eps (float): Lower clamp of the descriptor's input.
+            Defaults to 1e-6.
+        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        p_range (tuple[float, float]): Smallest and largest value that is used
+            of a trained ``p``. Defaults to (1.0, 50.0).
+        inner (dict | list[dict], optional): Config of the inner neck.
+            Defaults to None.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Examples:
+        >>> x = torch.rand(2, 32, 4, 4)
+        >>> GeMContext(32)(x).equal(x)
+        True
+    """
+
+    # How mmcv names a plugin within its block.
+    _abbr_ = 'gem_context'
+
+    def __init__(self,
+                 in_channels: int | Sequence[int],
+                 ratio: float = 1 / 16,
+                 fusion_type: str = 'channel_mul',
+                 p: float = 3.0,
+                 eps: float = 1e-6,
+                 p_trainable: bool = True,
+                 p_range: tuple[float, float] = (1.0, 50.0),
+                 inner: dict | list[dict] | None = None) -> None:
+        super().__init__(inner)
+        if fusion_type not in FUSION_TYPES:
+            raise ValueError(f'fusion_type must be one of {FUSION_TYPES}, but '
+                             f'got {fusion_type!r}')
+        check_number('ratio', ratio)
+        if not ratio > 0:
+            raise ValueError(f'ratio must be above 0, but got {ratio}')
+        self.per_level = isinstance(in_channels, (tuple, list))
+        channels = list(in_channels) if self.per_level else [in_channels]
+        if not channels or not all(
+                isinstance(c, int) and c >= 1 for c in channels):
+            raise ValueError('in_channels must be an integer of at least 1, '
+                             f'or one for each level, but got {in_channels!r}')
+        self.in_channels = in_channels
+        self.fusion_type = fusion_type
+        self.contexts = nn.ModuleList(
+            _Context(c, max(1, int(c * ratio)),
+                     GeM(p, eps, p_trainable=p_trainable, p_range=p_range))
+            for c in channels)
+
+    def init_weights(self) -> None:
+        """Make it the identity again, after a model's ``init_cfg``."""
+        super().init_weights()
+        for context in self.contexts:
+            context.reset_parameters()
+
+    def forward(
+        self, inputs: Tensor | Sequence[Tensor]
+    ) -> Tensor | Sequence[Tensor]:
+        """Add the context to each level, in shape and dtype as it was.
+
+        Args:
+            inputs (Tensor | Sequence[Tensor]): What the inner neck takes.
+                Its outputs, or the inputs without an inner neck, are a
+                feature map ``(N, C, H, W)``, or a tuple or list of them.
+
+        Returns:
+            Tensor | tuple[Tensor] | list[Tensor]: A tensor, a tuple or a list
+            as those outputs.
+
+        Raises:
+            TypeError: The levels are neither a tensor nor a tuple or list.
+            ValueError: There is another number of levels, or of channels,
+                than in ``in_channels``.
+        """
+        levels = self.inner_levels(inputs)
+        if isinstance(levels, Tensor):
+            return self._fuse_levels([levels])[0]
+        outs = self._fuse_levels(levels)
+        return outs if isinstance(levels, list) else tuple(outs)
+
+    def _fuse_levels(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        contexts = list(self.contexts)
+        if not self.per_level:
+            contexts *= len(levels)
+        got = [x.shape[1] for x in levels]
+        expected = [context.in_channels for context in contexts]
+        if got != expected:
+            raise ValueError(f'in_channels={self.in_channels} does not fit '
+                             f'{len(got)} level(s) of {got} channels: give '
+                             'one number for all levels, or one for each')
+        return [self._fuse(x, context(x))
+                for x, context in zip(levels, contexts)]
+
+    def _fuse(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.fusion_type == 'channel_mul':
+            return x * (2 * t.sigmoid()).to(x.dtype)
+        return x + t.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        return (f'in_channels={self.in_channels}, '
+                f'fusion_type={self.fusion_type!r}')
+
+
+class _Context(nn.Module):
+    """The transformed descriptor of a map, ``(N, C, 1, 1)``."""
+
+    def __init__(self, in_channels: int, hidden: int, gem: GeM) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.gem = gem
+        self.conv1 = nn.Conv2d(in_channels, hidden, 1)
+        self.conv2 = nn.Conv2d(hidden, in_channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the first convolution, and set the second one to 0."""
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity='relu')
+        nn.init.zeros_(self.conv1.bias)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(self.gem(x)).relu())

@@ -1,0 +1,58 @@
+"""What the modules share that take over the outputs of an inner one."""
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigplug.registry import MODELS
+
+
+class Wrapper(nn.Module):
+    """Owns the inner module, which is given by its config.
+
+    A checkpoint of a model with the inner module in the place of the wrapper
+    can be loaded: a key whose first part is no child of the wrapper is
+    the inner module's. The wrapper's own parameters are missing in it, which
+    a strict loading reports.
+
+    Args:
+        inner (dict | list[dict], optional): Config of the inner module, or
+            of several that follow each other; ``None`` works on the inputs
+            themselves.
+    """
+
+    def __init__(self, inner: dict | list[dict] | None) -> None:
+        super().__init__()
+        self.inner = None if inner is None else MODELS.build(inner)
+
+    def inner_levels(
+        self, inputs: Tensor | Sequence[Tensor]
+    ) -> Tensor | Sequence[Tensor]:
+        """The outputs of the inner module.
+
+        Raises:
+            TypeError: They are neither a tensor nor a tuple or list.
+        """
+        name, levels = 'inputs', inputs
+        if self.inner is not None:
+            name = f'the output of inner={type(self.inner).__name__}'
+            levels = self.inner(inputs)
+        if not isinstance(levels, (Tensor, tuple, list)):
+            raise TypeError(f'{name} must be a tensor, or a tuple or list of '
+                            f'tensors, but got {type(levels).__name__}')
+        return levels
+
+    def init_weights(self) -> None:
+        """Initialise the inner module, as mmengine's modules do."""
+        if hasattr(self.inner, 'init_weights'):
+            self.inner.init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
+                              *args: Any) -> None:
+        """Load, and lead the keys of a stock model to the inner module."""
+        if self.inner is not None:
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                name = key[len(prefix):]
+                if name.partition('.')[0] not in self._modules:
+                    state_dict[f'{prefix}inner.{name}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,122 @@
+"""Coarser pyramid levels by generalised-mean pooling."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sigplug.models.layers.gem import GeM
+from sigplug.models.layers.wrapper import Wrapper
+from sigplug.registry import register_everywhere
+
+
+@register_everywhere
+class GeMPyramid(Wrapper):
+    r"""Appends pyramid levels, each the GeM of 2x2 cells of the one before.
+
+    .. math::
+        y_{i,j} = \Big(\frac{1}{4} \sum_{a,b=0}^{1}
+            \max(x_{2i+a, 2j+b}, \epsilon)^p\Big)^{1/p}
+
+    with the last row and column of an odd map counted twice. So a map of
+    :math:`H` rows gives :math:`\lceil H/2 \rceil`, as in mmdet's ``FPN``, in
+    place of whose max pooling or strided convolutions it stands. On positive
+    maps ``p = 1`` equals ``avg_pool2d(x, 2, ceil_mode=True,
+    count_include_pad=False)`` and a fixed ``p = inf`` ``max_pool2d(x, 2,
+    ceil_mode=True)``. The clamp at ``eps`` acts as a ReLU in front of the
+    first extra level, as ``relu_before_extra_convs`` of ``FPN`` does: the
+    extra levels hold no negative values.
+
+    It stands behind another neck in a list, or has it as ``inner``, which
+    also loads the checkpoints of a model with that neck alone::
+
+        neck=[dict(type='FPN', num_outs=3, ...),
+              dict(type='sigplug.GeMPyramid', num_outs=5)]
+
+    Source: the extra levels are those of `Focal Loss for Dense Object
+    Detection <https://arxiv.org/abs/1708.02002>`_ (strided convolutions) and
+    of `Feature Pyramid Networks <https://arxiv.org/abs/1612.03144>`_
+    (subsampling).
+
+    Args:
+        num_outs (int): Number of levels that are returned.
+        p (float): The (initial) power, shared by all extra levels.
+            Defaults to 3.0.
+        eps (float): Lower clamp of the input. Defaults to 1e-6.
+        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        p_range (tuple[float, float]): Smallest and largest value that is used
+            of a trained ``p``. Defaults to (1.0, 50.0).
+        inner (dict | list[dict], optional): Config of the neck whose levels
+            come first. Defaults to None.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Examples:
+        >>> outs = GeMPyramid(num_outs=3)([torch.rand(2, 8, 7, 10)])
+        >>> [tuple(out.shape) for out in outs]
+        [(2, 8, 7, 10), (2, 8, 4, 5), (2, 8, 2, 3)]
+    """
+
+    def __init__(self,
+                 num_outs: int,
+                 p: float = 3.0,
+                 eps: float = 1e-6,
+                 p_trainable: bool = True,
+                 p_range: tuple[float, float] = (1.0, 50.0),
+                 inner: dict | list[dict] | None = None) -> None:
+        super().__init__(inner)
+        if not isinstance(num_outs, int) or num_outs < 1:
+            raise ValueError('num_outs must be an integer of at least 1, but '
+                             f'got {num_outs!r}')
+        self.num_outs = num_outs
+        self.gem = GeM(
+            p,
+            eps,
+            p_trainable=p_trainable,
+            kernel_size=2,
+            p_range=p_range)
+
+    def forward(self,
+                inputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+        """Append the extra levels.
+
+        Args:
+            inputs (Tensor | Sequence[Tensor]): What the inner neck takes.
+                Its outputs, or the inputs without an inner neck, are a
+                feature map ``(N, C, H, W)``, or a tuple or list of them.
+
+        Returns:
+            tuple[Tensor] | list[Tensor]: Those levels as they are, and the
+            extra ones; a list if they came in one.
+
+        Raises:
+            TypeError: The levels are neither a tensor nor a tuple or list.
+            ValueError: There are more than ``num_outs``, or none.
+        """
+        levels = self.inner_levels(inputs)
+        outs = [levels] if isinstance(levels, Tensor) else list(levels)
+        if not 1 <= len(outs) <= self.num_outs:
+            raise ValueError(f'num_outs={self.num_outs} levels cannot be made '
+                             f'of {len(outs)}: extra ones are appended, and '
+                             'none is left out')
+        while len(outs) < self.num_outs:
+            outs.append(self.gem(_make_even(outs[-1])))
+        return outs if isinstance(levels, list) else tuple(outs)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print(module)``."""
+        return f'num_outs={self.num_outs}'
+
+
+def _make_even(x: Tensor) -> Tensor:
+    """Repeat the last row and column where their number is odd.
+
+    Without asking whether it is, as an exported program takes in both. Not by
+    ``F.pad``: it leaves half types under autocast, and compiled behind a
+    convolution its gradient has another memory format than expected.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        index = torch.arange(size + size % 2, device=x.device)
+        x = x.index_select(dim, index.clamp(max=size - 1))
+    return x

@@ -1,0 +1,123 @@
+"""Small detectors of the stack, and what they learn from."""
+from pathlib import Path
+
+import torch
+from mmdet.structures import DetDataSample
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+from mmengine.utils import import_modules_from_strings
+from torch import Tensor, nn
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+def retinanet(name: str | None = None) -> nn.Module:
+    """The RetinaNet of a sample config, or mmdet's, with few channels."""
+    import_modules_from_strings(['mmdet.models'])
+    cfg = (Config.fromfile(CONFIGS / name) if name else get_config(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')).model
+    cfg.backbone.update(
+        base_channels=4, stem_channels=4, frozen_stages=-1, init_cfg=None,
+        norm_eval=False)
+    for neck in cfg.neck if isinstance(cfg.neck, list) else [cfg.neck]:
+        if neck.type == 'FPN':
+            neck.update(in_channels=[16, 32, 64, 128], out_channels=16)
+    cfg.bbox_head.update(
+        num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(cfg)
+
+
+def images() -> tuple[Tensor, list[DetDataSample]]:
+    """Two noise images, of an odd number of cells, with two boxes each."""
+    shape = (96, 160)
+    samples = []
+    for i in range(2):
+        sample = DetDataSample(metainfo=dict(
+            img_shape=shape, ori_shape=shape, pad_shape=shape,
+            batch_input_shape=shape, scale_factor=(1.0, 1.0)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[8., 8, 40, 44], [60, 30, 150, 90]]) + i,
+            labels=torch.tensor([i, 2]))
+        samples.append(sample)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, *shape, generator=generator), samples
+
+
+def centerpoint(pts_neck: dict | list[dict] | None = None,
+                in_channels: int = 96) -> nn.Module:
+    """The small CenterPoint of the quickstart with another neck."""
+    cfg = Config.fromfile(
+        CONFIGS / '_base_/models/centerpoint_pillar04_second_secfpn_nus.py')
+    import_modules_from_strings(['mmdet3d.models'])
+    model = cfg.model
+    if pts_neck is not None:
+        model.pts_neck = pts_neck
+    model.pts_bbox_head.in_channels = in_channels
+    # A quarter of the range.
+    model.pts_middle_encoder.output_shape = (64, 64)
+    area = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
+    model.data_preprocessor.voxel_layer.point_cloud_range = area
+    model.pts_voxel_encoder.point_cloud_range = area
+    model.pts_bbox_head.bbox_coder.pc_range = area[:2]
+    model.train_cfg.pts.update(point_cloud_range=area, grid_size=[64, 64, 1])
+    model.test_cfg.pts.update(pc_range=area[:2])
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        return MODELS.build(model)
+
+
+def second_fpn(levels: int = 3) -> dict:
+    """The stock neck of that CenterPoint, with its usual number of levels."""
+    return dict(
+        type='SECONDFPN',
+        in_channels=[32, 64, 128, 128][:levels],
+        out_channels=[32] * levels,
+        upsample_strides=[1, 2, 4, 8][:levels],
+        norm_cfg=dict(type='BN', eps=1e-3, momentum=0.05),
+        upsample_cfg=dict(type='deconv', bias=False),
+        use_conv_for_no_stride=True)
+
+
+def clouds(model: nn.Module) -> dict:
+    """Two clouds of noise with a box each, as the detector takes them."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([24.0, 24, 4, 1])
+    points = [(torch.rand(3000, 4, generator=generator) - 0.5) * scale
+              for _ in range(2)]
+    samples = []
+    for i in range(2):
+        sample = Det3DDataSample(metainfo=dict(
+            box_type_3d=LiDARInstance3DBoxes))
+        boxes = torch.tensor([[3. + i, -4, -1, 4, 2, 1.5, 0.3, 1, 0]])
+        sample.gt_instances_3d = InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
+            labels_3d=torch.tensor([0]))
+        samples.append(sample)
+    return model.data_preprocessor(
+        dict(inputs=dict(points=points), data_samples=samples), False)
+
+
+def total(losses: dict) -> Tensor:
+    """The sum of all losses."""
+    return sum(
+        sum(value) if isinstance(value, list) else value
+        for key, value in losses.items() if 'loss' in key)
+
+
+def overfit(model: nn.Module, inputs, samples, steps: int,
+            lr: float = 2e-3) -> list[float]:
+    """Losses of a short training on one batch."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss = total(model.loss(inputs, samples))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
