@@ -45,6 +45,12 @@ def run_tool(main: Callable[[], None]) -> int:
     return 0
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of those that a launcher started."""
+    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    return all(os.environ.get(name, '0') == '0' for name in ranks)
+
+
 def print_once(text: str, **kwargs: Any) -> None:
     """Print from the first of the processes that a launcher started.
 
@@ -52,8 +58,7 @@ def print_once(text: str, **kwargs: Any) -> None:
         text (str): The text.
         **kwargs: As for ``print``.
     """
-    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    if all(os.environ.get(name, '0') == '0' for name in ranks):
+    if is_first_process():
         print(text, flush=True, **kwargs)
 
 

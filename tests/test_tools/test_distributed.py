@@ -1,10 +1,12 @@
 """Two processes on the CPU, started by torch.distributed.run."""
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -91,16 +93,32 @@ def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
 
 
 def run_script(script, *args, cwd):
-    done = subprocess.run(
-        [script, *map(str, args)],
-        cwd=cwd,
-        env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return run_nodes([dict()], script, *args, cwd=cwd)[0]
+
+
+def run_nodes(nodes, script, *args, cwd):
+    """Start the script at once on each node, which its variables make up."""
+    common = dict(os.environ, PYTHON=sys.executable, PORT=free_port())
+    processes = [
+        subprocess.Popen(
+            [script, *map(str, args)], cwd=cwd, env=common | variables,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for variables in nodes]
+    try:
+        printed = [process.communicate(timeout=300)[0]
+                   for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text
+    return printed
+
+
+def read_metrics(work_dir):
+    """What the evaluation has written."""
+    path, = work_dir.glob('*/*.json')
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -109,7 +127,7 @@ def tools(request):
 
 
 @pytest.mark.slow
-def test_dist_train_and_dist_test(folder, tools):
+def test_dist_train_and_dist_test(folder, tools, run_tool):
     """Three samples: one is drawn twice to give both processes two."""
     printed = run_script(
         tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
@@ -128,7 +146,31 @@ def test_dist_train_and_dist_test(folder, tools):
         tools / 'dist_test.sh', 'small.py', 'dist/epoch_1.pth', 2,
         '--work-dir', 'dist_eval', cwd=folder)
     assert printed.count('Per-class results') == 1
-    assert len(list((folder / 'dist_eval').glob('*/*.json'))) == 1
+
+    run_tool('test.py', 'small.py', 'dist/epoch_1.pth', '--work-dir',
+             'one_eval', cwd=folder)
+    one = read_metrics(folder / 'one_eval')
+    both = read_metrics(folder / 'dist_eval')
+    metrics = [key for key in one if key.startswith('NuScenes')]
+    assert len(metrics) > 50
+    np.testing.assert_equal(
+        [both[key] for key in metrics], [one[key] for key in metrics])
+
+
+@pytest.mark.slow
+def test_two_nodes(folder, tools):
+    """Two machines of one process each, played by this one."""
+    printed = run_nodes(
+        [dict(NNODES='2', NODE_RANK=str(rank)) for rank in range(2)],
+        tools / 'dist_train.sh', 'small.py', 1, '--work-dir', 'nodes',
+        '--cfg-options', 'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.indices=4', cwd=folder)
+    assert re.search(
+        r'Distributed training: True\s+GPU number: 2', ''.join(printed))
+    # The first node alone writes; four samples are two for each.
+    assert len(re.findall(r'Epoch\(train\) \[1\]\[2/2\]', printed[0])) == 1
+    assert 'Epoch(train)' not in printed[1]
+    assert (folder / 'nodes/epoch_1.pth').is_file()
 
 
 @pytest.mark.parametrize('script, words', [
