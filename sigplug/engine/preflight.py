@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import mmengine.registry
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
@@ -96,6 +97,9 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 def check_stack(cfg: Config) -> None:
     """Import the packages that the scope of the config stands on.
 
+    Where numpy has no ``long`` it gets one, which ``ObjectSample`` of mmdet3d
+    1.4.0 cannot do without.
+
     Args:
         cfg (Config): The config.
 
@@ -116,6 +120,9 @@ def check_stack(cfg: Config) -> None:
                 'compiled operators, mmdet and mmdet3d. `make env` builds a '
                 'working environment; in an existing one, install an mmcv '
                 f'that was built for torch {torch.__version__}.') from error
+    # Gone in numpy 1.24, and this very type again since 2.0. mmdet3d#2821
+    if 'long' not in vars(np):
+        np.long = np.int_
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -302,9 +309,9 @@ def _missing_data(key: str, path: str, root: str | None) -> str:
                   f'{GENERATOR} --out {root.rstrip("/")} --seed 0')
     else:
         remedy = (
-            f'Put or link nuScenes (v1.0-mini or v1.0-trainval) at {root!r} '
-            "and create its info files with mmdet3d's tools/create_data.py, "
-            'or name another place and version (for the nus-mini configs '
+            f'Put or link the data set at {root!r} and create its info files '
+            "with mmdet3d's tools/create_data.py as docs/datasets.md says, or "
+            'name another place and version (for the nus-mini configs '
             'SIGPLUG_DATA_ROOT and SIGPLUG_DATA_VERSION in the environment, '
             'else --cfg-options). Without nuScenes, use a nus-mini config '
             f'and generate its synthetic data set with\n    python {GENERATOR}'

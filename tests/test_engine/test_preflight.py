@@ -1,6 +1,7 @@
 """One clear message per known failure, and a traceback for the others."""
 import datetime
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -114,6 +115,33 @@ def test_check_stack_names_the_broken_package(monkeypatch):
         preflight.check_stack(Config(dict(default_scope='mmdet3d')))
 
 
+def test_check_stack_lets_mmdet3d_paste_objects(tmp_path, monkeypatch):
+    """Which mmdet3d 1.4.0 does with np.long, unknown to numpy 1.26."""
+    np.zeros((5, 4), dtype=np.float32).tofile(tmp_path / 'car.bin')
+    car = dict(
+        name='Car', path='car.bin', group_id=0, num_points_in_gt=5,
+        difficulty=0, box3d_lidar=np.array([9, 0, 0, 4, 2, 2, 0.0]))
+    with open(tmp_path / 'dbinfos.pkl', 'wb') as file:
+        pickle.dump(dict(Car=[car]), file)
+    monkeypatch.delitem(vars(np), 'long', raising=False)
+    preflight.check_stack(Config(dict(default_scope='mmdet3d')))
+    from mmdet3d.registry import TRANSFORMS
+    sampler = TRANSFORMS.build(dict(
+        type='mmdet3d.DataBaseSampler',
+        data_root=str(tmp_path),
+        info_path=str(tmp_path / 'dbinfos.pkl'),
+        rate=1.0,
+        prepare=dict(filter_by_difficulty=[-1]),
+        sample_groups=dict(Car=1),
+        classes=['Pedestrian', 'Car'],
+        points_loader=dict(
+            type='mmdet3d.LoadPointsFromFile', coord_type='LIDAR', load_dim=4,
+            use_dim=4)))
+    pasted = sampler.sample_all(np.empty((0, 7)), np.empty(0, dtype=np.int64))
+    assert pasted['gt_labels_3d'].dtype == np.int64
+    assert pasted['gt_labels_3d'].tolist() == [1]
+
+
 def test_check_data_accepts_what_is_there(data_root):
     preflight.check_data(data_config(data_root), 'train', 'val', 'test')
 
@@ -131,7 +159,7 @@ def test_check_data_names_what_is_missing(data_root, missing, key):
     assert str(error.value).startswith(
         f'The data is missing: {os.path.join(f"{data_root}/", missing)!r} '
         f'({key})'.replace('/.', '/'))
-    assert 'create_data.py' in str(error.value)
+    assert 'create_data.py as docs/datasets.md says' in str(error.value)
 
 
 def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
