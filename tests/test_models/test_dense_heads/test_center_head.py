@@ -9,7 +9,7 @@ from mmdet3d.models.dense_heads import CenterHead as StockHead
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from sigplug.models import ClipSigmoid
 from sigplug.models.dense_heads import CenterHead
@@ -317,11 +317,11 @@ class NoWaiting(TorchDispatchMode):
         name = func.overloadpacket.__name__
         assert name not in self.READS, f'{func} reads values'
         assert name != 'lift_fresh', f'{func}: a tensor of host data'
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result))
+        tensors = [leaf for leaf in tree_flatten((args, kwargs, result))[0]
                    if isinstance(leaf, torch.Tensor)]
         if name.startswith('index'):
             assert not any(index.dtype == torch.bool
-                           for index in tree_leaves(args[1])
+                           for index in tree_flatten(args[1])[0]
                            if isinstance(index, torch.Tensor)), func
         devices = {tensor.device for tensor in tensors}
         assert len(devices) < 2, f'{func} copies between {devices}'
