@@ -10,6 +10,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from keyword import iskeyword
+from math import isfinite
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -456,12 +457,7 @@ def _child_text(base: str, overlay: dict) -> str:
     style = dict(
         based_on_style='pep8',
         split_before_expression_after_opening_paren=True)
-    try:
-        return FormatCode('\n'.join(lines) + '\n', style_config=style)[0]
-    except Exception as error:
-        raise PreflightError(
-            'A value that has to be repeated cannot be written as Python, in'
-            f'\n{lines}\n{_text(error)}') from error
+    return FormatCode('\n'.join(lines) + '\n', style_config=style)[0]
 
 
 def _code(value: Any) -> str:
@@ -477,6 +473,13 @@ def _code(value: Any) -> str:
         if isinstance(value, list):
             return f'[{items}]'
         return f'({items}, )' if len(value) == 1 else f'({items})'
+    if isinstance(value, float) and not isfinite(value):
+        return f"float('{value}')"
+    if not isinstance(value, (str, bytes, int, float, type(None))):
+        raise PreflightError(
+            f'{value!r} cannot be written down, but would have to be repeated '
+            'in the new config, beside what is changed in the same list or '
+            'dict. Change the config by hand.')
     return repr(value)
 
 
