@@ -158,7 +158,6 @@ def test_other_shipped_configs_are_refused(name, found):
     assert found in refused(name, logits=True, gem=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('folder', ['pointpillars', 'votenet', 'pv_rcnn'])
 @pytest.mark.parametrize('gem', [False, True])
 def test_nothing_but_refusals(folder, gem):

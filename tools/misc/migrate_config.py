@@ -30,7 +30,10 @@ def parse_args() -> argparse.Namespace:
         choices=['gem'],
         help='reduce the points of a pillar by a generalised mean with a '
         'trained power')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.overwrite and args.out is None:
+        parser.error('--overwrite replaces the file of --out: name it')
+    return args
 
 
 def main() -> None:
