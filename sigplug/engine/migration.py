@@ -10,14 +10,13 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from keyword import iskeyword
-from math import isfinite
+from math import inf, isfinite
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
-from yapf.yapflib.yapf_api import FormatCode
 
 from .preflight import PreflightError, load_config
 
@@ -43,6 +42,7 @@ MODULES = {
     **dict.fromkeys(HEADS, 'dense_heads'),
     **dict.fromkeys(PILLAR_NETS.values(), 'voxel_encoders'),
 }
+WIDTH = 79
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 Path = tuple[str | int, ...]
@@ -453,26 +453,52 @@ def _child_text(base: str, overlay: dict) -> str:
     """The child as Python code in the style of OpenMMLab."""
     line = f'_base_ = {base!r}'
     lines = [line if len(line) < 80 else f'{line}  # noqa: E501', '']
-    lines += [f'{key} = {_code(value)}' for key, value in overlay.items()]
-    style = dict(
-        based_on_style='pep8',
-        split_before_expression_after_opening_paren=True)
-    return FormatCode('\n'.join(lines) + '\n', style_config=style)[0]
+    lines += [f'{key} = {_code(value, WIDTH - len(key) - 3)}'
+              for key, value in overlay.items()]
+    return '\n'.join(lines) + '\n'
 
 
-def _code(value: Any) -> str:
+def _code(value: Any, room: float = inf, indent: int = 0) -> str:
+    """A value as Python code.
+
+    Args:
+        value (Any): The value.
+        room (float): The characters that are left in its first line.
+            Defaults to any number.
+        indent (int): The indent of that line. Defaults to 0.
+
+    Returns:
+        str: The code, in several lines if it needs more room.
+    """
     if isinstance(value, dict):
         if all(isinstance(key, str) and key.isidentifier()
                and not iskeyword(key) for key in value):
-            items = (f'{k}={_code(v)}' for k, v in value.items())
-            return f'dict({", ".join(items)})'
-        items = (f'{k!r}: {_code(v)}' for k, v in value.items())
-        return f'{{{", ".join(items)}}}'
-    if isinstance(value, (list, tuple)):
-        items = ', '.join(map(_code, value))
-        if isinstance(value, list):
-            return f'[{items}]'
-        return f'({items}, )' if len(value) == 1 else f'({items})'
+            opening, closing = 'dict(', ')'
+            items = [(f'{key}=', item) for key, item in value.items()]
+        else:
+            opening, closing = '{', '}'
+            items = [(f'{key!r}: ', item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        opening, closing = '[]' if isinstance(value, list) else '()'
+        items = [('', item) for item in value]
+        if isinstance(value, tuple) and len(value) == 1:
+            closing = ', )'
+    else:
+        return _literal(value)
+    code = ', '.join(key + _code(item) for key, item in items)
+    # A comma, or what closes the dicts around it, may follow.
+    if len(f'{opening}{code}{closing}') + 1 + indent // 4 <= room:
+        return f'{opening}{code}{closing}'
+    indent += 4
+    room = WIDTH - indent
+    if len(f'{code}{closing}') + indent // 4 > room:
+        code = f',\n{" " * indent}'.join(
+            key + _code(item, room - len(key), indent)
+            for key, item in items)
+    return f'{opening}\n{" " * indent}{code}{closing}'
+
+
+def _literal(value: Any) -> str:
     if isinstance(value, float) and not isfinite(value):
         return f"float('{value}')"
     if not isinstance(value, (str, bytes, int, float, type(None))):

@@ -560,6 +560,21 @@ def test_a_head_that_its_detector_completes(write):
     assert "model.head.type = 'CenterHead' could not be built" in note
 
 
+@pytest.mark.parametrize('value', [
+    dict(a=1, b=dict(c='x' * 30, d=[1.5, None, (2, )], e=('y' * 20, ))),
+    {'gem.p': dict(x=True), 'class': [{}, [], ()], 3: {'lambda': -1}},
+    [[[['z' * 16] * 3] * 3] * 3],
+    dict(k=dict(k=dict(k=dict(k=['n' * 44, dict(inf=float('-inf'))])))),
+])
+def test_code_is_the_value_in_79_columns(value):
+    code = f'value = {migration._code(value, 71)}'
+    found = {}
+    exec(code, found)
+    assert found['value'] == value
+    assert max(map(len, code.splitlines())) < 80
+    assert eval(migration._code(value)) == value
+
+
 def test_values_that_cannot_be_compared_or_written(write, load):
     functions = 'f=[lambda x: x], nan=[float("nan")]'
     base = write(f'model = dict({functions}, head={CENTER_HEAD})')
