@@ -564,7 +564,11 @@ def test_a_head_that_its_detector_completes(write):
     dict(a=1, b=dict(c='x' * 30, d=[1.5, None, (2, )], e=('y' * 20, ))),
     {'gem.p': dict(x=True), 'class': [{}, [], ()], 3: {'lambda': -1}},
     [[[['z' * 16] * 3] * 3] * 3],
-    dict(k=dict(k=dict(k=dict(k=['n' * 44, dict(inf=float('-inf'))])))),
+    dict(inf=float('-inf')),
+    # As close to the end of a line as can be.
+    *(dict(k=dict(k=dict(k=dict(k=['n' * n]), m=dict(k=1))))
+      for n in range(20, 50)),
+    *([['a', 'b' * n], 'c'] for n in range(40, 66)),
 ])
 def test_code_is_the_value_in_79_columns(value):
     code = f'value = {migration._code(value, 71)}'
