@@ -4,7 +4,14 @@ import math
 import pytest
 import torch
 
-from sigplug.models import ClipSigmoid, GaussianFocalLossWithLogits, GeM
+from sigplug.models import (
+    ClipSigmoid,
+    GaussianFocalLossWithLogits,
+    GeM,
+    GeMContext,
+    GeMNeck,
+    GeMPyramid,
+)
 from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
@@ -51,6 +58,14 @@ def heatmap(radius=1, label=0):
     (lambda: GeM(p='inf'), TypeError, "p must be a number, but got 'inf'"),
     (lambda: GeM(p=math.inf), ValueError, 'p=inf: give .* p_trainable=False'),
     (lambda: GeM(p_range=(5, )), ValueError, r'p_range must be two.*\(5,\)'),
+    (lambda: GeM(p_range=5), ValueError, 'p_range must be two.* got 5'),
+    (lambda: GeM(p_range=('a', 2)), ValueError, r"p_range must .*\('a', 2\)"),
+    (lambda: GeM(eps='a'), TypeError, "eps must be a number, but got 'a'"),
+    (lambda: GeM(eps=math.inf), ValueError, 'eps must .* finite.* got inf'),
+    (lambda: GeM(channels=2.5), ValueError, 'channels must be.* got 2.5'),
+    (lambda: GeMNeck(channels='4'), ValueError, "channels must be.* got '4'"),
+    (lambda: GeMContext(4, ratio=math.inf), ValueError, 'ratio .* got inf'),
+    (lambda: GeMPyramid(2, eps=None), TypeError, 'eps must be.* got None'),
     (lambda: heatmap(radius=-2), ValueError, 'radii must lie in.* from -2'),
     (lambda: heatmap(label=5), ValueError, r'labels must lie in \[0, 2\].* 5'),
 ])

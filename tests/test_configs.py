@@ -1,4 +1,5 @@
 """Every sample config builds, and is what its name says."""
+import re
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,20 @@ def test_image_heads_change_nothing_else(tmp_path, ours, stock, changed):
         load(ROOT / 'configs' / ours).to_dict(),
         load(tmp_path / 'stock.py').to_dict()
     ) == {f'model.bbox_head.{key}' for key in changed}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_name_says_how_it_is_trained(path):
+    """As OpenMMLab writes it, and with what the config holds."""
+    cfg = load(path)
+    part = re.search(r'_(\d+)xb(\d+)(-amp)?[-_]', path.stem)
+    # mmdet's older names leave out that of 8 GPUs with 2 images each.
+    gpus, size, amp = part.groups() if part else (8, 2, None)
+    assert cfg.train_dataloader.batch_size == int(size)
+    assert (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper') == bool(
+        amp)
+    if 'auto_scale_lr' in cfg:
+        assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(size)
 
 
 @pytest.mark.parametrize(

@@ -126,14 +126,37 @@ def test_model_index_names_the_metafiles_of_all_folders():
         re.findall(r'configs/\S+', index))
 
 
-@pytest.mark.slow
-def test_mim_trains_and_tests_from_the_wheel(built, synthetic_nuscenes,
-                                             tmp_path):
-    site, work = tmp_path / 'site', tmp_path / 'elsewhere'
-    work.mkdir()
+@pytest.fixture(scope='module')
+def site(built, tmp_path_factory):
+    """Where the wheel is installed."""
+    folder = tmp_path_factory.mktemp('site')
     subprocess.run(
         [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps',
-         '--no-index', '--target', site, built[1]], check=True)
+         '--no-index', '--target', folder, built[1]], check=True)
+    return folder
+
+
+def test_config_elsewhere_reads_one_of_the_wheel(site, tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n'
+        '    from sigplug.configs.centerpoint.centerpoint_pillar04_second_'
+        'secfpn_gem_1xb4_onecycle_8e_nus_mini_3d import *\n'
+        'model.update(dict(pts_voxel_encoder=dict(p=4.0)))\n')
+    done = subprocess.run(
+        [sys.executable, '-c', 'from mmengine.config import Config\n'
+         'model = Config.fromfile("mine.py").model\n'
+         'print(model.type.__name__, model.pts_voxel_encoder.p)'],
+        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(site)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.splitlines()[-1:] == ['CenterPoint 4.0'], done.stdout
+
+
+@pytest.mark.slow
+def test_mim_trains_and_tests_from_the_wheel(site, synthetic_nuscenes,
+                                             tmp_path):
+    work = tmp_path / 'elsewhere'
+    work.mkdir()
     config = ('centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_'
               'nus-mini-3d.py')
     environment = dict(

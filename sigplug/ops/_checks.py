@@ -1,4 +1,5 @@
 """Checks that the operations share."""
+import math
 from numbers import Real
 
 import torch
@@ -11,6 +12,14 @@ def check_number(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is a real number."""
     if not isinstance(value, Real):
         raise TypeError(f'{name} must be a number, but got {value!r}')
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise an error unless ``value`` is a finite number above 0."""
+    check_number(name, value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(
+            f'{name} must be above 0 and finite, but got {value}')
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sigplug.ops import gem_pool
+from sigplug.ops._checks import check_positive
 from sigplug.ops.gem_pool import IntOrTuple
 from sigplug.registry import register_everywhere
 
@@ -57,9 +58,7 @@ class GeM(Power):
                  padding: int | Sequence[int] = 0,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__(p, p_trainable, channels, p_range)
-        if not eps > 0:
-            raise ValueError(f'eps must be above 0, but got {eps}: use '
-                             'clamp=False to leave the input as it is')
+        check_positive('eps', eps)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size

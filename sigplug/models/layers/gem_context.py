@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_number
+from sigplug.ops._checks import check_positive
 from sigplug.registry import register_everywhere
 
 from .gem import GeM
@@ -89,9 +89,7 @@ class GeMContext(Wrapper):
         if fusion_type not in FUSION_TYPES:
             raise ValueError(f'fusion_type must be one of {FUSION_TYPES}, but '
                              f'got {fusion_type!r}')
-        check_number('ratio', ratio)
-        if not ratio > 0:
-            raise ValueError(f'ratio must be above 0, but got {ratio}')
+        check_positive('ratio', ratio)
         self.per_level = isinstance(in_channels, (tuple, list))
         channels = list(in_channels) if self.per_level else [in_channels]
         if not channels or not all(
@@ -128,7 +126,7 @@ class GeMContext(Wrapper):
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
             ValueError: There is another number of levels, or of channels,
-                than in ``in_channels``.
+                than in ``in_channels``, or of dims.
         """
         levels = self.inner_levels(inputs)
         if isinstance(levels, Tensor):

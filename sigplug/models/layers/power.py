@@ -1,6 +1,7 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +38,18 @@ class Power(nn.Module):
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__()
-        if len(tuple(p_range)) != 2:
+        if (not isinstance(p_range, (tuple, list)) or len(p_range) != 2
+                or not all(isinstance(bound, Real) for bound in p_range)):
             raise ValueError(
-                f'p_range must be two numbers, but got {p_range}')
+                f'p_range must be two numbers, but got {p_range!r}')
         low, high = (float(bound) for bound in p_range)
         if not 0 < low < high < math.inf:
             raise ValueError('p_range must be two finite numbers with '
                              f'0 < low < high, but got {tuple(p_range)}')
-        if channels is not None and channels < 1:
-            raise ValueError(
-                f'channels must be at least 1 or None, but got {channels}')
+        if channels is not None and (
+                not isinstance(channels, Integral) or channels < 1):
+            raise ValueError('channels must be an integer of at least 1 or '
+                             f'None, but got {channels!r}')
         size = channels or 1
         values = list(p) if isinstance(p, (list, tuple)) else [p]
         for value in values:

@@ -32,6 +32,7 @@ class Wrapper(nn.Module):
 
         Raises:
             TypeError: They are neither a tensor nor a tuple or list.
+            ValueError: One of them is no map ``(N, C, H, W)``.
         """
         name, levels = 'inputs', inputs
         if self.inner is not None:
@@ -40,6 +41,11 @@ class Wrapper(nn.Module):
         if not isinstance(levels, (Tensor, tuple, list)):
             raise TypeError(f'{name} must be a tensor, or a tuple or list of '
                             f'tensors, but got {type(levels).__name__}')
+        for x in [levels] if isinstance(levels, Tensor) else levels:
+            if not isinstance(x, Tensor) or x.dim() != 4:
+                got = tuple(x.shape) if isinstance(x, Tensor) else x
+                raise ValueError(f'{name} must consist of maps of the shape '
+                                 f'(N, C, H, W), but got {got!r}')
         return levels
 
     def init_weights(self) -> None:

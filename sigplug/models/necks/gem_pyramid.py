@@ -91,7 +91,8 @@ class GeMPyramid(Wrapper):
 
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: There are more than ``num_outs``, or none.
+            ValueError: There are more than ``num_outs``, or none, or one is
+                no map.
         """
         levels = self.inner_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
+from sigplug.ops._checks import check_positive
 
 
 class Cells:
@@ -147,8 +148,7 @@ class GeMDynamicScatter(CellScatter):
                  p_trainable: bool = True,
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
-        if not eps > 0:
-            raise ValueError(f'eps must be above 0, but got {eps}')
+        check_positive('eps', eps)
         super().__init__(voxel_size, point_cloud_range, average_points=False)
         self.gem = Power(p, p_trainable, channels, p_range)
         self.eps = eps

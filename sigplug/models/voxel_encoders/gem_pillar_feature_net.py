@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
+from sigplug.ops._checks import check_positive
 from sigplug.registry import MODELS
 
 
@@ -111,8 +112,7 @@ class GeMPillarFeatureNet(PillarFeatureNet):
                 f"mode={kwargs['mode']!r} does not apply to "
                 'GeMPillarFeatureNet: p=1 is the mean and a fixed p=inf '
                 'the maximum')
-        if not eps > 0:
-            raise ValueError(f'eps must be above 0, but got {eps}')
+        check_positive('eps', eps)
         norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
         super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
         for i, layer in enumerate(self.pfn_layers):

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from sigplug.models import GeMContext
+from sigplug.models import GeMContext, GeMPyramid
 
 from ..detectors import (
     centerpoint,
@@ -124,6 +124,18 @@ def test_bad_arguments(kwargs, error, words):
 def test_bad_levels():
     with pytest.raises(TypeError, match='inputs must be a tensor.* dict'):
         GeMContext(4)({})
+
+
+@pytest.mark.parametrize('layer', [
+    GeMContext(4), GeMContext([4]), GeMPyramid(2)],
+    ids=['shared', 'per level', 'pyramid'])
+@pytest.mark.parametrize('got', [(4, 5, 6), (2, 4, 5, 6, 7), None], ids=repr)
+def test_levels_that_are_no_maps(layer, got):
+    """The windows of ``GeMPyramid`` would fit other dims too."""
+    level = got and features(*got)
+    with pytest.raises(ValueError, match='inputs must consist of maps') as e:
+        layer([level])
+    assert str(got) in str(e.value)
 
 
 @pytest.mark.parametrize('fusion_type', FUSIONS)

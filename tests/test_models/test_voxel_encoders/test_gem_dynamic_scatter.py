@@ -227,7 +227,7 @@ def test_bad_points(points, coors, words):
 
 
 @pytest.mark.parametrize('kwargs, words', [
-    (dict(eps=0.0), 'eps must be above 0, but got 0.0'),
+    (dict(eps=0.0), 'eps must be above 0 and finite, but got 0.0'),
     (dict(p=0.0), 'p must be above 0'),
     (dict(p=60.0), 'p_range'),
 ])
