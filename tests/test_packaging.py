@@ -112,7 +112,7 @@ def test_builds_where_there_is_no_torch(built, tmp_path):
     assert list(tmp_path.glob('*.whl'))
 
 
-def test_mim_finds_configs_and_tools_of_an_editable_install():
+def test_links_for_mim_lead_to_configs_and_tools():
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (ROOT / 'sigplug' / '.mim' / name).samefile(ROOT / name)
 
