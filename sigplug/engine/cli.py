@@ -1,14 +1,16 @@
-"""What the command lines of ``tools/train.py`` and ``tools/test.py`` share."""
+"""What the command-line tools share, ``tools/train.py`` most of all."""
 import os
 import os.path as osp
+import textwrap
 from argparse import ArgumentParser, Namespace
 from glob import glob
 
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, RUNNERS
+from mmengine.runner import Runner, load_checkpoint
+from torch import nn
 
 from .optim_wrapper import cpu_amp_dtype
 from .preflight import PreflightError, check_checkpoint, print_once
@@ -205,6 +207,31 @@ def build_runner(cfg: Config) -> Runner:
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    """Build the model that the config describes and load all its weights.
+
+    Args:
+        cfg (Config): The config.
+        checkpoint (str): The checkpoint file.
+        device (str): Where the model goes.
+
+    Returns:
+        nn.Module: The model, in evaluation mode.
+
+    Raises:
+        PreflightError: The checkpoint belongs to another model.
+    """
+    model = MODELS.build(cfg.model)
+    try:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise PreflightError(
+            f'The checkpoint {checkpoint!r} does not fit the model of the '
+            f'config {cfg.filename!r}. {textwrap.shorten(str(error), 400)}'
+        ) from error
+    return model.to(device).eval()
 
 
 def _last_checkpoint(work_dir: str) -> str | None:

@@ -1,4 +1,4 @@
-"""When a closed-form backward takes the place of autograd's own."""
+"""Which form of an operation is computed, and in which dtype."""
 import torch
 from torch import Tensor
 
@@ -6,6 +6,18 @@ if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
 else:  # torch before 2.2
     is_compiling = torch._dynamo.is_compiling
+
+
+# Before torch 2.7 an exporter other than ONNX's is a compiler like all others.
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+
+
+def is_exporting() -> bool:
+    """Whether a program for another runtime is made, for ONNX or not.
+
+    Not all of those have float64, and each node costs them.
+    """
+    return torch.onnx.is_in_onnx_export() or _is_exporting()
 
 
 def widen(x: Tensor) -> Tensor:

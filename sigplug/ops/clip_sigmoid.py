@@ -152,7 +152,8 @@ def clip_sigmoid_forward(x: Tensor, low: float, high: float,
     """The plain form, whose gradient autograd derives."""
     x, dtype = widen(x), x.dtype
     y = torch.sigmoid(x).clamp(low, high)
-    if grad == 'straight_through':
+    # What runs an ONNX model takes no gradient.
+    if grad == 'straight_through' and not torch.onnx.is_in_onnx_export():
         # Zeros with the gradient of the sigmoid, taken where it is small:
         # y * (1 - y) vanishes once y rounds to 1.
         tail = torch.sigmoid(torch.where(x > 0, -x, x))

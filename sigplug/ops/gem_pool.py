@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .generalized_mean import check_power
-from .power_mean import Dims, Power, Windows, check_input, power_mean
+from .power_mean import (
+    Dims,
+    Power,
+    Windows,
+    check_input,
+    is_full,
+    power_mean,
+)
 
 IntOrTuple = int | Sequence[int | None] | None
 
@@ -77,7 +84,7 @@ def gem_pool(x: Tensor,
                              f'and padding={pad}')
     channel_dim = x.dim() - spatial - 1
     p = check_power(p, x, tuple(range(channel_dim + 1, x.dim())))
-    if kernel == tuple(extent) and not any(pad):
+    if not any(pad) and all(map(is_full, kernel, extent)):
         sets = Dims(tuple(range(channel_dim + 1, x.dim())))
         return power_mean(x, p, sets, None, eps, backend).to(x.dtype)
     if isinstance(p, Tensor):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends
-from ._autograd import needs_closed_form, widen
+from ._autograd import is_exporting, needs_closed_form, widen
 from ._checks import check_number, find_range
 
 Power = float | Tensor
@@ -67,6 +67,13 @@ class Dims:
         """
         return c.sum(self.dims, keepdim=True, dtype=torch.float64)
 
+    def mean(self, c: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean of each set, in the dtype of the elements."""
+        if mask is None:
+            return c.mean(self.dims, keepdim=True)
+        count = mask.to(c.dtype).sum(self.dims, keepdim=True).clamp(min=1)
+        return c.sum(self.dims, keepdim=True) / count
+
     def count(self, c: Tensor, mask: Tensor | None) -> int | Tensor:
         """Number of elements of each set, at least 1."""
         if mask is None:
@@ -96,10 +103,12 @@ class Windows(Dims):
 
     def arrange(self, x: Tensor, _: None) -> Tensor:
         """Shape ``(..., *windows, *kernel)``; padded cells are 0."""
-        x = F.pad(x, self._sides(self.padding))
+        if any(self.padding):
+            x = F.pad(x, self._sides(self.padding))
+        unfold = _unfold_by_slices if is_exporting() else Tensor.unfold
         first = x.dim() - len(self.kernel)
         for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
-            x = x.unfold(first + i, size, step)
+            x = unfold(x, first + i, size, step)
         return x
 
     def adds_zeros(self, _: None) -> bool:
@@ -153,9 +162,14 @@ class Segments:
         c = c.double()
         return c.new_zeros(self.num, *c.shape[1:]).index_add(0, index, c)
 
+    def mean(self, c: Tensor, index: Tensor) -> Tensor:
+        """Mean of each segment, in the dtype of the elements."""
+        total = c.new_zeros(self.num, *c.shape[1:]).index_add(0, index, c)
+        return total / self.count(c, index)
+
     def count(self, c: Tensor, index: Tensor) -> Tensor:
         """Number of rows of each segment, at least 1."""
-        ones = c.new_ones(len(index))
+        ones = c.new_ones(index.shape)
         count = c.new_zeros(self.num).index_add(0, index, ones).clamp(min=1)
         return count.view(-1, *[1] * (c.dim() - 1))
 
@@ -203,6 +217,8 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     c = sets.arrange(_clamp(x, eps), members)
     if _is_float(p, math.inf):
         return sets.max(c, members)
+    if is_exporting():
+        return _exported_power_mean(c, p, sets, members, eps)
     count = sets.count(c, members)
     if _is_float(p, 1.0):
         mean = sets.sum(c, members) / count
@@ -235,6 +251,36 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     y = torch.where(largest == 0, largest, y)
     if finite is not p:
         y = torch.where(p.isinf(), sets.max(c, members), y)
+    return y
+
+
+def _exported_power_mean(c: Tensor, p: Power, sets: Dims | Windows | Segments,
+                         members: Tensor | None,
+                         eps: float | None) -> Tensor:
+    """The plain form of arranged elements, without float64 and in few nodes.
+
+    Its sums and roots round more: by some 1e-6 in place of 1e-7, relatively,
+    and by ``1 / p`` times as much for ``p`` below 1.
+    """
+    if _is_float(p, 1.0):
+        return sets.mean(c, members)
+    finite = _replace_inf(p)
+    largest = sets.max(c.detach(), members)
+    scale = largest.clamp(max=torch.finfo(c.dtype).max)
+    # Where nothing is clamped, or a set is empty.
+    may_be_zero = (members is not None or eps is None
+                   or eps < torch.finfo(c.dtype).smallest_normal)
+    if may_be_zero:
+        zero = largest == 0
+        scale = scale.masked_fill(zero, 1.0)
+    ratio = c / sets.spread(scale, members)
+    mean = sets.mean(ratio.pow(finite), members)
+    if may_be_zero:
+        # The root has no slope there.
+        mean = mean.masked_fill(zero, 1.0)
+    y = largest * mean.pow(1 / finite)
+    if finite is not p:
+        y = torch.where(p.isinf(), largest, y)
     return y
 
 
@@ -335,6 +381,27 @@ class _PowerMean(torch.autograd.Function):
         if tangent_p is not None:
             tangent = tangent + tangent_p * by_power
         return tangent
+
+
+def is_full(size: int, extent: int) -> bool:
+    """Whether a window takes in all, without asking for an open extent.
+
+    Only the extent itself may be open: a window is given in numbers.
+    """
+    if isinstance(size, int) and isinstance(extent, int):
+        return size == extent
+    return not isinstance(size, int)
+
+
+def _unfold_by_slices(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """``Tensor.unfold`` of operations that every runtime has."""
+    if is_full(size, x.shape[dim]):
+        return x.unsqueeze(dim).movedim(dim + 1, -1)
+    before = (slice(None), ) * dim
+    return torch.stack([
+        x[(*before, slice(i, i + 1 - size or None, step))]
+        for i in range(size)
+    ], -1)
 
 
 def _slope_of_max(c: Tensor, sets: Dims | Windows | Segments,

@@ -13,11 +13,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from sigplug.engine import preflight
+from sigplug.engine.cli import build_model
 from sigplug.visualization import draw_bev, save_png
 
 
@@ -127,18 +127,6 @@ def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
             f'--indices {" ".join(map(str, outside))}: the split '
             f'{args.split!r} has the samples 0 to {length - 1}.')
     return args.indices
-
-
-def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
-    """Build the model and load its weights, all of them."""
-    model = MODELS.build(cfg.model)
-    try:
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
-    except RuntimeError as error:
-        raise preflight.PreflightError(
-            f'The checkpoint {checkpoint!r} does not fit the model of the '
-            f'config {cfg.filename!r}. {error}') from error
-    return model.to(device).eval()
 
 
 def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, np.ndarray]:

@@ -169,9 +169,10 @@ class GeMNeck(GeM):
             x = x.unflatten(2, (b, rows // b))
             pooled = generalized_mean(x, p, tuple(range(3, x.dim())), eps=eps)
             return [pooled.transpose(1, 2).flatten(1)]
+        # No floor of a negative number: integers in ONNX round towards 0.
         return [
             gem_pool(
-                x[:, :, i * rows // b:-(-(i + 1) * rows // b)], p,
+                x[:, :, i * rows // b:((i + 1) * rows + b - 1) // b], p,
                 eps=eps).flatten(1) for i in range(b)
         ]
 

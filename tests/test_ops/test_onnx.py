@@ -1,0 +1,281 @@
+"""Exported operations and layers: in onnxruntime, against float64 maths."""
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sigplug.models import ClipSigmoid, GeM, GeMNeck
+from sigplug.ops import generalized_mean, segment_generalized_mean
+
+from .tolerances import assert_close
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
+
+INF = float('inf')
+POWERS = [1.0, 1.5, 2.0, 3.0, 4.5, 6.5, 20.0, 50.0]
+AXES = {0: 'batch', 2: 'height', 3: 'width'}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def backend():
+    """Exporters take the eager form, whatever is chosen."""
+
+
+class Masked(nn.Module):
+
+    def forward(self, x, mask):
+        return generalized_mean(x, 3.0, mask=mask, keepdim=True)
+
+
+class Segments(nn.Module):
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x, index):
+        return segment_generalized_mean(x, index, 5, self.p)
+
+
+def export(module, tensors, axes):
+    """The model, which holds standard operators and nothing in float64."""
+    file = io.BytesIO()
+    names = [f'x{i}' for i in range(len(tensors))]
+    torch.onnx.export(
+        module, tensors, file, input_names=names, output_names=['y'],
+        opset_version=18, dynamo=True, dynamic_shapes=axes, verbose=False)
+    model = onnx.load_from_string(file.getvalue())
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.domain for entry in model.opset_import] == ['']
+    assert not model.functions
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.type.tensor_type.elem_type for value in
+             (*graph.input, *graph.output, *graph.value_info)}
+    types |= {tensor.data_type for tensor in graph.initializer}
+    assert onnx.TensorProto.DOUBLE not in types
+    return model
+
+
+def run(model, tensors):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=['CPUExecutionProvider'])
+    y, = session.run(
+        None, {f'x{i}': x.numpy() for i, x in enumerate(tensors)})
+    return torch.from_numpy(y)
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def power_mean(x, p, dims, eps=1e-6):
+    """In float64, in which no power of these tests overflows."""
+    c = x.double().clamp(min=0.0 if eps is None else np.float32(eps).item())
+    p = torch.as_tensor(p, dtype=torch.float64)
+    if p.dim():
+        p = p.view(-1, 1, 1)
+    y = (c**p).mean(dims, keepdim=True)**(1 / p)
+    return torch.where(p.isinf(), c.amax(dims, keepdim=True), y)
+
+
+def windows(x, p, eps=1e-6):
+    """Those of 3x3 cells in steps of two, with a border of zeros."""
+    c = nn.functional.pad(x.double().clamp(min=eps), (1, ) * 4)
+    c = c.unfold(2, 3, 2).unfold(3, 3, 2)
+    return (c**p).mean((-2, -1))**(1 / p)
+
+
+every_dtype = pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float16], ids=str)
+
+
+@every_dtype
+@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
+def test_clip_sigmoid(dtype, grad):
+    model = export(
+        ClipSigmoid(grad=grad).eval(), (torch.zeros(2, 3, 4, 5, dtype=dtype),),
+        (AXES, ))
+    casts = ['Cast'] if dtype == torch.float16 else []
+    assert operators(model) == [*casts, 'Sigmoid', 'Clip', *casts]
+    x = torch.cat([
+        torch.tensor([-6e4, 6e4, -INF, INF, -9.3, 9.3, -9.1, 9.1, -7, 7, 0]),
+        torch.linspace(-12, 12, 85)]).view(1, 3, 8, 4).to(dtype)
+    y = run(model, (x, ))
+    # Inwards: to the grid of float16, whose largest value below 1 that is.
+    low, high = ((0.00010001659393310547, 1 - 2**-11)
+                 if dtype == torch.float16 else
+                 (np.float32(1e-4).item(), np.float32(1 - 1e-4).item()))
+    assert ((y > 0) & (y < 1)).all()
+    assert y.min().item() == low and y.max().item() == high
+    wanted = torch.sigmoid(x.double()).clamp(low, high)
+    if dtype == torch.float16:
+        assert_close(y, wanted)
+    # That of onnxruntime is exact to a few steps at 1, not at 0.
+    torch.testing.assert_close(
+        y.double(), wanted, rtol=2**-10, atol=1e-7)
+
+
+LAYERS = {
+    'shared': (lambda: GeM(4.5), lambda x: power_mean(x, 4.5, (2, 3))),
+    'channels': (lambda: GeM(POWERS, channels=8),
+                 lambda x: power_mean(x, POWERS, (2, 3))),
+    'mean': (lambda: GeM(1.0, p_trainable=False),
+             lambda x: power_mean(x, 1.0, (2, 3))),
+    'maximum': (lambda: GeM(INF, p_trainable=False),
+                lambda x: power_mean(x, INF, (2, 3))),
+    'fixed channels': (
+        lambda: GeM([*POWERS[:7], INF], channels=8, p_trainable=False),
+        lambda x: power_mean(x, [*POWERS[:7], INF], (2, 3))),
+    'no clamp': (lambda: GeM(clamp=False),
+                 lambda x: power_mean(x, 3.0, (2, 3), None)),
+    'rows': (lambda: GeM(kernel_size=(1, None)),
+             lambda x: power_mean(x, 3.0, 3)),
+    'windows': (lambda: GeM(20.0, kernel_size=3, stride=2, padding=1),
+                lambda x: windows(x, 20.0)),
+    'neck': (GeMNeck, lambda x: power_mean(x, 3.0, (2, 3)).flatten(1)),
+    'strips': (
+        lambda: GeMNeck(bins=(1, 2)),
+        lambda x: torch.cat([
+            power_mean(part, 3.0, (2, 3)).flatten(1) for part in
+            (x, x[:, :, :(x.shape[2] + 1) // 2], x[:, :, x.shape[2] // 2:])
+        ], 1)),
+}
+every_layer = pytest.mark.parametrize('name', LAYERS)
+
+
+def maps(*shape, dtype, signed=True):
+    """Of all magnitudes; a channel below the clamp, one close to overflow."""
+    x = torch.rand(shape) * torch.logspace(-3, 3, shape[1]).view(-1, 1, 1)
+    if signed:
+        x = torch.where(torch.rand(shape) < 0.3, -x, x)
+        x[:, 0] = -x[:, 0].abs()
+    else:
+        x[:, 0] = 0
+    x[:, -1] += 5e4
+    return x.to(dtype)
+
+
+@every_dtype
+@every_layer
+def test_gem(name, dtype):
+    make, reference = LAYERS[name]
+    signed = name != 'no clamp'
+    model = export(
+        make().to(dtype).eval(),
+        (maps(2, 8, 12, 16, dtype=dtype, signed=signed), ), (AXES, ))
+    for shape in [(2, 8, 12, 16), (3, 8, 7, 9), (1, 8, 21, 4)]:
+        x = maps(*shape, dtype=dtype, signed=signed)
+        y = run(model, (x, ))
+        assert y.dtype == dtype
+        assert_close(y, reference(x))
+
+
+@every_dtype
+def test_graph_of_gem(dtype):
+    """Few nodes, a constant power, and no trace of a size."""
+    x = maps(2, 8, 12, 16, dtype=dtype)
+    model = export(GeM(4.5).to(dtype).eval(), (x, ), (AXES, ))
+    casts = ['Cast'] if dtype == torch.float16 else []
+    assert operators(model) == [
+        *casts, 'Clip', 'ReduceMax', 'Clip', 'Div', 'Pow', 'ReduceMean',
+        'Pow', 'Mul', *casts]
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor)
+             for tensor in model.graph.initializer}
+    powers = [known[node.input[1]].item() for node in model.graph.node
+              if node.op_type == 'Pow']
+    assert powers == [4.5, np.float32(1 / 4.5).item()]
+
+
+def test_windows_are_slices():
+    """No shape is computed, and no element is gathered by an index."""
+    model = export(
+        GeM(kernel_size=3, stride=2, padding=1).eval(),
+        (maps(2, 8, 12, 16, dtype=torch.float32), ), (AXES, ))
+    assert not {'Shape', 'Gather', 'Range', 'Loop'} & set(operators(model))
+    assert len(operators(model)) <= 25
+
+
+def test_gem_of_infinite_and_of_large_values():
+    """Powers of them would overflow."""
+    x = torch.full((1, 8, 4, 4), 3e38)
+    x[0, 0, 0, 0] = INF
+    model = export(
+        GeM(50.0).eval(), (maps(2, 8, 5, 6, dtype=torch.float32), ), (AXES, ))
+    y = run(model, (x, )).flatten()
+    # ONNX's Clip takes the largest number in place of infinity.
+    assert y[0] > 3e38
+    assert_close(y[1:], x[0, 1:, 0, 0].double())
+
+
+@every_dtype
+def test_masked(dtype):
+    x = maps(2, 8, 12, 16, dtype=dtype)
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    model = export(
+        Masked(), (x, x[:, :1] > 0), (axes, axes))
+    x = maps(3, 8, 7, 9, dtype=dtype)
+    mask = torch.rand(3, 1, 7, 9) > 0.5
+    mask[0] = False
+    members = mask.double()
+    c = x.double().clamp(min=np.float32(1e-6).item())
+    mean = (c**3 * members).sum((2, 3), keepdim=True) / members.sum(
+        (2, 3), keepdim=True).clamp(min=1)
+    assert_close(run(model, (x, mask)), mean**(1 / 3))
+
+
+@every_dtype
+@pytest.mark.parametrize('p', [1.0, 3.0, INF, torch.linspace(1, 8, 4)],
+                         ids=str)
+def test_segments(p, dtype):
+    """Standard operators too, for which a runtime needs ScatterElements."""
+    model = export(
+        Segments(p), (torch.rand(20, 4, dtype=dtype), torch.arange(20) % 5),
+        ({0: 'rows'}, {0: 'rows'}))
+    x = (100 * torch.rand(300, 4)).to(dtype)
+    index = torch.arange(300) % 7 % 4
+    wanted = torch.zeros(5, 4, dtype=torch.float64)
+    for i in range(4):
+        wanted[i] = power_mean(
+            x[index == i].T[:, :, None], p, (1, 2), 1e-6).flatten()
+    assert_close(run(model, (x, index)), wanted)
+
+
+@every_layer
+def test_torch_export_with_open_sizes(name):
+    """Without float64, which not all runtimes have."""
+    make, reference = LAYERS[name]
+    signed = name != 'no clamp'
+    x = maps(2, 8, 12, 16, dtype=torch.float32, signed=signed)
+    opened = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
+    program = torch.export.export(make(), (x, ), dynamic_shapes=(opened, ))
+    assert torch.float64 not in {
+        value.dtype
+        for value in (node.meta.get('val') for node in program.graph.nodes)
+        if isinstance(value, torch.Tensor)}
+    x = maps(3, 8, 7, 9, dtype=torch.float32, signed=signed)
+    with torch.no_grad():
+        assert_close(program.module()(x), reference(x))
+
+
+def test_gradient_of_an_exported_program():
+    """It may be trained: a set of zeros has a gradient of 0."""
+    layer = GeM(clamp=False)
+    x = maps(2, 8, 6, 5, dtype=torch.float32, signed=False).requires_grad_()
+    program = torch.export.export(layer, (x, )).module()
+    grads = [torch.autograd.grad(function(x).sum(), x)[0]
+             for function in (program, layer)]
+    assert (grads[0][:, 0] == 0).all()
+    torch.testing.assert_close(*grads)
+
+
+def test_eager_keeps_float64_in_between():
+    """An export changes nothing for what is computed after it."""
+    x = maps(2, 8, 64, 64, dtype=torch.float32)
+    layer = GeM(4.5).eval()
+    before = layer(x)
+    export(layer, (x, ), (AXES, ))
+    assert layer(x).equal(before)
