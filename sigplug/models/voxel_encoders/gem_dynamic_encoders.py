@@ -56,6 +56,10 @@ class _GeMDynamicEncoder:
 
         Upstream carries the others along, into the batch norm's statistics.
         """
+        if len(features) != len(coors):
+            raise ValueError(
+                'features and coors must have one row for each point, but '
+                f'have {len(features)} and {len(coors)}')
         cells = Cells(coors)
         if self.training and len(cells.rows) == 1:
             # A batch norm refuses to take statistics of a single point;
