@@ -408,5 +408,6 @@ def test_detector_trains_and_predicts():
 @pytest.mark.parametrize('count', [4, 6])
 def test_one_row_of_features_and_of_coors_for_each_point(kind, count):
     coors = torch.zeros(5, 4, dtype=torch.int32)
-    with pytest.raises(ValueError, match=f'features and coors .*{count} and 5'):
+    words = f'features and coors .*{count} and 5'
+    with pytest.raises(ValueError, match=words):
         build(kind)(torch.rand(count, 5), coors)
