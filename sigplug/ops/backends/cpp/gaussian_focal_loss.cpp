@@ -25,7 +25,9 @@ constexpr int64_t kBlock = 16 * kWidth;
 constexpr int64_t kPiece = 4096;
 
 SIGPLUG_INLINE Vec pow(Vec base, float exponent) {
-  const Vec result = exp2_of_product(log2(base), factor(exponent));
+  const Log2 log = log2(base);
+  Vec result = exp2_of_product(log, factor(exponent));
+  result = log.exponent * exponent < 126.0f ? result : all(INFINITY);
   return base > 0.0f ? result : (base == 0.0f ? Vec{} : all(NAN));
 }
 

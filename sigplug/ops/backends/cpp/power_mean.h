@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 
 #include "vector_math.h"
@@ -31,6 +30,23 @@ SIGPLUG_INLINE Vec clamp(Vec x, float eps) { return x < eps ? all(eps) : x; }
 
 SIGPLUG_INLINE Log2 operator-(Log2 a, Log2 b) {
   return {a.exponent - b.exponent, a.fraction - b.fraction};
+}
+
+// Where all members are known to be positive normal numbers, two checks of
+// each can be left out.
+template <bool kPositive>
+SIGPLUG_INLINE Log2 log2_of_member(Vec c) {
+  return kPositive ? log2_of_normal(c) : log2(c);
+}
+
+template <bool kPositive>
+SIGPLUG_INLINE Vec if_positive(Vec c, Vec then, Vec otherwise) {
+  if (kPositive) return then;
+  return c > 0.0f ? then : otherwise;
+}
+
+inline bool all_positive(const bool* mask, float eps) {
+  return !mask && eps >= FLT_MIN;
 }
 
 // mean^(1/p).

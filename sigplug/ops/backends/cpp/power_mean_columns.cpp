@@ -25,8 +25,8 @@ struct Rows {
   int64_t padding;      // members that are 0 and have no row
 };
 
-// Some neighbouring columns of the rows.
-template <typename T>
+// Some neighbouring columns of the rows. kPositive: see log2_of_member.
+template <typename T, bool kPositive>
 struct Slice {
   const Rows<T>& set;
   int64_t column, size;
@@ -55,7 +55,7 @@ struct Slice {
       const int64_t at = place(k);
       const Vec values = load_upto(set.x + at, size);
       const Vec c = clamp(values, set.eps);
-      if (set.mask) {
+      if (!kPositive && set.mask) {
         const IntVec counts = load_mask(set.mask + at, size);
         function(values, counts ? c : Vec{}, counts, at);
       } else {
@@ -105,8 +105,8 @@ SIGPLUG_INLINE IntVec not_ordinary(Vec scale, Vec p) {
            (p >= 1.0f) & (p <= kLargestPower));
 }
 
-template <typename T>
-Vec mean_of(const Slice<T>& slice, DoubleVec p) {
+template <typename T, bool kPositive>
+Vec mean_of(const Slice<T, kPositive>& slice, DoubleVec p) {
   Vec m = {}, check = {};
   slice.rows([&](Vec, Vec c, IntVec, int64_t) {
     m = max(c, m);
@@ -124,7 +124,8 @@ Vec mean_of(const Slice<T>& slice, DoubleVec p) {
   const Log2 scale = log2(m);
   const Factor<Vec> power = factor(p);
   const DoubleVec total = slice.sum([&](Vec, Vec c, IntVec, int64_t) {
-    return c > 0.0f ? exp2_of_product(log2(c) - scale, power) : Vec{};
+    const Log2 ratio = log2_of_member<kPositive>(c) - scale;
+    return if_positive<kPositive>(c, exp2_of_product(ratio, power), Vec{});
   });
   const Vec mean = to_float(total / to_double(slice.counts()));
   y = m > 0.0f ? m * root(mean, p) : Vec{};
@@ -151,8 +152,9 @@ SIGPLUG_INLINE void put(Vec x, Out* out, int64_t size) {
 
 // Writes grad * dy/dx where `out` is given, or adds it to what is there (only
 // in float32); returns dy/dp.
-template <bool kAdd, typename T, typename Out>
-Vec slopes_of(const Slice<T>& slice, DoubleVec p, Vec y, Vec grad, Out* out) {
+template <bool kAdd, typename T, bool kPositive, typename Out>
+Vec slopes_of(const Slice<T, kPositive>& slice, DoubleVec p, Vec y, Vec grad,
+              Out* out) {
   const Vec counts = slice.counts();
   const IntVec others = not_ordinary(y, to_float(p));
   const Log2 scale = log2(y);
@@ -161,16 +163,17 @@ Vec slopes_of(const Slice<T>& slice, DoubleVec p, Vec y, Vec grad, Out* out) {
   const Vec at_zero = to_float(p) == 1.0f ? each : Vec{};
   const DoubleVec total = slice.sum(
       [&](Vec values, Vec c, IntVec members, int64_t at) {
-        const Log2 ratio = log2(c) - scale;
+        const Log2 ratio = log2_of_member<kPositive>(c) - scale;
         const Vec slope = exp2_of_product(ratio, power);
         if (out) {
-          const Vec by_x = c > 0.0f ? slope * each : at_zero;
+          const Vec by_x = if_positive<kPositive>(c, slope * each, at_zero);
           const IntVec passes =
               members & (values >= slice.set.eps) & ~others;
           put<kAdd>(passes ? by_x : Vec{}, out + at, slice.size);
         }
         const Vec ratio_log = ratio.exponent + ratio.fraction;
-        return c > 0.0f ? slope * (c * inverse) * ratio_log : Vec{};
+        return if_positive<kPositive>(
+            c, slope * (c * inverse) * ratio_log, Vec{});
       });
   Vec by_p = y * (to_float(total) * static_cast<float>(M_LN2)) / counts / to_float(p);
   by_p = y == 0.0f ? Vec{} : by_p;
@@ -254,28 +257,37 @@ struct Result {
   template <typename T>
   void forward(const Rows<T>& rows, int64_t set) const {
     for (int64_t column = 0; column < columns; column += kWidth) {
-      const Slice<T> slice = slice_at(rows, column);
-      const DoubleVec power = powers(p, set, column, slice.size);
-      store_upto(mean_of(slice, power), y + set * columns + column,
-                 slice.size);
+      with_slice(rows, column, [&](const auto& slice) {
+        const DoubleVec power = powers(p, set, column, slice.size);
+        store_upto(mean_of(slice, power), y + set * columns + column,
+                   slice.size);
+      });
     }
   }
 
   template <bool kAdd, typename T, typename Out>
   void backward(const Rows<T>& rows, int64_t set, int64_t column,
                 Out* grad_x) const {
-    const Slice<T> slice = slice_at(rows, column);
-    const int64_t at = set * columns + column;
-    const Vec grad = load_upto(grad_y + at, slice.size);
-    const Vec by_p =
-        slopes_of<kAdd>(slice, powers(p, set, column, slice.size),
-                        load_upto(y + at, slice.size), grad, grad_x);
-    if (grad_p) store_upto(grad * by_p, grad_p + at, slice.size);
+    with_slice(rows, column, [&](const auto& slice) {
+      const int64_t at = set * columns + column;
+      const Vec grad = load_upto(grad_y + at, slice.size);
+      const Vec by_p =
+          slopes_of<kAdd>(slice, powers(p, set, column, slice.size),
+                          load_upto(y + at, slice.size), grad, grad_x);
+      if (grad_p) store_upto(grad * by_p, grad_p + at, slice.size);
+    });
   }
 
-  template <typename T>
-  Slice<T> slice_at(const Rows<T>& rows, int64_t column) const {
-    return {rows, column, std::min<int64_t>(kWidth, columns - column)};
+  // Calls function with the slice that begins with this column.
+  template <typename T, typename Function>
+  SIGPLUG_INLINE void with_slice(const Rows<T>& rows, int64_t column,
+                                 const Function& function) const {
+    const int64_t size = std::min<int64_t>(kWidth, columns - column);
+    if (all_positive(rows.mask, rows.eps)) {
+      function(Slice<T, true>{rows, column, size});
+    } else {
+      function(Slice<T, false>{rows, column, size});
+    }
   }
 };
 

@@ -4,7 +4,8 @@
 namespace sigplug {
 namespace {
 
-template <typename T>
+// kPositive: see log2_of_member.
+template <typename T, bool kPositive>
 struct Row {
   const T* x;
   const bool* mask;  // or null
@@ -22,46 +23,52 @@ struct Row {
     return sum;
   }
 
-  // The clamped values, 0 where there is no member.
+  // The clamped values, 0 where the mask excludes them.
   Vec members(Vec values, int64_t i, int64_t size) const {
     const Vec c = clamp(values, eps);
-    if (mask) return load_mask(mask + i, size) ? c : Vec{};
-    return size == kWidth ? c : first_of(c, size);
+    return kPositive || !mask ? c : keep(c, i, size);
+  }
+
+  // 0 in place of what the mask excludes.
+  Vec keep(Vec c, int64_t i, int64_t size) const {
+    return load_mask(mask + i, size) ? c : Vec{};
   }
 };
 
+SIGPLUG_INLINE Vec first_upto(Vec x, int64_t n) {
+  return n == kWidth ? x : first_of(x, n);
+}
+
 // The sum over a row of function(values, c, i, n), a vector. In double, as a
 // float would lose small ones beside a large one.
-template <typename T, typename Function>
-SIGPLUG_INLINE double sum_row(const Row<T>& row, const Function& function) {
+template <typename R, typename Function>
+SIGPLUG_INLINE double sum_row(const R& row, const Function& function) {
   DoubleVec total = {};
   for_each_vec(row.n, [&](int64_t i, int64_t n) {
     const Vec values = load_upto(row.x + i, n);
-    total += to_double(function(values, row.members(values, i, n), i, n));
+    const Vec terms = function(values, row.members(values, i, n), i, n);
+    total += to_double(first_upto(terms, n));
   });
   return sum(total);
 }
 
 // Largest member, or NaN where one is infinite, negative or not a number.
-template <typename T>
-float largest_member(const Row<T>& row) {
+template <typename R>
+float largest_member(const R& row) {
   Vec largest = {}, check = {};
   for_each_vec(row.n, [&](int64_t i, int64_t n) {
-    const Vec c = row.members(load_upto(row.x + i, n), i, n);
+    const Vec values = load_upto(row.x + i, n);
+    const Vec c = first_upto(row.members(values, i, n), n);
     largest = max(c, largest);
     check += check_numbers(c);
   });
-  float m = 0.0f;
-  for (int i = 0; i < kWidth; ++i) {
-    m = largest[i] > m ? largest[i] : m;
-    m = check[i] == 0.0f ? m : NAN;
-    if (!(m >= 0.0f)) break;
-  }
-  return m;
+  return sum(check) + reduce(largest, [](float a, float b) {
+    return a > b ? a : b;
+  });
 }
 
-template <typename T>
-float mean_of(const Row<T>& row, double p) {
+template <typename T, bool kPositive>
+float mean_of(const Row<T, kPositive>& row, double p) {
   const float m = p == 1.0 ? 0.0f : largest_member(row);
   if (m >= 0.0f && std::isinf(p)) return m;
   if (!is_ordinary(m, p)) return mean_in_double(row.n, row, p);
@@ -74,14 +81,15 @@ float mean_of(const Row<T>& row, double p) {
   const Log2 scale = log2(all(m));
   const Factor<float> power = factor(p);
   const double sum = sum_row(row, [&](Vec, Vec c, int64_t, int64_t) {
-    return c > 0.0f ? exp2_of_product(log2(c) - scale, power) : Vec{};
+    const Log2 ratio = log2_of_member<kPositive>(c) - scale;
+    return if_positive<kPositive>(c, exp2_of_product(ratio, power), Vec{});
   });
   return static_cast<float>(m * std::pow(sum / row.count(), 1.0 / p));
 }
 
 // Writes grad * dy/dx where `out` is given; returns dy/dp if it is wanted.
-template <bool kWantsP, typename T>
-float slopes_of(const Row<T>& row, double p, float y, float grad, T* out) {
+template <bool kWantsP, typename T, bool kPositive>
+float slopes_of(const Row<T, kPositive>& row, double p, float y, float grad, T* out) {
   if (!is_ordinary(y, p) || y == 0.0f) {
     return slopes_in_double(row.n, row, p, y, [&](int64_t i, double slope) {
       if (out) store_one(static_cast<float>(grad * slope), out + i);
@@ -94,16 +102,17 @@ float slopes_of(const Row<T>& row, double p, float y, float grad, T* out) {
   const Vec at_zero = all(p == 1.0 ? each : 0.0f);
   const double by_power = sum_row(
       row, [&](Vec values, Vec c, int64_t i, int64_t n) {
-        const Log2 ratio = log2(c) - scale;
+        const Log2 ratio = log2_of_member<kPositive>(c) - scale;
         const Vec slope = exp2_of_product(ratio, power);
         if (out) {
-          Vec by_x = c > 0.0f ? slope * each : at_zero;
-          if (row.mask) by_x = load_mask(row.mask + i, n) ? by_x : Vec{};
+          Vec by_x = if_positive<kPositive>(c, slope * each, at_zero);
+          if (!kPositive && row.mask) by_x = row.keep(by_x, i, n);
           store_upto(values >= row.eps ? by_x : Vec{}, out + i, n);
         }
         if (!kWantsP) return Vec{};
         const Vec ratio_log = ratio.exponent + ratio.fraction;
-        return c > 0.0f ? slope * (c * inverse) * ratio_log : Vec{};
+        return if_positive<kPositive>(
+            c, slope * (c * inverse) * ratio_log, Vec{});
       });
   return static_cast<float>(y * by_power * M_LN2 / count / p);
 }
@@ -113,6 +122,22 @@ float slopes_of(const Row<T>& row, double p, float y, float grad, T* out) {
 
 using sigplug::Row;
 
+// Calls function(row, r) for the rows, kPositive or not.
+template <typename T, typename Function>
+static void for_each_row(const T* x, const bool* mask, int64_t rows, int64_t n,
+                         float eps, int threads, const Function& function) {
+  const bool positive = sigplug::all_positive(mask, eps);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t r = 0; r < rows; ++r) {
+    if (positive) {
+      function(Row<T, true>{x + r * n, nullptr, n, eps}, r);
+    } else {
+      function(Row<T, false>{x + r * n, mask ? mask + r * n : nullptr, n, eps},
+               r);
+    }
+  }
+}
+
 // x (rows, n), mask likewise or null, y (rows); row r takes p[r * p_step].
 extern "C" bool power_mean_rows_forward(int dtype, const void* x,
                                         const bool* mask, int64_t rows,
@@ -121,12 +146,10 @@ extern "C" bool power_mean_rows_forward(int dtype, const void* x,
                                         int threads) {
   return sigplug::dispatch(dtype, [&](auto type) {
     using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < rows; ++r) {
-      const Row<T> row{static_cast<const T*>(x) + r * n,
-                       mask ? mask + r * n : nullptr, n, eps};
-      y[r] = sigplug::mean_of(row, p[r * p_step]);
-    }
+    for_each_row(static_cast<const T*>(x), mask, rows, n, eps, threads,
+                 [&](const auto& row, int64_t r) {
+                   y[r] = sigplug::mean_of(row, p[r * p_step]);
+                 });
   });
 }
 
@@ -141,10 +164,8 @@ extern "C" bool power_mean_rows_backward(int dtype, const void* x,
   return sigplug::dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     T* const to = static_cast<T*>(grad_x);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < rows; ++r) {
-      const Row<T> row{static_cast<const T*>(x) + r * n,
-                       mask ? mask + r * n : nullptr, n, eps};
+    for_each_row(static_cast<const T*>(x), mask, rows, n, eps, threads,
+                 [&](const auto& row, int64_t r) {
       T* const out = to ? to + r * n : nullptr;
       const double power = p[r * p_step];
       const float grad = grad_y[r];
@@ -153,6 +174,6 @@ extern "C" bool power_mean_rows_backward(int dtype, const void* x,
       } else {
         sigplug::slopes_of<false>(row, power, y[r], grad, out);
       }
-    }
+    });
   });
 }

@@ -46,11 +46,18 @@ SIGPLUG_INLINE Vec to_float(DoubleVec x) {
 SIGPLUG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 SIGPLUG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
+// Of all elements, by halves: in a chain each step would wait for the last.
+template <typename V, typename Function>
+SIGPLUG_INLINE auto reduce(V x, const Function& function) {
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) x[i] = function(x[i], x[i + half]);
+  }
+  return x[0];
+}
+
 template <typename V>
-SIGPLUG_INLINE double sum(V x) {
-  double sum = 0.0;
-  for (int i = 0; i < kWidth; ++i) sum += x[i];
-  return sum;
+SIGPLUG_INLINE auto sum(V x) {
+  return reduce(x, [](auto a, auto b) { return a + b; });
 }
 
 struct BFloat16 {
@@ -136,9 +143,13 @@ SIGPLUG_INLINE void store_upto(Vec x, T* out, int64_t n) {
 
 // A mask, of n <= kWidth booleans; false behind them.
 SIGPLUG_INLINE IntVec load_mask(const bool* mask, int64_t n) {
-  int8_t bytes __attribute__((vector_size(kWidth))) = {};
-  std::memcpy(&bytes, mask, n);
-  return __builtin_convertvector(bytes, IntVec) != 0;
+  int8_t bytes[kWidth] = {};
+  std::memcpy(bytes, mask, n);
+  int32_t wide[kWidth];
+  for (int i = 0; i < kWidth; ++i) wide[i] = bytes[i];
+  IntVec out;
+  std::memcpy(&out, wide, sizeof out);
+  return out != 0;
 }
 
 // 0 in place of all but the first n elements.

@@ -2,16 +2,18 @@
 // The polynomials are minimax fits on the stated intervals.
 #pragma once
 
+#include <cfloat>
+
 #include "vec.h"
 
 namespace sigplug {
 
-// Nearest integer of |x| < 2^22: floats beyond 2^23 have no fraction.
-template <typename V>
-SIGPLUG_INLINE V round_to_int(V x) {
-  const float shift = 12582912.0f;  // 1.5 * 2^23
-  return (x + shift) - shift;
-}
+// Floats beyond 2^23 have no fraction: there and back, |x| < 2^22 becomes the
+// nearest integer.
+constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
+
+SIGPLUG_INLINE Vec shift_fraction_out(Vec x) { return x + kShift; }
+SIGPLUG_INLINE Vec shift_back(Vec x) { return x - kShift; }
 
 // 2^n for an integer n in [-127, 127]; n = -127 gives 0.
 SIGPLUG_INLINE Vec power_of_two(Vec n) {
@@ -37,11 +39,9 @@ struct Log2 {
   Vec exponent, fraction;
 };
 
-// Of positive floats; absolute error 2^-26 (log2(1 + f) = f P(f)).
-SIGPLUG_INLINE Log2 log2(Vec x) {
-  const IntVec subnormal = x < 1.17549435e-38f;
-  const Split parts = split(subnormal ? x * 16777216.0f : x);
-  const Vec exponent = parts.exponent - (subnormal ? all(24.0f) : Vec{});
+// Of positive normal floats; absolute error 2^-26 (log2(1 + f) = f P(f)).
+SIGPLUG_INLINE Log2 log2_of_normal(Vec x) {
+  const Split parts = split(x);
   const Vec f = parts.fraction;
   Vec s = f * 0.12541246f - 0.21030335f;
   s = s * f + 0.21737938f;
@@ -51,19 +51,31 @@ SIGPLUG_INLINE Log2 log2(Vec x) {
   s = s * f + 0.48092252f;
   s = s * f - 0.72134715f;
   s = s * f + 1.4426949f;
-  return {exponent, s * f};
+  return {parts.exponent, s * f};
 }
 
-// 2^(high + low), relative error 2^-23; 0 below 2^-126.
+// Of positive floats.
+SIGPLUG_INLINE Log2 log2(Vec x) {
+  const IntVec subnormal = x < FLT_MIN;
+  const Log2 log = log2_of_normal(subnormal ? x * 16777216.0f : x);
+  return {log.exponent - (subnormal ? all(24.0f) : Vec{}), log.fraction};
+}
+
+// 2^(high + low) of less than 127, relative error 2^-23; 0 below -126.
 SIGPLUG_INLINE Vec exp2(Vec high, Vec low) {
-  const Vec n = round_to_int(high + low);
-  const Vec r = (high - n) + low;
+  const Vec x = high + low;
+  const Vec shifted = shift_fraction_out(x);
+  const Vec r = (high - shift_back(shifted)) + low;
   Vec s = r * 1.5353362e-4f + 1.3398874e-3f;
   s = s * r + 9.6184374e-3f;
   s = s * r + 5.5503324e-2f;
   s = s * r + 0.24022648f;
   s = s * r + 0.6931472f;
-  return (s * r + 1.0f) * power_of_two(max(min(n, all(127.0f)), all(-127.0f)));
+  s = s * r + 1.0f;
+  // The last bits of `shifted` are those of the integer.
+  const IntVec exponent = cast_bits<IntVec>(shifted) << 23;
+  const Vec result = cast_bits<Vec>(cast_bits<IntVec>(s) + exponent);
+  return x >= -126.0f ? result : Vec{};
 }
 
 // A factor in two parts. The product of the upper one and an exponent is
@@ -95,7 +107,7 @@ SIGPLUG_INLINE Vec exp2_of_product(Log2 log, Factor<V> by) {
 // e^x, relative error 2^-23; 0 below -88 and e^88 above 88.
 SIGPLUG_INLINE Vec exp(Vec x) {
   x = max(min(x, all(88.0f)), all(-88.0f));
-  const Vec n = round_to_int(x * 1.44269504f);
+  const Vec n = shift_back(shift_fraction_out(x * 1.44269504f));
   // ln 2 in two parts, of which the first has zeros at its end.
   const Vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   Vec s = r * 1.38146132e-3f + 8.36870983e-3f;
