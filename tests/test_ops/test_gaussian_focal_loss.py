@@ -1,5 +1,6 @@
 """The focal loss of logits, against mmdet's and against float64."""
 import itertools
+import math
 
 import pytest
 import torch
@@ -128,3 +129,11 @@ def test_bad_tensors():
     with pytest.raises(ValueError, match='avg_factor does not go with'):
         gaussian_focal_loss_with_logits(
             logits, target, reduction='sum', avg_factor=2.0)
+
+
+def test_weight_beyond_float32():
+    """(1 - target)^gamma = 1e42 is infinite, not some number."""
+    target = torch.full((1, 1, 1, 1), -1e12)
+    loss = gaussian_focal_loss_with_logits(
+        torch.zeros_like(target), target, gamma=3.5, reduction='none')
+    assert loss.item() == math.inf
