@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -49,7 +50,22 @@ NOT_IN_OLD_TORCH = {
         'no float16 autocast on the CPU',
     "torch.export' has no attribute": 'torch.export in its infancy',
     r'_dynamo\.exc|torch\._dynamo': 'torch.compile in its infancy',
+    "unexpected keyword argument 'dynamo'": 'no such exporter to ONNX',
 }
+OLD_TORCH = digit_version(torch.__version__) < digit_version('2.4')
+
+
+if OLD_TORCH:
+    torch_nextafter = torch.nextafter
+
+    def nextafter(x: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Old torch has none for float16."""
+        if x.dtype == torch.float16:
+            return torch.from_numpy(
+                np.asarray(np.nextafter(x.numpy(), end.numpy())))
+        return torch_nextafter(x, end)
+
+    torch.nextafter = nextafter
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,7 +74,7 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
-        if digit_version(torch.__version__) < digit_version('2.4'):
+        if OLD_TORCH:
             text = f'{type(error).__module__}.{type(error).__name__}: {error}'
             for pattern, what in NOT_IN_OLD_TORCH.items():
                 if re.search(pattern, text):

@@ -150,6 +150,10 @@ class LiveBytes(TorchDispatchMode):
 
 def test_giant_boxes_need_bounded_memory():
     """400 squares that fill a map of 128 x 128 are 6.6 million cells."""
+    with LiveBytes() as memory:
+        torch.ones(1)
+    if memory.now:
+        pytest.skip('this torch does not say when a storage is freed')
     generator = torch.Generator().manual_seed(0)
     args = (torch.randint(0, 128, (400, 2), generator=generator),
             torch.full((400, ), 200),
