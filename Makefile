@@ -1,11 +1,11 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
 # the environment, ARGS='...' goes to the program that the target runs,
 # EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
-# each of its properties, and for how long it starts over. COLUMN=torch2.1
-# takes other versions, those of requirements/columns/, in an environment of
-# their own.
+# each of its properties, and for how long it starts over; SECONDS is also how
+# long `make soak` trains. COLUMN=torch2.1 takes other versions, those of
+# requirements/columns/, in an environment of their own.
 
-.PHONY: help env quickstart test fuzz bench lint clean
+.PHONY: help env quickstart test fuzz soak bench lint clean
 
 export COLUMN
 VENV := .venv$(if $(COLUMN),-$(COLUMN))
@@ -39,6 +39,11 @@ fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
 	$(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
 	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
 	|| exit; [ $$(date +%s) -lt $$end ] || break; done
+
+soak: env  ## faults at random moments, then SECONDS=3600 over damaged data
+	$(VENV)/bin/python -m pytest -m soak
+	$(VENV)/bin/python tools/misc/soak.py --seconds $(or $(SECONDS),3600) \
+	$(ARGS)
 
 bench: env  ## time the operations and a training against the stock forms
 	$(VENV)/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
