@@ -218,7 +218,11 @@ def test_triton_that_cannot_launch(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch, 'ones', fail)
+    monkeypatch.setattr(kernels.triton, '__version__', '3.0.0')
     with pytest.raises(OSError, match='Failed to find C compiler'):
+        kernels.prepare()
+    monkeypatch.setattr(kernels.triton, '__version__', '2.3.1')
+    with pytest.raises(OSError, match='need Triton 3.* here is 2.3.1'):
         kernels.prepare()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.ops import available_backends
@@ -168,7 +168,7 @@ class Stepper:
     def answer(self, form: Form) -> list[Tensor]:
         """The result and the gradients of one call, flattened."""
         out = form.call(*self.work.args)
-        values = [t.detach() for t in tree_leaves(out)]
+        values = [t.detach() for t in tree_flatten(out)[0]]
         leaves = self.work.leaves(form)
         if leaves:
             # Of one sign, so that the sum for p does not cancel.

@@ -4,6 +4,7 @@ float16, bfloat16 and float32 tensors; the arithmetic is in float32. Nothing
 waits for the device.
 """
 import torch
+import triton
 
 from ...power_mean import Dims
 from .clip_sigmoid import clip_sigmoid_backward, clip_sigmoid_forward
@@ -32,6 +33,9 @@ def prepare() -> None:
     Triton finds out at a launch that it has no C compiler or no Python
     headers for it, or that the device is too old for it: this is one.
     """
+    if int(triton.__version__.split('.')[0]) < 3:
+        raise OSError('the kernels need Triton 3, which torch 2.4 and later '
+                      f'bring along, but here is {triton.__version__}')
     if not torch.cuda.is_available():
         raise OSError('PyTorch finds no CUDA device: see '
                       'torch.cuda.is_available()')
