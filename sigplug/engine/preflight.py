@@ -21,6 +21,8 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import DefaultScope, Registry
 
+from .checkpoint import load_safely, safe_loading
+
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 
@@ -31,6 +33,9 @@ class PreflightError(Exception):
 def run_tool(main: Callable[[], None]) -> int:
     """Run the ``main`` of a command-line tool.
 
+    Checkpoints are read without running what they may hold, see
+    :func:`sigplug.engine.checkpoint.safe_loading`.
+
     Args:
         main (Callable): The tool.
 
@@ -39,7 +44,8 @@ def run_tool(main: Callable[[], None]) -> int:
         message went to the standard error (once for all ranks).
     """
     try:
-        main()
+        with safe_loading():
+            main()
     except PreflightError as error:
         print_once(f'error: {error}', file=sys.stderr)
         return 2
@@ -170,7 +176,7 @@ def check_checkpoint(path: str,
             f'{argument}: the checkpoint {path!r} does not exist (working '
             f'directory: {os.getcwd()}).{_similar_files(path)}')
     try:
-        checkpoint = torch.load(path, map_location='cpu')
+        checkpoint = load_safely(path, map_location='cpu')
     # Whatever goes wrong here, this file is of no use to the run.
     except Exception as error:
         raise PreflightError(
@@ -326,8 +332,8 @@ def _why_unreadable(error: Exception) -> str:
     if name:
         return (f'holds {name[1]}, which torch does not trust: loading it '
                 'might execute any code. Only if you trust the source of the '
-                'file, allow the name with '
-                'torch.serialization.add_safe_globals.')
+                'file, load it by torch.load(..., weights_only=False) and '
+                'save its state_dict alone.')
     return ('cannot be loaded. It is no checkpoint, or damaged by an '
             f'interrupted write or download ({type(error).__name__}).')
 
