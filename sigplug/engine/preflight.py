@@ -152,6 +152,98 @@ def check_data(cfg: Config, *splits: str) -> None:
                             f'{key}.{name}', path, node.get('data_root')))
 
 
+def check_model(cfg: Config) -> None:
+    """Compare the parts of a LiDAR heatmap detector with one another.
+
+    What does not fit would end in an error about shapes at best, and in boxes
+    at the wrong place or in classes that are never trained at worst. Other
+    models are left alone.
+
+    Args:
+        cfg (Config): The config.
+
+    Raises:
+        PreflightError: The grids of the parts differ, or the classes of the
+            head and of a data set.
+    """
+    model = cfg.get('model') or {}
+    head = model.get('pts_bbox_head') or {}
+    coder = head.get('bbox_coder') or {}
+    if 'tasks' not in head or 'out_size_factor' not in coder:
+        return
+    _check_grid(model, coder)
+    for i, task in enumerate(head['tasks']):
+        if task.get('num_class', len(task['class_names'])) != len(
+                task['class_names']):
+            raise PreflightError(
+                f'model.pts_bbox_head.tasks.{i}: num_class is '
+                f'{task["num_class"]}, but class_names has '
+                f'{len(task["class_names"])} names: '
+                f'{list(task["class_names"])}.')
+    known = [name for task in head['tasks'] for name in task['class_names']]
+    for split in ('train', 'val', 'test'):
+        for key, node in _dicts(cfg.get(f'{split}_dataloader'),
+                                f'{split}_dataloader'):
+            metainfo = node.get('metainfo')
+            classes = metainfo.get('classes') if isinstance(
+                metainfo, dict) else None
+            if classes is not None and list(classes) != known:
+                raise PreflightError(
+                    f'The labels of the data are places in '
+                    f'{key}.metainfo.classes = {list(classes)}, but the tasks '
+                    f'of model.pts_bbox_head have the class_names {known}. '
+                    'Give both the same names in the same order.')
+
+
+def _check_grid(model: dict, coder: dict) -> None:
+    """See :func:`check_model`."""
+    parts = {
+        'data_preprocessor.voxel_layer':
+            (model.get('data_preprocessor') or {}).get('voxel_layer'),
+        'pts_voxel_encoder': model.get('pts_voxel_encoder'),
+        'pts_bbox_head.bbox_coder': coder,
+        'train_cfg.pts': (model.get('train_cfg') or {}).get('pts'),
+        'test_cfg.pts': (model.get('test_cfg') or {}).get('pts'),
+    }
+    seen: dict[str, tuple[str, list]] = {}
+
+    def compare(name: str, key: str, value: Any) -> None:
+        value = np.atleast_1d(np.asarray(value, dtype=float)).tolist()
+        first, wanted = seen.setdefault(name, (key, value))
+        if not np.allclose(value, wanted):
+            raise PreflightError(
+                f'model.{key} = {value} does not fit model.{first} = '
+                f'{wanted}. Give all parts of the model the same grid: '
+                'voxel_size, point_cloud_range and out_size_factor.')
+
+    for part, node in parts.items():
+        node = node or {}
+        # In the plane: some parts have no height.
+        for name in ('voxel_size', 'out_size_factor'):
+            if node.get(name):
+                value = node[name]
+                compare(name, f'{part}.{name}',
+                        value[:2] if name == 'voxel_size' else value)
+        for name in ('point_cloud_range', 'pc_range'):
+            if node.get(name):
+                compare('origin', f'{part}.{name} (its x, y)', node[name][:2])
+    layer = parts['data_preprocessor.voxel_layer'] or {}
+    if not (layer.get('point_cloud_range') and layer.get('voxel_size')):
+        return
+    area = np.asarray(layer['point_cloud_range'], dtype=float)
+    size = np.asarray(layer['voxel_size'], dtype=float)
+    grid = np.round((area[3:5] - area[:2]) / size[:2])
+    name = 'number of voxels in x and y'
+    compare(name, f'data_preprocessor.voxel_layer ({name})', grid)
+    if (parts['train_cfg.pts'] or {}).get('grid_size'):
+        compare(name, 'train_cfg.pts.grid_size (its x, y)',
+                parts['train_cfg.pts']['grid_size'][:2])
+    middle = model.get('pts_middle_encoder') or {}
+    if middle.get('output_shape'):
+        compare(name, 'pts_middle_encoder.output_shape (its x, y)',
+                middle['output_shape'][::-1])
+
+
 def check_checkpoint(path: str,
                      argument: str,
                      resume: bool = False) -> dict[str, Any]:

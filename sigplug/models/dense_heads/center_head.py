@@ -52,6 +52,8 @@ class CenterHead(_CenterHead):
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
       keeps the task heads in a plain ``ModuleList``, which mmengine passes
       over, and training starts from scores of 0.5.
+    - Nothing is predicted for a sample without points, as
+      :class:`sigplug.Det3DDataPreprocessor` marks them.
     - A value of a target box that is not finite (a NaN velocity, the
       logarithm of a zero height) takes its own term out of the loss; upstream
       masks a NaN too, but NaN times 0 is still NaN.
@@ -262,6 +264,29 @@ class CenterHead(_CenterHead):
             return loss.loss_weight * l1_loss(
                 pred, target, weights, avg_factor=avg_factor)
         return loss(pred, target, weights, avg_factor=avg_factor)
+
+    def predict_by_feat(self, preds_dicts: tuple[list[dict]],
+                        batch_input_metas: list[dict], *args: Any,
+                        **kwargs: Any) -> list[InstanceData]:
+        """Boxes of each sample.
+
+        Args:
+            preds_dicts (tuple[list[dict]]): As for ``loss_by_feat``.
+            batch_input_metas (list[dict]): The ``metainfo`` of each sample.
+            *args: As upstream's.
+            **kwargs: As upstream's.
+
+        Returns:
+            list[InstanceData]: ``bboxes_3d``, ``scores_3d`` and
+            ``labels_3d`` of each sample; empty where its ``metainfo`` has
+            ``no_points``, whatever an empty map looks like to the network.
+        """
+        found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,
+                                        **kwargs)
+        return [
+            boxes[:0] if meta.get('no_points') else boxes
+            for boxes, meta in zip(found, batch_input_metas, strict=True)
+        ]
 
     def get_targets(
         self, batch_gt_instances_3d: list[InstanceData]
