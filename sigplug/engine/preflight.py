@@ -9,6 +9,7 @@ import os
 import os.path as osp
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, Registry
 
 from .checkpoint import load_safely, safe_loading
@@ -312,6 +314,46 @@ def clear_registry_errors(cfg: Config) -> Iterator[None]:
             f'{key}.type = {name!r} is not registered.{hint}'
             for key, name, hint in unknown)
         raise PreflightError(message or _text(error)) from error
+
+
+@contextmanager
+def clear_data_errors() -> Iterator[None]:
+    """Name the info file, and the sample in it, that a dataset cannot read.
+
+    The file is read once, by the dataset, and not before: that of nuScenes
+    takes a while.
+
+    Raises:
+        PreflightError: In place of the error.
+    """
+    try:
+        yield
+    except PreflightError:
+        raise
+    except Exception as error:
+        where = _place_in_info_file(error)
+        if where is None:
+            raise
+        raise PreflightError(
+            f'{where} ({_text(error)}). Make it anew: docs/datasets.md gives '
+            'the command for each data set.') from error
+
+
+def _place_in_info_file(error: BaseException) -> str | None:
+    """What was read when a dataset of mmengine raised the error."""
+    place = dataset = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name, values = frame.f_code.co_name, frame.f_locals
+        if name == 'full_init' and isinstance(values['self'], BaseDataset):
+            dataset = values['self']
+            place = f'The info file {dataset.ann_file!r} cannot be used'
+        elif dataset is None:
+            continue
+        elif name == 'load_data_list' and 'raw_data_info' in values:
+            place += f': its entry {len(values["data_list"])} is wrong'
+        elif name == '_serialize_data' and not dataset.data_list:
+            place += ': it holds no sample'
+    return place
 
 
 def unknown_types(cfg: Config) -> list[tuple[str, str, str]]:
