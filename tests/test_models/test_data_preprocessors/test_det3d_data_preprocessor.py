@@ -138,10 +138,25 @@ def test_changes_nothing_else(kind):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize('counts, error', [
-    ((0, ), IndexError), ((900, 0), IndexError)])
-def test_upstream_cannot(counts, error):
-    """Else there would be nothing to do here."""
+def test_upstream_cannot():
+    """Else there would be nothing to do here; the head gives the remedy."""
     model = build('pillar', 'mmdet3d.Det3DDataPreprocessor')
-    with pytest.raises(error):
-        predict(model, batch(*counts))
+    with pytest.raises(IndexError):
+        predict(model, batch(0))
+    remedy = pytest.raises(
+        ValueError, match='of 1 samples, but the batch has 2: .*sigplug.Det3D')
+    with remedy:
+        predict(model, batch(900, 0))
+    data = model.data_preprocessor(batch(900, 0), True)
+    with remedy:
+        model.train()(**data, mode='loss')
+
+
+@pytest.mark.parametrize('change', [
+    dict(grid_size=[32, 64, 1]), dict(out_size_factor=4)])
+def test_grid_that_does_not_match(change):
+    model = build('pillar').train()
+    model.pts_bbox_head.train_cfg.update(change)
+    data = model.data_preprocessor(batch(900), True)
+    with pytest.raises(ValueError, match=r'\(32, 32\) cells .*train_cfg'):
+        model(**data, mode='loss')
