@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry(
@@ -16,14 +17,19 @@ MODELS = Registry(
     parent=ROOT_MODELS,
     scope='sigplug',
     locations=[
-        'sigplug.models', 'sigplug.models.dense_heads',
-        'sigplug.models.voxel_encoders'
+        'sigplug.models', 'sigplug.models.data_preprocessors',
+        'sigplug.models.dense_heads', 'sigplug.models.voxel_encoders'
     ])
 HOOKS = Registry(
     'hook',
     parent=ROOT_HOOKS,
     scope='sigplug',
     locations=['sigplug.engine.hooks'])
+TRANSFORMS = Registry(
+    'transform',
+    parent=ROOT_TRANSFORMS,
+    scope='sigplug',
+    locations=['sigplug.datasets.check_sample'])
 
 
 def register_everywhere(cls: type) -> type:
@@ -52,6 +58,7 @@ def _hook_on_demand(name: str) -> None:
     ROOT_HOOKS.register_module(module=build)
 
 
+_hook_on_demand('CheckLossHook')
 _hook_on_demand('HeatmapSaturationHook')
 
 

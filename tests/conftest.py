@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -118,6 +119,31 @@ def synthetic_nuscenes(tmp_path_factory) -> Path:
                      '--out', root, '--seed', 0, '--samples-per-scene', 3),
         check=True)
     return root
+
+
+@pytest.fixture
+def damageable(tmp_path, synthetic_nuscenes) -> Path:
+    """The data set for one test alone, made of links to its files.
+
+    A file is damaged by :func:`replace`, which leaves the shared one as it
+    is; the info files are copies.
+    """
+    root = tmp_path / 'data'
+    for name in ('samples', 'sweeps'):
+        (root / name / 'LIDAR_TOP').mkdir(parents=True)
+        for path in (synthetic_nuscenes / name / 'LIDAR_TOP').iterdir():
+            (root / name / 'LIDAR_TOP' / path.name).symlink_to(path)
+    for name in ('maps', 'v1.0-mini'):
+        (root / name).symlink_to(synthetic_nuscenes / name)
+    for path in synthetic_nuscenes.glob('*.pkl'):
+        shutil.copy(path, root)
+    return root
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Give a file of ``damageable`` other content."""
+    path.unlink()
+    path.write_bytes(content)
 
 
 @pytest.fixture(scope='module')

@@ -260,6 +260,12 @@ def test_versions_are_pinned_in_one_place():
             assert {s.operator for s in requirement.specifier} <= {'>=', '<'}
 
 
+def test_installed_packages_fit_one_another():
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_python_files_lie_in_packages():
     """A folder without ``__init__.py`` would be left out of the wheel."""
     for path in (ROOT / 'sigplug').rglob('*.py'):

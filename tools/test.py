@@ -86,6 +86,7 @@ def main() -> None:
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'test')
+    preflight.check_model(cfg)
     preflight.check_checkpoint(args.checkpoint, 'checkpoint')
     cli.set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = args.checkpoint
@@ -100,7 +101,8 @@ def main() -> None:
         # mmengine's LoggerHook writes the metrics from every process, all
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
-    with preflight.clear_registry_errors(cfg):
+    with (preflight.clear_registry_errors(cfg),
+          preflight.clear_data_errors()):
         cli.build_runner(cfg).test()
 
 

@@ -34,6 +34,7 @@ def main() -> None:
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'train', 'val')
+    preflight.check_model(cfg)
     cli.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
         cli.enable_amp(cfg)
@@ -45,7 +46,8 @@ def main() -> None:
         preflight.check_checkpoint(cfg.load_from, 'load_from of the config')
     preflight.check_stack(cfg)
     cli.set_launcher(cfg, args.launcher)
-    with preflight.clear_registry_errors(cfg):
+    with (preflight.clear_registry_errors(cfg),
+          preflight.clear_data_errors()):
         cli.build_runner(cfg).train()
 
 

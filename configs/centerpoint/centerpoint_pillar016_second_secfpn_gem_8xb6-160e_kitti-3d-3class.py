@@ -14,7 +14,7 @@ model = dict(
     _delete_=True,
     type='CenterPoint',
     data_preprocessor=dict(
-        type='Det3DDataPreprocessor',
+        type='sigplug.Det3DDataPreprocessor',
         voxel=True,
         voxel_layer=dict(
             max_num_points=32,
@@ -94,4 +94,5 @@ model = dict(
             pre_max_size=1000,
             post_max_size=100,
             nms_thr=0.2)))
+default_hooks = dict(check_loss=dict(type='sigplug.CheckLossHook'))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)

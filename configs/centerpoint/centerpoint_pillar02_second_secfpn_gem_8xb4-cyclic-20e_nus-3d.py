@@ -4,7 +4,9 @@ _base_ = [
 ]
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
+default_hooks = dict(check_loss=dict(type='sigplug.CheckLossHook'))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)

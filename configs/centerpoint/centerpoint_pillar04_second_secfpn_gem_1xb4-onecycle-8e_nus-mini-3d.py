@@ -1,11 +1,13 @@
 # The quickstart: GeM over the points of a pillar, and ClipSigmoid in front of
-# the heatmap loss. All the rest is the stock twin.
+# the heatmap loss; a sample without points is no error. All the rest is the
+# stock twin.
 _base_ = [
     './centerpoint_pillar04_second_secfpn_stock_1xb4-onecycle-8e_nus-mini-3d.py',  # noqa: E501
     '../_base_/schedules/gem-power.py',
 ]
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))

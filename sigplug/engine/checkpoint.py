@@ -1,6 +1,12 @@
-"""Reading mmengine's checkpoints with ``weights_only=True``."""
-from collections.abc import Callable
+"""Reading mmengine's checkpoints without running what they may hold."""
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -61,6 +67,13 @@ def _reconstruct(*args: Any) -> np.ndarray:
     return np.empty(0)
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand for ``codecs.encode``, by which pickle writes bytes."""
+    if encoding != 'latin1':
+        raise ValueError(f'A checkpoint may not encode as {encoding!r}.')
+    return text.encode(encoding)
+
+
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
@@ -69,11 +82,71 @@ def allow_mmengine_checkpoints() -> None:
     (``HistoryBuffer``, which holds numpy arrays), a numpy scalar as best
     score, nested dicts of a dataset's ``metainfo`` (``ConfigDict``) and the
     annealing function of ``OneCycleLR``. They are allow-listed one by one;
-    the safety stays on for everything else. Older versions of torch need
-    nothing, and nothing is done there.
+    the safety stays on for everything else. Older versions of torch have no
+    such list, and nothing is done there: see :func:`load_safely`.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
+    if _has_allow_list():
+        torch.serialization.add_safe_globals(_allowed())
+
+
+def load_safely(path: str, map_location: Any = None) -> Any:
+    """Read a checkpoint, with every version of torch as safe as 2.6.
+
+    Args:
+        path (str): The file.
+        map_location (optional): As for ``torch.load``.
+
+    Returns:
+        Any: The content.
+
+    Raises:
+        pickle.UnpicklingError: It names what no checkpoint of mmengine names.
+    """
+    load = torch.load
+    if _has_allow_list():
+        return load(path, map_location=map_location, weights_only=True)
+    return _restricted(load)(path, map_location=map_location)
+
+
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Let no ``torch.load`` run what a file holds.
+
+    For a tool: mmengine loads checkpoints in several places, all of them
+    unsafe before torch 2.6, and later still those that it downloads: torch's
+    hub switches the safety off. A call with a ``pickle_module`` of its own is
+    left alone.
+    """
+    with ExitStack() as stack:
+        if not _has_allow_list():
+            stack.enter_context(
+                patch.object(torch, 'load', _restricted(torch.load)))
+        elif 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
+            stack.enter_context(
+                patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'))
+        yield
+
+
+def _restricted(load: Callable) -> Callable:
+    """An old ``torch.load`` with :func:`_restricted_pickle` by default."""
+
+    @wraps(load)
+    def wrapper(f: Any, map_location: Any = None, pickle_module: Any = None,
+                **kwargs: Any) -> Any:
+        if pickle_module is None and not kwargs.get('weights_only'):
+            pickle_module, kwargs['weights_only'] = _restricted_pickle(), False
+        return load(f, map_location, pickle_module, **kwargs)
+
+    return wrapper
+
+
+def _has_allow_list() -> bool:
+    """Whether ``torch.load`` is safe by default, and takes exceptions."""
+    return digit_version(torch.__version__) >= digit_version('2.6.0')
+
+
+def _allowed() -> list:
+    """What mmengine's checkpoints name: classes, or pairs with the name."""
     allowed = [
         HistoryBuffer,
         ConfigDict,
@@ -93,4 +166,44 @@ def allow_mmengine_checkpoints() -> None:
     for core in ('numpy.core', 'numpy._core'):
         allowed += [(_reconstruct, f'{core}.multiarray._reconstruct'),
                     (scalar, f'{core}.multiarray.scalar')]
-    torch.serialization.add_safe_globals(allowed)
+    return allowed
+
+
+def _restricted_pickle() -> SimpleNamespace:
+    """A ``pickle_module`` for ``torch.load`` that knows what is allowed.
+
+    As torch's own, it is written in Python to watch what a checkpoint sets.
+    """
+    from torch._weights_only_unpickler import _get_allowed_globals
+    known = dict(_get_allowed_globals())
+    known['_codecs.encode'] = _encode
+    for item in _allowed():
+        value, name = item if isinstance(item, tuple) else (
+            item, f'{item.__module__}.{item.__qualname__}')
+        known[name] = value
+    fillable = (torch.Tensor, torch.nn.Parameter, np.ndarray, np.dtype,
+                HistoryBuffer, ConfigDict, dict)
+
+    class Unpickler(pickle._Unpickler):
+        dispatch = dict(pickle._Unpickler.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            # The name in protocol 2, which torch writes.
+            module = module.replace('__builtin__', 'builtins')
+            if f'{module}.{name}' not in known:
+                raise pickle.UnpicklingError(
+                    f'Unsupported global: {module}.{name}')
+            return known[f'{module}.{name}']
+
+        def load_build(self) -> None:
+            # Else a checkpoint may change the attributes of functions.
+            if not isinstance(self.stack[-2], fillable):
+                raise pickle.UnpicklingError(
+                    f'A checkpoint may not change {self.stack[-2]!r}.')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    return SimpleNamespace(
+        __name__='sigplug_pickle', Unpickler=Unpickler,
+        load=lambda file, **kwargs: Unpickler(file, **kwargs).load())

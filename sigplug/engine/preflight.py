@@ -9,6 +9,7 @@ import os
 import os.path as osp
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,7 +20,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, Registry
+
+from .checkpoint import load_safely, safe_loading
 
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
@@ -31,6 +35,9 @@ class PreflightError(Exception):
 def run_tool(main: Callable[[], None]) -> int:
     """Run the ``main`` of a command-line tool.
 
+    Checkpoints are read without running what they may hold, see
+    :func:`sigplug.engine.checkpoint.safe_loading`.
+
     Args:
         main (Callable): The tool.
 
@@ -39,7 +46,8 @@ def run_tool(main: Callable[[], None]) -> int:
         message went to the standard error (once for all ranks).
     """
     try:
-        main()
+        with safe_loading():
+            main()
     except PreflightError as error:
         print_once(f'error: {error}', file=sys.stderr)
         return 2
@@ -146,6 +154,98 @@ def check_data(cfg: Config, *splits: str) -> None:
                             f'{key}.{name}', path, node.get('data_root')))
 
 
+def check_model(cfg: Config) -> None:
+    """Compare the parts of a LiDAR heatmap detector with one another.
+
+    What does not fit would end in an error about shapes at best, and in boxes
+    at the wrong place or in classes that are never trained at worst. Other
+    models are left alone.
+
+    Args:
+        cfg (Config): The config.
+
+    Raises:
+        PreflightError: The grids of the parts differ, or the classes of the
+            head and of a data set.
+    """
+    model = cfg.get('model') or {}
+    head = model.get('pts_bbox_head') or {}
+    coder = head.get('bbox_coder') or {}
+    if 'tasks' not in head or 'out_size_factor' not in coder:
+        return
+    _check_grid(model, coder)
+    for i, task in enumerate(head['tasks']):
+        if task.get('num_class', len(task['class_names'])) != len(
+                task['class_names']):
+            raise PreflightError(
+                f'model.pts_bbox_head.tasks.{i}: num_class is '
+                f'{task["num_class"]}, but class_names has '
+                f'{len(task["class_names"])} names: '
+                f'{list(task["class_names"])}.')
+    known = [name for task in head['tasks'] for name in task['class_names']]
+    for split in ('train', 'val', 'test'):
+        for key, node in _dicts(cfg.get(f'{split}_dataloader'),
+                                f'{split}_dataloader'):
+            metainfo = node.get('metainfo')
+            classes = metainfo.get('classes') if isinstance(
+                metainfo, dict) else None
+            if classes is not None and list(classes) != known:
+                raise PreflightError(
+                    f'The labels of the data are places in '
+                    f'{key}.metainfo.classes = {list(classes)}, but the tasks '
+                    f'of model.pts_bbox_head have the class_names {known}. '
+                    'Give both the same names in the same order.')
+
+
+def _check_grid(model: dict, coder: dict) -> None:
+    """See :func:`check_model`."""
+    parts = {
+        'data_preprocessor.voxel_layer':
+            (model.get('data_preprocessor') or {}).get('voxel_layer'),
+        'pts_voxel_encoder': model.get('pts_voxel_encoder'),
+        'pts_bbox_head.bbox_coder': coder,
+        'train_cfg.pts': (model.get('train_cfg') or {}).get('pts'),
+        'test_cfg.pts': (model.get('test_cfg') or {}).get('pts'),
+    }
+    seen: dict[str, tuple[str, list]] = {}
+
+    def compare(name: str, key: str, value: Any) -> None:
+        value = np.atleast_1d(np.asarray(value, dtype=float)).tolist()
+        first, wanted = seen.setdefault(name, (key, value))
+        if not np.allclose(value, wanted):
+            raise PreflightError(
+                f'model.{key} = {value} does not fit model.{first} = '
+                f'{wanted}. Give all parts of the model the same grid: '
+                'voxel_size, point_cloud_range and out_size_factor.')
+
+    for part, node in parts.items():
+        node = node or {}
+        # In the plane: some parts have no height.
+        for name in ('voxel_size', 'out_size_factor'):
+            if node.get(name):
+                value = node[name]
+                compare(name, f'{part}.{name}',
+                        value[:2] if name == 'voxel_size' else value)
+        for name in ('point_cloud_range', 'pc_range'):
+            if node.get(name):
+                compare('origin', f'{part}.{name} (its x, y)', node[name][:2])
+    layer = parts['data_preprocessor.voxel_layer'] or {}
+    if not (layer.get('point_cloud_range') and layer.get('voxel_size')):
+        return
+    area = np.asarray(layer['point_cloud_range'], dtype=float)
+    size = np.asarray(layer['voxel_size'], dtype=float)
+    grid = np.round((area[3:5] - area[:2]) / size[:2])
+    name = 'number of voxels in x and y'
+    compare(name, f'data_preprocessor.voxel_layer ({name})', grid)
+    if (parts['train_cfg.pts'] or {}).get('grid_size'):
+        compare(name, 'train_cfg.pts.grid_size (its x, y)',
+                parts['train_cfg.pts']['grid_size'][:2])
+    middle = model.get('pts_middle_encoder') or {}
+    if middle.get('output_shape'):
+        compare(name, 'pts_middle_encoder.output_shape (its x, y)',
+                middle['output_shape'][::-1])
+
+
 def check_checkpoint(path: str,
                      argument: str,
                      resume: bool = False) -> dict[str, Any]:
@@ -170,7 +270,7 @@ def check_checkpoint(path: str,
             f'{argument}: the checkpoint {path!r} does not exist (working '
             f'directory: {os.getcwd()}).{_similar_files(path)}')
     try:
-        checkpoint = torch.load(path, map_location='cpu')
+        checkpoint = load_safely(path, map_location='cpu')
     # Whatever goes wrong here, this file is of no use to the run.
     except Exception as error:
         raise PreflightError(
@@ -214,6 +314,46 @@ def clear_registry_errors(cfg: Config) -> Iterator[None]:
             f'{key}.type = {name!r} is not registered.{hint}'
             for key, name, hint in unknown)
         raise PreflightError(message or _text(error)) from error
+
+
+@contextmanager
+def clear_data_errors() -> Iterator[None]:
+    """Name the info file, and the sample in it, that a dataset cannot read.
+
+    The file is read once, by the dataset, and not before: that of nuScenes
+    takes a while.
+
+    Raises:
+        PreflightError: In place of the error.
+    """
+    try:
+        yield
+    except PreflightError:
+        raise
+    except Exception as error:
+        where = _place_in_info_file(error)
+        if where is None:
+            raise
+        raise PreflightError(
+            f'{where} ({_text(error)}). Make it anew: docs/datasets.md gives '
+            'the command for each data set.') from error
+
+
+def _place_in_info_file(error: BaseException) -> str | None:
+    """What was read when a dataset of mmengine raised the error."""
+    place = dataset = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name, values = frame.f_code.co_name, frame.f_locals
+        if name == 'full_init' and isinstance(values['self'], BaseDataset):
+            dataset = values['self']
+            place = f'The info file {dataset.ann_file!r} cannot be used'
+        elif dataset is None:
+            continue
+        elif name == 'load_data_list' and 'raw_data_info' in values:
+            place += f': its entry {len(values["data_list"])} is wrong'
+        elif name == '_serialize_data' and not dataset.data_list:
+            place += ': it holds no sample'
+    return place
 
 
 def unknown_types(cfg: Config) -> list[tuple[str, str, str]]:
@@ -326,8 +466,8 @@ def _why_unreadable(error: Exception) -> str:
     if name:
         return (f'holds {name[1]}, which torch does not trust: loading it '
                 'might execute any code. Only if you trust the source of the '
-                'file, allow the name with '
-                'torch.serialization.add_safe_globals.')
+                'file, load it by torch.load(..., weights_only=False) and '
+                'save its state_dict alone.')
     return ('cannot be loaded. It is no checkpoint, or damaged by an '
             f'interrupted write or download ({type(error).__name__}).')
 

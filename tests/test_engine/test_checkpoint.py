@@ -4,7 +4,10 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,7 +21,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sigplug.engine import checkpoint as checkpoint_module
-from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+from sigplug.engine.checkpoint import (
+    allow_mmengine_checkpoints,
+    load_safely,
+    safe_loading,
+)
 
 serialization = torch.serialization
 needs_allow_list = pytest.mark.skipif(
@@ -114,12 +121,18 @@ def nothing_allowed():
 
 
 @needs_allow_list
-def test_loads_what_mmengine_wrote(work_dir, nothing_allowed):
-    path = work_dir / 'epoch_2.pth'
+def test_nothing_is_allowed_by_torch_alone(work_dir, nothing_allowed):
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(path, weights_only=True)
+        torch.load(work_dir / 'epoch_2.pth', weights_only=True)
     allow_mmengine_checkpoints()
-    loaded = torch.load(path, weights_only=True)
+    torch.load(work_dir / 'epoch_2.pth', weights_only=True)
+
+
+def test_loads_what_mmengine_wrote(work_dir):
+    """With every version of torch."""
+    allow_mmengine_checkpoints()
+    path = work_dir / 'epoch_2.pth'
+    loaded = load_safely(path)
 
     reference = torch.load(path, weights_only=False)
     losses = loaded['message_hub']['log_scalars']['train/loss']
@@ -243,16 +256,67 @@ def attacks(marker):
         load=Call(np.load, str(marker), None, True))
 
 
-@needs_allow_list
+@pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('name', attacks(''))
-def test_malicious_checkpoint_does_not_run(tmp_path, name):
+def test_malicious_checkpoint_does_not_run(tmp_path, name, zipped):
     allow_mmengine_checkpoints()
     marker = tmp_path / 'marker'
     path = tmp_path / 'bad.pth'
-    torch.save(dict(state_dict={}, meta=attacks(marker)[name]), path)
-    with pytest.raises(Exception, match='(?i)unsupported|may not|cannot be'):
-        torch.load(path, weights_only=True)
+    torch.save(dict(state_dict={}, meta=attacks(marker)[name]), path,
+               _use_new_zipfile_serialization=zipped)
+    refused = pytest.raises(
+        Exception, match='(?i)unsupported|may not|cannot be')
+    with refused:
+        load_safely(path)
+    with refused, safe_loading():
+        torch.load(path, map_location='cpu')
     assert not marker.exists()
+
+
+def test_checkpoint_does_not_change_a_function(tmp_path):
+    """Which is no call, and so no matter of the names alone."""
+    torch.save({}, tmp_path / 'good.pth')
+    path = tmp_path / 'bad.pth'
+    with zipfile.ZipFile(tmp_path / 'good.pth') as source, zipfile.ZipFile(
+            path, 'w') as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith('data.pkl'):
+                # The function, a dict with a=1, and BUILD.
+                data = (b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n'
+                        b'}X\x01\x00\x00\x00aK\x01sb.')
+            target.writestr(name, data)
+    with pytest.raises(Exception, match='(?i)may not change|can only build'):
+        load_safely(path)
+    assert not hasattr(torch._utils._rebuild_tensor_v2, 'a')
+
+
+def test_downloaded_checkpoint_does_not_run(tmp_path):
+    """torch's hub would load it with weights_only=False."""
+    from mmengine.runner import CheckpointLoader
+    marker = tmp_path / 'marker'
+    (tmp_path / 'served').mkdir()
+    torch.save(attacks(marker)['system'], tmp_path / 'served/bad.pth')
+    handler = partial(SimpleHTTPRequestHandler,
+                      directory=str(tmp_path / 'served'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/bad.pth'
+        with pytest.raises(Exception, match='(?i)unsupported'):
+            with pytest.MonkeyPatch.context() as patch, safe_loading():
+                patch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+                CheckpointLoader.load_checkpoint(url, 'cpu')
+        server.shutdown()
+    assert list((tmp_path / 'hub').rglob('bad*.pth'))
+    assert not marker.exists()
+
+
+def test_loading_is_as_before_after_a_tool(monkeypatch):
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+    load, environment = torch.load, dict(os.environ)
+    with safe_loading():
+        assert (torch.load, dict(os.environ)) != (load, environment)
+    assert (torch.load, dict(os.environ)) == (load, environment)
 
 
 @pytest.mark.parametrize('name', ['system', 'eval', 'popen'])

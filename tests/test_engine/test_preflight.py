@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import QUICKSTART
 from mmengine.config import Config
-from mmengine.registry import build_model_from_cfg
+from mmengine.hub import get_config
+from mmengine.registry import build_model_from_cfg, init_default_scope
 
 from sigplug.engine import preflight
 from sigplug.engine.checkpoint import allow_mmengine_checkpoints
@@ -204,6 +206,140 @@ def test_check_data_leaves_remote_storage_alone():
     cfg.train_dataloader.dataset.update(
         data_root='data/', backend_args=dict(backend='lmdb'))
     preflight.check_data(cfg, 'train')
+
+
+# -- info files that are there but cannot be used ---------------------------
+def edit(change):
+
+    def edited(data):
+        infos = pickle.loads(data)
+        change(infos)
+        return pickle.dumps(infos)
+
+    return edited
+
+
+def entry(change):
+    return edit(lambda infos: change(infos['data_list'][3]))
+
+
+INFO_FAULTS = {
+    'empty file': (lambda data: b'', 'cannot be used .EOFError'),
+    'truncated': (lambda data: data[:-1000], 'cannot be used .*truncated'),
+    'no pickle': (lambda data: b'<html>404</html>', 'cannot be used .Unpick'),
+    'a list': (lambda data: pickle.dumps([]), 'TypeError.*should be a dict'),
+    'version 1': (lambda data: pickle.dumps(dict(infos=[], metadata={})),
+                  'ValueError.*data_list and metainfo'),
+    'no metainfo': (edit(lambda infos: infos.pop('metainfo')),
+                    'ValueError.*data_list and metainfo'),
+    'metainfo of another type': (
+        edit(lambda infos: infos.update(metainfo=3)), 'AttributeError'),
+    'empty list': (edit(lambda infos: infos['data_list'].clear()),
+                   'it holds no sample'),
+    'data_list of another type': (
+        edit(lambda infos: infos.update(data_list=7)), 'TypeError'),
+    'entry of another type': (
+        edit(lambda infos: infos['data_list'].insert(3, 'text')),
+        'entry 3 is wrong .TypeError'),
+    'no lidar_points': (entry(lambda info: info.pop('lidar_points')),
+                        'entry 3 is wrong .KeyError: lidar_points'),
+    'path of another type': (
+        entry(lambda info: info['lidar_points'].update(lidar_path=5)),
+        'entry 3 is wrong .TypeError'),
+    'no instances': (entry(lambda info: info.pop('instances')),
+                     'entry 3 is wrong .KeyError: instances'),
+    'box without bbox_3d': (
+        entry(lambda info: info['instances'][0].pop('bbox_3d')),
+        'entry 3 is wrong .KeyError'),
+    'box of a text': (
+        entry(lambda info: info['instances'][0].update(bbox_3d=['x'] * 7)),
+        'entry 3 is wrong .ValueError'),
+    'box of six values': (
+        entry(lambda info: info['instances'][1]['bbox_3d'].pop()),
+        'entry 3 is wrong .ValueError'),
+    'label beyond the classes': (
+        entry(lambda info: info['instances'][0].update(bbox_label_3d=10)),
+        'entry 3 is wrong .KeyError: 10'),
+}
+
+
+@pytest.mark.parametrize('fault', INFO_FAULTS)
+def test_info_file_is_named(damageable, fault):
+    change, words = INFO_FAULTS[fault]
+    path = damageable / 'nuscenes_infos_train.pkl'
+    path.write_bytes(change(path.read_bytes()))
+    cfg = Config.fromfile(QUICKSTART)
+    preflight.check_stack(cfg)
+    from mmdet3d.registry import DATASETS
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = f'{damageable}/'
+    init_default_scope('mmdet3d')
+    with pytest.raises(PreflightError, match=words) as error:
+        with preflight.clear_data_errors():
+            DATASETS.build(dataset)
+    assert f"The info file '{path}' cannot be used" in str(error.value)
+    assert 'Make it anew: docs/datasets.md' in str(error.value)
+
+
+def test_other_errors_than_those_of_info_files_pass():
+    for error in (KeyError('x'), PreflightError('y')):
+        with pytest.raises(type(error)) as caught:
+            with preflight.clear_data_errors():
+                raise error
+        assert caught.value is error
+
+
+# -- parts of a model that do not fit one another ---------------------------
+def test_check_model_accepts_what_fits():
+    for path in (QUICKSTART.parent).glob('*.py'):
+        preflight.check_model(Config.fromfile(path))
+    preflight.check_model(Config(dict(model=dict(type='RetinaNet'))))
+
+
+@pytest.mark.parametrize('name', [
+    'centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d',
+    'centerpoint_voxel0075_second_secfpn_head-dcn_8xb4-flip-tta-cyclic-20e_'
+    'nus-3d', 'centerpoint_voxel01_second_secfpn_8xb4-cyclic-20e_nus-3d'])
+def test_check_model_accepts_those_of_mmdet3d(name):
+    preflight.check_model(get_config(f'mmdet3d::centerpoint/{name}.py'))
+
+
+@pytest.mark.parametrize('option, value, words', [
+    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'train_cfg.pts.voxel_size = '),
+    ('test_cfg.pts.voxel_size', [0.2, 0.2], 'test_cfg.pts.voxel_size = '),
+    ('pts_voxel_encoder.voxel_size', [0.2, 0.2, 8], 'pts_voxel_encoder.voxel'),
+    ('pts_bbox_head.bbox_coder.voxel_size', [0.4, 0.2], 'bbox_coder.voxel'),
+    ('data_preprocessor.voxel_layer.voxel_size', [0.2, 0.2, 8], 'voxel_layer'),
+    ('data_preprocessor.voxel_layer.point_cloud_range',
+     [-51.2, -51.2, -5, 51.2, 25.6, 3], r'grid_size .* \[256.0, 256.0\]'),
+    ('train_cfg.pts.point_cloud_range', [0, -51.2, -5, 102.4, 51.2, 3],
+     r'train_cfg.pts.point_cloud_range .* = \[0.0'),
+    ('train_cfg.pts.grid_size', [512, 512, 1], 'train_cfg.pts.grid_size'),
+    ('train_cfg.pts.out_size_factor', 4, r'train_cfg.pts.out_size_factor'),
+    ('pts_bbox_head.bbox_coder.out_size_factor', 4, 'out_size_factor = .2.0'),
+    ('test_cfg.pts.out_size_factor', 8, 'test_cfg.pts.out_size_factor = .8'),
+    ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
+    ('pts_bbox_head.tasks.0.num_class', 9, 'num_class is 9.* has 10 names'),
+    ('pts_bbox_head.tasks.0.num_class', 11, 'num_class is 11'),
+    ('pts_bbox_head.tasks', [dict(num_class=1, class_names=['car'])],
+     r"train_dataloader.dataset.metainfo.classes = .*class_names \['car'\]"),
+    ('pts_bbox_head.tasks', [dict(class_names=[
+        'truck', 'car', 'construction_vehicle', 'bus', 'trailer', 'barrier',
+        'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone'])],
+     'same order'),
+])
+def test_check_model_names_what_does_not_fit(option, value, words):
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.merge_from_dict({f'model.{option}': value})
+    with pytest.raises(PreflightError, match=words):
+        preflight.check_model(cfg)
+
+
+def test_check_model_compares_each_data_set():
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.val_dataloader.dataset.metainfo.classes = ['car']
+    with pytest.raises(PreflightError, match='val_dataloader.dataset.meta'):
+        preflight.check_model(cfg)
 
 
 def checkpoint(path, **content):

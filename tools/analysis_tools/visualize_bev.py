@@ -243,7 +243,8 @@ def main() -> None:
         preflight.check_checkpoint(args.checkpoint, 'checkpoint')
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
-    with preflight.clear_registry_errors(cfg):
+    with (preflight.clear_registry_errors(cfg),
+          preflight.clear_data_errors()):
         dataset = DATASETS.build(dataset_cfg)
         predict = None
         if args.checkpoint:

@@ -17,6 +17,11 @@ backend_args = None
 
 load_points = [
     dict(
+        type='sigplug.CheckSample',
+        load_dim=5,
+        sweeps_num=1,
+        backend_args=backend_args),
+    dict(
         type='LoadPointsFromFile',
         coord_type='LIDAR',
         load_dim=5,

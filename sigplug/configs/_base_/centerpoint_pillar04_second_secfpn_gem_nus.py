@@ -7,13 +7,13 @@ from mmdet3d.models import (
     SECOND,
     SECONDFPN,
     CenterPoint,
-    Det3DDataPreprocessor,
     PointPillarsScatter,
 )
 from mmdet3d.models.dense_heads.centerpoint_head import SeparateHead
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 
 from sigplug.models import ClipSigmoid
+from sigplug.models.data_preprocessors import Det3DDataPreprocessor
 from sigplug.models.dense_heads import CenterHead
 from sigplug.models.voxel_encoders import GeMPillarFeatureNet
 

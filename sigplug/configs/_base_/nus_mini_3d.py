@@ -20,6 +20,8 @@ from mmdet3d.visualization import Det3DLocalVisualizer
 from mmengine.dataset import DefaultSampler
 from mmengine.visualization import LocalVisBackend
 
+from sigplug.datasets.check_sample import CheckSample
+
 dataset_type = NuScenesDataset
 data_root = 'data/synthetic_nuscenes/'
 data_version = 'v1.0-mini'
@@ -34,6 +36,11 @@ input_modality = dict(use_lidar=True, use_camera=False)
 backend_args = None
 
 load_points = [
+    dict(
+        type=CheckSample,
+        load_dim=5,
+        sweeps_num=1,
+        backend_args=backend_args),
     dict(
         type=LoadPointsFromFile,
         coord_type='LIDAR',

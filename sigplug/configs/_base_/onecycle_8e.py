@@ -19,6 +19,8 @@ from mmengine.runner import (
 )
 from torch.optim import AdamW
 
+from sigplug.engine.hooks import CheckLossHook
+
 max_epochs = 8
 lr = 3e-4
 optim_wrapper = dict(
@@ -56,7 +58,8 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, interval=20),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=CheckpointHook, interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type=DistSamplerSeedHook))
+    sampler_seed=dict(type=DistSamplerSeedHook),
+    check_loss=dict(type=CheckLossHook))
 
 env_cfg = dict(
     cudnn_benchmark=False,

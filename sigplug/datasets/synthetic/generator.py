@@ -88,9 +88,10 @@ def _arguments(config: GeneratorConfig) -> dict[str, Any]:
 
 def _read_manifest(root: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((root / MANIFEST).read_text())
+        found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _size(root: Path) -> dict[str, int]:

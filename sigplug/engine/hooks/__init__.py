@@ -1,4 +1,5 @@
 """Hooks of mmengine's Runner."""
+from .check_loss import CheckLossHook
 from .heatmap_saturation import HeatmapSaturationHook
 
-__all__ = ['HeatmapSaturationHook']
+__all__ = ['CheckLossHook', 'HeatmapSaturationHook']

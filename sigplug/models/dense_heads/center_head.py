@@ -52,6 +52,8 @@ class CenterHead(_CenterHead):
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
       keeps the task heads in a plain ``ModuleList``, which mmengine passes
       over, and training starts from scores of 0.5.
+    - Nothing is predicted for a sample without points, as
+      :class:`sigplug.Det3DDataPreprocessor` marks them.
     - A value of a target box that is not finite (a NaN velocity, the
       logarithm of a zero height) takes its own term out of the loss; upstream
       masks a NaN too, but NaN times 0 is still NaN.
@@ -160,9 +162,23 @@ class CenterHead(_CenterHead):
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
             ``task{i}.loss_bbox``, float32 scalars.
+
+        Raises:
+            ValueError: The predictions are not of so many samples, or of
+                another grid than ``train_cfg``.
         """
+        found = preds_dicts[0][0]['heatmap']
+        _check_batch(found, len(batch_gt_instances_3d))
         heatmaps, boxes, indices, masks = self.get_targets(
             batch_gt_instances_3d)
+        if found.shape[2:] != heatmaps[0].shape[2:]:
+            raise ValueError(
+                f'the predicted heatmaps have {tuple(found.shape[2:])} cells '
+                f'(y, x), those of train_cfg {tuple(heatmaps[0].shape[2:])}: '
+                f"grid_size={list(self.train_cfg['grid_size'])} over "
+                f"out_size_factor={self.train_cfg['out_size_factor']}. Give "
+                'train_cfg the grid of the voxels, and the backbone and the '
+                'neck strides that divide it by out_size_factor')
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
@@ -262,6 +278,33 @@ class CenterHead(_CenterHead):
             return loss.loss_weight * l1_loss(
                 pred, target, weights, avg_factor=avg_factor)
         return loss(pred, target, weights, avg_factor=avg_factor)
+
+    def predict_by_feat(self, preds_dicts: tuple[list[dict]],
+                        batch_input_metas: list[dict], *args: Any,
+                        **kwargs: Any) -> list[InstanceData]:
+        """Boxes of each sample.
+
+        Args:
+            preds_dicts (tuple[list[dict]]): As for ``loss_by_feat``.
+            batch_input_metas (list[dict]): The ``metainfo`` of each sample.
+            *args: As upstream's.
+            **kwargs: As upstream's.
+
+        Returns:
+            list[InstanceData]: ``bboxes_3d``, ``scores_3d`` and
+            ``labels_3d`` of each sample; empty where its ``metainfo`` has
+            ``no_points``, whatever an empty map looks like to the network.
+
+        Raises:
+            ValueError: The features are not of so many samples.
+        """
+        _check_batch(preds_dicts[0][0]['heatmap'], len(batch_input_metas))
+        found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,
+                                        **kwargs)
+        return [
+            boxes[:0] if meta.get('no_points') else boxes
+            for boxes, meta in zip(found, batch_input_metas, strict=True)
+        ]
 
     def get_targets(
         self, batch_gt_instances_3d: list[InstanceData]
@@ -381,6 +424,16 @@ class CenterHead(_CenterHead):
                           size.log() if self.norm_bbox else size, yaw.sin(),
                           yaw.cos(), boxes[:, 7:]),
                          dim=1)
+
+
+def _check_batch(heatmap: Tensor, size: int) -> None:
+    """Whether a heatmap has the samples of the batch."""
+    if len(heatmap) != size:
+        raise ValueError(
+            f'the features are of {len(heatmap)} samples, but the batch has '
+            f'{size}: its last one has no points in range, and mmdet3d does '
+            "not count it. Choose type='sigplug.Det3DDataPreprocessor' for "
+            'model.data_preprocessor')
 
 
 def _does_only(module: nn.Module, kind: type[nn.Module]) -> bool:

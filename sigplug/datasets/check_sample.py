@@ -1,0 +1,200 @@
+"""Bad samples are named, or left out."""
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.fileio import get
+from mmengine.logging import print_log
+
+from sigplug.engine.preflight import PreflightError
+from sigplug.registry import TRANSFORMS
+
+# As if at least so many samples had been seen: one bad sample among the first
+# few says nothing about the share.
+MIN_SEEN = 20
+WARNED_SIZE = 2**20
+FLOAT_BYTES = 4
+
+
+class BadSampleError(PreflightError):
+    """A sample that cannot be used; its text names the file and a remedy."""
+
+    def __init__(self, text: str) -> None:
+        # That of a data loader's worker arrives behind a traceback.
+        super().__init__(text.rpartition(f'{type(self).__name__}: ')[2])
+
+
+@TRANSFORMS.register_module()
+class CheckSample:
+    """Name a sample that cannot be used, or leave it out.
+
+    It is the first transform of a pipeline, before the points are loaded.
+    A sample is bad if a file of points is missing, empty, cut off or not of
+    ``load_dim`` float32 values a point, has no point with finite coordinates,
+    or another value of such a point is not finite; in training also if a box
+    of a class that is trained has a value that is not finite, or a size that
+    is not positive. Points without finite coordinates, the returns that some
+    sensors miss, are no fault: ``PointsRangeFilter`` drops them.
+
+    Bad samples are left out with ``on_bad='skip'``, each file with one
+    warning: training takes another sample in its place, at random. In
+    evaluation, where every sample needs a result, it becomes one without
+    points, for which :class:`sigplug.CenterHead` behind
+    :class:`sigplug.Det3DDataPreprocessor` predicts nothing.
+
+    The files are read twice, the second time from the memory of the system.
+
+    Args:
+        load_dim (int): Values of each point in the files.
+        sweeps_num (int): How many sweeps are checked too, the nearest first;
+            what ``LoadPointsFromMultiSweeps`` loads. Defaults to 0.
+        on_bad (str): ``'raise'`` or ``'skip'``. Defaults to ``'raise'``.
+        max_bad (float): The share of bad samples, among all that were asked
+            for and at least 20, beyond which ``'skip'`` ends in an error too.
+            Defaults to 0.1.
+        backend_args (dict, optional): As for ``LoadPointsFromFile``.
+
+    Raises:
+        ValueError: One of the arguments is out of its range.
+        BadSampleError: When called, for a bad sample.
+    """
+
+    def __init__(self,
+                 load_dim: int,
+                 sweeps_num: int = 0,
+                 on_bad: str = 'raise',
+                 max_bad: float = 0.1,
+                 backend_args: dict | None = None) -> None:
+        if load_dim < 3:
+            raise ValueError(f'load_dim must be at least 3, but got '
+                             f'{load_dim}')
+        if on_bad not in ('raise', 'skip'):
+            raise ValueError(f"on_bad must be 'raise' or 'skip', but got "
+                             f'{on_bad!r}')
+        if not 0 <= max_bad <= 1:
+            raise ValueError(f'max_bad must lie in [0, 1], but got {max_bad}')
+        self.load_dim = load_dim
+        self.sweeps_num = sweeps_num
+        self.on_bad = on_bad
+        self.max_bad = max_bad
+        self.backend_args = backend_args
+        # Shared by the workers of all epochs: samples seen, bad ones, and
+        # which files were warned of.
+        self._counts = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._warned = torch.zeros(
+            WARNED_SIZE if on_bad == 'skip' else 0,
+            dtype=torch.bool).share_memory_()
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Check a sample.
+
+        Args:
+            results (dict): What the dataset knows of it; left as it is,
+                unless it becomes a sample without points.
+
+        Returns:
+            dict or None: ``results``; None if training leaves it out.
+        """
+        self._counts[0] += 1
+        problem = next(self._problems(results), None)
+        if problem is None:
+            return results
+        self._counts[1] += 1
+        name, text = problem
+        text = f'{name!r} (sample {results.get("sample_idx")}): {text}.'
+        if self.on_bad == 'raise':
+            raise BadSampleError(
+                f'Bad data in {text} Restore the file or make its info file '
+                "anew, or leave bad samples out with on_bad='skip' of "
+                'sigplug.CheckSample in the pipeline (docs/datasets.md).')
+        self._check_share(text)
+        place = zlib.crc32(f'{name} {results.get("sample_idx")}'.encode())
+        place %= WARNED_SIZE
+        training = 'ann_info' in results
+        if not self._warned[place]:
+            self._warned[place] = True
+            what = 'left out' if training else 'evaluated without points'
+            print_log(f'Bad data, {what}: {text}', 'current', logging.WARNING)
+        if training:
+            return None
+        # mmdet3d's loaders make no points of it, whatever their options.
+        results['lidar_points'] = dict(
+            results['lidar_points'], lidar_path=os.devnull)
+        results.pop('lidar_sweeps', None)
+        return results
+
+    def _check_share(self, text: str) -> None:
+        seen, bad = self._counts.tolist()
+        if bad > self.max_bad * max(seen, MIN_SEEN):
+            raise BadSampleError(
+                f'{bad} of {seen} samples are bad, more than '
+                f'max_bad={self.max_bad:g} of sigplug.CheckSample allows; the '
+                f'last one is {text} Restore the data, or raise max_bad.')
+
+    def _problems(self, results: dict) -> Iterator[tuple[str, str]]:
+        """Which file has which fault, or which boxes of which file."""
+        # What mmdet3d's inferencer brings itself has no file.
+        if 'lidar_path' not in results.get('lidar_points', {}):
+            return
+        key_frame = results['lidar_points']['lidar_path']
+        sweeps = results.get('lidar_sweeps', [])[:self.sweeps_num]
+        for points in (results['lidar_points'],
+                       *(sweep['lidar_points'] for sweep in sweeps)):
+            problem = self._problem_of_points(points['lidar_path'])
+            if problem:
+                yield points['lidar_path'], problem
+        for sweep in sweeps:
+            if np.shape(sweep['lidar_points'].get('lidar2sensor')) != (4, 4):
+                yield (sweep['lidar_points']['lidar_path'],
+                       'the info file gives no 4 x 4 matrix lidar2sensor')
+            if not all(isinstance(info.get('timestamp'), Real)
+                       for info in (results, sweep)):
+                yield (sweep['lidar_points']['lidar_path'],
+                       'the info file gives no timestamp')
+        if 'ann_info' in results:
+            problem = _problem_of_boxes(results['ann_info'])
+            if problem:
+                yield key_frame, problem
+
+    def _problem_of_points(self, path: str) -> str | None:
+        try:
+            data = get(path, backend_args=self.backend_args)
+        except OSError as error:
+            return f'the points cannot be read ({error.strerror or error})'
+        if not data:
+            return 'the file of points is empty'
+        if len(data) % (FLOAT_BYTES * self.load_dim):
+            return (f'its {len(data)} bytes are no whole number of points of '
+                    f'{self.load_dim} float32 values, load_dim of '
+                    'sigplug.CheckSample: cut off, or of another format')
+        points = np.frombuffer(data, dtype=np.float32).reshape(
+            -1, self.load_dim)
+        # The sum is finite almost always, and quick.
+        with np.errstate(all='ignore'):
+            if np.isfinite(points.sum(dtype=np.float64)):
+                return None
+        finite = np.isfinite(points)
+        somewhere = finite[:, :3].all(1)
+        if not somewhere.any():
+            return f'none of its {len(points)} points has finite coordinates'
+        wrong = int((~finite[somewhere].all(1)).sum())
+        if wrong:
+            return (f'{wrong} of its {len(points)} points have a value beside '
+                    'their coordinates that is NaN or infinite')
+        return None
+
+
+def _problem_of_boxes(annotations: dict) -> str | None:
+    trained = np.asarray(annotations['gt_labels_3d']) >= 0
+    boxes = annotations['gt_bboxes_3d'].tensor.numpy()[trained]
+    bad = ~np.isfinite(boxes).all(1) | (boxes[:, 3:6] <= 0).any(1)
+    if not bad.any():
+        return None
+    return (f'{int(bad.sum())} of its {len(boxes)} annotated boxes have a '
+            'value that is NaN or infinite, or a size that is not positive; '
+            f'the first one is {boxes[bad][0].tolist()}')

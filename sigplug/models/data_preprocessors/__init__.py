@@ -1,0 +1,11 @@
+"""Data preprocessors, built on mmdet3d's."""
+from sigplug.registry import register_unavailable
+
+try:
+    from .det3d_data_preprocessor import Det3DDataPreprocessor
+# mmdet3d asserts the versions of what it stands on.
+except (ImportError, AssertionError) as error:
+    Det3DDataPreprocessor = register_unavailable(
+        'Det3DDataPreprocessor', error)
+
+__all__ = ['Det3DDataPreprocessor']

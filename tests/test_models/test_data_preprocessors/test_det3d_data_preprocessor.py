@@ -1,0 +1,162 @@
+"""Batches with samples without points, through whole detectors."""
+import copy
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from mmengine.utils import import_modules_from_strings
+
+from ..detectors import CONFIGS
+
+AREA = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
+
+
+def build(kind, preprocessor='sigplug.Det3DDataPreprocessor'):
+    cfg = Config.fromfile(CONFIGS / 'centerpoint' / (
+        f'centerpoint_{kind}04_second_secfpn_gem_1xb4-onecycle-8e_'
+        'nus-mini-3d.py'))
+    init_default_scope(cfg.default_scope)
+    import_modules_from_strings(['mmdet3d.models'])
+    model = cfg.model
+    model.data_preprocessor.type = preprocessor
+    model.pts_middle_encoder.output_shape = (64, 64)
+    model.data_preprocessor.voxel_layer.point_cloud_range = AREA
+    model.pts_voxel_encoder.point_cloud_range = AREA
+    model.pts_bbox_head.bbox_coder.pc_range = AREA[:2]
+    # All that an untrained head finds.
+    model.pts_bbox_head.bbox_coder.score_threshold = 0.0
+    model.train_cfg.pts.update(point_cloud_range=AREA, grid_size=[64, 64, 1])
+    model.test_cfg.pts.update(pc_range=AREA[:2], score_threshold=0.0)
+    torch.manual_seed(0)
+    return MODELS.build(model)
+
+
+def cloud(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(count, 4, generator=generator) - 0.5) * torch.tensor(
+        [24.0, 24, 4, 1])
+
+
+def batch(*counts):
+    samples = []
+    for i in range(len(counts)):
+        sample = Det3DDataSample(metainfo=dict(
+            box_type_3d=LiDARInstance3DBoxes))
+        sample.gt_instances_3d = InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(
+                torch.tensor([[3. + i, -4, -1, 4, 2, 1.5, 0.3, 1, 0]]),
+                box_dim=9),
+            labels_3d=torch.tensor([0]))
+        samples.append(sample)
+    return dict(
+        inputs=dict(points=[cloud(n, i) for i, n in enumerate(counts)]),
+        data_samples=samples)
+
+
+def predict(model, data):
+    with torch.no_grad():
+        found = model.eval().test_step(copy.deepcopy(data))
+    return [sample.pred_instances_3d for sample in found]
+
+
+KINDS = pytest.mark.parametrize('kind', ['pillar', 'dv-pillar'])
+EMPTY = pytest.mark.parametrize('counts', [
+    (900, 0), (0, 900), (900, 0, 0), (0, ), (0, 0), (900, 0, 700)])
+
+
+@KINDS
+@EMPTY
+def test_each_sample_is_predicted_as_if_alone(kind, counts):
+    model = build(kind)
+    data = batch(*counts)
+    found = predict(model, data)
+    assert len(found) == len(counts)
+    for i, count in enumerate(counts):
+        if count == 0:
+            assert len(found[i]) == 0
+            continue
+        alone, = predict(model, dict(
+            inputs=dict(points=[data['inputs']['points'][i]]),
+            data_samples=[data['data_samples'][i]]))
+        assert len(alone) > 0
+        torch.testing.assert_close(
+            found[i].bboxes_3d.tensor, alone.bboxes_3d.tensor)
+        torch.testing.assert_close(found[i].scores_3d, alone.scores_3d)
+
+
+@KINDS
+@EMPTY
+def test_losses_and_gradients_are_finite(kind, counts):
+    model = build(kind).train()
+    data = model.data_preprocessor(batch(*counts), True)
+    losses = model(**data, mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters()
+               if p.grad is not None)
+    assert all(b.isfinite().all() for b in model.buffers())
+
+
+@KINDS
+def test_features_of_an_empty_sample_are_those_of_an_empty_map(kind):
+    """Behind the voxel encoder, beside a sample that has points."""
+    model = build(kind).eval()
+    maps = []
+    model.pts_middle_encoder.register_forward_hook(
+        lambda module, inputs, output: maps.append(output))
+    data = model.data_preprocessor(batch(900, 0), False)
+    model.extract_feat(data['inputs'], [{}] * 2)
+    assert maps[0].shape[0] == 2
+    assert maps[0][0].any() and not maps[0][1].any()
+
+
+@KINDS
+def test_points_out_of_range(kind):
+    """Without PointsRangeFilter in the pipeline."""
+    model = build(kind)
+    data = batch(900, 50)
+    data['inputs']['points'][1] += 500
+    assert len(predict(model, data)) == 2
+
+
+@KINDS
+def test_changes_nothing_else(kind):
+    ours, stock = (
+        build(kind, name).data_preprocessor
+        for name in ('sigplug.Det3DDataPreprocessor',
+                     'mmdet3d.Det3DDataPreprocessor'))
+    found, expected = (
+        preprocessor(batch(900, 0, 800), True)['inputs']['voxels']
+        for preprocessor in (ours, stock))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_upstream_cannot():
+    """Else there would be nothing to do here; the head gives the remedy."""
+    model = build('pillar', 'mmdet3d.Det3DDataPreprocessor')
+    with pytest.raises(IndexError):
+        predict(model, batch(0))
+    remedy = pytest.raises(
+        ValueError, match='of 1 samples, but the batch has 2: .*sigplug.Det3D')
+    with remedy:
+        predict(model, batch(900, 0))
+    data = model.data_preprocessor(batch(900, 0), True)
+    with remedy:
+        model.train()(**data, mode='loss')
+
+
+@pytest.mark.parametrize('change', [
+    dict(grid_size=[32, 64, 1]), dict(out_size_factor=4)])
+def test_grid_that_does_not_match(change):
+    model = build('pillar').train()
+    model.pts_bbox_head.train_cfg.update(change)
+    data = model.data_preprocessor(batch(900), True)
+    with pytest.raises(ValueError, match=r'\(32, 32\) cells .*train_cfg'):
+        model(**data, mode='loss')

@@ -1,0 +1,222 @@
+"""The tools on damaged data and on files that want to run code."""
+import os
+import pickle
+import re
+import runpy
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOOLS, replace, tool_command
+
+from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
+
+
+def run_here(monkeypatch, cwd, tool, *args):
+    """Run a tool in this process; return its exit code."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr('sys.argv', [tool, *map(str, args)])
+    # mmengine's log handlers hold the streams of the tests before.
+    monkeypatch.setattr('logging.raiseExceptions', False)
+    monkeypatch.syspath_prepend((TOOLS / tool).parent)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    return end.value.code
+
+
+def fail(capfd, monkeypatch, cwd, tool, *args):
+    """Run a tool that ends in one message."""
+    assert run_here(monkeypatch, cwd, tool, *args) == 2
+    printed = capfd.readouterr().err
+    assert 'Traceback' not in printed and printed.count('error: ') == 1
+    return printed[printed.index('error: '):]
+
+
+# -- security ---------------------------------------------------------------
+class Attack:
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}', )
+
+
+@pytest.fixture
+def attack(tmp_path):
+    """A malicious checkpoint, and the file it would make."""
+    marker = tmp_path / 'marker'
+    torch.save(dict(state_dict={}, meta={}, message_hub={}, optimizer={},
+                    other=Attack(marker)), tmp_path / 'bad.pth')
+    yield tmp_path / 'bad.pth'
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('tool, args', [
+    ('train.py', ['--resume', 'FILE']),
+    ('train.py', ['--cfg-options', 'load_from=FILE']),
+    ('test.py', ['FILE']),
+    ('analysis_tools/visualize_bev.py', ['FILE', '--out-dir', 'drawn']),
+    ('deployment/export_onnx.py', ['FILE', '--out', 'x.onnx']),
+])
+def test_malicious_checkpoint_does_not_run(folder, attack, monkeypatch, capfd,
+                                           tool, args):
+    args = [arg.replace('FILE', str(attack)) for arg in args]
+    assert 'bad.pth' in (message := fail(
+        capfd, monkeypatch, folder, tool, 'small.py', *args))
+    assert 'holds posix.system, which torch does not trust' in message
+
+
+def test_malicious_weights_of_a_part_do_not_run(folder, attack, monkeypatch):
+    """Those that a config names for a neck are loaded by mmengine."""
+    with pytest.raises(pickle.UnpicklingError, match='(?i)unsupported global'):
+        run_here(
+            monkeypatch, folder, 'train.py', 'small.py', '--work-dir',
+            'attacked', '--cfg-options',
+            'model.pts_neck.init_cfg.type=Pretrained',
+            f'model.pts_neck.init_cfg.checkpoint={attack}')
+
+
+def test_names_in_the_data_lead_nowhere(damageable, folder, tmp_path,
+                                        monkeypatch):
+    """Pictures are numbered, whatever a sample or its file is called."""
+    path = damageable / 'nuscenes_infos_val.pkl'
+    infos = pickle.loads(path.read_bytes())
+    points = damageable / 'samples/LIDAR_TOP'
+    names = ['../../escaped', str(tmp_path / 'escaped')]
+    for info, name in zip(infos['data_list'], names):
+        source = points / info['lidar_points']['lidar_path']
+        # It leads to points.
+        (points / f'{name}.bin').symlink_to(source.resolve())
+        info['lidar_points']['lidar_path'] = f'{name}.bin'
+        info['token'] = info['sample_idx'] = name
+    path.write_bytes(pickle.dumps(infos))
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
+    before = {str(path) for path in tmp_path.rglob('*')}
+    assert run_here(
+        monkeypatch, tmp_path, 'analysis_tools/visualize_bev.py',
+        folder / 'small.py', '--out-dir', tmp_path / 'pictures/bev',
+        '--indices', 0, 1) == 0
+    made = {str(path) for path in tmp_path.rglob('*')} - before
+    assert made == {f'{tmp_path}/pictures{name}' for name in (
+        '', '/bev', '/bev/bev_0000.png', '/bev/bev_0001.png')}
+
+
+# -- damaged data -----------------------------------------------------------
+def truncate(root, index, split='train'):
+    infos = pickle.loads((root / f'nuscenes_infos_{split}.pkl').read_bytes())
+    name = infos['data_list'][index]['lidar_points']['lidar_path']
+    path = root / 'samples/LIDAR_TOP' / name
+    replace(path, path.read_bytes()[:-3])
+    return name
+
+
+def test_training_names_the_bad_file(damageable, folder, monkeypatch, capfd):
+    """It comes from a worker, and without the traceback of that."""
+    name = truncate(damageable, 1)
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
+    message = fail(capfd, monkeypatch, folder, 'train.py', 'small.py',
+                   '--work-dir', 'bad')
+    assert message.startswith('error: Bad data in ')
+    assert name in message and "on_bad='skip'" in message
+
+
+def test_training_names_the_bad_info_file(damageable, folder, monkeypatch,
+                                          capfd):
+    path = damageable / 'nuscenes_infos_train.pkl'
+    path.write_bytes(path.read_bytes()[:-10])
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
+    message = fail(capfd, monkeypatch, folder, 'train.py', 'small.py',
+                   '--work-dir', 'bad_infos')
+    assert f'The info file {str(path)!r} cannot be used' in message
+
+
+def test_training_ends_at_a_nan_loss(folder, monkeypatch, capfd):
+    message = fail(
+        capfd, monkeypatch, folder, 'train.py', 'small.py', '--work-dir',
+        'nan', '--cfg-options', 'optim_wrapper.optimizer.lr=1e30',
+        'optim_wrapper.clip_grad=None', 'param_scheduler=None')
+    assert 'The training ends in iteration 2: ' in message
+    assert 'loss' in message and '.pcd.bin' in message
+    assert not list((folder / 'nan').glob('*.pth'))
+
+
+def test_grid_is_compared_before_the_run(folder, monkeypatch, capfd):
+    options = ['--cfg-options', 'model.train_cfg.pts.out_size_factor=4']
+    for tool, args in (('train.py', []), ('test.py', ['x.pth'])):
+        assert 'out_size_factor' in fail(
+            capfd, monkeypatch, folder, tool, 'small.py', *args, *options)
+
+
+SKIPPING = """
+_base_ = ['small.py']
+# Key by key: a list cannot be changed in part.
+train_pipeline = _base_.train_pipeline
+train_pipeline[0].update(on_bad='skip', max_bad=0.6)
+test_pipeline = _base_.test_pipeline
+test_pipeline[0].update(on_bad='skip', max_bad=0.6)
+train_cfg = dict(max_epochs=2)
+train_dataloader = dict(
+    dataset=dict(indices=12, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+"""
+
+
+@pytest.mark.soak
+def test_training_and_evaluation_over_good_and_bad_samples(
+        damageable, folder, monkeypatch, run_tool):
+    """Each bad file is named once; each sample gets a result."""
+    bad = [truncate(damageable, i) for i in (1, 4, 5, 9)]
+    lost = [truncate(damageable, i, 'val') for i in (0, 3)]
+    (folder / 'skipping.py').write_text(SKIPPING)
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
+    printed = run_tool('train.py', 'skipping.py', cwd=folder)
+    for name in bad:
+        assert len(re.findall(f'left out: .*{name}', printed)) == 1, name
+    # 12 good iterations in each of the 2 epochs.
+    weights = folder / 'work_dirs/skipping/epoch_2.pth'
+    history = torch.load(weights, weights_only=False)['message_hub'][
+        'log_scalars']['train/loss'].data[0]
+    assert len(history) == 24 and np.isfinite(history).all()
+
+    printed = run_tool('test.py', 'skipping.py', weights, '--out', 'p.pkl',
+                       cwd=folder)
+    for name in lost:
+        assert len(re.findall(f'without points: .*{name}', printed)) == 1
+    assert 'Per-class results' in printed
+    predictions = pickle.loads((folder / 'p.pkl').read_bytes())
+    assert len(predictions) == 6
+    for i in (0, 3):
+        assert len(predictions[i]['pred_instances_3d']['scores_3d']) == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('seed', range(8))
+def test_generator_killed_at_a_random_moment(tmp_path, seed):
+    """Nothing or all of it; the next run completes it, and cleans up."""
+    out = tmp_path / 'out'
+    config = GeneratorConfig(samples_per_scene=2, scenes=('scene-0061', ))
+    whole = tmp_path / 'whole'
+    generate_synthetic_nuscenes(whole, config)
+    expected = {path.relative_to(whole): path.read_bytes()
+                for path in whole.rglob('*') if path.is_file()}
+    command = tool_command(
+        'dataset_converters/create_synthetic_nuscenes.py', '--out', out,
+        '--samples-per-scene', 2, '--scenes', 'scene-0061', '--workers', 2)
+    # Twice: the second run is killed too, over what the first one left.
+    for delay in np.random.default_rng(seed).uniform(0.3, 3.0, 2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL)
+        if out.exists():
+            assert {path.relative_to(out): path.read_bytes()
+                    for path in out.rglob('*') if path.is_file()} == expected
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert {path.relative_to(out): path.read_bytes()
+            for path in out.rglob('*') if path.is_file()} == expected
+    assert sorted(tmp_path.iterdir()) == [out, whole]
