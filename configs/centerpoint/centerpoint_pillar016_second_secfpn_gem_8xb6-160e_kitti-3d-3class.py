@@ -95,3 +95,7 @@ model = dict(
             post_max_size=100,
             nms_thr=0.2)))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
+# Those of mmdet3d save at the end alone.
+default_hooks = dict(
+    checkpoint=dict(
+        type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

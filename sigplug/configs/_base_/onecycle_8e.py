@@ -4,7 +4,6 @@ The Python twin of ``configs/_base_/schedules/onecycle-8e.py`` and
 ``default_runtime.py``.
 """
 from mmengine.hooks import (
-    CheckpointHook,
     DistSamplerSeedHook,
     IterTimerHook,
     LoggerHook,
@@ -18,6 +17,8 @@ from mmengine.runner import (
     ValLoop,
 )
 from torch.optim import AdamW
+
+from sigplug.engine.hooks import CheckpointHook
 
 max_epochs = 8
 lr = 3e-4

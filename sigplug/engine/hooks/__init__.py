@@ -1,4 +1,6 @@
 """Hooks of mmengine's Runner."""
+from .checkpoint import CheckpointHook
+from .checkpoint_fit import CheckpointFitHook
 from .heatmap_saturation import HeatmapSaturationHook
 
-__all__ = ['HeatmapSaturationHook']
+__all__ = ['CheckpointFitHook', 'CheckpointHook', 'HeatmapSaturationHook']
