@@ -1,6 +1,9 @@
 """What the command-line tools share, ``tools/train.py`` most of all."""
+import ctypes
 import os
 import os.path as osp
+import signal
+import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
@@ -89,11 +92,13 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     mmengine initialises GPUs only, so that without one the process group is
     created here and the model is wrapped without a device.
 
-    When a process dies, the others end at once, as their connections to it
-    close. One that only stops to answer is waited for as long as
-    ``env_cfg.dist_cfg.timeout`` of the config says, in seconds; without it
-    for torch's 30 minutes, in which an evaluation by the first process must
-    end.
+    When a process dies, torch.distributed.run ends the others within a
+    second, and their data loaders' workers follow within five. For a process
+    that only stops to answer the others wait ``env_cfg.dist_cfg.timeout``
+    seconds of the config, without it torch's 30 minutes (an evaluation by
+    the first process must end in that time), and torch.distributed.run
+    another 30 seconds. When torch.distributed.run itself is killed, so are
+    its processes (on Linux).
 
     Args:
         cfg (Config): The config, changed in place.
@@ -107,6 +112,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             '--launcher pytorch needs the processes to be started by '
             'torch.distributed.run: use tools/dist_train.sh or '
             'tools/dist_test.sh.')
+    if launcher == 'pytorch':
+        _end_with_launcher()
     if get_device() != 'cpu':
         return
     if launcher != 'pytorch':
@@ -279,6 +286,17 @@ def warn_of_earlier_run(cfg: Config) -> None:
             f'training (the last one: {earlier[0]}), which this one '
             'overwrites one by one. To continue the earlier one, use '
             '--resume; to keep it, another --work-dir.')
+
+
+def _end_with_launcher() -> None:
+    """Let Linux end this process when the one that started it has died.
+
+    A launcher that is killed could not do it, and the training would go on
+    unseen.
+    """
+    if sys.platform == 'linux':
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def _checkpoints(work_dir: str) -> list[str]:

@@ -54,9 +54,9 @@ def run_tool(main: Callable[[], None]) -> int:
         if error.errno not in DISK_FULL:
             raise
         print_once(
-            f'error: {error}. What had been written before is whole. Make '
-            'room, or choose another disk with --work-dir; a training then '
-            'continues with --resume.', file=sys.stderr)
+            f'error: {error}. Checkpoints that were written before are '
+            'whole. Make room; a training then continues with --resume.',
+            file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
