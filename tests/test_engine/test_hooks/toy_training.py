@@ -3,6 +3,7 @@
 Run as a script, so that the processes that it forks have a parent in which
 nothing but imports has happened.
 """
+import gc
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 # An optimizer would import it in each process.
@@ -64,7 +66,7 @@ class ToyMetric(BaseMetric):
 def make_runner(work_dir, mib=0, epochs=2, hook=None, **settings):
     """A training, with two checkpoints in each epoch: a last and a best."""
     loader = dict(
-        dataset=ToyDataset(), batch_size=2, num_workers=0,
+        dataset=ToyDataset(serialize_data=False), batch_size=2, num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=True))
     checkpoint = dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=1,
@@ -208,5 +210,11 @@ def fill_disk(work_dir, limit=None, **kwargs):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    # What is imported for it here is not imported in each process.
+    with TemporaryDirectory() as folder:
+        runner = make_runner(folder)
+        runner.build_train_loop(runner._train_loop)
+        runner.build_optim_wrapper(runner.optim_wrapper)
+    gc.freeze()
     function, work_dir, kwargs = sys.argv[1:]
     print(json.dumps(globals()[function](work_dir, **json.loads(kwargs))))
