@@ -195,13 +195,13 @@ def use_safe_checkpoints(cfg: Config) -> None:
     Args:
         cfg (Config): The config, changed in place.
     """
-    hooks = cfg.setdefault('default_hooks', {})
-    # As mmengine has it by default.
-    hook = hooks.setdefault('checkpoint',
-                            dict(type='CheckpointHook', interval=1))
+    hooks = cfg.get('default_hooks') or {}
+    # As mmengine has it by default; None switches it off.
+    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if hook is not None and hook.get('type') in (
             'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
-        hook['type'] = CHECKPOINT_HOOK
+        cfg.default_hooks = dict(
+            hooks, checkpoint=dict(hook, type=CHECKPOINT_HOOK))
 
 
 def set_resume(cfg: Config, resume: str) -> None:

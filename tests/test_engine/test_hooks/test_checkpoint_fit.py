@@ -4,8 +4,8 @@ import logging
 import pytest
 import torch
 from mmengine.model import BaseModel
-from toy_training import ToyModel, make_runner
 from torch import nn
+from toy_training import ToyModel, make_runner
 
 from sigplug.engine.hooks import CheckpointFitHook
 from sigplug.engine.preflight import PreflightError

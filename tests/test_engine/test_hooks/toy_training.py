@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+
 # An optimizer would import it in each process.
 import torch._dynamo  # noqa: F401
 from mmengine.config import Config
