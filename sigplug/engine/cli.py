@@ -122,8 +122,9 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             'the CPU, start the processes by tools/dist_train.sh or '
             'tools/dist_test.sh (--launcher pytorch).')
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    # torch 2.1 takes no None.
     torch.distributed.init_process_group(
-        'gloo', timeout=timeout and timedelta(seconds=timeout))
+        'gloo', **dict(timeout=timedelta(seconds=timeout)) if timeout else {})
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,

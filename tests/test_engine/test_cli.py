@@ -262,7 +262,7 @@ def test_timeout_of_the_process_group(monkeypatch, settings, seconds):
     monkeypatch.setattr(cli, '_end_with_launcher', lambda: None)
     monkeypatch.setattr(
         'torch.distributed.init_process_group',
-        lambda backend, timeout: found.append((backend, timeout)))
+        lambda backend, timeout=None: found.append((backend, timeout)))
     cli.set_launcher(Config(settings), 'pytorch')
     assert found == [('gloo', seconds and timedelta(seconds=seconds))]
 
