@@ -13,6 +13,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from mmengine.utils import digit_version
 
+from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
 QUICKSTART = REPOSITORY / (
@@ -181,3 +183,44 @@ def run_tool() -> Callable[..., str]:
 def tool_command(tool: str, *args) -> list[str]:
     """The command line of a Python tool."""
     return [sys.executable, str(TOOLS / tool), *map(str, args)]
+
+
+def load(path):
+    """Read a checkpoint."""
+    allow_mmengine_checkpoints()
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_training(work_dir: Path, uninterrupted: Path) -> None:
+    """The last checkpoints of two trainings of SMALL_CONFIG are equal."""
+    expected = load(uninterrupted / 'epoch_3.pth')
+    found = load(work_dir / 'epoch_3.pth')
+
+    for key in ('epoch', 'iter', 'seed'):
+        assert found['meta'][key] == expected['meta'][key]
+    assert (found['meta']['epoch'], found['meta']['iter']) == (3, 6)
+    assert found['param_schedulers'] == expected['param_schedulers']
+    for group, wanted in zip(
+            found['optimizer']['param_groups'],
+            expected['optimizer']['param_groups'],
+            strict=True):
+        assert group == wanted
+    # The rate at each iteration and the loss are in the log as well.
+    scalars = found['message_hub']['log_scalars']
+    for name in ('train/lr', 'train/loss'):
+        values, wanted = (
+            hub['log_scalars'][name].data[0]
+            for hub in (found['message_hub'], expected['message_hub']))
+        assert len(values) == 6
+        np.testing.assert_array_equal(values, wanted)
+    assert len(set(scalars['train/lr'].data[0])) > 1
+
+    assert found['state_dict'].keys() == expected['state_dict'].keys()
+    for name, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][name], value), name
+    states = found['optimizer']['state'], expected['optimizer']['state']
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 50
+    for index, wanted in states[1].items():
+        assert wanted['step'] == 6
+        for name, value in wanted.items():
+            assert torch.equal(states[0][index][name], value), (index, name)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,14 @@ def run_stage(name: str, tool: str, *args: Any) -> dict[str, float]:
     print(f'\n=== {name}: {line}', flush=True)
     start = perf_counter()
     process = subprocess.Popen(command)
+
+    def stop(*_):
+        # The stage would go on alone.
+        process.terminate()
+        process.wait()
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = code = os.waitstatus_to_exitcode(status)
     if code != 0:

@@ -6,6 +6,7 @@ import sys
 from mmengine.config import Config
 
 from sigplug.engine import cli, preflight
+from sigplug.engine.hooks import CheckpointFitHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -103,7 +104,9 @@ def main() -> None:
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
     with (preflight.clear_registry_errors(cfg),
           preflight.clear_data_errors()):
-        cli.build_runner(cfg).test()
+        runner = cli.build_runner(cfg)
+        runner.register_hook(CheckpointFitHook())
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ import argparse
 import sys
 
 from sigplug.engine import cli, preflight
+from sigplug.engine.hooks import CheckpointFitHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,15 +41,19 @@ def main() -> None:
         cli.enable_amp(cfg)
     if args.auto_scale_lr:
         cli.enable_auto_scale_lr(cfg)
-    if args.resume:
-        cli.set_resume(cfg, args.resume)
+    cli.use_safe_checkpoints(cfg)
+    if args.resume or (cfg.get('resume') and not cfg.get('load_from')):
+        cli.set_resume(cfg, args.resume or 'auto')
+    cli.warn_of_earlier_run(cfg)
     if cfg.get('load_from') and not cfg.get('resume'):
         preflight.check_checkpoint(cfg.load_from, 'load_from of the config')
     preflight.check_stack(cfg)
     cli.set_launcher(cfg, args.launcher)
     with (preflight.clear_registry_errors(cfg),
           preflight.clear_data_errors()):
-        cli.build_runner(cfg).train()
+        runner = cli.build_runner(cfg)
+        runner.register_hook(CheckpointFitHook(partial=not cfg.resume))
+        runner.train()
 
 
 if __name__ == '__main__':

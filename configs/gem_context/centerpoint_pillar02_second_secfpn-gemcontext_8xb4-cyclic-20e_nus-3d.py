@@ -19,3 +19,7 @@ model = dict(
             upsample_cfg=dict(type='deconv', bias=False),
             use_conv_for_no_stride=True)))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
+# Those of mmdet3d save at the end alone.
+default_hooks = dict(
+    checkpoint=dict(
+        type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

@@ -1,13 +1,18 @@
 """What the command-line tools share, ``tools/train.py`` most of all."""
+import ctypes
 import os
 import os.path as osp
+import signal
+import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
-from glob import glob
+from datetime import timedelta
+from glob import escape, glob
 
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
@@ -16,6 +21,7 @@ from .optim_wrapper import cpu_amp_dtype
 from .preflight import PreflightError, check_checkpoint, print_once
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
+CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -86,6 +92,14 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     mmengine initialises GPUs only, so that without one the process group is
     created here and the model is wrapped without a device.
 
+    When a process dies, torch.distributed.run ends the others within a
+    second, and their data loaders' workers follow within five. For a process
+    that only stops to answer the others wait ``env_cfg.dist_cfg.timeout``
+    seconds of the config, without it torch's 30 minutes (an evaluation by
+    the first process must end in that time), and torch.distributed.run
+    another 30 seconds. When torch.distributed.run itself is killed, so are
+    its processes (on Linux).
+
     Args:
         cfg (Config): The config, changed in place.
         launcher (str): The value of ``--launcher``.
@@ -98,6 +112,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             '--launcher pytorch needs the processes to be started by '
             'torch.distributed.run: use tools/dist_train.sh or '
             'tools/dist_test.sh.')
+    if launcher == 'pytorch':
+        _end_with_launcher()
     if get_device() != 'cpu':
         return
     if launcher != 'pytorch':
@@ -105,7 +121,10 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             f'--launcher {launcher} needs a GPU, and torch finds none. On '
             'the CPU, start the processes by tools/dist_train.sh or '
             'tools/dist_test.sh (--launcher pytorch).')
-    torch.distributed.init_process_group('gloo')
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    # torch 2.1 takes no None.
+    torch.distributed.init_process_group(
+        'gloo', **dict(timeout=timedelta(seconds=timeout)) if timeout else {})
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -169,14 +188,35 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def use_safe_checkpoints(cfg: Config) -> None:
+    """Put sigplug's checkpoint hook in the place of mmengine's.
+
+    A hook of another type stays.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    # As mmengine has it by default; None switches it off.
+    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook is not None and hook.get('type') in (
+            'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        cfg.default_hooks = dict(
+            hooks, checkpoint=dict(hook, type=CHECKPOINT_HOOK))
+
+
 def set_resume(cfg: Config, resume: str) -> None:
     """Continue from a checkpoint.
 
     Args:
         cfg (Config): The config with its work dir, changed in place.
         resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
-            for the last one in the work dir. Where there is none, training
-            starts from the beginning.
+            for the last one in the work dir that can be read. Where there
+            is none, training starts from the beginning.
+
+    Raises:
+        PreflightError: Training cannot continue from the checkpoint, or from
+            none of those in the work dir.
     """
     if resume == 'auto':
         resume = _last_checkpoint(cfg.work_dir)
@@ -234,19 +274,71 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     return model.to(device).eval()
 
 
+def warn_of_earlier_run(cfg: Config) -> None:
+    """Say so when a training begins among the checkpoints of another.
+
+    Args:
+        cfg (Config): The config with its work dir.
+    """
+    earlier = _checkpoints(cfg.work_dir)
+    if earlier and not cfg.get('resume'):
+        print_once(
+            f'The work dir {cfg.work_dir!r} holds checkpoints of an earlier '
+            f'training (the last one: {earlier[0]}), which this one '
+            'overwrites one by one. To continue the earlier one, use '
+            '--resume; to keep it, another --work-dir.')
+
+
+def _end_with_launcher() -> None:
+    """Let Linux end this process when the one that started it has died.
+
+    A launcher that is killed could not do it, and the training would go on
+    unseen.
+    """
+    if sys.platform == 'linux':
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _checkpoints(work_dir: str) -> list[str]:
+    """The checkpoints in a work dir, the newest first."""
+    return sorted(glob(osp.join(escape(work_dir), '*.pth')),
+                  key=osp.getmtime, reverse=True)
+
+
 def _last_checkpoint(work_dir: str) -> str | None:
-    """Where mmengine's file ``last_checkpoint`` points, if there is one."""
+    """The last checkpoint in a work dir that training can continue from.
+
+    That is the one that mmengine's file ``last_checkpoint`` names or, where
+    it cannot be read or does not exist, the newest of the others.
+    """
+    candidates = _checkpoints(work_dir)
+    failures = []
     record = osp.join(work_dir, 'last_checkpoint')
-    if not osp.isfile(record):
-        return None
-    with open(record) as file:
-        path = file.read().strip()
-    # The work dir may have been moved since.
-    for candidate in (path, osp.join(work_dir, osp.basename(path))):
-        if osp.isfile(candidate):
-            return candidate
-    others = sorted(glob(osp.join(work_dir, '*.pth')))
-    raise PreflightError(
-        f'--resume: {record} names the checkpoint {path!r}, which does not '
-        'exist. Name another one with --resume CHECKPOINT (there: '
-        f'{", ".join(others) or "none"}), or train without --resume.')
+    if osp.isfile(record):
+        with open(record) as file:
+            path = file.read().strip()
+        # The work dir may have been moved since.
+        moved = osp.join(work_dir, osp.basename(path))
+        if osp.isfile(path) or osp.isfile(moved):
+            path = path if osp.isfile(path) else moved
+            candidates = [path, *(c for c in candidates if c != path)]
+        else:
+            failures = [f'--resume: {record} names the checkpoint {path!r}, '
+                        'which does not exist.']
+    for candidate in candidates:
+        try:
+            check_checkpoint(candidate, '--resume', resume=True)
+        except PreflightError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            print_once(f'{failures[0]}\n--resume: instead, the newest '
+                       f'checkpoint that can be read: {candidate}.')
+        return candidate
+    if failures:
+        raise PreflightError(
+            f'{failures[0]}\nThere is no other one in {work_dir!r} to '
+            'continue from. Name one with --resume CHECKPOINT, or train '
+            'without --resume.')
+    return None

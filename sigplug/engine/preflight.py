@@ -5,9 +5,11 @@ problem and the remedy; :func:`run_tool` prints it and ends with exit code 2.
 Any other exception keeps its traceback.
 """
 import difflib
+import errno
 import os
 import os.path as osp
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +27,9 @@ from mmengine.registry import DefaultScope, Registry
 
 from .checkpoint import load_safely, safe_loading
 
+# What the system says where there is no room: on the disk, in the quota, or
+# under the limit of the process.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 
@@ -42,16 +47,57 @@ def run_tool(main: Callable[[], None]) -> int:
         main (Callable): The tool.
 
     Returns:
-        int: The exit code: 0, or 2 after a :class:`PreflightError`, whose
-        message went to the standard error (once for all ranks).
+        int: The exit code: 0; 2 after a :class:`PreflightError` or on a full
+        disk, with a message on the standard error (once for all ranks); 130
+        or 143 where Ctrl-C or SIGTERM have stopped it.
     """
     try:
-        with safe_loading():
+        with _sigterm_as_exception(), safe_loading():
             main()
     except PreflightError as error:
         print_once(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print_once(
+            f'error: {error}. Checkpoints that were written before are '
+            'whole. Make room; a training then continues with --resume.',
+            file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, _Terminated) as stop:
+        number = (signal.SIGTERM if isinstance(stop, _Terminated) else
+                  signal.SIGINT)
+        print_once(f'Stopped by {number.name}. A training continues with '
+                   '--resume.', file=sys.stderr)
+        return 128 + number
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, so that files and workers are closed."""
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    # In a distributed run one process may wait for another in C++, where no
+    # handler of Python runs; there SIGTERM ends each at once.
+    if 'RANK' in os.environ:
+        yield
+        return
+    process = os.getpid()
+
+    def stop(*_: Any) -> None:
+        # A worker that was forked has this handler as well.
+        if os.getpid() != process:
+            os._exit(128 + signal.SIGTERM)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_first_process() -> bool:
@@ -265,6 +311,10 @@ def check_checkpoint(path: str,
     """
     if '://' in path:
         return {}
+    if osp.isdir(path):
+        raise PreflightError(
+            f'{argument}: {path!r} is a folder. Name a checkpoint file, such '
+            f'as {osp.join(path, "epoch_1.pth")!r}.')
     if not osp.isfile(path):
         raise PreflightError(
             f'{argument}: the checkpoint {path!r} does not exist (working '
@@ -276,9 +326,15 @@ def check_checkpoint(path: str,
         raise PreflightError(
             f'{argument}: the checkpoint {path!r} '
             f'{_why_unreadable(error)}') from error
+    if not isinstance(checkpoint, dict):
+        raise PreflightError(
+            f'{argument}: {path!r} is no checkpoint, which is a dict with the '
+            f'weights: it holds a {type(checkpoint).__name__}.')
     if not resume:
         return checkpoint
-    absent = {'meta', 'message_hub', 'optimizer'} - set(checkpoint)
+    absent = {'meta', 'message_hub', 'optimizer'} - set(checkpoint) or {
+        f'meta[{key!r}]' for key in ('epoch', 'iter')
+    } - {f'meta[{key!r}]' for key in checkpoint['meta']}
     if absent:
         raise PreflightError(
             f'{argument}: training cannot continue from {path!r}, which has '

@@ -1,11 +1,17 @@
 """The flags of the run tools, applied to a config."""
 import argparse
+import os
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
 from sigplug.engine import cli
+from sigplug.engine.hooks import CheckpointHook as SafeHook
 from sigplug.engine.preflight import PreflightError
 
 
@@ -22,7 +28,6 @@ def test_common_arguments(monkeypatch):
                  'c=[x,y]', '--launcher', 'slurm', '--work-dir', 'w')
     assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
     assert (args.launcher, args.work_dir) == ('slurm', 'w')
-    import os
     assert os.environ['LOCAL_RANK'] == '3'
 
 
@@ -122,7 +127,8 @@ def test_launcher_on_a_gpu_is_left_to_mmengine(monkeypatch):
 
 
 def save(path):
-    torch.save(dict(meta=dict(seed=5), message_hub={}, optimizer={}), path)
+    meta = dict(seed=5, epoch=1, iter=2)
+    torch.save(dict(meta=meta, message_hub={}, optimizer={}), path)
     return str(path)
 
 
@@ -163,12 +169,102 @@ def test_resume_in_a_work_dir_that_was_moved(tmp_path):
     assert cfg.load_from == path
 
 
-def test_resume_from_a_checkpoint_that_is_gone(tmp_path):
+def write_at(path, data, seconds):
+    path.write_bytes(data)
+    os.utime(path, (seconds, seconds))
+
+
+@pytest.mark.parametrize('damage', ['cut', 'empty', 'gone', 'folder',
+                                    'no record'])
+def test_resume_takes_the_newest_that_is_whole(tmp_path, capsys, damage):
+    """Newest in time: epoch 8 is of a training before."""
+    whole = Path(save(tmp_path / 'x')).read_bytes()
+    for seconds, name in enumerate(['epoch_8', 'epoch_1', 'epoch_2']):
+        write_at(tmp_path / f'{name}.pth', whole, 1000 + seconds)
+    torch.save(dict(meta=dict(epoch=3, iter=4)), tmp_path / 'best_x.pth')
+    record, last = tmp_path / 'last_checkpoint', tmp_path / 'epoch_3.pth'
+    record.write_text(str(last))
+    if damage == 'cut':
+        last.write_bytes(whole[:-100])
+    elif damage == 'empty':
+        last.touch()
+        record.write_text('')
+    elif damage == 'folder':
+        last.mkdir()
+    elif damage == 'no record':
+        record.unlink()
     cfg = Config(dict(work_dir=str(tmp_path)))
-    other = save(tmp_path / 'epoch_2.pth')
+    cli.set_resume(cfg, 'auto')
+    expected = str(tmp_path / 'epoch_2.pth')
+    assert cfg.resume and cfg.load_from == expected
+    printed = capsys.readouterr().out
+    assert f'instead, the newest checkpoint that can be read: {expected}' in \
+        printed
+    # What was wrong with which file.
+    assert str('best_x.pth' if damage == 'no record' else
+               record if damage == 'gone' else last.parent) in printed
+
+
+def test_resume_where_nothing_is_whole(tmp_path):
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
-    with pytest.raises(PreflightError, match=other):
-        cli.set_resume(cfg, 'auto')
+    (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
+    with pytest.raises(PreflightError) as info:
+        cli.set_resume(Config(dict(work_dir=str(tmp_path))), 'auto')
+    for word in ('epoch_3.pth', 'does not exist', '--resume CHECKPOINT'):
+        assert word in str(info.value)
+
+
+def test_a_training_among_checkpoints_of_another(tmp_path, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    cli.warn_of_earlier_run(cfg)
+    assert capsys.readouterr().out == ''
+    path = save(tmp_path / 'epoch_2.pth')
+    cli.warn_of_earlier_run(cfg)
+    printed = capsys.readouterr().out
+    for word in (path, '--resume', '--work-dir'):
+        assert word in printed
+    cfg.resume = True
+    cli.warn_of_earlier_run(cfg)
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('before, after', [
+    ({}, dict(type=cli.CHECKPOINT_HOOK, interval=1)),
+    (dict(checkpoint=dict(type='CheckpointHook', interval=5, save_best='acc')),
+     dict(type=cli.CHECKPOINT_HOOK, interval=5, save_best='acc')),
+    (dict(checkpoint=dict(type='mmengine.CheckpointHook')),
+     dict(type=cli.CHECKPOINT_HOOK)),
+    (dict(checkpoint=dict(type=CheckpointHook)),
+     dict(type=cli.CHECKPOINT_HOOK)),
+    (dict(checkpoint=dict(type='OtherHook')), dict(type='OtherHook')),
+    (dict(checkpoint=None), None),
+])
+def test_safe_checkpoints(before, after):
+    cfg = Config(dict(default_hooks=before))
+    cli.use_safe_checkpoints(cfg)
+    assert cfg.default_hooks.checkpoint == after
+    if after and 'sigplug' in after['type']:
+        assert type(HOOKS.build(cfg.default_hooks.checkpoint)) is SafeHook
+
+
+def test_safe_checkpoints_without_hooks_in_the_config():
+    cfg = Config()
+    cli.use_safe_checkpoints(cfg)
+    assert cfg.default_hooks.checkpoint.type == cli.CHECKPOINT_HOOK
+
+
+@pytest.mark.parametrize('settings, seconds', [
+    ({}, None), (dict(env_cfg=dict(dist_cfg=dict(timeout=7))), 7)])
+def test_timeout_of_the_process_group(monkeypatch, settings, seconds):
+    found = []
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(cli, '_end_with_launcher', lambda: None)
+    monkeypatch.setattr(
+        'torch.distributed.init_process_group',
+        lambda backend, timeout=None: found.append((backend, timeout)))
+    cli.set_launcher(Config(settings), 'pytorch')
+    assert found == [('gloo', seconds and timedelta(seconds=seconds))]
 
 
 def test_resume_from_a_given_checkpoint(tmp_path):

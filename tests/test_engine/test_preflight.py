@@ -2,7 +2,9 @@
 import datetime
 import os
 import pickle
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +62,64 @@ def test_run_tool_lets_unknown_errors_pass():
     with pytest.raises(ValueError, match='a bug'):
         preflight.run_tool(tool)
     assert preflight.run_tool(lambda: None) == 0
+
+
+def test_run_tool_says_that_the_disk_is_full(capsys):
+    """/dev/full is a disk without room."""
+
+    def tool(path):
+        with open(path, 'w') as file:
+            file.write('text')
+
+    assert preflight.run_tool(lambda: tool('/dev/full')) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith('error: ') and printed.count('\n') == 1
+    assert 'No space left on device' in printed and '--resume' in printed
+    with pytest.raises(IsADirectoryError):
+        preflight.run_tool(lambda: tool('/dev'))
+
+
+@pytest.mark.parametrize('number, code', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code):
+    before = signal.getsignal(signal.SIGTERM)
+    closed = []
+
+    def tool():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            closed.append(True)
+
+    assert preflight.run_tool(tool) == code and closed
+    printed = capsys.readouterr().err
+    assert f'Stopped by {number.name}' in printed and '--resume' in printed
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_workers_end_at_sigterm(monkeypatch):
+    """A worker that was forked does not go on with the tool."""
+    code = []
+
+    def tool():
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(1)
+        time.sleep(0.2)
+        os.kill(worker, signal.SIGTERM)
+        code.append(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+
+    assert preflight.run_tool(tool) == 0 and code == [143]
+
+
+def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    found = []
+    preflight.run_tool(
+        lambda: found.append(signal.getsignal(signal.SIGTERM)))
+    assert found == [signal.getsignal(signal.SIGTERM)]
 
 
 @pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID'])
@@ -349,7 +409,8 @@ def checkpoint(path, **content):
 
 def test_check_checkpoint(tmp_path):
     allow_mmengine_checkpoints()
-    good = checkpoint(tmp_path / 'good.pth', meta={}, message_hub={},
+    good = checkpoint(tmp_path / 'good.pth', message_hub={},
+                      meta=dict(epoch=1, iter=2),
                       optimizer={}, state_dict=dict(p=torch.zeros(3)),
                       scores=np.zeros(3))
     preflight.check_checkpoint(good, 'checkpoint', resume=True)
@@ -363,6 +424,11 @@ def test_check_checkpoint(tmp_path):
         path.write_bytes(data)
         with pytest.raises(PreflightError, match='cannot be loaded'):
             preflight.check_checkpoint(str(path), 'checkpoint')
+    with pytest.raises(PreflightError, match="is a folder. .*epoch_1.pth'"):
+        preflight.check_checkpoint(str(tmp_path), 'checkpoint')
+    torch.save(torch.zeros(2), tmp_path / 'tensor.pth')
+    with pytest.raises(PreflightError, match='it holds a Tensor'):
+        preflight.check_checkpoint(str(tmp_path / 'tensor.pth'), 'checkpoint')
 
 
 def test_check_checkpoint_does_not_run_code(tmp_path):
@@ -389,9 +455,13 @@ def test_check_checkpoint_for_resuming(tmp_path):
         preflight.check_checkpoint(weights, '--resume', resume=True)
     # Runner.resume would execute this text.
     code = checkpoint(tmp_path / 'code.pth', message_hub={}, optimizer={},
-                      meta=dict(config='import os'))
+                      meta=dict(config='import os', epoch=1, iter=2))
     with pytest.raises(PreflightError, match='would execute'):
         preflight.check_checkpoint(code, '--resume', resume=True)
+    other = checkpoint(tmp_path / 'other.pth', message_hub={}, optimizer={},
+                       meta=dict(epoch=1))
+    with pytest.raises(PreflightError, match=r"has no meta\['iter'\]\."):
+        preflight.check_checkpoint(other, '--resume', resume=True)
 
 
 @pytest.mark.parametrize('name, hint', [

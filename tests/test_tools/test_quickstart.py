@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import TOOLS, tool_command
@@ -167,3 +168,26 @@ def test_quickstart(folder, synthetic_nuscenes, run_tool):
 def test_default_config_exists():
     module = runpy.run_path(str(TOOLS / 'quickstart.py'))
     assert module['CONFIG'].is_file()
+
+
+def test_sigterm_ends_the_stage_as_well(tmp_path):
+    """The stage takes its time to end; the tool waits for that."""
+    (tmp_path / 'stage.py').write_text(
+        'import signal, sys, time\n'
+        'def stop(*_):\n'
+        '    time.sleep(0.5)\n'
+        '    open("ended", "w").close()\n'
+        '    sys.exit()\n'
+        'signal.signal(signal.SIGTERM, stop)\n'
+        'open("ready", "w").close()\n'
+        'time.sleep(60)\n')
+    code = (f'import runpy; tool = runpy.run_path({str(TOOLS)!r} + '
+            '"/quickstart.py"); tool["run_stage"]("x", '
+            f'{str(tmp_path)!r} + "/stage.py")')
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path)
+    while not (tmp_path / 'ready').exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert (tmp_path / 'ended').exists()

@@ -4,7 +4,6 @@ The Python twin of ``configs/_base_/schedules/onecycle-8e.py`` and
 ``default_runtime.py``.
 """
 from mmengine.hooks import (
-    CheckpointHook,
     DistSamplerSeedHook,
     IterTimerHook,
     LoggerHook,
@@ -19,7 +18,7 @@ from mmengine.runner import (
 )
 from torch.optim import AdamW
 
-from sigplug.engine.hooks import CheckLossHook
+from sigplug.engine.hooks import CheckLossHook, CheckpointHook
 
 max_epochs = 8
 lr = 3e-4

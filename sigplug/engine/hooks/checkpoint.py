@@ -1,0 +1,201 @@
+"""Checkpoints that survive a kill and a full disk."""
+import errno
+import os
+import os.path as osp
+from glob import escape, glob
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook as BaseCheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from sigplug.engine.preflight import PreflightError
+from sigplug.registry import HOOKS
+
+BACKEND = 'sigplug.AtomicLocalBackend'
+PARTIAL = '.partial'
+LOCK = '.lock'
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's backend for local files, whose writes are all or nothing."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file, which has its old content until the new is on disk.
+
+        Args:
+            obj (bytes): The content.
+            filepath (str or Path): The file. Its folder is created.
+
+        Raises:
+            OSError: The file cannot be written; it is as it was before.
+        """
+        folder = osp.dirname(filepath) or '.'
+        partial = f'{filepath}{PARTIAL}'
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(partial, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, filepath)
+            _sync_folder(folder)
+        except OSError as error:
+            _remove(partial)
+            # A failed write does not say which file it was about.
+            raise OSError(
+                error.errno, error.strerror, str(filepath)) from error
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+register_backend(BACKEND, AtomicLocalBackend)
+
+
+@HOOKS.register_module()
+class CheckpointHook(BaseCheckpointHook):
+    """mmengine's hook, with a good checkpoint on the disk at every moment.
+
+    It takes the arguments of ``mmengine.hooks.CheckpointHook``, and in an
+    undisturbed training leaves the same files. What it does otherwise:
+
+    - A checkpoint, and the file ``last_checkpoint``, is first written whole
+      beside the old one and then takes its place.
+    - ``max_keep_ckpts`` and ``save_best`` remove the old checkpoint after the
+      new one is on the disk; for that moment there is room needed for one
+      more. (mmengine removes it before, so that a kill or a full disk may
+      leave none.) A kill right between leaves one more than asked for.
+    - One training at a time writes to a work dir. The lock, a file
+      ``.lock``, ends with the process, however that ends.
+
+    Checkpoints that go elsewhere than to a local folder (``backend_args``, or
+    an ``out_dir`` with a prefix) are written as by mmengine.
+
+    Args:
+        *args: See ``mmengine.hooks.CheckpointHook``.
+        **kwargs: See ``mmengine.hooks.CheckpointHook``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Lock the work dir, and clear away what a killed training left.
+
+        Args:
+            runner (Runner): The runner.
+
+        Raises:
+            PreflightError: Another training writes to the work dir.
+        """
+        if is_main_process():
+            self._lock_file = _lock(runner.work_dir)
+        folder = self.out_dir or runner.work_dir
+        local = '://' not in str(folder) and (
+            self.file_client_args is None and self.backend_args is None)
+        if local:
+            self.backend_args = dict(backend=BACKEND)
+        super().before_train(runner)
+        if local and is_main_process():
+            for path in glob(osp.join(escape(self.out_dir), f'*{PARTIAL}')):
+                _remove(path)
+
+    def after_train(self, runner: Runner) -> None:
+        """Publish as mmengine does, and unlock the work dir.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        super().after_train(runner)
+        if is_main_process():
+            self._lock_file.close()
+
+    # In the place of mmengine's, which removes before it saves.
+    def _save_checkpoint_with_step(self, runner: Runner, step: int,
+                                   meta: dict[str, Any]) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and step not in list(
+                self.keep_ckpt_ids)[-1:]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self._path(self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            # Goes into the checkpoint, for a training that is resumed.
+            runner.message_hub.update_info('keep_ckpt_ids',
+                                           list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path(step)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args)
+        if not is_main_process():
+            return
+        AtomicLocalBackend().put(self.last_ckpt.encode(),
+                                 osp.join(runner.work_dir, 'last_checkpoint'))
+        if outdated is None:
+            return
+        if self.file_backend.isfile(outdated):
+            self.file_backend.remove(outdated)
+        # DeepSpeed's checkpoints are folders.
+        elif self.file_backend.isdir(outdated):
+            self.file_backend.rmtree(outdated)
+
+    def _save_best_checkpoint(self, runner: Runner,
+                              metrics: dict[str, Any]) -> None:
+        outdated = []
+        # mmengine removes the best one of before, and then saves.
+        self.file_backend.remove = outdated.append
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            del self.file_backend.remove
+        for path in outdated:
+            self.file_backend.remove(path)
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(
+            self.out_dir, self.filename_tmpl.format(step))
+
+
+def _lock(folder: str) -> Any:
+    """Lock a folder for this process; return what holds the lock."""
+    file = open(osp.join(folder, LOCK), 'a')
+    try:
+        # Not on Windows.
+        import fcntl
+
+        # Unlike that of flock, this lock is not inherited by the workers of
+        # a data loader, who outlive a killed training by some seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
+            raise PreflightError(
+                f'Another training is writing to the work dir {folder!r}. '
+                'Wait for its end, or give this one a folder of its own with '
+                '--work-dir.') from error
+        # Some network file systems.
+        print_log(f'{folder} cannot be locked ({error}): see to it that no '
+                  'other training writes there.', logger='current')
+    return file
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name durable, before an old file is removed for it."""
+    if os.name != 'posix':
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Whether a checkpoint belongs to the model that it is loaded into."""
+import logging
+import re
+from collections import OrderedDict
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from sigplug.engine.preflight import PreflightError
+from sigplug.registry import HOOKS
+
+STATISTICS = ('running_mean', 'running_var')
+SHOWN = 4
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Refuse a checkpoint that leaves weights of the model as they were.
+
+    mmengine loads what fits and logs the rest, so that the checkpoint of
+    another model gives random predictions. What counts are the parameters and
+    the running statistics; entries that the model has no use for do not.
+
+    Args:
+        partial (bool): Take a checkpoint that has at least one parameter of
+            the model, with a warning, as for training another number of
+            classes. Defaults to ``False``.
+    """
+
+    # After EMAHook, which exchanges the weights.
+    priority = 'LOWEST'
+
+    def __init__(self, partial: bool = False) -> None:
+        self.partial = partial
+
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint with the model of the runner.
+
+        Args:
+            runner (Runner): The runner.
+            checkpoint (dict): The checkpoint.
+
+        Raises:
+            PreflightError: It does not fit.
+        """
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        learnt = [name for name, _ in model.named_parameters()] + [
+            name for name, _ in model.named_buffers()
+            if name.endswith(STATISTICS)
+        ]
+        missing, sizes = find_misfits(model, checkpoint)
+        missing = [name for name in learnt if name in missing]
+        if missing:
+            shown = [sizes.get(name, f'{name} (missing)')
+                     for name in missing[:SHOWN]]
+            if len(missing) > SHOWN:
+                shown.append('...')
+            what = (f'{runner._load_from!r} lacks {len(missing)} of the '
+                    f'{len(learnt)} weights of the model, or has them in '
+                    f'another shape: {", ".join(shown)}.')
+            if not self.partial or len(missing) == len(learnt):
+                raise PreflightError(
+                    f'The checkpoint {what} It belongs to another model: '
+                    'give the config that it was trained with, or another '
+                    'checkpoint.')
+            print_log(
+                f'The checkpoint {what} THESE WEIGHTS START FROM THEIR '
+                'INITIAL VALUES.', logger='current', level=logging.WARNING)
+        if runner._resume:
+            _compare_optimizers(runner, checkpoint)
+
+
+def find_misfits(
+        model: nn.Module,
+        checkpoint: dict[str, Any]) -> tuple[set[str], dict[str, str]]:
+    """Load what fits; tell what does not.
+
+    Args:
+        model (nn.Module): The model.
+        checkpoint (dict): A checkpoint of mmengine, or weights alone.
+
+    Returns:
+        tuple[set[str], dict[str, str]]: Names of all weights that were not
+        loaded, and a text for each that has another shape.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    metadata = getattr(state, '_metadata', None)
+    # The prefix of torch's wrappers, as in Runner.load_checkpoint.
+    state = OrderedDict((re.sub(r'^module\.', '', name), value)
+                        for name, value in state.items()
+                        if isinstance(value, Tensor))
+    state._metadata = metadata
+    sizes = {}
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    # Only the modules' own loading knows which shapes it takes.
+    except RuntimeError as error:
+        for name, found, wanted in re.findall(
+                r'size mismatch for (\S+): .*?shape torch\.Size\(\[(.*?)\]\) '
+                r'.*?torch\.Size\(\[(.*?)\]\)', str(error)):
+            sizes[name] = f'{name} (({found}) in place of ({wanted}))'
+            state.pop(name, None)
+        if not sizes:
+            raise
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    return {*missing, *sizes}, sizes
+
+
+def _compare_optimizers(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    # Several optimizers are saved by their names.
+    found, wanted = (
+        [len(group['params']) for group in state.get('param_groups', [])]
+        for state in (checkpoint['optimizer'],
+                      runner.optim_wrapper.state_dict()))
+    if found != wanted:
+        raise PreflightError(
+            f'Training cannot continue from {runner._load_from!r}: its '
+            f'optimizer has {sum(found)} parameters in {len(found)} groups, '
+            f'that of the config {sum(wanted)} in {len(wanted)}. Resume with '
+            'the config that it was trained with; to start from its weights, '
+            f'use --cfg-options load_from={runner._load_from} instead of '
+            '--resume.')

@@ -1,0 +1,200 @@
+"""Trainings that are killed or have no room, and what they leave."""
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_training
+from toy_training import exit_code, fork, make_runner
+
+from sigplug.engine.hooks import CheckpointHook
+from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
+from sigplug.engine.preflight import PreflightError
+
+STOCK = dict(type='mmengine.CheckpointHook')
+SCRIPT = toy_training.__file__
+
+
+def play(function, work_dir, *command, **kwargs):
+    """Have the script do it; return what it counted."""
+    done = subprocess.run(
+        [*command, sys.executable, SCRIPT, function, str(work_dir),
+         json.dumps(kwargs)],
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_in_front_of_each_step(tmp_path):
+    counts = play('die_everywhere', tmp_path)
+    # Two epochs: three checkpoints, two records, and what is removed.
+    assert counts['kills'] >= 20
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('seed, hook', [
+    (0, {}),
+    (1, dict(max_keep_ckpts=3, save_best=None)),
+    (2, dict(by_epoch=False, save_best=None)),
+])
+def test_killed_at_random_moments(tmp_path, seed, hook):
+    counts = play('murder', tmp_path, kills=60, seed=seed, mib=32, hook=hook)
+    print(f'\n{counts["kills"]} kills, {counts["in_a_write"]} of them in the '
+          f'middle of a write, survived; {counts["epochs"]} epochs')
+    assert counts['in_a_write'] > 10
+
+
+def test_no_room_under_the_limit_of_the_process(tmp_path):
+    found = play('fill_disk', tmp_path, limit=2**20, mib=3)
+    assert found['errno'] == errno.EFBIG and found['epoch'] == 1
+    # Nothing of what did not fit.
+    assert [name for name in found['left'] if not name.endswith('.py')] == [
+        'best_toy_score_epoch_1.pth', 'epoch_1.pth']
+
+
+def test_no_room_on_the_disk(tmp_path):
+    """A disk of 16 MiB, in a name space of its own."""
+    own = ['unshare', '--map-root-user', '--mount']
+    if subprocess.run([*own, 'mount', '-t', 'tmpfs', 'none', tmp_path],
+                      capture_output=True).returncode:
+        pytest.skip('no file system can be mounted here')
+    found = play(
+        'fill_disk', tmp_path, *own, 'sh', '-c',
+        f'mount -t tmpfs -o size=16m none {tmp_path} && exec "$@"', 'sh',
+        mib=3)
+    assert found['errno'] == errno.ENOSPC and found['epoch'] == 1
+
+
+@pytest.mark.parametrize('hook', [
+    {}, dict(max_keep_ckpts=2, save_best=None), dict(interval=2),
+    dict(max_keep_ckpts=-1, published_keys=['meta', 'state_dict']),
+])
+def test_leaves_what_mmengine_leaves(tmp_path, hook):
+    for name, kind in (('ours', {}), ('stock', STOCK)):
+        make_runner(tmp_path / name, epochs=3, hook=hook | kind).train()
+    ours, stock = (
+        # The name of what is published ends in a hash.
+        sorted(path.name.partition('-')[0] for path in folder.iterdir()
+               if path.name == 'last_checkpoint' or path.suffix == '.pth')
+        for folder in (tmp_path / 'ours', tmp_path / 'stock'))
+    assert ours == stock and len(ours) >= 2
+    assert (tmp_path / 'ours/last_checkpoint').read_text() == (
+        tmp_path / 'stock/last_checkpoint').read_text().replace(
+            'stock', 'ours')
+
+
+def test_resumed_training_removes_what_the_one_before_left(tmp_path):
+    make_runner(tmp_path, epochs=2).train()
+    (tmp_path / 'epoch_3.pth.partial').touch()
+    make_runner(tmp_path, epochs=3, resume=True,
+                load_from=str(tmp_path / 'epoch_2.pth')).train()
+    assert {path.name for path in tmp_path.glob('*.p*')
+            if path.suffix != '.py'} == {
+        'epoch_3.pth', 'best_toy_score_epoch_3.pth'}
+
+
+class Sleeper:
+    """A training in another process, which lasts."""
+
+    def __init__(self, work_dir, workers):
+        self.marker = Path(work_dir) / 'worker'
+        self.process = fork(self.run, work_dir, workers)
+        deadline = time.time() + 60
+        while not self.marker.exists():
+            assert time.time() < deadline
+            time.sleep(0.02)
+
+    def run(self, work_dir, workers):
+        hook = CheckpointHook()
+
+        class Runner:
+            work_dir = str(self.marker.parent)
+            logger = __import__('logging').getLogger('quiet')
+
+        hook.before_train(Runner)
+        if workers:
+            # As those of a data loader: they inherit what is open.
+            self.marker.write_text(str(fork(time.sleep, 600)))
+        else:
+            self.marker.write_text('')
+        time.sleep(600)
+
+
+def test_one_training_at_a_time(tmp_path):
+    first = Sleeper(tmp_path, workers=True)
+    (tmp_path / 'epoch_1.pth.partial').touch()
+    try:
+        with pytest.raises(PreflightError, match='Another training') as info:
+            make_runner(tmp_path).train()
+        for word in (str(tmp_path), '--work-dir'):
+            assert word in str(info.value)
+        # It may be what the other one is writing.
+        assert (tmp_path / 'epoch_1.pth.partial').exists()
+    finally:
+        os.kill(first.process, signal.SIGKILL)
+        exit_code(first.process)
+    worker = int((tmp_path / 'worker').read_text())
+    try:
+        # Free at once, although a worker has survived.
+        os.kill(worker, 0)
+        make_runner(tmp_path).train()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert not (tmp_path / 'epoch_1.pth.partial').exists()
+
+
+def test_the_lock_ends_with_the_training(tmp_path):
+    make_runner(tmp_path).train()
+    other = fork(make_runner(tmp_path, epochs=3).train)
+    assert exit_code(other) == 0
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
+    """As on some network file systems: training goes on."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr('fcntl.lockf', refuse)
+    make_runner(tmp_path).train()
+    assert (tmp_path / 'epoch_2.pth').exists()
+
+
+def test_other_back_ends_are_left_alone(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(AtomicLocalBackend, 'put',
+                        lambda self, obj, path: written.append(path))
+    make_runner(tmp_path / 'a', epochs=1,
+                hook=dict(backend_args=dict(backend='local'))).train()
+    assert (tmp_path / 'a/epoch_1.pth').exists()
+    assert {Path(path).name for path in written} == {'last_checkpoint'}
+
+
+def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / 'folder/file'
+    backend = AtomicLocalBackend()
+    backend.put(b'old', path)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('os.fsync', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        backend.put(b'new', path)
+    assert path.read_bytes() == b'old'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_names_its_file(tmp_path):
+    (tmp_path / 'file').mkdir()
+    with pytest.raises(OSError) as info:
+        AtomicLocalBackend().put(b'new', tmp_path / 'file')
+    assert info.value.filename == str(tmp_path / 'file')
+    assert info.value.errno == errno.EISDIR

@@ -1,0 +1,152 @@
+"""Checkpoints of other models, loaded by a real Runner."""
+import logging
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+from toy_training import ToyModel, make_runner
+
+from sigplug.engine.hooks import CheckpointFitHook
+from sigplug.engine.preflight import PreflightError
+
+
+class Net(BaseModel):
+    """A trunk and a head, whose size depends on the number of classes."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, classes)
+
+    forward = ToyModel.forward
+
+
+def load(tmp_path, checkpoint, partial=False, model=None):
+    """What Runner.test and Runner.train do with ``load_from``."""
+    path = tmp_path / 'other.pth'
+    torch.save(checkpoint, path)
+    runner = make_runner(tmp_path / 'work', load_from=str(path))
+    runner.model = model or Net()
+    runner.register_hook(CheckpointFitHook(partial=partial))
+    runner.load_or_resume()
+    return runner.model
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(PreflightError) as info:
+        load(*args, **kwargs)
+    assert len(str(info.value)) < 700
+    return str(info.value)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_its_own_checkpoint(tmp_path, prefix, wrapped):
+    """Also with what only another version knows."""
+    net = Net()
+    state = {prefix + name: value for name, value in net.state_dict().items()}
+    # Older versions of torch did not have it.
+    del state[f'{prefix}trunk.1.num_batches_tracked']
+    state[f'{prefix}unknown'] = torch.ones(1)
+    checkpoint = dict(state_dict=state, unknown=1) if wrapped else state
+    found = load(tmp_path, checkpoint)
+    for name, value in net.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_another_number_of_classes(tmp_path, caplog):
+    net = Net(classes=5)
+    checkpoint = dict(state_dict=net.state_dict())
+    message = refusal(tmp_path, checkpoint)
+    for word in ('other.pth', 'lacks 2 of the 8 weights',
+                 'head.weight ((5, 4) in place of (3, 4))',
+                 'head.bias ((5) in place of (3))', 'another model'):
+        assert word in message
+
+
+@pytest.mark.parametrize('name', ['trunk.0.weight', 'trunk.1.running_var'])
+def test_a_missing_weight(tmp_path, name):
+    state = Net().state_dict()
+    del state[name]
+    assert f'lacks 1 of the 8 weights of the model, or has them in another ' \
+        f'shape: {name} (missing).' in refusal(tmp_path, state)
+
+
+@pytest.mark.parametrize('partial', [True, False])
+@pytest.mark.parametrize('checkpoint', [
+    dict(state_dict=nn.Linear(2, 2).state_dict()), dict(state_dict={}),
+    dict(epoch=1, weights=[1])
+])
+def test_nothing_in_common(tmp_path, checkpoint, partial):
+    message = refusal(tmp_path, checkpoint, partial=partial)
+    assert 'lacks 8 of the 8 weights' in message
+    # A few of the names.
+    assert message.count('(missing)') == 4 and '...' in message
+
+
+def test_training_from_a_part(tmp_path, monkeypatch):
+    """A number of classes of one's own: the trunk is loaded, with a word."""
+    said = []
+    monkeypatch.setattr(
+        'sigplug.engine.hooks.checkpoint_fit.print_log',
+        lambda text, logger, level: said.append((level, text)))
+    net = Net(classes=5)
+    found = load(tmp_path, dict(state_dict=net.state_dict()), partial=True)
+    for name, value in net.trunk.state_dict().items():
+        assert torch.equal(found.trunk.state_dict()[name], value), name
+    (level, text), = said
+    assert level == logging.WARNING
+    for word in ('head.weight ((5, 4)', 'lacks 2 of the 8', 'INITIAL VALUES'):
+        assert word in text
+    load(tmp_path, dict(state_dict=Net().state_dict()), partial=True)
+    assert len(said) == 1
+
+
+def test_the_loading_of_a_module_decides(tmp_path):
+    """A module that takes an old name and an old shape has its weights."""
+
+    class Renamed(nn.Linear):
+
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            old = state_dict.pop(f'{prefix}w', None)
+            if old is not None:
+                state_dict[f'{prefix}weight'] = old[..., 0, 0]
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    net = Net()
+    net.head = Renamed(4, 3)
+    state = Net().state_dict()
+    state['head.w'] = state.pop('head.weight')[..., None, None]
+    found = load(tmp_path, dict(state_dict=state), model=net)
+    assert torch.equal(found.head.weight, state['head.w'][..., 0, 0])
+
+
+def resume(tmp_path, change):
+    make_runner(tmp_path / 'a', epochs=1).train()
+    path = tmp_path / 'a/epoch_1.pth'
+    checkpoint = torch.load(path)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    runner = make_runner(tmp_path / 'b', resume=True, load_from=str(path))
+    # Where training loads only in part, resuming takes all or nothing.
+    runner.register_hook(CheckpointFitHook())
+    runner.train()
+
+
+def test_resuming(tmp_path):
+    resume(tmp_path, lambda checkpoint: checkpoint.update(new=1))
+    assert (tmp_path / 'b/epoch_2.pth').exists()
+
+
+def test_resuming_with_another_optimizer(tmp_path):
+
+    def add_group(checkpoint):
+        groups = checkpoint['optimizer']['param_groups']
+        groups.append(dict(groups[0], params=[2]))
+
+    with pytest.raises(PreflightError) as info:
+        resume(tmp_path, add_group)
+    for word in ('epoch_1.pth', '3 parameters in 2 groups',
+                 'that of the config 2 in 1', 'load_from='):
+        assert word in str(info.value)

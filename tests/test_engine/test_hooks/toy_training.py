@@ -1,0 +1,221 @@
+"""A small training whose checkpoints are large, and its murderer.
+
+Run as a script, so that the processes that it forks have a parent in which
+nothing but imports has happened.
+"""
+import gc
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+# An optimizer would import it in each process.
+import torch._dynamo  # noqa: F401
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+import sigplug  # noqa: F401
+from sigplug.engine import cli
+
+
+class ToyModel(BaseModel):
+
+    def __init__(self, mib=0):
+        super().__init__()
+        self.fc = nn.Linear(2, 1)
+        self.register_buffer('ballast', torch.zeros(mib, 2**18))
+
+    def forward(self, inputs, target=None, mode='tensor'):
+        out = self.fc(torch.stack(inputs))
+        if mode == 'loss':
+            return dict(loss=(out - torch.stack(target)).square().mean())
+        return list(out)
+
+
+class ToyDataset(BaseDataset):
+
+    def load_data_list(self):
+        return [dict(index=i) for i in range(2)]
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((2, ), float(index)),
+                    target=torch.ones(1))
+
+
+class ToyMetric(BaseMetric):
+    """Better each time."""
+    default_prefix = 'toy'
+
+    def process(self, data_batch, data_samples):
+        self.results.append(time.time())
+
+    def compute_metrics(self, results):
+        return dict(score=max(results))
+
+
+def make_runner(work_dir, mib=0, epochs=2, hook=None, **settings):
+    """A training, with two checkpoints in each epoch: a last and a best."""
+    loader = dict(
+        dataset=ToyDataset(serialize_data=False), batch_size=2, num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=True))
+    checkpoint = dict(
+        type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=1,
+        save_best='toy/score', rule='greater')
+    return Runner(
+        model=ToyModel(mib), work_dir=str(work_dir), train_dataloader=loader,
+        val_dataloader=loader, val_evaluator=[ToyMetric()], val_cfg=dict(),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
+        default_hooks=dict(checkpoint={**checkpoint, **(hook or {})}),
+        randomness=dict(seed=0), log_level='ERROR',
+        experiment_name=f'toy{time.time()}', **settings)
+
+
+def train(work_dir, **kwargs):
+    """Train, from where the last one ended."""
+    cfg = Config(dict(work_dir=str(work_dir)))
+    cli.set_resume(cfg, 'auto')
+    make_runner(work_dir, load_from=cfg.get('load_from'),
+                resume=cfg.get('resume', False), **kwargs).train()
+
+
+def fork(function, *args, silent=True, **kwargs):
+    """Call a function in another process; return its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        if silent:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+        function(*args, **kwargs)
+        code = 0
+    except OSError as error:
+        code = error.errno
+    finally:
+        os._exit(code)
+
+
+def exit_code(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def epoch_of(path):
+    return torch.load(path, map_location='cpu')['meta']['epoch']
+
+
+def check(work_dir):
+    """What must hold at every moment; return the epoch that is safe."""
+    work_dir = Path(work_dir)
+    record = work_dir / 'last_checkpoint'
+    # Whole, each of them.
+    epochs = {path.name: epoch_of(path) for path in work_dir.glob('*.pth')}
+    if not record.exists():
+        return 0
+    name = Path(record.read_text()).name
+    assert name in epochs, (name, epochs)
+    if epochs[name] > 1:
+        assert any(name.startswith('best_') for name in epochs), epochs
+    return epochs[name]
+
+
+def murder(work_dir, kills, seed, **kwargs):
+    """Kill a training again and again; check and continue each time."""
+    chance = random.Random(seed)
+    counts = dict(kills=0, in_a_write=0, epochs=0)
+    while counts['kills'] < kills:
+        process = fork(train, work_dir, epochs=10**6, **kwargs)
+        time.sleep(chance.uniform(0.2, 1.0))
+        os.kill(process, signal.SIGKILL)
+        assert exit_code(process) == -signal.SIGKILL
+        counts['kills'] += 1
+        counts['in_a_write'] += any(Path(work_dir).glob('*.partial'))
+        epoch = check(work_dir)
+        assert epoch >= counts['epochs'], (epoch, counts)
+        counts['epochs'] = epoch
+    assert counts['epochs'] > 0
+    return counts
+
+
+def die_at(step, work_dir, **kwargs):
+    """Train; in front of a step that changes a checkpoint, die."""
+    steps = 0
+
+    def watch(event, args):
+        nonlocal steps
+        writes = event in ('os.rename', 'os.remove', 'os.truncate') or (
+            event == 'open' and str(args[1])[:1] in 'wax')
+        if writes and ('.pth' in str(args[0])
+                       or 'last_checkpoint' in str(args[0])):
+            steps += 1
+            if steps == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    train(work_dir, **kwargs)
+
+
+def die_everywhere(work_dir, **kwargs):
+    """Kill a training once in front of each of its steps."""
+    for step in range(1, 100):
+        folder = Path(work_dir, str(step))
+        code = exit_code(fork(die_at, step, folder, epochs=2, **kwargs))
+        safe = check(folder)
+        if code == 0:
+            return dict(kills=step - 1)
+        assert code == -signal.SIGKILL, code
+        # What is there serves to go on, up to the same end.
+        assert exit_code(fork(train, folder, epochs=2, **kwargs)) == 0
+        assert check(folder) == 2 >= safe
+        assert not list(folder.glob('*.partial')), step
+
+
+def fill_disk(work_dir, limit=None, **kwargs):
+    """Train an epoch; then another, for whose checkpoint is no room."""
+
+    def without_room():
+        if limit:
+            # The signal would kill; ignored, the write fails.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        else:
+            disk = os.statvfs(work_dir)
+            with open(f'{work_dir}/filler', 'wb') as file:
+                file.write(bytes(disk.f_bavail * disk.f_bsize - 2**19))
+        train(work_dir, epochs=2, **kwargs)
+
+    assert exit_code(fork(train, work_dir, epochs=1, **kwargs)) == 0
+    assert check(work_dir) == 1
+    code = exit_code(fork(without_room))
+    epoch = check(work_dir)
+    left = sorted(p.name for p in Path(work_dir).glob('*.p*'))
+    Path(work_dir, 'filler').unlink(missing_ok=True)
+    # There is room again.
+    assert exit_code(fork(train, work_dir, epochs=3, **kwargs)) == 0
+    assert check(work_dir) == 3
+    return dict(errno=code, epoch=epoch, left=left)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    # What is imported for it here is not imported in each process.
+    with TemporaryDirectory() as folder:
+        runner = make_runner(folder)
+        runner.build_train_loop(runner._train_loop)
+        runner.build_optim_wrapper(runner.optim_wrapper)
+    gc.freeze()
+    function, work_dir, kwargs = sys.argv[1:]
+    print(json.dumps(globals()[function](work_dir, **json.loads(kwargs))))
