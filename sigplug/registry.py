@@ -62,6 +62,28 @@ def register_hook_everywhere(cls: type) -> type:
     return cls
 
 
+def build_model(name: str, cfg: Any) -> Any:
+    """Build a part that is given by its config.
+
+    Args:
+        name (str): The argument, for the error.
+        cfg (dict | list[dict]): Its value; a list gives a sequence.
+
+    Returns:
+        nn.Module: The part.
+
+    Raises:
+        TypeError: ``cfg`` is no config.
+    """
+    several = isinstance(cfg, (tuple, list)) and len(cfg) > 0
+    for part in cfg if several else [cfg]:
+        if not isinstance(part, dict) or 'type' not in part:
+            meant = part if isinstance(part, str) else '...'
+            raise TypeError(f'{name} must be a config like dict(type='
+                            f'{meant!r}), but got {cfg!r}')
+    return MODELS.build(cfg)
+
+
 def register_unavailable(name: str, error: Exception,
                          package: str = 'mmdet3d') -> type:
     """Register a stand-in for a class whose imports fail.

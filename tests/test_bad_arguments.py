@@ -52,7 +52,7 @@ def heatmap(radius=1, label=0):
     (lambda: gaussian_focal_loss_with_logits(X, X, alpha='2'), TypeError,
      "alpha must be a number, but got '2'"),
     (lambda: GaussianFocalLossWithLogits(pos_weight=-1), ValueError,
-     'pos_weight must be at least 0, but got -1'),
+     'pos_weight must be at least 0 and finite, but got -1'),
     (lambda: GaussianFocalLossWithLogits(clip='a'), TypeError,
      "clip must be a number, but got 'a'"),
     (lambda: GeM(p='inf'), TypeError, "p must be a number, but got 'inf'"),

@@ -18,15 +18,20 @@ from sigplug.ops import (
     gaussian_heatmap,
     gaussian_radius,
 )
+from sigplug.ops._checks import is_integer, is_number
 from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
 
+from ..arguments import name_arguments
 from .heatmap_act import build_heatmap_act
 
 # Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
 # The regression target encodes the yaw as (sin, cos), hence one value more.
 BOX_SIZE, BOX_SIZE_WITH_VELOCITY = 7, 9
+
+# What the heads of the regression targets are called, and their channels.
+BOX_HEADS = dict(reg=2, height=1, dim=3, rot=2, vel=2)
 
 # In cells: flat all over any map, and still an int32.
 MAX_RADIUS = 2**24
@@ -71,16 +76,19 @@ class CenterHead(_CenterHead):
         **kwargs: Those of mmdet3d's ``CenterHead``.
 
     Raises:
-        ValueError: ``train_cfg.code_weights`` does not fit the predicted
-            box values, or ``heatmap_act`` is given and ``loss_cls`` takes
-            logits.
+        TypeError: ``heatmap_act`` is no config, or an argument unknown.
+        ValueError: ``tasks``, ``common_heads`` or ``train_cfg`` is not as
+            the head needs it, or ``heatmap_act`` is given and ``loss_cls``
+            takes logits.
     """
 
     def __init__(self,
                  *args: Any,
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        _check_parts(**arguments)
+        super().__init__(**arguments)
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, dict(type='ClipSigmoid'))
         self.heatmap_observers: list[Callable[[int, Tensor, Tensor],
@@ -89,6 +97,8 @@ class CenterHead(_CenterHead):
         first = self.task_heads[0]
         heads = getattr(first, 'task_head', first).heads
         self.with_velocity = 'vel' in heads
+        if self.train_cfg:
+            _check_train_cfg(self.train_cfg)
         weights = (self.train_cfg or {}).get('code_weights')
         if weights is not None and len(weights) != self._code_size:
             raise ValueError(
@@ -163,6 +173,13 @@ class CenterHead(_CenterHead):
         """
         heatmaps, boxes, indices, masks = self.get_targets(
             batch_gt_instances_3d)
+        got, expected = preds_dicts[0][0]['heatmap'].shape, heatmaps[0].shape
+        if got != expected:
+            raise ValueError(
+                f'the predicted heatmap of task 0 must have the shape '
+                f'{tuple(expected)} of its target, but has {tuple(got)}: '
+                'train_cfg.grid_size and out_size_factor, or the number of '
+                'samples, do not fit')
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
@@ -287,6 +304,11 @@ class CenterHead(_CenterHead):
             masks ``(B, K)`` uint8.
         """
         cfg = self.train_cfg
+        if not cfg:
+            raise ValueError(f'train_cfg is needed for targets, but is {cfg}')
+        if not batch_gt_instances_3d:
+            raise ValueError('batch_gt_instances_3d must hold an entry for '
+                             f'each sample, but is {batch_gt_instances_3d}')
         batch_size = len(batch_gt_instances_3d)
         num_tasks, num_classes = len(self.num_classes), sum(self.num_classes)
         max_objs = cfg['max_objs'] * cfg['dense_reg']
@@ -381,6 +403,65 @@ class CenterHead(_CenterHead):
                           size.log() if self.norm_bbox else size, yaw.sin(),
                           yaw.cos(), boxes[:, 7:]),
                          dim=1)
+
+
+def _check_parts(tasks: Sequence[dict] | None = None,
+                 common_heads: dict | None = None, **_: Any) -> None:
+    """Refuse what upstream takes, and stumbles over later."""
+    if not isinstance(tasks, (tuple, list)) or not tasks or not all(
+            isinstance(task, dict) and task.get('class_names')
+            for task in tasks):
+        raise ValueError('tasks must be a list of configs like dict('
+                         "num_class=1, class_names=['car']), but got "
+                         f'{tasks!r}')
+    heads = common_heads if isinstance(common_heads, dict) else {}
+    for name, channels in BOX_HEADS.items():
+        branch = heads.get(name)
+        if branch is None and name == 'vel' and heads:
+            continue
+        if (not isinstance(branch, (tuple, list)) or len(branch) != 2
+                or branch[0] != channels or not is_integer(branch[1], 1)):
+            raise ValueError(
+                f'common_heads.{name} must be ({channels}, number of '
+                f'convolutions), but common_heads is {common_heads!r}')
+
+
+def _check_train_cfg(cfg: dict) -> None:
+    """Refuse what gives no targets, or fails only in the first iteration."""
+    def pair(value: Any, fits: Callable[[Any], bool]) -> bool:
+        return (not is_number(value) and not isinstance(value, str)
+                and len(value) >= 2 and all(map(fits, value[:2])))
+
+    def positive(value: Any) -> bool:
+        return is_number(value) and 0 < value < float('inf')
+
+    for name, what, fits in (
+            ('grid_size', 'two or three numbers above 0',
+             lambda v: pair(v, positive)),
+            ('voxel_size', 'two or three numbers above 0',
+             lambda v: pair(v, positive)),
+            ('point_cloud_range', 'numbers, the origin first',
+             lambda v: pair(v, is_number)),
+            ('out_size_factor', 'an integer of at least 1',
+             lambda v: is_integer(v, 1)),
+            ('max_objs', 'an integer of at least 1',
+             lambda v: is_integer(v, 1)),
+            ('dense_reg', 'an integer of at least 1',
+             lambda v: is_integer(v, 1)),
+            ('min_radius', 'a number of at least 0',
+             lambda v: is_number(v) and v >= 0),
+            ('gaussian_overlap', 'a number in (0, 1)',
+             lambda v: is_number(v) and 0 < v < 1)):
+        value = cfg.get(name)
+        if value is None or not fits(value):
+            raise ValueError(
+                f'train_cfg.{name} must be {what}, but got {value!r}')
+    weights = cfg.get('code_weights')
+    if weights is not None and not (
+            isinstance(weights, (tuple, list)) and all(
+                is_number(w) and 0 <= w < float('inf') for w in weights)):
+        raise ValueError('train_cfg.code_weights must be finite numbers from '
+                         f'0 on, but got {weights!r}')
 
 
 def _does_only(module: nn.Module, kind: type[nn.Module]) -> bool:

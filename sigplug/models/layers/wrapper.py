@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigplug.registry import MODELS
+from sigplug.registry import build_model
 
 
 class Wrapper(nn.Module):
@@ -19,11 +19,14 @@ class Wrapper(nn.Module):
         inner (dict | list[dict], optional): Config of the inner module, or
             of several that follow each other; ``None`` works on the inputs
             themselves.
+
+    Raises:
+        TypeError: ``inner`` is no config.
     """
 
     def __init__(self, inner: dict | list[dict] | None) -> None:
         super().__init__()
-        self.inner = None if inner is None else MODELS.build(inner)
+        self.inner = None if inner is None else build_model('inner', inner)
 
     def inner_levels(
         self, inputs: Tensor | Sequence[Tensor]

@@ -7,16 +7,27 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
     DynamicPillarFeatureNet,
 )
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
-from torch import Tensor
+from torch import Tensor, nn
 
+from sigplug.ops._checks import check_flag, check_tensor
 from sigplug.registry import MODELS
 
+from ..arguments import name_arguments
 from .gem_dynamic_scatter import (
     Cells,
     CellScatter,
     GeMDynamicScatter,
     GeMLayerScatters,
 )
+
+
+def refuse_mode(encoder: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` if upstream's reduction is chosen."""
+    if 'mode' in arguments:
+        raise ValueError(
+            f"mode={arguments['mode']!r} does not apply to "
+            f'{type(encoder).__name__}: p=1 is the mean and a fixed p=inf '
+            'the maximum')
 
 
 class _GeMDynamicEncoder:
@@ -33,12 +44,10 @@ class _GeMDynamicEncoder:
                  per_channel: bool = False,
                  p_range: tuple[float, float] = (1.0, 50.0),
                  **kwargs: Any) -> None:
-        if 'mode' in kwargs:
-            raise ValueError(
-                f"mode={kwargs['mode']!r} does not apply to "
-                f'{type(self).__name__}: p=1 is the mean and a fixed p=inf '
-                'the maximum')
-        super().__init__(*args, **kwargs)
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        refuse_mode(self, arguments)
+        check_flag('per_channel', per_channel)
+        super().__init__(**arguments)
         stock = self.cluster_scatter
         grid = stock.voxel_size, stock.point_cloud_range
         self.cluster_scatter = CellScatter(*grid, average_points=True)
@@ -56,6 +65,8 @@ class _GeMDynamicEncoder:
 
         Upstream carries the others along, into the batch norm's statistics.
         """
+        check_tensor('features', features)
+        check_tensor('coors', coors)
         if len(features) != len(coors):
             raise ValueError(
                 'features and coors must have one row for each point, but '

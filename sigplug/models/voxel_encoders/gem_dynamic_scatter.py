@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive
+from sigplug.ops._checks import check_positive, check_tensor
 
 
 class Cells:
@@ -41,7 +41,7 @@ class Cells:
 
     def __init__(self, coors: Tensor) -> None:
         if (coors.dim() != 2 or coors.shape[1] not in (3, 4)
-                or coors.is_floating_point()):
+                or coors.is_floating_point() or coors.dtype == torch.bool):
             raise ValueError(
                 'coors must hold 3 or 4 integers for each point, but got '
                 f'shape {tuple(coors.shape)} of {coors.dtype}')
@@ -96,7 +96,9 @@ class CellScatter(DynamicScatter):
             ValueError: ``coors`` is not as described, or of another length
                 than ``points``.
         """
-        if isinstance(coors, Tensor):
+        check_tensor('points', points)
+        if not isinstance(coors, Cells):
+            check_tensor('coors', coors)
             if points.dim() != 2 or len(points) != len(coors):
                 raise ValueError(
                     'points must hold one row for each row of coors, but got '

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive
+from sigplug.ops._checks import check_flag, check_positive
 from sigplug.registry import MODELS
+
+from ..arguments import name_arguments
+from .gem_dynamic_encoders import refuse_mode
 
 
 class GeMPFNLayer(PFNLayer):
@@ -105,16 +108,14 @@ class GeMPillarFeatureNet(PillarFeatureNet):
                  p_trainable: bool = True,
                  per_channel: bool = False,
                  p_range: tuple[float, float] = (1.0, 50.0),
-                 norm_cfg: dict | None = None,
                  **kwargs: Any) -> None:
-        if 'mode' in kwargs:
-            raise ValueError(
-                f"mode={kwargs['mode']!r} does not apply to "
-                'GeMPillarFeatureNet: p=1 is the mean and a fixed p=inf '
-                'the maximum')
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        refuse_mode(self, arguments)
         check_positive('eps', eps)
-        norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
-        super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
+        check_flag('per_channel', per_channel)
+        norm_cfg = arguments.pop('norm_cfg', None) or dict(
+            type='BN1d', eps=1e-3, momentum=0.01)
+        super().__init__(norm_cfg=norm_cfg, **arguments)
         for i, layer in enumerate(self.pfn_layers):
             out_channels = layer.units * (1 if layer.last_vfe else 2)
             self.pfn_layers[i] = GeMPFNLayer(
