@@ -62,26 +62,12 @@ def register_hook_everywhere(cls: type) -> type:
     return cls
 
 
-def build_model(name: str, cfg: Any) -> Any:
-    """Build a part that is given by its config.
-
-    Args:
-        name (str): The argument, for the error.
-        cfg (dict | list[dict]): Its value; a list gives a sequence.
-
-    Returns:
-        nn.Module: The part.
-
-    Raises:
-        TypeError: ``cfg`` is no config.
-    """
-    several = isinstance(cfg, (tuple, list)) and len(cfg) > 0
-    for part in cfg if several else [cfg]:
-        if not isinstance(part, dict) or 'type' not in part:
-            meant = part if isinstance(part, str) else '...'
-            raise TypeError(f'{name} must be a config like dict(type='
-                            f'{meant!r}), but got {cfg!r}')
-    return MODELS.build(cfg)
+def check_config(name: str, cfg: Any) -> None:
+    """Raise a ``TypeError`` unless ``cfg`` is the config of a part."""
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        meant = cfg if isinstance(cfg, str) else '...'
+        raise TypeError(f'{name} must be a config like dict(type={meant!r}), '
+                        f'but got {cfg!r}')
 
 
 def register_unavailable(name: str, error: Exception,

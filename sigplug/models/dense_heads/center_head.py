@@ -21,7 +21,7 @@ from sigplug.ops import (
 from sigplug.ops._checks import is_integer, is_number
 from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
-from sigplug.registry import MODELS
+from sigplug.registry import MODELS, check_config
 
 from ..arguments import name_arguments
 from .heatmap_act import build_heatmap_act
@@ -406,7 +406,8 @@ class CenterHead(_CenterHead):
 
 
 def _check_parts(tasks: Sequence[dict] | None = None,
-                 common_heads: dict | None = None, **_: Any) -> None:
+                 common_heads: dict | None = None,
+                 **parts: Any) -> None:
     """Refuse what upstream takes, and stumbles over later."""
     if not isinstance(tasks, (tuple, list)) or not tasks or not all(
             isinstance(task, dict) and task.get('class_names')
@@ -414,6 +415,9 @@ def _check_parts(tasks: Sequence[dict] | None = None,
         raise ValueError('tasks must be a list of configs like dict('
                          "num_class=1, class_names=['car']), but got "
                          f'{tasks!r}')
+    for name in ('bbox_coder', 'loss_cls', 'loss_bbox', 'separate_head'):
+        if name in parts:
+            check_config(name, parts[name])
     heads = common_heads if isinstance(common_heads, dict) else {}
     for name, channels in BOX_HEADS.items():
         branch = heads.get(name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sigplug.ops._autograd import widen
-from sigplug.registry import build_model
+from sigplug.registry import MODELS, check_config
 
 
 def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
@@ -36,11 +36,8 @@ def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
             'set it to None, or choose a loss that takes probabilities')
     if heatmap_act is None:
         heatmap_act = default
-    elif isinstance(heatmap_act, (tuple, list)):
-        raise TypeError('heatmap_act must be one config, but got '
-                        f'{heatmap_act!r}')
-    act = nn.Identity() if takes_logits else build_model(
-        'heatmap_act', heatmap_act)
+    check_config('heatmap_act', heatmap_act)
+    act = nn.Identity() if takes_logits else MODELS.build(heatmap_act)
     # The logits are still needed after the loss.
     if getattr(act, 'inplace', False):
         act.inplace = False

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigplug.registry import build_model
+from sigplug.registry import MODELS, check_config
 
 
 class Wrapper(nn.Module):
@@ -26,7 +26,11 @@ class Wrapper(nn.Module):
 
     def __init__(self, inner: dict | list[dict] | None) -> None:
         super().__init__()
-        self.inner = None if inner is None else build_model('inner', inner)
+        if inner is not None:
+            several = isinstance(inner, (tuple, list)) and inner
+            for part in inner if several else [inner]:
+                check_config('inner', part)
+        self.inner = None if inner is None else MODELS.build(inner)
 
     def inner_levels(
         self, inputs: Tensor | Sequence[Tensor]

@@ -91,8 +91,8 @@ class GaussianFocalLossWithLogits(nn.Module):
 
         Raises:
             TypeError: An argument is of another type.
-            ValueError: ``pos_inds`` is given without ``pos_labels`` or with
-                ``weight``, or an argument is out of its range.
+            ValueError: ``pos_inds`` and ``pos_labels`` are not given together,
+                or with ``weight``, or an argument is out of its range.
         """
         if reduction_override not in (None, *REDUCTIONS):
             raise ValueError(f'reduction_override must be None or one of '
@@ -102,6 +102,9 @@ class GaussianFocalLossWithLogits(nn.Module):
             alpha=self.alpha, gamma=self.gamma, clip=self.clip,
             reduction=reduction, avg_factor=avg_factor)
         if pos_inds is None:
+            if pos_labels is not None:
+                raise ValueError('pos_labels needs pos_inds, the row of each '
+                                 'peak, but got None')
             return self.loss_weight * gaussian_focal_loss_with_logits(
                 pred, target, pos_weight=self.pos_weight,
                 neg_weight=self.neg_weight, weight=weight, **options)

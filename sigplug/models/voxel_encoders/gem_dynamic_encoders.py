@@ -1,5 +1,6 @@
 """Dynamic pillars and voxels reduced by a generalised mean."""
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,8 +10,13 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_flag, check_tensor
-from sigplug.registry import MODELS
+from sigplug.ops._checks import (
+    check_flag,
+    check_integer,
+    check_tensor,
+    is_integer,
+)
+from sigplug.registry import MODELS, check_config
 
 from ..arguments import name_arguments
 from .gem_dynamic_scatter import (
@@ -18,16 +24,29 @@ from .gem_dynamic_scatter import (
     CellScatter,
     GeMDynamicScatter,
     GeMLayerScatters,
+    check_numbers,
 )
 
 
-def refuse_mode(encoder: nn.Module, arguments: dict[str, Any]) -> None:
-    """Raise a ``ValueError`` if upstream's reduction is chosen."""
+def check_arguments(encoder: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` at what the encoder makes no sense of."""
     if 'mode' in arguments:
         raise ValueError(
             f"mode={arguments['mode']!r} does not apply to "
             f'{type(encoder).__name__}: p=1 is the mean and a fixed p=inf '
             'the maximum')
+    channels = arguments.get('feat_channels', (1, ))
+    if not isinstance(channels, (tuple, list)) or not channels or not all(
+            is_integer(c, 1) for c in channels):
+        raise ValueError('feat_channels must be integers of at least 1, one '
+                         f'for each layer, but got {channels!r}')
+    if 'in_channels' in arguments:
+        check_integer('in_channels', arguments['in_channels'], 1)
+    if arguments.get('norm_cfg') is not None:
+        check_config('norm_cfg', arguments['norm_cfg'])
+    for name, size in (('voxel_size', 3), ('point_cloud_range', 6)):
+        if name in arguments:
+            check_numbers(name, arguments[name], size)
 
 
 class _GeMDynamicEncoder:
@@ -45,9 +64,12 @@ class _GeMDynamicEncoder:
                  p_range: tuple[float, float] = (1.0, 50.0),
                  **kwargs: Any) -> None:
         arguments = name_arguments(self, super().__init__, args, kwargs)
-        refuse_mode(self, arguments)
+        check_arguments(self, arguments)
         check_flag('per_channel', per_channel)
-        super().__init__(**arguments)
+        init = super().__init__
+        usual = signature(init).parameters['in_channels'].default
+        init(**arguments)
+        self._point_channels = arguments.get('in_channels', usual)
         stock = self.cluster_scatter
         grid = stock.voxel_size, stock.point_cloud_range
         self.cluster_scatter = CellScatter(*grid, average_points=True)
@@ -71,6 +93,10 @@ class _GeMDynamicEncoder:
             raise ValueError(
                 'features and coors must have one row for each point, but '
                 f'have {len(features)} and {len(coors)}')
+        if features.dim() != 2 or features.shape[1] != self._point_channels:
+            raise ValueError(
+                f'features must have the shape (M, {self._point_channels}), '
+                f'as in_channels says, but have {tuple(features.shape)}')
         cells = Cells(coors)
         if self.training and len(cells.rows) == 1:
             # A batch norm refuses to take statistics of a single point;

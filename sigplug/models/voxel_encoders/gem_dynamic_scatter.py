@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive, check_tensor
+from sigplug.ops._checks import check_positive, check_tensor, is_number
+
+
+def check_numbers(name: str, values: Sequence[float], size: int) -> None:
+    """Raise a ``ValueError`` unless there are ``size`` numbers."""
+    if (isinstance(values, (str, int, float)) or values is None
+            or len(values) != size or not all(map(is_number, values))):
+        raise ValueError(
+            f'{name} must be {size} numbers, but got {values!r}')
 
 
 class Cells:
@@ -151,6 +159,8 @@ class GeMDynamicScatter(CellScatter):
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         check_positive('eps', eps)
+        check_numbers('voxel_size', voxel_size, 3)
+        check_numbers('point_cloud_range', point_cloud_range, 6)
         super().__init__(voxel_size, point_cloud_range, average_points=False)
         self.gem = Power(p, p_trainable, channels, p_range)
         self.eps = eps
