@@ -1,8 +1,8 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
 # the environment, ARGS='...' goes to the program that the target runs,
-# EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
-# each of its properties, and for how long it starts over. COLUMN=torch2.1
-# takes other versions, those of requirements/columns/, in an environment of
+# EXAMPLES=1000 is how many random examples `make fuzz` draws for each of its
+# properties; with SECONDS=600 it goes over them again and again, by fewer
+# examples, until that time is up. COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an environment of
 # their own.
 
 .PHONY: help env quickstart test fuzz bench lint clean
@@ -33,12 +33,12 @@ quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 test: env  ## run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-fuzz: export EXAMPLES ?= 1000
-fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
-	@end=$$(($$(date +%s) + $(or $(SECONDS),0))); while :; do \
-	$(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
-	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
-	|| exit; [ $$(date +%s) -lt $$end ] || break; done
+fuzz: export EXAMPLES ?= $(if $(SECONDS),100,1000)
+fuzz: env  ## try random arguments, once or for SECONDS=... over and over
+	@$(if $(SECONDS),export FUZZ_UNTIL=$$(($$(date +%s) + $(SECONDS)));) \
+	while :; do $(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
+	--hypothesis-show-statistics tests/*/test_properties.py $(ARGS) \
+	|| exit; [ $$(date +%s) -lt $${FUZZ_UNTIL:-0} ] || break; done
 
 bench: env  ## time the operations and a training against the stock forms
 	$(VENV)/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)

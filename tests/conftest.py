@@ -1,8 +1,10 @@
 """Fixtures that several test files use."""
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +52,12 @@ NOT_IN_OLD_TORCH = {
     "torch.export' has no attribute": 'torch.export in its infancy',
     r'_dynamo\.exc|torch\._dynamo': 'torch.compile in its infancy',
 }
+
+
+def pytest_runtest_setup(item):
+    """Start no further property once the time of `make fuzz` is up."""
+    if time.time() > float(os.environ.get('FUZZ_UNTIL', math.inf)):
+        pytest.skip('the time is up')
 
 
 @pytest.hookimpl(wrapper=True)

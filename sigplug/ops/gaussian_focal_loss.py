@@ -1,4 +1,5 @@
 """The Gaussian focal loss of heatmap heads, computed from logits."""
+import math
 from types import ModuleType
 
 import torch
@@ -12,7 +13,6 @@ from ._checks import (
     check_number,
     check_tensor,
     check_weight,
-    find_range,
     fits_into,
     is_number,
 )
@@ -307,12 +307,12 @@ class _FocalLossSums(torch.autograd.Function):
 
 
 def _check_avg_factor(avg_factor: float | Tensor) -> None:
+    # A tensor is not looked into: that of a head is on a GPU.
     if isinstance(avg_factor, Tensor):
-        values = avg_factor.numel() == 1 and (
-            find_range(avg_factor.detach()) or (0, ))
+        fits = avg_factor.numel() == 1
     else:
-        values = is_number(avg_factor) and (avg_factor, )
-    if not values or not values[0] >= 0:
+        fits = is_number(avg_factor) and 0.0 <= avg_factor < math.inf
+    if not fits:
         raise ValueError('avg_factor must be a number of at least 0, or a '
                          f'tensor of one, but got {avg_factor!r}')
 
