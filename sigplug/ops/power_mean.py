@@ -330,8 +330,13 @@ def power_mean_backward(
             sets.spread(grad_y, members) * by_element, members, x.shape)
         grad_x = _where_kept(x, grad_x, eps).to(x.dtype)
     if by_power is not None:
-        grad_p = (grad_y * by_power).sum_to_size(p.shape)
+        grad_p = sum_to_power(grad_y * by_power, p)
     return grad_x, grad_p
+
+
+def sum_to_power(g: Tensor, p: Tensor) -> Tensor:
+    """Sum to the shape of ``p``; of both signs, part of it may overflow."""
+    return g.double().sum_to_size(p.shape).to(g.dtype)
 
 
 class _PowerMean(torch.autograd.Function):

@@ -76,7 +76,8 @@ def test_clip_sigmoid(data):
         data.draw(strategies.shapes()), dtype,
         strategies.logits(dtype, (low, high), infinite=True)))
     check_clip_sigmoid(
-        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad, data)
+        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad,
+        data)
 
 
 @given(st.data())
