@@ -1,9 +1,10 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
 # the environment, ARGS='...' goes to the program that the target runs,
-# EXAMPLES=1000 and SECONDS=0 are how many random examples `make fuzz` draws for
-# each of its properties, and for how long it starts over; SECONDS is also how
-# long `make soak` trains. COLUMN=torch2.1 takes other versions, those of
-# requirements/columns/, in an environment of their own.
+# EXAMPLES=1000 is how many random examples `make fuzz` draws for each of its
+# properties; with SECONDS=600 it goes over them again and again, by fewer
+# examples, until that time is up. SECONDS is also how long `make soak` trains.
+# COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an
+# environment of their own.
 
 .PHONY: help env quickstart test fuzz soak bench lint clean
 
@@ -33,12 +34,12 @@ quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 test: env  ## run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-fuzz: export EXAMPLES ?= 1000
-fuzz: env  ## try random arguments of the operations, 12000 or for SECONDS=...
-	@end=$$(($$(date +%s) + $(or $(SECONDS),0))); while :; do \
-	$(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
-	--hypothesis-show-statistics tests/test_ops/test_properties.py $(ARGS) \
-	|| exit; [ $$(date +%s) -lt $$end ] || break; done
+fuzz: export EXAMPLES ?= $(if $(SECONDS),100,1000)
+fuzz: env  ## try random arguments, once or for SECONDS=... over and over
+	@$(if $(SECONDS),export FUZZ_UNTIL=$$(($$(date +%s) + $(SECONDS)));) \
+	while :; do $(VENV)/bin/python -m pytest --hypothesis-profile=fuzz \
+	--hypothesis-show-statistics tests/*/test_properties.py $(ARGS) \
+	|| exit; [ $$(date +%s) -lt $${FUZZ_UNTIL:-0} ] || break; done
 
 soak: env  ## faults at random moments, then SECONDS=3600 over damaged data
 	$(VENV)/bin/python -m pytest -m soak

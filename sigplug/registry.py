@@ -69,6 +69,14 @@ def register_hook_everywhere(cls: type) -> type:
     return cls
 
 
+def check_config(name: str, cfg: Any) -> None:
+    """Raise a ``TypeError`` unless ``cfg`` is the config of a part."""
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        meant = cfg if isinstance(cfg, str) else '...'
+        raise TypeError(f'{name} must be a config like dict(type={meant!r}), '
+                        f'but got {cfg!r}')
+
+
 def register_unavailable(name: str, error: Exception,
                          package: str = 'mmdet3d') -> type:
     """Register a stand-in for a class whose imports fail.

@@ -1,9 +1,11 @@
 """Fixtures that several test files use."""
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,7 +77,7 @@ if OLD_TORCH:
     torch.nextafter = nextafter
 
 
-def skip_what_old_torch_has_not(item):
+def skip_what_old_torch_has_not():
     """Skip what torch before 2.4 has not learnt yet, and say so."""
     try:
         return (yield)
@@ -88,8 +90,17 @@ def skip_what_old_torch_has_not(item):
         raise
 
 
-pytest_runtest_setup = pytest_runtest_call = pytest.hookimpl(wrapper=True)(
-    skip_what_old_torch_has_not)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    # No further property once the time of `make fuzz` is up.
+    if time.time() > float(os.environ.get('FUZZ_UNTIL', math.inf)):
+        pytest.skip('the time is up')
+    return (yield from skip_what_old_torch_has_not())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from skip_what_old_torch_has_not())
 
 
 @pytest.fixture(scope='module')

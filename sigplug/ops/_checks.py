@@ -1,6 +1,6 @@
 """Checks that the operations share."""
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -10,8 +10,40 @@ from ._autograd import is_compiling
 
 def check_number(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is a real number."""
-    if not isinstance(value, Real):
+    if not is_number(value):
         raise TypeError(f'{name} must be a number, but got {value!r}')
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number; Python counts True as one."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object, least: int) -> bool:
+    """Whether ``value`` is an integer of at least ``least``."""
+    return (isinstance(value, (Integral, torch.SymInt))
+            and not isinstance(value, bool) and value >= least)
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raise a ``ValueError`` unless ``is_integer``."""
+    if not is_integer(value, least):
+        raise ValueError(f'{name} must be an integer of at least {least}, but '
+                         f'got {value!r}')
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, but got {value!r}')
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise an error unless ``value`` is a finite number from 0 on."""
+    check_number(name, value)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(
+            f'{name} must be at least 0 and finite, but got {value}')
 
 
 def check_positive(name: str, value: object) -> None:
@@ -28,6 +60,14 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(
             f'{name} must be a tensor, but got {type(value).__name__}: '
             'convert it by torch.as_tensor()')
+
+
+def check_device(name: str, value: Tensor, x: Tensor) -> None:
+    """Raise a ``ValueError`` unless ``value`` can meet ``x``."""
+    if value.device != x.device and (value.dim()
+                                     or value.device.type != 'cpu'):
+        raise ValueError(f'{name} must be on {x.device} as the input is, but '
+                         f'is on {value.device}')
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import backends
 from ._autograd import is_compiling, needs_closed_form, widen
-from ._checks import check_number
+from ._checks import check_flag, check_number
 
 GRAD_MODES = ('zero', 'straight_through')
 
@@ -119,8 +119,8 @@ def clip_sigmoid(x: Tensor,
         Tensor: The activation, with the shape and dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is not a floating point tensor, or a bound is not a
-            number.
+        TypeError: ``x`` is not a floating point tensor, a bound is not a
+            number, or ``inplace`` not a bool.
         ValueError: A bound, ``grad`` or ``backend`` is out of its range.
         BackendError: The backend that is asked for cannot be used.
 
@@ -134,6 +134,7 @@ def clip_sigmoid(x: Tensor,
         raise TypeError('x must be a float16, bfloat16, float32 or float64 '
                         f'tensor, but got {got}: convert it, e.g. x.float()')
     check_grad_mode(grad)
+    check_flag('inplace', inplace)
     low, high = representable_bounds(min_val, max_val, x.dtype)
     kernels = backends.select(backend, x)
 

@@ -1,4 +1,5 @@
 """The Gaussian focal loss of heatmap heads, computed from logits."""
+import math
 from types import ModuleType
 
 import torch
@@ -7,7 +8,14 @@ from torch import Tensor
 
 from . import backends
 from ._autograd import needs_closed_form, widen
-from ._checks import check_number, check_tensor
+from ._checks import (
+    check_device,
+    check_number,
+    check_tensor,
+    check_weight,
+    fits_into,
+    is_number,
+)
 from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
@@ -75,7 +83,8 @@ def gaussian_focal_loss_with_logits(
         otherwise; of the shape of ``logits`` for ``'none'``, else a scalar.
 
     Raises:
-        TypeError: ``logits`` is not a floating point tensor.
+        TypeError: ``logits`` is not a floating point tensor, or an argument
+            of another type than above.
         ValueError: Another argument is out of its range.
         BackendError: The backend that is asked for cannot be used.
 
@@ -94,11 +103,24 @@ def gaussian_focal_loss_with_logits(
         raise ValueError(f'target must have the shape of logits '
                          f'{tuple(logits.shape)}, but has '
                          f'{tuple(target.shape)}')
+    if target.is_complex():
+        raise TypeError('target must hold real numbers, but is of '
+                        f'{target.dtype}')
+    check_device('target', target, logits)
+    if weight is not None:
+        check_tensor('weight', weight)
+        check_device('weight', weight, logits)
+        if not fits_into(weight.shape, logits.shape):
+            raise ValueError(
+                f'weight of shape {tuple(weight.shape)} does not broadcast '
+                f'against logits of shape {tuple(logits.shape)}')
     check_focal_arguments(alpha, gamma, pos_weight, neg_weight, clip,
                           reduction)
     if avg_factor is not None and reduction == 'sum':
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
+    if avg_factor is not None:
+        _check_avg_factor(avg_factor)
 
     arguments = (alpha, gamma, pos_weight, neg_weight, clip, backend)
     if weight is None and reduction != 'none':
@@ -284,6 +306,17 @@ class _FocalLossSums(torch.autograd.Function):
         return grad, *[None] * (3 + len(ctx.arguments))
 
 
+def _check_avg_factor(avg_factor: float | Tensor) -> None:
+    # A tensor is not looked into: that of a head is on a GPU.
+    if isinstance(avg_factor, Tensor):
+        fits = avg_factor.numel() == 1
+    else:
+        fits = is_number(avg_factor) and 0.0 <= avg_factor < math.inf
+    if not fits:
+        raise ValueError('avg_factor must be a number of at least 0, or a '
+                         f'tensor of one, but got {avg_factor!r}')
+
+
 def check_focal_arguments(alpha: float, gamma: float, pos_weight: float,
                           neg_weight: float, clip: float | None,
                           reduction: str) -> None:
@@ -291,9 +324,7 @@ def check_focal_arguments(alpha: float, gamma: float, pos_weight: float,
     for name, value in (('alpha', alpha), ('gamma', gamma),
                         ('pos_weight', pos_weight),
                         ('neg_weight', neg_weight)):
-        check_number(name, value)
-        if not value >= 0:
-            raise ValueError(f'{name} must be at least 0, but got {value}')
+        check_weight(name, value)
     if clip is not None:
         check_number('clip', clip)
         if not 0.0 < clip < 0.5:

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from . import backends
-from ._checks import find_range
+from ._checks import (
+    check_device,
+    check_integer,
+    check_number,
+    check_tensor,
+    find_range,
+    is_integer,
+)
 
 # Bounds the memory of the drawing, some 70 bytes a cell, and lets its
 # temporaries stay in a cache.
@@ -33,8 +40,21 @@ def gaussian_radius(height: Tensor,
         Tensor: Radii in heatmap cells, shape ``(K, )``, not rounded.
 
     Raises:
-        ValueError: ``min_overlap`` is not in (0, 1).
+        TypeError: An extent is not a real tensor, or ``min_overlap`` not a
+            number.
+        ValueError: ``min_overlap`` is not in (0, 1), or the shapes differ.
     """
+    for name, value in (('height', height), ('width', width)):
+        check_tensor(name, value)
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f'{name} must hold real numbers, but is of '
+                            f'{value.dtype}')
+    if height.shape != width.shape:
+        raise ValueError('width must have the shape of height '
+                         f'{tuple(height.shape)}, but has '
+                         f'{tuple(width.shape)}')
+    check_device('width', width, height)
+    check_number('min_overlap', min_overlap)
     if not 0.0 < min_overlap < 1.0:
         raise ValueError('min_overlap must lie strictly between 0 and 1, but '
                          f'got {min_overlap}')
@@ -92,30 +112,38 @@ def gaussian_heatmap(centers: Tensor,
 
     Raises:
         TypeError: An input is not an integer tensor.
-        ValueError: The shapes do not fit together, or a radius or a label is
-            out of its range.
+        ValueError: The shapes or devices do not fit together, or a radius, a
+            label, ``num_classes`` or ``size`` is out of its range.
         BackendError: The backend that is asked for cannot be used.
     """
-    kernels = backends.select(backend, centers, radii, labels)
     for name, value in (('centers', centers), ('radii', radii), ('labels',
                                                                  labels)):
-        if value.is_floating_point() or value.is_complex():
+        check_tensor(name, value)
+        if (value.is_floating_point() or value.is_complex()
+                or value.dtype == torch.bool):
             raise TypeError(f'{name} must be an integer tensor, but got '
                             f'{value.dtype}: round it first')
-    num_objects = len(centers)
-    if centers.shape != (num_objects, 2):
+        check_device(name, value, centers)
+    if centers.dim() != 2 or centers.shape[1] != 2:
         raise ValueError('centers must have the shape (K, 2), but got '
                          f'{tuple(centers.shape)}')
+    num_objects = len(centers)
     for name, value in (('radii', radii), ('labels', labels)):
         if value.shape != (num_objects, ):
             raise ValueError(f'{name} must have the shape ({num_objects}, ) '
                              f'like centers, but got {tuple(value.shape)}')
+    check_integer('num_classes', num_classes, 0)
+    if (not isinstance(size, (tuple, list)) or len(size) != 2
+            or not all(is_integer(side, 0) for side in size)):
+        raise ValueError('size must be (height, width), two integers of at '
+                         f'least 0, but got {size!r}')
     for name, value, least, most in (('radii', radii, -1, math.inf),
                                      ('labels', labels, 0, num_classes - 1)):
         values = find_range(value)
         if values and not least <= values[0] <= values[1] <= most:
             raise ValueError(f'{name} must lie in [{least}, {most}], but has '
                              f'values from {values[0]} to {values[1]}')
+    kernels = backends.select(backend, centers, radii, labels)
     form = kernels.gaussian_heatmap if kernels else gaussian_heatmap_forward
     return form(centers, radii, labels, num_classes, size)
 

@@ -73,7 +73,10 @@ def gem_pool(x: Tensor,
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
     step = _window('stride', stride, spatial, kernel)
-    pad = _window('padding', padding, spatial, (0, ) * spatial, minimum=0)
+    pad = _window('padding', padding, spatial, None)
+    if min(kernel) < 1:
+        raise ValueError('x must not be empty along the pooled dims, but has '
+                         f'the shape {tuple(x.shape)}')
     for k, size, margin in zip(kernel, extent, pad):
         if 2 * margin > k:
             raise ValueError('padding must be at most half of kernel_size, '
@@ -113,24 +116,42 @@ def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
                      f'three more), but got the shape {tuple(x.shape)}')
 
 
-def _window(name: str,
-            value: IntOrTuple,
-            spatial: int,
-            default: Sequence[int],
-            minimum: int = 1) -> tuple[int, ...]:
+def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
+                  padding: int | Sequence[int]) -> None:
+    """Raise a ``ValueError`` if no input has such windows."""
+    for name, value in (('kernel_size', kernel_size), ('stride', stride),
+                        ('padding', padding)):
+        if len(_entries(name, value)) > 3:
+            raise ValueError(f'{name} must have at most three entries, but '
+                             f'got {value}')
+
+
+def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
+    """One entry, or those of a sequence; padding has no None."""
+    least = 0 if name == 'padding' else 1
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value, )
+    try:
+        read = tuple(
+            entry if entry is None and least else operator.index(entry)
+            for entry in entries)
+    except TypeError:
+        read = ()
+    if (not read or any(isinstance(entry, bool) for entry in entries)
+            or any(entry is not None and entry < least for entry in read)):
+        raise ValueError(f'{name} must consist of integers of at least '
+                         f'{least}, but got {value!r}')
+    return read
+
+
+def _window(name: str, value: IntOrTuple, spatial: int,
+            default: Sequence[int] | None) -> tuple[int, ...]:
     """One int for each spatial dim, with ``default`` in place of None."""
-    entries = tuple(value) if isinstance(
-        value, (tuple, list)) else (value, ) * spatial
+    entries = _entries(name, value)
+    if not isinstance(value, (tuple, list)):
+        entries *= spatial
     if len(entries) != spatial:
         raise ValueError(f'{name} must be one value or {spatial} values, but '
                          f'got {value}')
-    try:
-        # The extent stays as it is: a program may be exported with it open.
-        entries = tuple(d if entry is None else operator.index(entry)
-                        for entry, d in zip(entries, default))
-    except TypeError:
-        entries = ()
-    if not entries or min(entries) < minimum:
-        raise ValueError(f'{name} must consist of integers of at least '
-                         f'{minimum}, but got {value!r}')
-    return entries
+    # The extent stays as it is: a program may be exported with it open.
+    return tuple(default[i] if entry is None else entry
+                 for i, entry in enumerate(entries))

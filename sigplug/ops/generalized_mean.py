@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor, fits_into
+from ._checks import check_device, check_flag, check_tensor, fits_into
 from .power_mean import (
     Dims,
     Power,
@@ -59,10 +59,11 @@ def generalized_mean(x: Tensor,
         Tensor: The pooled values, in the dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is not a floating point tensor, or ``mask`` is not
-            boolean.
+        TypeError: ``x`` or ``p`` is not a floating point tensor, or ``mask``
+            or ``keepdim`` not boolean.
         ValueError: ``p``, ``eps``, ``dim`` or the shape of ``mask`` is not
-            as described, or a pooled dim is empty.
+            as described, ``p`` or ``mask`` is on another device, or a pooled
+            dim is empty.
         BackendError: The backend that is asked for cannot be used.
 
     Examples:
@@ -73,6 +74,7 @@ def generalized_mean(x: Tensor,
         tensor([4.])
     """
     check_input(x, eps)
+    check_flag('keepdim', keepdim)
     dims = _normalize_dims(x, dim)
     p = check_power(p, x, dims)
     if any(x.shape[d] == 0 for d in dims):
@@ -93,6 +95,7 @@ def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
     p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())
+    check_device('p', p, x)
     pooled = [1 if d in dims else size for d, size in enumerate(x.shape)]
     if p.dim() == 1:
         channel = (x.dim() - 1 if 1 in dims else 1) if x.dim() > 1 else 0
@@ -114,6 +117,7 @@ def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise TypeError(f'mask must be a boolean tensor, but got {mask.dtype}'
                         ': convert it, e.g. mask.bool()')
+    check_device('mask', mask, x)
     try:
         return mask.expand(x.shape)
     except RuntimeError:
@@ -124,7 +128,7 @@ def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 def _normalize_dims(x: Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:
     dims = tuple(dim) if isinstance(dim, Sequence) else (dim, )
-    if not all(isinstance(d, int) for d in dims):
+    if not all(isinstance(d, int) and not isinstance(d, bool) for d in dims):
         raise ValueError(f'dim must be an integer or several, but got {dim!r}')
     positive = tuple(sorted(d + x.dim() if d < 0 else d for d in dims))
     if (not dims or len(set(positive)) != len(dims)

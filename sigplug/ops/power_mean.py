@@ -20,7 +20,6 @@ every :math:`p \ne 1`.
 """
 import math
 from dataclasses import dataclass
-from numbers import Real
 from types import ModuleType
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from . import backends
 from ._autograd import is_exporting, needs_closed_form, widen
-from ._checks import check_number, find_range
+from ._checks import check_number, find_range, is_number
 
 Power = float | Tensor
 
@@ -331,8 +330,13 @@ def power_mean_backward(
             sets.spread(grad_y, members) * by_element, members, x.shape)
         grad_x = _where_kept(x, grad_x, eps).to(x.dtype)
     if by_power is not None:
-        grad_p = (grad_y * by_power).sum_to_size(p.shape)
+        grad_p = sum_to_power(grad_y * by_power, p)
     return grad_x, grad_p
+
+
+def sum_to_power(g: Tensor, p: Tensor) -> Tensor:
+    """Sum to the shape of ``p``; of both signs, part of it may overflow."""
+    return g.double().sum_to_size(p.shape).to(g.dtype)
 
 
 class _PowerMean(torch.autograd.Function):
@@ -481,10 +485,15 @@ def check_input(x: Tensor, eps: float | None) -> None:
     if not 0.0 < eps < math.inf:
         raise ValueError('eps must be above 0 and finite, or None for inputs '
                          f'that are not negative, but got {eps}')
+    if eps > torch.finfo(x.dtype).max:
+        raise ValueError(f'eps must not be above the largest {x.dtype}, but '
+                         f'got {eps}')
 
 
 def check_tensor_power(p: Tensor) -> None:
     """Raise an error if a power that can be looked at is not above 0."""
+    if p.is_complex() or p.dtype == torch.bool:
+        raise TypeError(f'p must hold real numbers, but is of {p.dtype}')
     values = find_range(p.detach())
     if values and not values[0] > 0:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
@@ -492,7 +501,7 @@ def check_tensor_power(p: Tensor) -> None:
 
 def check_float_power(p: float) -> float:
     """A power that is not a tensor."""
-    if not isinstance(p, Real) or not p > 0:
+    if not is_number(p) or not p > 0:
         raise ValueError('p must be a number above 0 (inf gives the maximum) '
                          f'or a tensor of such numbers, but got {p!r}')
     return float(p)

@@ -2,7 +2,13 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor, find_range, fits_into
+from ._checks import (
+    check_device,
+    check_integer,
+    check_tensor,
+    find_range,
+    fits_into,
+)
 from .power_mean import (
     Power,
     Segments,
@@ -66,10 +72,8 @@ def segment_generalized_mean(x: Tensor,
         raise ValueError('index must hold one segment for each row of x, but '
                          f'got index of shape {tuple(index.shape)} and x of '
                          f'shape {tuple(x.shape)}')
-    if (not isinstance(num_segments, (int, torch.SymInt))
-            or num_segments < 0):
-        raise ValueError('num_segments must be an integer of at least 0, but '
-                         f'got {num_segments!r}')
+    check_device('index', index, x)
+    check_integer('num_segments', num_segments, 0)
     p = _check_row_power(p, x)
     index = index.long()
     _check_index(index, num_segments)
@@ -93,6 +97,7 @@ def _check_row_power(p: Power, x: Tensor) -> Power:
     p = p.to(torch.promote_types(x.dtype, torch.float32))
     if p.numel() == 1:
         return p.reshape(())
+    check_device('p', p, x)
     if not fits_into(p.shape, x.shape[1:]):
         raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
                          f'against a row of x, of shape {tuple(x.shape[1:])}')

@@ -18,7 +18,7 @@ from .bev_boxes import (
     check_range,
     check_scores,
 )
-from .figure import INK, MUTED, new_figure, style_axes
+from .figure import INK, MUTED, check_title, new_figure, style_axes
 from .label_placement import draw_labels
 
 # Any two differ by at least 28 in CIELAB, and by 14 for people who cannot see
@@ -111,6 +111,9 @@ def draw_bev(points: np.ndarray,
         bev_range = check_range('bev_range', bev_range)
     else:
         bev_range = heatmap_extent or _range_of(points, gt, pred)
+    if ego_yaw is not None:
+        ego_yaw = float(check_array('ego_yaw', ego_yaw, ndim=0))
+    check_title(title)
     gt = None if gt is None else gt.inside(bev_range)
     pred = None if pred is None else pred.inside(bev_range)
 

@@ -33,8 +33,17 @@ def bev_corners(bboxes: np.ndarray) -> np.ndarray:
     Returns:
         np.ndarray: Shape ``(M, 4, 2)``: front left, front right, rear right,
         rear left.
+
+    Raises:
+        ValueError: ``bboxes`` is not as described.
     """
-    bboxes = np.asarray(bboxes, dtype=np.float64)
+    bboxes = np.asarray(bboxes)
+    if bboxes.ndim != 2 or bboxes.shape[1] < 7 or (
+            bboxes.dtype.kind not in 'fiu'):
+        raise ValueError('bboxes must be numbers of the shape (M, >=7), but '
+                         f'have the shape {bboxes.shape} and the dtype '
+                         f'{bboxes.dtype}')
+    bboxes = bboxes.astype(np.float64)
     signs = np.array([[0.5, 0.5], [0.5, -0.5], [-0.5, -0.5], [-0.5, 0.5]])
     local = signs * bboxes[:, None, 3:5]
     cos, sin = np.cos(bboxes[:, 6:7]), np.sin(bboxes[:, 6:7])
@@ -68,6 +77,10 @@ def check_boxes(name: str,
                 num_points: Any = None,
                 scores: Any = None) -> BEVBoxes | None:
     """Ground truth ("gt") or predictions ("pred"), None without boxes."""
+    if not isinstance(class_names, (tuple, list)) or not all(
+            isinstance(class_name, str) for class_name in class_names):
+        raise ValueError('class_names must be a tuple or list of names, but '
+                         f'is {class_names!r}')
     columns = dict(labels=labels, num_points=num_points, scores=scores)
     if bboxes is None:
         for key, value in columns.items():

@@ -1,11 +1,14 @@
 """Figures of a fixed size in pixels, drawn without a display."""
 import os
+from numbers import Integral
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 150
+# What matplotlib can draw.
+MOST_PIXELS = 2**16 - 1
 INK = '#1a1a1a'
 MUTED = '#6b7280'
 
@@ -19,9 +22,11 @@ def new_figure(size: tuple[int, int]) -> Figure:
     Returns:
         Figure: An empty figure with constrained layout.
     """
-    if len(size) != 2 or min(size) < 200:
-        raise ValueError('size must be (width, height) of at least 200 '
-                         f'pixels each, but is {size}')
+    if (not isinstance(size, (tuple, list)) or len(size) != 2 or not all(
+            isinstance(side, Integral) and 200 <= side <= MOST_PIXELS
+            for side in size)):
+        raise ValueError('size must be (width, height) of 200 to '
+                         f'{MOST_PIXELS} pixels each, but is {size!r}')
     figure = Figure(
         figsize=(size[0] / DPI, size[1] / DPI),
         dpi=DPI,
@@ -30,6 +35,12 @@ def new_figure(size: tuple[int, int]) -> Figure:
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
     return figure
+
+
+def check_title(title: str) -> None:
+    """Raise a ``TypeError`` unless ``title`` is a text."""
+    if not isinstance(title, str):
+        raise TypeError(f'title must be a text, but is {title!r}')
 
 
 def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
@@ -50,6 +61,10 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
         figure (Figure): The figure.
         path (str | PathLike): The file; its folder is made if missing.
     """
+    if not isinstance(figure, Figure):
+        raise TypeError(f'figure must be a Figure, but is {figure!r}')
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'path must be a path, but is {path!r}')
     path = os.fspath(path)
     if not path.lower().endswith('.png'):
         raise ValueError(f'path must end in .png, but is {path!r}')

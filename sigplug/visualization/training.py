@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .bev import CLASS_COLORS
-from .figure import INK, MUTED, new_figure, style_axes
+from .figure import INK, MUTED, check_title, new_figure, style_axes
 
 # The precision at one matching distance in NuScenesMetric's results.
 _CLASS_AP = re.compile(r'(?:.*/)?(\w+)_AP_dist_[\d.]+')
@@ -59,6 +59,8 @@ def read_training_log(work_dir: str | os.PathLike) -> TrainingLog:
         FileNotFoundError: No training log is there.
         ValueError: A log is damaged.
     """
+    if not isinstance(work_dir, (str, os.PathLike)):
+        raise TypeError(f'work_dir must be a path, but is {work_dir!r}')
     work_dir = Path(work_dir)
     log = TrainingLog()
     for folder in sorted(work_dir.glob('*/vis_data')) or [
@@ -135,6 +137,13 @@ def draw_training(log: TrainingLog,
     Raises:
         ValueError: No loss, or not one of the ``metrics``, was logged.
     """
+    if not isinstance(log, TrainingLog):
+        raise TypeError('log must be what read_training_log returns, but is '
+                        f'{log!r}')
+    if metrics is not None and not isinstance(metrics, (tuple, list)):
+        raise TypeError('metrics must be a tuple or list of names, but is '
+                        f'{metrics!r}')
+    check_title(title)
     losses = _losses(log.train)
     if not losses:
         raise ValueError('the log holds no loss, only '

@@ -11,8 +11,9 @@ DTYPES = st.sampled_from(
     (torch.float32, torch.float16, torch.bfloat16, torch.float64))
 # The clamp of the generalised mean, or none.
 EPSILONS = st.sampled_from((1e-6, None, 1e-3, 2.0))
-# Small enough for a reference that loops over sets in Python.
-MOST_ELEMENTS = 48
+# Small enough for a reference that loops over sets in Python; the larger ones
+# hold several vectors of a kernel.
+MOST_ELEMENTS = st.sampled_from((48, 48, 48, 300))
 
 
 @st.composite
@@ -20,7 +21,11 @@ def shapes(draw, min_dims=0, max_dims=4, min_side=0) -> tuple[int, ...]:
     """Of few elements, from a scalar and empty ones upwards."""
     shape = draw(st.lists(
         st.integers(min_side, 6), min_size=min_dims, max_size=max_dims))
-    while math.prod(shape) > MOST_ELEMENTS:
+    most = draw(MOST_ELEMENTS)
+    if shape and most > 48:
+        shape[draw(st.integers(0, len(shape) - 1))] = draw(
+            st.integers(7, 70))
+    while math.prod(shape) > most:
         shape[shape.index(max(shape))] -= 1
     return tuple(shape)
 
@@ -31,18 +36,34 @@ def tensors(draw, shape, dtype, values) -> Tensor:
     array = draw(hnp.arrays(np.float64, shape, elements=values))
     x = to_dtype(array, dtype)
     layout = draw(st.sampled_from(
-        ('contiguous', 'transposed', 'sliced', 'expanded')))
-    if layout == 'transposed':
+        ('contiguous', 'transposed', 'sliced', 'both', 'channels_last',
+         'offset', 'expanded')))
+    if layout in ('transposed', 'both'):
         order = draw(st.permutations(range(x.dim())))
         back = [order.index(d) for d in range(x.dim())]
         x = x.permute(order).contiguous().permute(back)
-    elif layout == 'sliced' and x.dim():
+    if layout in ('sliced', 'both') and x.dim():
         d = draw(st.integers(0, x.dim() - 1))
+        step = draw(st.integers(2, 3))
         # A NaN in the gaps shows whoever reads past the strides.
-        room = torch.full((*x.shape, 2), math.nan, dtype=dtype)
-        room = room.movedim(-1, d + 1).flatten(d, d + 1)
-        view = room[(slice(None), ) * d + (slice(1, None, 2), )]
+        room = torch.full((*x.shape, step), math.nan, dtype=dtype)
+        if layout == 'both':
+            order = [*order, x.dim()]
+            back = [order.index(i) for i in range(len(order))]
+            room = room.permute(order).contiguous().permute(back)
+        view = room.select(-1, draw(st.integers(0, step - 1)))
+        if layout == 'sliced':
+            room = room.movedim(-1, d + 1).flatten(d, d + 1)
+            view = room[(slice(None), ) * d + (slice(1, None, step), )]
         x = view.copy_(x)
+    elif layout == 'channels_last' and x.dim() in (4, 5):
+        x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4
+                         else torch.channels_last_3d)
+    elif layout == 'offset':
+        # Not at a multiple of a vector's size.
+        room = torch.full((x.numel() + 5, ), math.nan, dtype=dtype)
+        first = draw(st.integers(1, 5))
+        x = room[first:first + x.numel()].view(x.shape).copy_(x)
     elif layout == 'expanded' and x.numel():
         d = draw(st.integers(0, x.dim())) if x.dim() else 0
         if d < x.dim():
@@ -146,6 +167,10 @@ def masks(shape):
     return hnp.arrays(np.bool_, shape, elements=st.booleans())
 
 
-def upstreams():
-    """One gradient for all outputs: what matters is that it is passed on."""
-    return st.sampled_from((1.0, -2.0, 0.5))
+@st.composite
+def upstreams(draw, shape, dtype):
+    """Gradients of the outputs; powers of two, which round nothing."""
+    factor = st.sampled_from((1.0, -2.0, 0.5))
+    if draw(st.booleans()):
+        return draw(tensors(shape, dtype, factor))
+    return torch.full(shape, draw(factor), dtype=dtype)

@@ -107,8 +107,8 @@ def test_a_confidently_wrong_cell_keeps_its_gradient(dtype):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(alpha=-1.0), 'alpha must be at least 0, but got -1.0'),
-    (dict(gamma=float('nan')), 'gamma must be at least 0, but got nan'),
+    (dict(alpha=-1.0), 'alpha must be at least 0 and finite, but got -1.0'),
+    (dict(gamma=float('nan')), 'gamma must be .* finite, but got nan'),
     (dict(clip=0.5), 'clip must lie between 0 and 0.5'),
     (dict(reduction='max'), "reduction must be one of .* but got 'max'"),
 ])

@@ -18,6 +18,8 @@ from sigplug.models import (
 from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
+    gaussian_heatmap,
+    gaussian_radius,
     gem_pool,
     generalized_mean,
     segment_generalized_mean,
@@ -32,8 +34,9 @@ def run(function, x, p=None, upstream=1.0):
     inputs = [v.detach().requires_grad_() for v in (x, p)
               if isinstance(v, torch.Tensor)]
     y = function(*inputs)
-    grads = torch.autograd.grad(
-        y, inputs, torch.full_like(y, upstream))
+    upstream = torch.full_like(y, upstream) if isinstance(
+        upstream, float) else upstream.to(y.dtype)
+    grads = torch.autograd.grad(y, inputs, upstream)
     for value, grad in zip(inputs, grads):
         assert grad.shape == value.shape and grad.dtype == value.dtype
     return (y.detach(), *grads)
@@ -42,8 +45,9 @@ def run(function, x, p=None, upstream=1.0):
 # --- clip_sigmoid ---------------------------------------------------------
 
 
-def check_clip_sigmoid(function, x, low, high, grad):
-    y, dx = run(function, x)
+def check_clip_sigmoid(function, x, low, high, grad, data):
+    upstream = data.draw(strategies.upstreams(x.shape, x.dtype))
+    y, dx = run(function, x, upstream=upstream)
     assert y.shape == x.shape and y.dtype == x.dtype
     # Strictly inside, and so is what the loss takes the logarithm of.
     assert (y > 0).all() and (y < 1).all() and (1 - y > 0).all()
@@ -52,7 +56,15 @@ def check_clip_sigmoid(function, x, low, high, grad):
     assert dx.isfinite().all()
     value, slope = references.clip_sigmoid(x, low, high, grad)
     assert_within(y, *value)
-    assert_within(dx, *slope)
+    assert_within(dx, *times(slope, upstream))
+
+
+def times(slope, upstream):
+    """A gradient and its error for other upstream gradients than 1."""
+    g = exact(upstream)
+    # What is subnormal has a fixed step.
+    return slope[0] * g, slope[1] * np.abs(g) + references.ulp(
+        LD(0), upstream.dtype) * (slope[1] > 0)
 
 
 @given(st.data())
@@ -64,7 +76,8 @@ def test_clip_sigmoid(data):
         data.draw(strategies.shapes()), dtype,
         strategies.logits(dtype, (low, high), infinite=True)))
     check_clip_sigmoid(
-        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad)
+        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad,
+        data)
 
 
 @given(st.data())
@@ -79,7 +92,7 @@ def test_clip_sigmoid_module(data):
         strategies.logits(dtype, (eps, 1 - eps))))
     act = ClipSigmoid(eps=eps, grad=grad, inplace=inplace)
     before = x.clone()
-    check_clip_sigmoid(act, x, eps, 1 - eps, grad)
+    check_clip_sigmoid(act, x, eps, 1 - eps, grad, data)
     assert x.equal(before)
     # Without autograd: the same bits, also where x is overwritten.
     assert act(x).equal(clip_sigmoid(before, eps, 1 - eps))
@@ -106,28 +119,33 @@ def draw_focal(data, clip):
     return x, t, settings
 
 
-def check_focal_loss(x, t, settings):
+def check_focal_loss(x, t, settings, data):
+    upstream = data.draw(strategies.upstreams(
+        x.shape, references.wide(x.dtype)))
     loss, dx = run(
         lambda x: gaussian_focal_loss_with_logits(
-            x, t, reduction='none', **settings), x)
+            x, t, reduction='none', **settings), x, upstream=upstream)
     assert loss.shape == x.shape and loss.dtype == references.wide(x.dtype)
     assert dx.isfinite().all()
     value, slope = references.focal_loss(x, t, **settings)
     assert_within(loss, *value)
-    assert_within(dx, *slope)
+    g = exact(upstream)
+    # In half precision the factor comes before the rounding.
+    assert_within(dx, slope[0] * g, slope[1] * np.abs(g) + references.ulp(
+        LD(0), x.dtype) * (slope[1] > 0))
     assert (loss >= 0).all()
 
 
 @given(st.data())
 def test_focal_loss(data):
-    check_focal_loss(*draw_focal(data, None))
+    check_focal_loss(*draw_focal(data, None), data)
 
 
 @given(st.data())
 def test_focal_loss_clipped(data):
     clip = data.draw(st.sampled_from((1e-4, 1e-2, 0.3)) | st.floats(
         1e-9, 0.49))
-    check_focal_loss(*draw_focal(data, clip))
+    check_focal_loss(*draw_focal(data, clip), data)
 
 
 @given(st.data())
@@ -173,10 +191,75 @@ def test_focal_loss_module(data):
     assert_within(dx, slope[0], slope[1] + references.ulp(slope[0], x.dtype))
 
 
+# --- targets --------------------------------------------------------------
+
+
+@given(st.data())
+def test_gaussian_heatmap(data):
+    """By a loop over objects and cells, in float64."""
+    height, width = (data.draw(st.integers(0, 9)) for _ in range(2))
+    classes = data.draw(st.integers(1, 3))
+    count = data.draw(st.integers(0, 6))
+
+    def integers(least, most):
+        values = data.draw(st.lists(
+            st.integers(least, most), min_size=count, max_size=count))
+        kind = data.draw(st.sampled_from((torch.int64, torch.int32)))
+        # Views with gaps, as columns of a table are.
+        table = torch.zeros(count, 3, dtype=kind)
+        table[:, 1] = torch.tensor(values, dtype=kind)
+        return table[:, 1]
+
+    x, y = integers(-4, 12), integers(-4, 12)
+    radii = integers(-1, 5)
+    if count and data.draw(st.booleans()):
+        radii[0] = 2**24
+    labels = integers(0, classes - 1)
+    got = gaussian_heatmap(
+        torch.stack((x.long(), y.long()), 1), radii, labels, classes,
+        (height, width))
+    expected = np.zeros((classes, height, width))
+    for cx, cy, r, c in zip(*(v.tolist() for v in (x, y, radii, labels))):
+        for i in range(height):
+            for j in range(width):
+                if max(abs(i - cy), abs(j - cx)) <= r:
+                    expected[c, i, j] = max(expected[c, i, j], math.exp(
+                        -((i - cy)**2 + (j - cx)**2) /
+                        (2 * ((2 * r + 1) / 6)**2)))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(
+        got.double(), torch.from_numpy(expected), rtol=2e-7, atol=1e-45)
+    assert got.eq(1).numpy().tolist() == (
+        np.float32(expected) == 1).tolist()
+
+
+@given(st.data())
+def test_gaussian_radius(data):
+    """The smallest larger root of CornerNet's three quadratics."""
+    count = data.draw(st.integers(0, 5))
+    sizes = data.draw(st.lists(
+        st.tuples(*[st.floats(0.01, 1e4)] * 2), min_size=count,
+        max_size=count))
+    dtype = data.draw(st.sampled_from((torch.float32, torch.float64)))
+    overlap = data.draw(st.floats(0.05, 0.95))
+    height, width = torch.tensor(sizes, dtype=dtype).reshape(-1, 2).t()
+    got = gaussian_radius(height, width, overlap)
+    h, w, o = exact(height), exact(width), LD(overlap)
+    expected = np.min([
+        (b + np.sqrt(b**2 - 4 * a * c)) / 2 for a, b, c in (
+            (1, h + w, w * h * (1 - o) / (1 + o)),
+            (4, 2 * (h + w), (1 - o) * w * h),
+            (4 * o, -2 * o * (h + w), (o - 1) * w * h))], axis=0)
+    # The third one is a difference of close numbers for a thin box.
+    scale = np.maximum(h + w, expected)
+    assert_within(got, expected, 64 * references.rounding(dtype) * scale)
+
+
 # --- the generalised mean -------------------------------------------------
 
 
-def check_pooled(function, x, p, sets, eps, upstream):
+def check_pooled(function, x, p, sets, eps, data):
+    upstream = data.draw(strategies.upstreams(sets.shape, x.dtype))
     trained = isinstance(p, torch.Tensor)
     y, dx, *dp = run(function, x, p, upstream)
     assert tuple(y.shape) == sets.shape and y.dtype == x.dtype
@@ -215,8 +298,7 @@ def check_generalized_mean(data, x, p, p_places, dims, eps, mask=None):
     def function(x, p=p):
         return generalized_mean(x, p, dim, eps=eps, mask=mask)
 
-    check_pooled(function, x, p, sets, eps, data.draw(
-        strategies.upstreams()))
+    check_pooled(function, x, p, sets, eps, data)
 
 
 @given(st.data())
@@ -297,7 +379,7 @@ def test_gem_pool(data):
         x.shape, kernel, stride, padding, per_channel)
     check_pooled(
         lambda x, p=p: gem_pool(x, p, kernel, stride, padding, eps=eps),
-        x, p, sets, eps, data.draw(strategies.upstreams()))
+        x, p, sets, eps, data)
 
 
 @given(st.data())
@@ -322,7 +404,7 @@ def test_segment_generalized_mean(data):
     check_pooled(
         lambda x, p=p: segment_generalized_mean(
             x, index, num_segments, p, eps=eps),
-        x, p, sets, eps, data.draw(strategies.upstreams()))
+        x, p, sets, eps, data)
 
 
 @given(st.data())

@@ -39,7 +39,8 @@ def test_inside_keeps_what_reaches_into_the_range():
         [11.5, 0, 0, 4, 2, 1, 0],
         [11.5, 0, 0, 4, 2, 1, np.pi / 2],
     ])
-    boxes = check_boxes('gt', bboxes, [0, 1, 2], 'abc', num_points=[5, 6, 7])
+    boxes = check_boxes('gt', bboxes, [0, 1, 2], ('a', 'b', 'c'),
+                        num_points=[5, 6, 7])
     kept = boxes.inside((-10, -10, 10, 10))
     np.testing.assert_array_equal(kept.bboxes, bboxes[:2])
     np.testing.assert_array_equal(kept.labels, [0, 1])

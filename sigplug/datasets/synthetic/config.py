@@ -1,5 +1,7 @@
 """What the user can choose about the synthetic data set."""
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 # Scene names of the official mini splits (nuscenes.utils.splits).
 TRAIN_SCENES = ('scene-0061', 'scene-0553', 'scene-0655', 'scene-0757',
@@ -9,6 +11,12 @@ SCENES = TRAIN_SCENES + VAL_SCENES
 
 VERSION = 'v1.0-mini'
 KEY_FRAME_INTERVAL_US = 500_000  # nuScenes key frames come at 2 Hz
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` unless ``value`` is an integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f'{name} must be an integer, got {value!r}')
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class GeneratorConfig:
             any order.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range.
     """
 
@@ -33,6 +42,8 @@ class GeneratorConfig:
     scenes: tuple[str, ...] = SCENES
 
     def __post_init__(self) -> None:
+        for name in ('seed', 'samples_per_scene', 'intermediate_sweeps'):
+            check_integer(name, getattr(self, name))
         if self.seed < 0:
             raise ValueError(f'seed must be at least 0, got {self.seed}')
         if self.samples_per_scene < 2:
@@ -42,7 +53,10 @@ class GeneratorConfig:
         if not 0 <= self.intermediate_sweeps <= 9:
             raise ValueError('intermediate_sweeps must be in [0, 9], got '
                              f'{self.intermediate_sweeps}')
-        unknown = [name for name in self.scenes if name not in SCENES]
+        if not isinstance(self.scenes, (tuple, list)):
+            raise TypeError('scenes must be a tuple of names, got '
+                            f'{self.scenes!r}')
+        unknown = [str(name) for name in self.scenes if name not in SCENES]
         if unknown or not self.scenes:
             raise ValueError(f'scenes must name some of {", ".join(SCENES)}; '
                              f'got {", ".join(unknown) or "none"}')

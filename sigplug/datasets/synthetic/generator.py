@@ -19,7 +19,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .config import TRAIN_SCENES, VAL_SCENES, VERSION, GeneratorConfig
+from .config import (
+    TRAIN_SCENES,
+    VAL_SCENES,
+    VERSION,
+    GeneratorConfig,
+    check_integer,
+)
 from .infos import build_infos
 from .simulate import SceneRecord, cached_simulator, write_sweeps
 from .tables import build_tables, map_filename
@@ -57,9 +63,15 @@ def generate_synthetic_nuscenes(out: str | Path,
 
     Raises:
         TargetFolderError: If ``out`` holds anything else.
+        TypeError: If an argument is of another type.
         ValueError: If ``workers`` is less than 1.
     """
+    if not isinstance(out, (str, os.PathLike)):
+        raise TypeError(f'out must be a path, got {out!r}')
+    if not isinstance(config, (GeneratorConfig, type(None))):
+        raise TypeError(f'config must be a GeneratorConfig, got {config!r}')
     config = config or GeneratorConfig()
+    check_integer('workers', workers)
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
     out = Path(out).resolve()

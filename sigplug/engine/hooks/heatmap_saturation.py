@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from sigplug.engine.preflight import PreflightError
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_hook_everywhere
 
 NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
@@ -56,13 +57,11 @@ class HeatmapSaturationHook(Hook):
             interval. Defaults to 50, as there.
 
     Raises:
-        ValueError: ``interval`` is below 1.
+        ValueError: ``interval`` is not an integer of at least 1.
     """
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(f'interval must be at least 1, but got '
-                             f'{interval}')
+        check_integer('interval', interval, 1)
         self.interval = interval
         self._attached: list[tuple[nn.Module, Callable]] = []
         self._measuring = False

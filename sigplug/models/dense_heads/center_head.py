@@ -22,6 +22,13 @@ from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
 
+from ..arguments import name_arguments
+from .center_head_checks import (
+    check_batch,
+    check_grid,
+    check_parts,
+    check_train_cfg,
+)
 from .heatmap_act import build_heatmap_act
 
 # Box values without and with a velocity: (x, y, z, dx, dy, dz, yaw[, vx, vy]).
@@ -73,16 +80,19 @@ class CenterHead(_CenterHead):
         **kwargs: Those of mmdet3d's ``CenterHead``.
 
     Raises:
-        ValueError: ``train_cfg.code_weights`` does not fit the predicted
-            box values, or ``heatmap_act`` is given and ``loss_cls`` takes
-            logits.
+        TypeError: ``heatmap_act`` is no config, or an argument unknown.
+        ValueError: ``tasks``, ``common_heads`` or ``train_cfg`` is not as
+            the head needs it, or ``heatmap_act`` is given and ``loss_cls``
+            takes logits.
     """
 
     def __init__(self,
                  *args: Any,
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        check_parts(**arguments)
+        super().__init__(**arguments)
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, dict(type='ClipSigmoid'))
         self.heatmap_observers: list[Callable[[int, Tensor, Tensor],
@@ -91,6 +101,8 @@ class CenterHead(_CenterHead):
         first = self.task_heads[0]
         heads = getattr(first, 'task_head', first).heads
         self.with_velocity = 'vel' in heads
+        if self.train_cfg:
+            check_train_cfg(self.train_cfg)
         weights = (self.train_cfg or {}).get('code_weights')
         if weights is not None and len(weights) != self._code_size:
             raise ValueError(
@@ -168,17 +180,10 @@ class CenterHead(_CenterHead):
                 another grid than ``train_cfg``.
         """
         found = preds_dicts[0][0]['heatmap']
-        _check_batch(found, len(batch_gt_instances_3d))
+        check_batch(found, len(batch_gt_instances_3d))
         heatmaps, boxes, indices, masks = self.get_targets(
             batch_gt_instances_3d)
-        if found.shape[2:] != heatmaps[0].shape[2:]:
-            raise ValueError(
-                f'the predicted heatmaps have {tuple(found.shape[2:])} cells '
-                f'(y, x), those of train_cfg {tuple(heatmaps[0].shape[2:])}: '
-                f"grid_size={list(self.train_cfg['grid_size'])} over "
-                f"out_size_factor={self.train_cfg['out_size_factor']}. Give "
-                'train_cfg the grid of the voxels, and the backbone and the '
-                'neck strides that divide it by out_size_factor')
+        check_grid(found, heatmaps[0], self.train_cfg)
         losses = {}
         # Half precision neither holds 1 - 1e-4 nor sums 16384 cells well.
         with torch.autocast(heatmaps[0].device.type, enabled=False):
@@ -298,7 +303,7 @@ class CenterHead(_CenterHead):
         Raises:
             ValueError: The features are not of so many samples.
         """
-        _check_batch(preds_dicts[0][0]['heatmap'], len(batch_input_metas))
+        check_batch(preds_dicts[0][0]['heatmap'], len(batch_input_metas))
         found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,
                                         **kwargs)
         return [
@@ -330,6 +335,11 @@ class CenterHead(_CenterHead):
             masks ``(B, K)`` uint8.
         """
         cfg = self.train_cfg
+        if not cfg:
+            raise ValueError(f'train_cfg is needed for targets, but is {cfg}')
+        if not batch_gt_instances_3d:
+            raise ValueError('batch_gt_instances_3d must hold an entry for '
+                             f'each sample, but is {batch_gt_instances_3d}')
         batch_size = len(batch_gt_instances_3d)
         num_tasks, num_classes = len(self.num_classes), sum(self.num_classes)
         max_objs = cfg['max_objs'] * cfg['dense_reg']
@@ -424,16 +434,6 @@ class CenterHead(_CenterHead):
                           size.log() if self.norm_bbox else size, yaw.sin(),
                           yaw.cos(), boxes[:, 7:]),
                          dim=1)
-
-
-def _check_batch(heatmap: Tensor, size: int) -> None:
-    """Whether a heatmap has the samples of the batch."""
-    if len(heatmap) != size:
-        raise ValueError(
-            f'the features are of {len(heatmap)} samples, but the batch has '
-            f'{size}: its last one has no points in range, and mmdet3d does '
-            "not count it. Choose type='sigplug.Det3DDataPreprocessor' for "
-            'model.data_preprocessor')
 
 
 def _does_only(module: nn.Module, kind: type[nn.Module]) -> bool:

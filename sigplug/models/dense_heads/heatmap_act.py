@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sigplug.ops._autograd import widen
-from sigplug.registry import MODELS
+from sigplug.registry import MODELS, check_config
 
 
 def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
@@ -25,6 +25,7 @@ def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
         identity where ``loss`` takes logits.
 
     Raises:
+        TypeError: ``heatmap_act`` is no config.
         ValueError: ``heatmap_act`` is given and ``loss`` takes logits.
     """
     takes_logits = getattr(loss, 'from_logits', False)
@@ -33,8 +34,10 @@ def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
             f'heatmap_act={heatmap_act} has no effect in front of '
             f'{type(loss).__name__}, which takes logits: '
             'set it to None, or choose a loss that takes probabilities')
-    act = nn.Identity() if takes_logits else MODELS.build(
-        heatmap_act or default)
+    if heatmap_act is None:
+        heatmap_act = default
+    check_config('heatmap_act', heatmap_act)
+    act = nn.Identity() if takes_logits else MODELS.build(heatmap_act)
     # The logits are still needed after the loss.
     if getattr(act, 'inplace', False):
         act.inplace = False

@@ -14,6 +14,7 @@ from torch import Tensor
 from sigplug.ops._autograd import widen
 from sigplug.registry import MODELS
 
+from ..arguments import check_keywords
 from .heatmap_act import HeatmapLogits, build_heatmap_act
 
 
@@ -45,6 +46,7 @@ class CenterNetHead(_CenterNetHead):
                  *args: Any,
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
+        check_keywords(self, kwargs)
         super().__init__(*args, **kwargs)
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_center_heatmap, dict(type='Sigmoid'))
@@ -104,6 +106,7 @@ class CenterNetUpdateHead(_CenterNetUpdateHead):
                  *args: Any,
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
+        check_keywords(self, kwargs)
         super().__init__(*args, **kwargs)
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, dict(type='ClipSigmoid'))
@@ -150,6 +153,7 @@ class CornerHead(_CornerHead):
                  *args: Any,
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
+        check_keywords(self, kwargs)
         super().__init__(*args, **kwargs)
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_heatmap, dict(type='Sigmoid'))

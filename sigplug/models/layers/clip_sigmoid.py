@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_number
+from sigplug.ops._checks import check_flag, check_number
 from sigplug.ops.clip_sigmoid import (
     check_grad_mode,
     clip_sigmoid,
@@ -30,6 +30,7 @@ class ClipSigmoid(nn.Module):
             Defaults to False.
 
     Raises:
+        TypeError: A bound is not a number, or ``inplace`` not a bool.
         ValueError: A bound or ``grad`` is out of its range.
 
     Examples:
@@ -54,6 +55,7 @@ class ClipSigmoid(nn.Module):
         self.inplace = inplace
         representable_bounds(self.min_val, self.max_val, torch.float64)
         check_grad_mode(grad)
+        check_flag('inplace', inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate logits of any shape; the dtype is kept."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sigplug.ops import gem_pool
-from sigplug.ops._checks import check_positive
-from sigplug.ops.gem_pool import IntOrTuple
+from sigplug.ops._checks import check_flag, check_positive
+from sigplug.ops.gem_pool import IntOrTuple, check_windows
 from sigplug.registry import register_everywhere
 
 from .power import Power
@@ -40,6 +40,7 @@ class GeM(Power):
             of a trained ``p``. Defaults to (1.0, 50.0).
 
     Raises:
+        TypeError: ``p`` or ``eps`` is not a number, or a switch not a bool.
         ValueError: An argument is out of its range.
 
     Examples:
@@ -59,6 +60,8 @@ class GeM(Power):
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__(p, p_trainable, channels, p_range)
         check_positive('eps', eps)
+        check_flag('clamp', clamp)
+        check_windows(kernel_size, stride, padding)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_positive
+from sigplug.ops._checks import check_positive, is_integer
 from sigplug.registry import register_everywhere
 
 from .gem import GeM
@@ -92,8 +92,7 @@ class GeMContext(Wrapper):
         check_positive('ratio', ratio)
         self.per_level = isinstance(in_channels, (tuple, list))
         channels = list(in_channels) if self.per_level else [in_channels]
-        if not channels or not all(
-                isinstance(c, int) and c >= 1 for c in channels):
+        if not channels or not all(is_integer(c, 1) for c in channels):
             raise ValueError('in_channels must be an integer of at least 1, '
                              f'or one for each level, but got {in_channels!r}')
         self.in_channels = in_channels

@@ -1,12 +1,16 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_number
+from sigplug.ops._checks import (
+    check_flag,
+    check_number,
+    is_integer,
+    is_number,
+)
 
 
 class Power(nn.Module):
@@ -39,15 +43,15 @@ class Power(nn.Module):
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__()
         if (not isinstance(p_range, (tuple, list)) or len(p_range) != 2
-                or not all(isinstance(bound, Real) for bound in p_range)):
+                or not all(map(is_number, p_range))):
             raise ValueError(
                 f'p_range must be two numbers, but got {p_range!r}')
         low, high = (float(bound) for bound in p_range)
         if not 0 < low < high < math.inf:
             raise ValueError('p_range must be two finite numbers with '
                              f'0 < low < high, but got {tuple(p_range)}')
-        if channels is not None and (
-                not isinstance(channels, Integral) or channels < 1):
+        check_flag('p_trainable', p_trainable)
+        if channels is not None and not is_integer(channels, 1):
             raise ValueError('channels must be an integer of at least 1 or '
                              f'None, but got {channels!r}')
         size = channels or 1

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigplug.registry import MODELS
+from sigplug.registry import MODELS, check_config
 
 
 class Wrapper(nn.Module):
@@ -19,10 +19,17 @@ class Wrapper(nn.Module):
         inner (dict | list[dict], optional): Config of the inner module, or
             of several that follow each other; ``None`` works on the inputs
             themselves.
+
+    Raises:
+        TypeError: ``inner`` is no config.
     """
 
     def __init__(self, inner: dict | list[dict] | None) -> None:
         super().__init__()
+        if inner is not None:
+            several = isinstance(inner, (tuple, list)) and inner
+            for part in inner if several else [inner]:
+                check_config('inner', part)
         self.inner = None if inner is None else MODELS.build(inner)
 
     def inner_levels(

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from sigplug.ops._checks import check_tensor, check_weight, find_range
 from sigplug.ops.gaussian_focal_loss import (
+    REDUCTIONS,
     check_focal_arguments,
     gaussian_focal_loss_with_logits,
 )
@@ -46,6 +48,7 @@ class GaussianFocalLossWithLogits(nn.Module):
         super().__init__()
         check_focal_arguments(alpha, gamma, pos_weight, neg_weight, clip,
                               reduction)
+        check_weight('loss_weight', loss_weight)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -87,14 +90,21 @@ class GaussianFocalLossWithLogits(nn.Module):
             ``pred``.
 
         Raises:
-            ValueError: ``pos_inds`` is given without ``pos_labels`` or with
-                ``weight``, or an argument is out of its range.
+            TypeError: An argument is of another type.
+            ValueError: ``pos_inds`` and ``pos_labels`` are not given together,
+                or with ``weight``, or an argument is out of its range.
         """
+        if reduction_override not in (None, *REDUCTIONS):
+            raise ValueError(f'reduction_override must be None or one of '
+                             f'{REDUCTIONS}, but got {reduction_override!r}')
         reduction = reduction_override or self.reduction
         options = dict(
             alpha=self.alpha, gamma=self.gamma, clip=self.clip,
             reduction=reduction, avg_factor=avg_factor)
         if pos_inds is None:
+            if pos_labels is not None:
+                raise ValueError('pos_labels needs pos_inds, the row of each '
+                                 'peak, but got None')
             return self.loss_weight * gaussian_focal_loss_with_logits(
                 pred, target, pos_weight=self.pos_weight,
                 neg_weight=self.neg_weight, weight=weight, **options)
@@ -105,6 +115,7 @@ class GaussianFocalLossWithLogits(nn.Module):
             raise ValueError('weight does not go with pos_inds: set it to '
                              'None, or mark the peaks by a target of 1')
         cells = pos_inds, pos_labels
+        _check_cells(*cells, pred)
         peaks = pred[cells]
         pos = gaussian_focal_loss_with_logits(
             peaks, torch.ones_like(peaks), pos_weight=self.pos_weight,
@@ -115,3 +126,21 @@ class GaussianFocalLossWithLogits(nn.Module):
         return self.loss_weight * (
             neg.index_put(cells, pos, accumulate=True)
             if reduction == 'none' else pos + neg)
+
+
+def _check_cells(pos_inds: Tensor, pos_labels: Tensor, pred: Tensor) -> None:
+    check_tensor('pred', pred)
+    if pred.dim() != 2:
+        raise ValueError('pos_inds needs pred of the shape (N, num_classes), '
+                         f'but got {tuple(pred.shape)}')
+    for name, value, size in zip(('pos_inds', 'pos_labels'),
+                                 (pos_inds, pos_labels), pred.shape):
+        check_tensor(name, value)
+        if value.dtype != torch.int64 or value.shape != pos_inds.shape[:1]:
+            raise ValueError(
+                f'{name} must be int64 of the shape (M, ), but is '
+                f'{value.dtype} of the shape {tuple(value.shape)}')
+        values = find_range(value)
+        if values and not 0 <= values[0] <= values[1] < size:
+            raise ValueError(f'{name} must lie in [0, {size}), but has values '
+                             f'from {values[0]} to {values[1]}')

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
 from sigplug.ops import gem_pool, generalized_mean
+from sigplug.ops._checks import is_integer
 from sigplug.registry import register_everywhere
 
 
@@ -122,8 +123,8 @@ class GeMNeck(GeM):
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
-            ValueError: The number of levels, or of their channels, is not
-                that of ``p``.
+            ValueError: One is no map, or the number of levels, or of their
+                channels, is not that of ``p``.
         """
         if isinstance(inputs, Tensor):
             return self._pool_levels((inputs, ))[0]
@@ -133,6 +134,11 @@ class GeMNeck(GeM):
                         f'tensors, but got {type(inputs).__name__}')
 
     def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        for x in levels:
+            if not isinstance(x, Tensor) or x.dim() < 2:
+                got = tuple(x.shape) if isinstance(x, Tensor) else x
+                raise ValueError('inputs must consist of maps of the shape '
+                                 f'(N, C, *spatial), but got {got!r}')
         power = self.power()
         powers = [power] * len(levels)
         if self._sizes is not None:
@@ -163,6 +169,9 @@ class GeMNeck(GeM):
         if b == 1:
             return [gem_pool(x, p, eps=eps).flatten(1)]
         rows = x.shape[2]
+        if 0 in x.shape[2:]:
+            raise ValueError('x must not be empty along the pooled dims, but '
+                             f'has the shape {tuple(x.shape)}')
         # Strips of one height are pooled at once. Where the height is open, as
         # in an exported program, the slices below fit all.
         if isinstance(rows, int) and rows % b == 0:
@@ -184,7 +193,6 @@ class GeMNeck(GeM):
 
 def _check_counts(name: str, *values: int) -> None:
     """Raise a ``ValueError`` unless there are only positive integers."""
-    if not values or not all(
-            isinstance(value, int) and value >= 1 for value in values):
+    if not values or not all(is_integer(value, 1) for value in values):
         raise ValueError(f'{name} must be of integers of at least 1, but got '
                          f"{', '.join(map(repr, values)) or 'none'}")

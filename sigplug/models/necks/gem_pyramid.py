@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
 from sigplug.models.layers.wrapper import Wrapper
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_everywhere
 
 
@@ -65,9 +66,7 @@ class GeMPyramid(Wrapper):
                  p_range: tuple[float, float] = (1.0, 50.0),
                  inner: dict | list[dict] | None = None) -> None:
         super().__init__(inner)
-        if not isinstance(num_outs, int) or num_outs < 1:
-            raise ValueError('num_outs must be an integer of at least 1, but '
-                             f'got {num_outs!r}')
+        check_integer('num_outs', num_outs, 1)
         self.num_outs = num_outs
         self.gem = GeM(
             p,

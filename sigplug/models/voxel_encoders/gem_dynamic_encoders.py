@@ -1,5 +1,6 @@
 """Dynamic pillars and voxels reduced by a generalised mean."""
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -7,16 +8,45 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
     DynamicPillarFeatureNet,
 )
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
-from torch import Tensor
+from torch import Tensor, nn
 
-from sigplug.registry import MODELS
+from sigplug.ops._checks import (
+    check_flag,
+    check_integer,
+    check_tensor,
+    is_integer,
+)
+from sigplug.registry import MODELS, check_config
 
+from ..arguments import name_arguments
 from .gem_dynamic_scatter import (
     Cells,
     CellScatter,
     GeMDynamicScatter,
     GeMLayerScatters,
+    check_numbers,
 )
+
+
+def check_arguments(encoder: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` at what the encoder makes no sense of."""
+    if 'mode' in arguments:
+        raise ValueError(
+            f"mode={arguments['mode']!r} does not apply to "
+            f'{type(encoder).__name__}: p=1 is the mean and a fixed p=inf '
+            'the maximum')
+    channels = arguments.get('feat_channels', (1, ))
+    if not isinstance(channels, (tuple, list)) or not channels or not all(
+            is_integer(c, 1) for c in channels):
+        raise ValueError('feat_channels must be integers of at least 1, one '
+                         f'for each layer, but got {channels!r}')
+    if 'in_channels' in arguments:
+        check_integer('in_channels', arguments['in_channels'], 1)
+    if arguments.get('norm_cfg') is not None:
+        check_config('norm_cfg', arguments['norm_cfg'])
+    for name, size in (('voxel_size', 3), ('point_cloud_range', 6)):
+        if name in arguments:
+            check_numbers(name, arguments[name], size)
 
 
 class _GeMDynamicEncoder:
@@ -33,12 +63,13 @@ class _GeMDynamicEncoder:
                  per_channel: bool = False,
                  p_range: tuple[float, float] = (1.0, 50.0),
                  **kwargs: Any) -> None:
-        if 'mode' in kwargs:
-            raise ValueError(
-                f"mode={kwargs['mode']!r} does not apply to "
-                f'{type(self).__name__}: p=1 is the mean and a fixed p=inf '
-                'the maximum')
-        super().__init__(*args, **kwargs)
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        check_arguments(self, arguments)
+        check_flag('per_channel', per_channel)
+        init = super().__init__
+        usual = signature(init).parameters['in_channels'].default
+        init(**arguments)
+        self._point_channels = arguments.get('in_channels', usual)
         stock = self.cluster_scatter
         grid = stock.voxel_size, stock.point_cloud_range
         self.cluster_scatter = CellScatter(*grid, average_points=True)
@@ -56,10 +87,16 @@ class _GeMDynamicEncoder:
 
         Upstream carries the others along, into the batch norm's statistics.
         """
+        check_tensor('features', features)
+        check_tensor('coors', coors)
         if len(features) != len(coors):
             raise ValueError(
                 'features and coors must have one row for each point, but '
                 f'have {len(features)} and {len(coors)}')
+        if features.dim() != 2 or features.shape[1] != self._point_channels:
+            raise ValueError(
+                f'features must have the shape (M, {self._point_channels}), '
+                f'as in_channels says, but have {tuple(features.shape)}')
         cells = Cells(coors)
         if self.training and len(cells.rows) == 1:
             # A batch norm refuses to take statistics of a single point;

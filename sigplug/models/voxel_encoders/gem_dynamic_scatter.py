@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive
+from sigplug.ops._checks import check_positive, check_tensor, is_number
+
+
+def check_numbers(name: str, values: Sequence[float], size: int) -> None:
+    """Raise a ``ValueError`` unless there are ``size`` numbers."""
+    if (isinstance(values, (str, int, float)) or values is None
+            or len(values) != size or not all(map(is_number, values))):
+        raise ValueError(
+            f'{name} must be {size} numbers, but got {values!r}')
 
 
 class Cells:
@@ -41,7 +49,7 @@ class Cells:
 
     def __init__(self, coors: Tensor) -> None:
         if (coors.dim() != 2 or coors.shape[1] not in (3, 4)
-                or coors.is_floating_point()):
+                or coors.is_floating_point() or coors.dtype == torch.bool):
             raise ValueError(
                 'coors must hold 3 or 4 integers for each point, but got '
                 f'shape {tuple(coors.shape)} of {coors.dtype}')
@@ -96,7 +104,9 @@ class CellScatter(DynamicScatter):
             ValueError: ``coors`` is not as described, or of another length
                 than ``points``.
         """
-        if isinstance(coors, Tensor):
+        check_tensor('points', points)
+        if not isinstance(coors, Cells):
+            check_tensor('coors', coors)
             if points.dim() != 2 or len(points) != len(coors):
                 raise ValueError(
                     'points must hold one row for each row of coors, but got '
@@ -149,6 +159,8 @@ class GeMDynamicScatter(CellScatter):
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         check_positive('eps', eps)
+        check_numbers('voxel_size', voxel_size, 3)
+        check_numbers('point_cloud_range', point_cloud_range, 6)
         super().__init__(voxel_size, point_cloud_range, average_points=False)
         self.gem = Power(p, p_trainable, channels, p_range)
         self.eps = eps

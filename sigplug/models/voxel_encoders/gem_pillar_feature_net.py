@@ -13,8 +13,11 @@ from torch import Tensor
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive
+from sigplug.ops._checks import check_flag, check_positive, find_range
 from sigplug.registry import MODELS
+
+from ..arguments import name_arguments
+from .gem_dynamic_encoders import check_arguments
 
 
 class GeMPFNLayer(PFNLayer):
@@ -48,7 +51,11 @@ class GeMPFNLayer(PFNLayer):
             Tensor: ``(N, 1, C)`` from the last layer; from the others
             ``(N, M, 2 C)``, each point beside the reduction, 0 at padding.
         """
-        size = inputs.shape[1]
+        size, channels = inputs.shape[1:]
+        if channels != self.linear.in_features:
+            raise ValueError(
+                f'in_channels makes {self.linear.in_features} values of each '
+                f'point, but there are {channels}: count those of the points')
         mask = get_paddings_indicator(num_voxels, size)
         # The one place where a GPU is waited for: the number of points.
         row = mask.flatten().nonzero().squeeze(1)
@@ -105,16 +112,14 @@ class GeMPillarFeatureNet(PillarFeatureNet):
                  p_trainable: bool = True,
                  per_channel: bool = False,
                  p_range: tuple[float, float] = (1.0, 50.0),
-                 norm_cfg: dict | None = None,
                  **kwargs: Any) -> None:
-        if 'mode' in kwargs:
-            raise ValueError(
-                f"mode={kwargs['mode']!r} does not apply to "
-                'GeMPillarFeatureNet: p=1 is the mean and a fixed p=inf '
-                'the maximum')
+        arguments = name_arguments(self, super().__init__, args, kwargs)
+        check_arguments(self, arguments)
         check_positive('eps', eps)
-        norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
-        super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
+        check_flag('per_channel', per_channel)
+        norm_cfg = arguments.pop('norm_cfg', None) or dict(
+            type='BN1d', eps=1e-3, momentum=0.01)
+        super().__init__(norm_cfg=norm_cfg, **arguments)
         for i, layer in enumerate(self.pfn_layers):
             out_channels = layer.units * (1 if layer.last_vfe else 2)
             self.pfn_layers[i] = GeMPFNLayer(
@@ -125,3 +130,37 @@ class GeMPillarFeatureNet(PillarFeatureNet):
                 gem=Power(p, p_trainable, layer.units if per_channel else None,
                           p_range),
                 eps=eps)
+
+    def forward(self, features: Tensor, num_points: Tensor, coors: Tensor,
+                *args: Any, **kwargs: Any) -> Tensor:
+        """Encode the points of each pillar.
+
+        Args:
+            features (Tensor): Points, shape ``(N, M, C_in)``, zeros behind
+                the last one of each pillar.
+            num_points (Tensor): Number of points in each pillar, ``(N, )``.
+            coors (Tensor): The pillars, ``(sample, z, y, x)``, shape
+                ``(N, 4)``.
+            *args: What multi-modal detectors give besides; not needed.
+            **kwargs: As ``args``.
+
+        Returns:
+            Tensor: Features of the pillars, shape ``(N, C)``.
+
+        Raises:
+            ValueError: The shapes do not fit together, or there are more
+                points than rows for them.
+        """
+        if (features.dim() != 3 or num_points.shape != features.shape[:1]
+                or coors.shape != (len(features), 4)):
+            raise ValueError(
+                'features, num_points and coors must have the shapes '
+                '(N, M, C_in), (N, ) and (N, 4), but have '
+                f'{tuple(features.shape)}, {tuple(num_points.shape)} and '
+                f'{tuple(coors.shape)}')
+        values = find_range(num_points)
+        if values and not 0 <= values[0] <= values[1] <= features.shape[1]:
+            raise ValueError(
+                f'num_points must lie in [0, {features.shape[1]}], but has '
+                f'values from {values[0]} to {values[1]}')
+        return super().forward(features, num_points, coors, *args, **kwargs)

@@ -26,7 +26,13 @@ from torch import Tensor
 
 from ...clip_sigmoid import representable_bounds
 from ...gaussian_focal_loss import LOG_EPS
-from ...power_mean import Dims, Power, Segments, Windows
+from ...power_mean import (
+    Dims,
+    Power,
+    Segments,
+    Windows,
+    sum_to_power,
+)
 from .library import load
 
 # What can be computed, with the number that the kernels know it by.
@@ -243,7 +249,7 @@ def power_mean_backward(
     if wants_x:
         grad_x = _undo(grad_x, plan.order).to(x.dtype)
     if wants_p:
-        grad_p = plan.restore_result(grad_p).sum_to_size(p.shape)
+        grad_p = sum_to_power(plan.restore_result(grad_p), p)
     return grad_x, grad_p
 
 
