@@ -171,12 +171,15 @@ def test_pillar_net_gives_the_shipped_config(load):
     stock, shipped = SMALL.format('stock'), SMALL.format('gem')
     expected = Config.fromfile(shipped)
     cfg = load(migrate(stock, gem=True).text)
-    # The shipped one has a hook besides, and a variable.
+    # The shipped one has a hook besides, and a variable, and takes samples
+    # without points.
     assert differences(cfg.to_dict(), expected.to_dict()) == {
-        'custom_imports', 'custom_hooks', 'power_paramwise_cfg'}
+        'custom_imports', 'custom_hooks', 'power_paramwise_cfg',
+        'model.data_preprocessor.type'}
     cfg = load(migrate(stock, gem=True, logits=True).text)
     assert differences(cfg.model, expected.model) == {
-        'pts_bbox_head.loss_cls.type', 'pts_bbox_head.heatmap_act'}
+        'pts_bbox_head.loss_cls.type', 'pts_bbox_head.heatmap_act',
+        'data_preprocessor.type'}
     assert cfg.optim_wrapper == expected.optim_wrapper
     init_default_scope('mmdet3d')
     ours, theirs = (MODELS.build(c.model) for c in (cfg, expected))
@@ -533,7 +536,7 @@ def test_a_head_that_cannot_be_built(write, tmp_path):
         'train_cfg=dict(pts=dict(code_weights=[1.0] * 10)))')
     message = refused(base, str(tmp_path / 'out.py'))
     assert "model.pts_bbox_head.type = 'sigplug.CenterHead' cannot" in message
-    assert 'code_weights must have 8 values' in message
+    assert 'train_cfg.grid_size must be two or three numbers' in message
     assert os.listdir(tmp_path) == ['mine.py']
 
 

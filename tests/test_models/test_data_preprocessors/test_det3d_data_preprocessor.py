@@ -158,5 +158,5 @@ def test_grid_that_does_not_match(change):
     model = build('pillar').train()
     model.pts_bbox_head.train_cfg.update(change)
     data = model.data_preprocessor(batch(900), True)
-    with pytest.raises(ValueError, match=r'\(32, 32\) cells .*train_cfg'):
+    with pytest.raises(ValueError, match=r'\(10, 32, 32\), .*train_cfg'):
         model(**data, mode='loss')
