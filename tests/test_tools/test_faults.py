@@ -111,9 +111,10 @@ def test_killed_at_random_moments_equals_uninterrupted(folder, run_tool):
     chance = random.Random(0)
     kills = in_a_write = 0
     finished = []
-    for trial in range(4):
+    for trial in range(3):
         work_dir = folder / f'killed{trial}'
-        for attempt in range(20):
+        truncated = False
+        for attempt in range(6):
             with train(folder, work_dir, '--resume') as run:
                 run.wait_for('Checkpoints will be saved')
                 if attempt % 2:
@@ -130,18 +131,17 @@ def test_killed_at_random_moments_equals_uninterrupted(folder, run_tool):
                 break
             assert code == -signal.SIGKILL
             kills += 1
-            if attempt == 3:
-                # One that was written by other means.
-                for path in list(work_dir.glob('epoch_*.pth'))[-1:]:
-                    path.write_bytes(path.read_bytes()[:-1000])
-            if attempt == 5:
-                break
+            epochs = sorted(work_dir.glob('epoch_*.pth'))
+            if len(epochs) > 1 and not truncated:
+                # As by a stock hook that was killed in a write.
+                os.truncate(epochs[-1], 10**6)
+                truncated = True
         run_tool('train.py', 'small.py', '--work-dir', work_dir, '--resume',
                  cwd=folder)
         assert_same_training(work_dir, folder / 'whole')
         finished.append(attempt + 1)
     print(f'\n{kills} kills, {in_a_write} of them in the middle of a write, '
-          f'in {finished} starts; all four trainings equal the whole one')
+          f'in {finished} starts; all trainings equal the whole one')
     assert in_a_write > 3
 
 

@@ -1,11 +1,13 @@
 """Trainings that are killed or have no room, and what they leave."""
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -101,34 +103,35 @@ def test_resumed_training_removes_what_the_one_before_left(tmp_path):
 
 
 class Sleeper:
-    """A training in another process, which lasts."""
+    """A training in another process, which lasts and has a worker."""
 
-    def __init__(self, work_dir, workers):
+    def __init__(self, work_dir):
         self.marker = Path(work_dir) / 'worker'
-        self.process = fork(self.run, work_dir, workers)
+        self.process = fork(self.run)
         deadline = time.time() + 60
         while not self.marker.exists():
             assert time.time() < deadline
             time.sleep(0.02)
 
-    def run(self, work_dir, workers):
+    def run(self):
         hook = CheckpointHook()
 
         class Runner:
             work_dir = str(self.marker.parent)
-            logger = __import__('logging').getLogger('quiet')
+            logger = logging.getLogger('quiet')
 
         hook.before_train(Runner)
-        if workers:
-            # As those of a data loader: they inherit what is open.
-            self.marker.write_text(str(fork(time.sleep, 600)))
-        else:
-            self.marker.write_text('')
+        # As those of a data loader, it inherits what is open.
+        worker = str(fork(time.sleep, 600))
+        partial = self.marker.with_name('worker_id')
+        partial.write_text(worker)
+        partial.rename(self.marker)
         time.sleep(600)
 
 
 def test_one_training_at_a_time(tmp_path):
-    first = Sleeper(tmp_path, workers=True)
+    first = Sleeper(tmp_path)
+    worker = int((tmp_path / 'worker').read_text())
     (tmp_path / 'epoch_1.pth.partial').touch()
     try:
         with pytest.raises(PreflightError, match='Another training') as info:
@@ -137,16 +140,15 @@ def test_one_training_at_a_time(tmp_path):
             assert word in str(info.value)
         # It may be what the other one is writing.
         assert (tmp_path / 'epoch_1.pth.partial').exists()
-    finally:
         os.kill(first.process, signal.SIGKILL)
         exit_code(first.process)
-    worker = int((tmp_path / 'worker').read_text())
-    try:
         # Free at once, although a worker has survived.
         os.kill(worker, 0)
         make_runner(tmp_path).train()
     finally:
-        os.kill(worker, signal.SIGKILL)
+        for process in (worker, first.process):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     assert not (tmp_path / 'epoch_1.pth.partial').exists()
 
 
