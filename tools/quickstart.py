@@ -62,6 +62,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.config.is_file():
         parser.error(f'--config: {args.config} does not exist')
+    if args.work_dir.exists() and not args.work_dir.is_dir():
+        parser.error(f'--work-dir {args.work_dir} must be a folder, but is a '
+                     'file')
+    # numpy takes no other.
+    if not 0 <= args.seed < 2**32:
+        parser.error(f'--seed must lie in [0, 2**32), got {args.seed}')
     return args
 
 

@@ -243,7 +243,14 @@ def build_runner(cfg: Config) -> Runner:
 
     Returns:
         Runner: The runner.
+
+    Raises:
+        PreflightError: It describes no model.
     """
+    if 'model' not in cfg:
+        raise PreflightError(
+            f'The config {cfg.filename!r} has no model: choose one that '
+            'describes a whole experiment, not a part in _base_.')
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

@@ -128,6 +128,9 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         PreflightError: The file is missing or broken, or an option does not
             fit the config.
     """
+    if osp.isdir(path):
+        raise PreflightError(f'The config {path!r} is a folder: name a file '
+                             'in it.')
     if not osp.isfile(path):
         raise PreflightError(
             f'The config {path!r} does not exist (working directory: '

@@ -132,6 +132,39 @@ def test_only_the_first_rank_prints(monkeypatch, capsys, name):
     assert capsys.readouterr().out == 'text\n'
 
 
+def test_load_config_of_a_folder(tmp_path):
+    with pytest.raises(PreflightError, match='is a folder'):
+        preflight.load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize('scope, key, name, hint', [
+    ('mmdet3d', 'model.type', 'CenterPont', 'CenterPoint'),
+    ('mmdet3d', 'model.head.type', 'sigplug.CenterHaed',
+     'sigplug.CenterHead'),
+    ('mmdet3d', 'model.head.loss.type', 'mmdet.GaussianFocalLos',
+     'mmdet.GaussianFocalLoss'),
+    ('mmdet3d', 'model.head.coder.type', 'CenterPointBBoxCodr',
+     'CenterPointBBoxCoder'),
+    ('mmdet3d', 'model.necks.0.act_cfg.type', 'ClipSigmod', 'ClipSigmoid'),
+    ('mmdet3d', 'model.head.heatmap_act.type', 'ClipSigmod', 'ClipSigmoid'),
+    ('mmdet3d', 'data.dataset.type', 'NuScenesDatset', 'NuScenesDataset'),
+    ('mmdet3d', 'custom_hooks.0.type', 'HeatmapSaturationHok',
+     'HeatmapSaturationHook'),
+    ('mmdet', 'model.bbox_head.type', 'CenterNetHed', 'CenterNetHead'),
+])
+def test_a_misspelt_type_has_a_near_one(scope, key, name, hint):
+    """Of mmdet3d, mmdet and ours, however deep it lies."""
+    cfg = Config(dict(default_scope=scope))
+    node = name
+    for part in reversed(key.split('.')):
+        node = [node] if part.isdigit() else {part: node}
+    cfg.merge_from_dict(node)
+    preflight.check_stack(cfg)
+    (found, got, words), = preflight.unknown_types(cfg)
+    assert (found, got) == (key.removesuffix('.type'), name)
+    assert words.startswith(f' Did you mean {hint!r}')
+
+
 def test_load_config_merges_options(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text('a = dict(b=1, c=[dict(d=2)])\n')

@@ -280,6 +280,10 @@ def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
     # multiplies the error of the mean, and the rounding of 1/p the mean's
     # logarithm.
     y_allowed = 4 * ulp(y, out)
+    if out == torch.float64:
+        # Nothing is wider to sum in: a sum of n positive terms is off by
+        # up to n - 1 roundings, of which the root takes the p-th part.
+        y_allowed += (len(c) - 1) * u * y / p
     # A ratio below the smallest normal number has few bits, or none.
     lost = np.where(ratio < smallest_normal(out), ulp(ratio, out), 0)
     if p < 1:

@@ -36,6 +36,33 @@ def test_missing_config(tmp_path, run_tool):
     assert '--config: none.py does not exist' in printed
 
 
+@pytest.mark.parametrize('args, words', [
+    (['--work-dir', 'taken'], '--work-dir taken must be a folder'),
+    (['--seed', '-1'], '--seed must lie in [0, 2**32), got -1'),
+    (['--samples-per-scene', 'x'], "invalid int value: 'x'"),
+])
+def test_wrong_arguments(tmp_path, run_tool, args, words):
+    (tmp_path / 'taken').touch()
+    assert words in run_tool('quickstart.py', *args, cwd=tmp_path, expect=2)
+
+
+@pytest.mark.parametrize('tool, args, words, code', [
+    ('misc/setup_env.py', ['--hlep'], 'no arguments', 1),
+    ('analysis_tools/plot_curves.py', ['--out-dir', 'taken'],
+     '--out-dir taken must be a folder', 2),
+    ('analysis_tools/benchmark_ops.py', ['--out', 'taken'],
+     '--out taken must be a folder', 2),
+    ('train.py', ['part.py'], "'part.py' has no model", 2),
+    ('train.py', ['.'], "The config '.' is a folder", 2),
+])
+def test_wrong_arguments_of_other_tools(tmp_path, run_tool, tool, args, words,
+                                        code):
+    (tmp_path / 'taken').touch()
+    (tmp_path / 'part.py').write_text('a = 1')
+    printed = run_tool(tool, *args, cwd=tmp_path, expect=code)
+    assert words in printed and 'Traceback' not in printed
+
+
 # In the place of mmcv, with or without a GPU.
 FAKE_MMCV = """
 import torch

@@ -67,6 +67,8 @@ def check_common_arguments(parser: argparse.ArgumentParser,
         if getattr(args, name) < 1:
             parser.error(f'--{name} must be at least 1, got '
                          f'{getattr(args, name)}')
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f'--out {args.out} must be a folder, but is a file')
     try:
         args.device = torch.device(args.device)
     except RuntimeError:

@@ -56,7 +56,11 @@ def parse_args() -> argparse.Namespace:
         default=list(PICTURES),
         metavar='PICTURE',
         help='draw only these of the pictures')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
+                     'file')
+    return args
 
 
 def logits(dtype: torch.dtype) -> Tensor:

@@ -501,4 +501,8 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+    # It would take minutes to find out that they have no effect.
+    if len(sys.argv) > 1:
+        sys.exit('env: takes no arguments but environment variables (see the '
+                 'top of this file), got ' + ' '.join(sys.argv[1:]))
     sys.exit(main())
