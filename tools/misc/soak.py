@@ -32,10 +32,18 @@ CONFIG = TOOLS.parent / (
 # Workers that live for one epoch, so that one that is leaked would be seen.
 SOAK_CONFIG = """
 _base_ = [{config!r}]
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+for pipeline in (train_pipeline, test_pipeline):
+    pipeline[0].update(on_bad='skip', max_bad=0.5)
 train_cfg = dict(max_epochs=1000000, val_interval=1)
 param_scheduler = []
-train_dataloader = dict(batch_size=2, persistent_workers=False)
-val_dataloader = dict(batch_size=2, persistent_workers=False)
+train_dataloader = dict(
+    batch_size=2, persistent_workers=False,
+    dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=2, persistent_workers=False,
+    dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1))
 log_processor = dict(window_size=1)
 """
