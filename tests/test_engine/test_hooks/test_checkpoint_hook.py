@@ -94,7 +94,7 @@ def test_leaves_what_mmengine_leaves(tmp_path, hook):
 
 def test_resumed_training_removes_what_the_one_before_left(tmp_path):
     make_runner(tmp_path, epochs=2).train()
-    (tmp_path / 'epoch_3.pth.partial').touch()
+    (tmp_path / 'epoch_9.pth.partial').touch()
     make_runner(tmp_path, epochs=3, resume=True,
                 load_from=str(tmp_path / 'epoch_2.pth')).train()
     assert {path.name for path in tmp_path.glob('*.p*')
