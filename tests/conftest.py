@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from mmengine.utils import digit_version
 
-from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+from sigplug.engine.checkpoint import load_safely
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
@@ -198,8 +198,7 @@ def tool_command(tool: str, *args) -> list[str]:
 
 def load(path):
     """Read a checkpoint."""
-    allow_mmengine_checkpoints()
-    return torch.load(path, weights_only=True)
+    return load_safely(path)
 
 
 def assert_same_training(work_dir: Path, uninterrupted: Path) -> None:

@@ -14,7 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from sigplug.engine import cli
-from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+from sigplug.engine.checkpoint import load_safely
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
 from sigplug.ops import segment_generalized_mean
 
@@ -137,8 +137,7 @@ def test_dist_train_and_dist_test(folder, tools, run_tool):
     assert len(re.findall(r'Epoch\(train\) \[1\]\[2/2\]', printed)) == 1
     # One folder for both processes.
     assert len(list((folder / 'dist').glob('2*'))) == 1
-    allow_mmengine_checkpoints()
-    checkpoint = torch.load(folder / 'dist/epoch_1.pth', weights_only=True)
+    checkpoint = load_safely(folder / 'dist/epoch_1.pth')
     assert checkpoint['meta']['iter'] == 2
     assert not any(k.startswith('module.') for k in checkpoint['state_dict'])
 

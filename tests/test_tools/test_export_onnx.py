@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import QUICKSTART, TOOLS
+from conftest import OLD_TORCH, QUICKSTART, TOOLS
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -156,8 +156,11 @@ def test_centerpoint(tool, small, monkeypatch, capsys, tmp_path, options,
     onnx.checker.check_model(exported, full_check=True)
     assert [(entry.domain, entry.version)
             for entry in exported.opset_import] == [('', opset)]
-    assert {node.op_type for node in exported.graph.node} == {
+    extra = {node.op_type for node in exported.graph.node} ^ {
         'Conv', 'Relu', 'ConvTranspose', 'Concat'}
+    # Old torch leaves it to the runtime to fold the normalisations.
+    assert not extra or (OLD_TORCH and extra <= {
+        'BatchNormalization', 'Identity'})
     assert not any(tensor.external_data
                    for tensor in exported.graph.initializer)
     about = {entry.key: entry.value for entry in exported.metadata_props}
@@ -352,7 +355,10 @@ def test_missing_packages_are_named(tool, small, monkeypatch, capsys):
     assert 'pip install onnx onnxruntime onnxscript' in printed.err
 
 
-def drop_dynamic_shapes(function, *args, dynamic_shapes, **kwargs):
+def drop_dynamic_shapes(function, *args, **kwargs):
+    # The exporters of old and new torch call them by other names.
+    for name in ('dynamic_axes', 'dynamic_shapes'):
+        kwargs.pop(name, None)
     function(*args, **kwargs)
 
 
@@ -382,15 +388,16 @@ def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, capsys,
 
     monkeypatch.setattr(tool, 'export', wrong)
     arguments = (folder / 'config.py', folder / 'epoch_1.pth', '--out', out)
-    if mistake == 'values':
-        code, printed = run_here(tool, monkeypatch, capsys, *arguments)
-        assert code == 2
-        assert 'task0.heatmap is off by 0.001' in printed.err
-    else:
-        with pytest.raises((Exception, KeyboardInterrupt)) as caught:
+    if mistake == 'size':
+        with pytest.raises(Exception, match='Got invalid dimensions'):
             run_here(tool, monkeypatch, capsys, *arguments)
-        if mistake == 'size':
-            assert 'Got invalid dimensions' in str(caught.value)
+    else:
+        code, printed = run_here(tool, monkeypatch, capsys, *arguments)
+        expected, words = {
+            'values': (2, 'task0.heatmap is off by 0.001'),
+            'interrupted': (130, 'Stopped by SIGINT'),
+        }[mistake]
+        assert code == expected and words in printed.err
     assert out.read_text() == 'of an earlier run'
     assert list(tmp_path.iterdir()) == [out]
 

@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from sigplug.engine.checkpoint import load_safely
+
 CONFIGS = Path(mmdet3d.__file__).parent / '.mim/configs'
 NAME = 'centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py'
 # It prints, as some packages do when they are imported.
@@ -160,8 +162,7 @@ def test_train_takes_it(folder, run_tool):
     assert done.returncode == 0, done.stderr
     run_tool('train.py', 'migrated.py', '--cfg-options',
              'train_cfg.max_epochs=1', cwd=folder)
-    checkpoint = torch.load(
-        folder / 'work_dirs/migrated/epoch_1.pth', weights_only=True)
+    checkpoint = load_safely(folder / 'work_dirs/migrated/epoch_1.pth')
     state = checkpoint['state_dict']
     assert all(value.isfinite().all() for value in state.values())
     assert state['pts_voxel_encoder.pfn_layers.0.gem.p'] != 3

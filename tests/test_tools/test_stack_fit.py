@@ -11,7 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
 
-from sigplug.engine.checkpoint import allow_mmengine_checkpoints
+from sigplug.engine.checkpoint import load_safely
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / ('configs/centerpoint/centerpoint_pillar04_second_secfpn_gem_'
@@ -97,8 +97,7 @@ param_scheduler = None
     rates = re.findall(r'\blr: (\S+)', printed)
     assert len(rates) == 4
     assert {float(rate) for rate in rates} == {3e-4 / 4}
-    allow_mmengine_checkpoints()
-    saved = torch.load(folder / 'fit/epoch_1.pth', weights_only=True)
+    saved = load_safely(folder / 'fit/epoch_1.pth')
     assert saved['optimizer']['state'][0]['step'] == 2
     averaged = {key.removeprefix('module.'): value
                 for key, value in saved['ema_state_dict'].items()}

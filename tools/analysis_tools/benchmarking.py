@@ -318,10 +318,11 @@ def extra_memory(step: Callable[[], Any], device: torch.device) -> int:
     with profile(
             activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
-    events = sorted((event
-                     for event in record.profiler.kineto_results.events()
-                     if event.name() == '[memory]'),
-                    key=lambda event: event.start_ns())
+    events = [event for event in record.profiler.kineto_results.events()
+              if event.name() == '[memory]']
+    # Older versions count microseconds.
+    events.sort(key=lambda event: getattr(event, 'start_ns',
+                                          getattr(event, 'start_us', None))())
     held = most = 0
     for event in events:
         held += event.nbytes()

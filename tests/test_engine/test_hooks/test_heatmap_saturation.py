@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.data import DataLoader
 
+from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.hooks import HeatmapSaturationHook
 from sigplug.engine.preflight import PreflightError
 from sigplug.models.dense_heads import CenterHead
@@ -368,8 +369,7 @@ def train(work_dir, hooks, **kwargs):
         work_dir, model, [dict(type='EMAHook', momentum=0.1), *hooks],
         **kwargs)
     runner.train()
-    return torch.load(
-        work_dir / f'epoch_{runner.epoch}.pth', weights_only=True)
+    return load_safely(work_dir / f'epoch_{runner.epoch}.pth')
 
 
 def assert_same_training(found, expected):
