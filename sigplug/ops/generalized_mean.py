@@ -93,9 +93,10 @@ def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
         return check_float_power(p)
     check_tensor_power(p)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
-    if p.numel() == 1:
-        return p.reshape(())
+    p = p.reshape(()) if p.numel() == 1 else p
     check_device('p', p, x)
+    if p.dim() == 0:
+        return p
     pooled = [1 if d in dims else size for d, size in enumerate(x.shape)]
     if p.dim() == 1:
         channel = (x.dim() - 1 if 1 in dims else 1) if x.dim() > 1 else 0

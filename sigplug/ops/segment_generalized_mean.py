@@ -95,9 +95,10 @@ def _check_row_power(p: Power, x: Tensor) -> Power:
         return check_float_power(p)
     check_tensor_power(p)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
-    if p.numel() == 1:
-        return p.reshape(())
+    p = p.reshape(()) if p.numel() == 1 else p
     check_device('p', p, x)
+    if p.dim() == 0:
+        return p
     if not fits_into(p.shape, x.shape[1:]):
         raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
                          f'against a row of x, of shape {tuple(x.shape[1:])}')
