@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 # What an OpenMMLab environment brings and `pip install .` must leave alone.
 HOST_PACKAGES = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d'}
-LISTS = ('build', 'runtime', 'mminstall', 'optional', 'tests')
+LISTS = ('build', 'runtime', 'mminstall', 'optional', 'tests', 'docs')
 
 
 def read_requirements(name):
