@@ -55,7 +55,7 @@ lint: env  ## check the style
 
 docs: export DOCS := 1
 docs: env  ## build the site of docs/ into docs/_build/; warnings are errors
-	$(VENV)/bin/python -m sphinx -W --keep-going -q docs docs/_build $(ARGS)
+	$(VENV)/bin/python -m sphinx -E -W --keep-going -q docs docs/_build $(ARGS)
 	@echo 'docs: open docs/_build/index.html'
 
 clean:  ## remove what builds and tests leave; keep .venv, data and results
