@@ -6,7 +6,7 @@
 # COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an
 # environment of their own.
 
-.PHONY: help env quickstart test fuzz soak bench lint clean
+.PHONY: help env quickstart test fuzz soak bench lint docs clean
 
 export COLUMN
 VENV := .venv$(if $(COLUMN),-$(COLUMN))
@@ -53,6 +53,11 @@ bench: env  ## time the operations and a training against the stock forms
 lint: env  ## check the style
 	$(VENV)/bin/python -m ruff check $(ARGS)
 
+docs: export DOCS := 1
+docs: env  ## build the site of docs/ into docs/_build/; warnings are errors
+	$(VENV)/bin/python -m sphinx -E -W --keep-going -q docs docs/_build $(ARGS)
+	@echo 'docs: open docs/_build/index.html'
+
 clean:  ## remove what builds and tests leave; keep .venv, data and results
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

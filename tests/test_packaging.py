@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 # What an OpenMMLab environment brings and `pip install .` must leave alone.
 HOST_PACKAGES = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d'}
-LISTS = ('build', 'runtime', 'mminstall', 'optional', 'tests')
+LISTS = ('build', 'runtime', 'mminstall', 'optional', 'tests', 'docs')
 
 
 def read_requirements(name):
@@ -90,9 +90,12 @@ def test_sdist_holds_what_a_user_needs(built):
     wanted = list_tree('sigplug', '.py') | list_tree('tests', '.py')
     wanted |= list_tree('configs', '.py') | list_tree('tools', '.py', '.sh')
     wanted |= list_tree('requirements', '.txt')
-    wanted |= {'LICENSE', 'README.md', 'setup.py', 'pyproject.toml',
-               'model-index.yml', 'sigplug/.mim/tools/train.py'}
+    wanted |= {'LICENSE', 'README.md', 'README_zh-CN.md', 'CONTRIBUTING.md',
+               'setup.py', 'pyproject.toml', 'model-index.yml',
+               'sigplug/.mim/tools/train.py', 'docs/conf.py',
+               'docs/api/ops.md', 'docs/images/data_flow.svg'}
     assert wanted <= names
+    assert not [n for n in names if n.startswith('docs/_build')]
     assert not [n for n in names if re.search(r'__pycache__|\.pyc$', n)]
 
 

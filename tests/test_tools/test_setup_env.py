@@ -377,6 +377,28 @@ def test_venv_is_made_anew(setup_env, repo, tmp_path, monkeypatch, ours):
     assert setup.state['done'] == [] and setup.state['installed'] is None
 
 
+def test_documentation_is_installed_once(setup_env, monkeypatch):
+    """``make env`` takes what ``make docs`` has installed for its own."""
+    make_complete(setup_env)
+    calls = []
+
+    def pip(self, label, *arguments):
+        calls.append(arguments)
+        for site in setup_env.VENV.glob('lib/*/site-packages'):
+            (site / 'sphinx-9.0.4.dist-info').mkdir()
+
+    monkeypatch.setattr(setup_env.Setup, 'pip', pip)
+    monkeypatch.delattr(setup_env.Setup, 'begin')
+    setup_env.Setup().install()
+    assert not calls
+    monkeypatch.setattr(setup_env, 'DOCS', True)
+    for _ in range(2):
+        setup_env.Setup().install()
+    assert calls == [(f'-r{setup_env.ROOT}/requirements/docs.txt', )]
+    monkeypatch.setattr(setup_env, 'DOCS', False)
+    setup_env.Setup().install()
+
+
 @pytest.mark.parametrize('changes, kept', [
     (dict(installed=None), True),
     (dict(installed=None, inputs='old'), False),

@@ -17,7 +17,7 @@ Environment variables: ``SIGPLUG_CACHE``; ``FORCE_CUDA=1`` compiles mmcv's
 operators for CUDA (default: CPU only, whatever GPUs are there); ``MAX_JOBS``
 limits the compiler processes; ``COLUMN=torch2.1`` builds ``.venv-torch2.1``,
 where the pins of ``requirements/columns/torch2.1.txt`` take the place of those
-of the same packages.
+of the same packages; ``DOCS=1`` also installs what builds ``docs/``.
 """
 # The older Pythons that check_python() turns away must get as far as that:
 # neither syntax nor annotations here that Python 3.6 cannot evaluate.
@@ -44,6 +44,7 @@ QUIET_PERIOD = 30  # seconds between signs of life
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMN = os.environ.get('COLUMN', '')
+DOCS = os.environ.get('DOCS') == '1'
 CONSTRAINTS = ROOT / 'requirements' / 'constraints.txt'
 MMCV_VERSION = re.search(r'(?m)^mmcv==(\S+)', CONSTRAINTS.read_text())[1]
 VENV = ROOT / ('.venv-' + COLUMN if COLUMN else '.venv')
@@ -460,8 +461,16 @@ class Setup:
         if (self.is_as_wanted and os.access(PYTHON, os.X_OK)
                 and self.state['installed'] == list_installed()):
             say(f'{VENV.name} is up to date')
-            return
-        self.begin()
+        else:
+            self.begin()
+            self.install_all()
+            say(f'{VENV.name} is ready')
+        if DOCS:
+            self.step('documentation', self.pip,
+                      f'-r{ROOT}/requirements/docs.txt')
+            self.save(installed=list_installed())
+
+    def install_all(self) -> None:
         wheels = f'*/mmcv-{MMCV_VERSION}-cp{OWN.replace(".", "")}-*.whl'
         if not any(find_cache().glob(wheels)):
             # It will be needed: say so before anything long.
@@ -474,7 +483,6 @@ class Setup:
         self.step('check of the stack', run_python,
                   'import mmdet.models, mmdet3d.models, nuscenes, sigplug')
         self.save(installed=list_installed())
-        say(f'{VENV.name} is ready')
 
 
 def main() -> int:

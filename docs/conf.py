@@ -1,0 +1,60 @@
+"""How Sphinx builds the site; `make docs` calls it, warnings are errors."""
+import sys
+from pathlib import Path
+
+from docutils import nodes
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sigplug import __version__  # noqa: E402
+
+project = 'sigplug'
+copyright = 'The sigplug authors'
+release = version = __version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.autosummary',
+    'sphinx.ext.mathjax',
+    'sphinx.ext.napoleon',
+]
+exclude_patterns = ['_build']
+
+myst_enable_extensions = ['colon_fence', 'dollarmath']
+# Links between the pages name headings as GitHub does.
+myst_heading_anchors = 4
+
+# The signatures have the types already.
+autodoc_typehints = 'none'
+autodoc_member_order = 'bysource'
+autodoc_default_options = {
+    'members': True,
+    'exclude-members': 'extra_repr',
+    'show-inheritance': True,
+}
+autosummary_generate = False
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = 'furo'
+html_title = f'sigplug {release}'
+html_copy_source = False
+
+
+def link_registered_name(app, env, node, contnode):
+    """Link ``sigplug.CenterHead``, the name in configs, to its class."""
+    name = node.get('reftarget', '').rpartition('.')[2]
+    for full, entry in env.domaindata['py']['objects'].items():
+        if full.rpartition('.')[2] == name and full.startswith('sigplug.'):
+            return nodes.reference(
+                '', '', contnode, internal=True,
+                refuri=app.builder.get_relative_uri(
+                    node['refdoc'], entry.docname) + '#' + entry.node_id)
+    return None
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect('missing-reference', link_registered_name)

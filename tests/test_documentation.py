@@ -1,0 +1,386 @@
+"""Links, names, numbers, snippets and commands of README and docs/ are true.
+
+What needs Sphinx is in ``make docs``, where warnings are errors.
+"""
+import ast
+import importlib
+import io
+import os
+import re
+import runpy
+import shlex
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, DefaultScope
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / 'docs'
+READMES = [ROOT / 'README.md', ROOT / 'README_zh-CN.md']
+PAGES = [*READMES, ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md')),
+         *sorted((DOCS / 'api').glob('*.md'))]
+each_page = pytest.mark.parametrize(
+    'page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+# Programs that are not ours, by their first word or that after the variables.
+OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'git'}
+
+
+def blocks(page, language):
+    """The snippets of a language."""
+    return re.findall(rf'(?ms)^```{language}\n(.*?)^```', page.read_text())
+
+
+def prose(page):
+    """The text without its snippets."""
+    return re.sub(r'(?ms)^```.*?^```', '', page.read_text())
+
+
+# -- Links and names ---------------------------------------------------------
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub and myst make it."""
+    heading = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading).lower()
+    return re.sub(r'[^\w\- ]', '', heading).replace(' ', '-')
+
+
+def headings(page):
+    """Those of a page and of what it includes."""
+    found = re.findall(r'(?m)^#+ (.*)$', prose(page))
+    for included in re.findall(r'(?m)^```{include} (.*)$', page.read_text()):
+        found += headings(page.parent / included)
+    return found
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
+        if re.match(r'https?://', target):
+            continue
+        name, _, anchor = target.partition('#')
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in map(slug, headings(path)), target
+
+
+def test_every_page_is_in_the_contents():
+    entries = {line for block in blocks(DOCS / 'index.md', '{toctree}')
+               for line in block.split() if not line.startswith(':')}
+    found = {path.relative_to(DOCS).with_suffix('').as_posix()
+             for path in (*DOCS.glob('*.md'), *(DOCS / 'api').glob('*.md'))}
+    assert entries - {'Use', 'Background', 'Reference', '1'} == (
+        found - {'index'})
+
+
+@pytest.mark.parametrize('page, modules', [
+    ('ops', ['sigplug.ops']),
+    ('models', ['sigplug.models', *(f'sigplug.models.{name}' for name in (
+        'layers', 'losses', 'necks', 'dense_heads', 'voxel_encoders',
+        'data_preprocessors'))]),
+    ('engine', ['sigplug.engine.hooks']),
+    ('datasets', ['sigplug.datasets']),
+    ('visualization', ['sigplug.visualization']),
+])
+def test_reference_has_every_public_name(page, modules):
+    text = (DOCS / 'api' / f'{page}.md').read_text()
+    listed = {name.rpartition('.')[2]
+              for name in re.findall(r'(?m)^\.\. auto\w+:: (\S+)$', text)}
+    for module in modules:
+        names = set(importlib.import_module(module).__all__)
+        assert names <= listed, names - listed
+
+
+def test_modules_of_models_are_all_in_the_reference():
+    """So that a new folder is not forgotten in the test above."""
+    text = (DOCS / 'api' / 'models.md').read_text()
+    for path in (ROOT / 'sigplug' / 'models').glob('*/__init__.py'):
+        heading = path.parent.name.replace('_', ' ').capitalize()
+        assert f'\n## {heading}\n' in text
+
+
+def test_readmes_say_the_same():
+    """Same headings in number, same figures, code, names and links."""
+    english, chinese = READMES
+    assert english.read_text().startswith(
+        'English | [简体中文](README_zh-CN.md)\n')
+    assert chinese.read_text().startswith('[English](README.md) | 简体中文\n')
+
+    def facts(page):
+        text = prose(page).partition('\n')[2]
+        return {
+            'headings': re.findall(r'(?m)^#+(?= )', text),
+            'figures': sorted(re.findall(r'\d+(?:\.\d+)*', text)),
+            'code': sorted(re.findall(r'`[^`]+`', text)),
+            'links': re.findall(r'\]\(([^)]+)\)', text),
+            'snippets': [
+                re.sub(r' *#.*', '', code)
+                for language in ('bash', 'python', 'diff')
+                for code in blocks(page, language)],
+        }
+
+    wanted = facts(english)
+    for name, value in facts(chinese).items():
+        assert value == wanted[name], name
+    assert len(wanted['figures']) > 80
+
+
+# -- Figures -----------------------------------------------------------------
+
+
+def test_figures_of_the_parameters_stand_in_the_numerics():
+    numerics = (DOCS / 'numerics.md').read_text()
+    # Values of arguments are code.
+    text = re.sub(r'`[^`]*`', '', prose(DOCS / 'parameters.md'))
+    figures = re.findall(r'(?<![\w.])-?\d+\.\d+(?:e-\d+)?(?![\w.])', text)
+    measured = [f for f in figures if len(f.lstrip('-').replace('.', '')) > 2]
+    assert len(measured) > 30
+    for figure in set(measured) - {'0.962', '0.00306'}:
+        assert re.search(rf'(?<![\d.]){re.escape(figure)}(?!\d)', numerics), (
+            figure)
+
+
+@pytest.mark.parametrize('logit, expected', [(9.25, 0.962), (15., 0.00306)])
+def test_gradient_behind_straight_through(logit, expected):
+    """The two figures that the page has of its own; float64 maths."""
+    x = torch.tensor(logit, dtype=torch.float64)
+    bound, s = 1 - 1e-4, torch.sigmoid(x)
+    y = torch.tensor(bound, dtype=torch.float64, requires_grad=True)
+    (-(1 - y).log() * y**2).backward()
+    assert (y.grad * s * (1 - s)).item() == pytest.approx(expected, rel=2e-3)
+    from mmdet.models.losses import GaussianFocalLoss
+
+    from sigplug.ops import clip_sigmoid
+    logits = torch.tensor([logit], requires_grad=True)
+    GaussianFocalLoss(reduction='sum')(
+        clip_sigmoid(logits, grad='straight_through'),
+        torch.zeros(1)).backward()
+    assert logits.grad.item() == pytest.approx(expected, rel=2e-3)
+
+
+# -- Snippets ----------------------------------------------------------------
+
+
+@pytest.fixture
+def numpy_as_it_is():
+    """One snippet gives numpy a name that it lacks."""
+    before = set(vars(np))
+    yield
+    for name in set(vars(np)) - before:
+        delattr(np, name)
+
+
+@each_page
+def test_python_snippets(page, tmp_path, numpy_as_it_is):
+    """All can be parsed; those that import torch, numpy or sigplug run.
+
+    Configs with a base are loaded. Those of the worked example have a test of
+    their own, and parts of a config are parsed only.
+    """
+    for code in blocks(page, 'python'):
+        ast.parse(code)
+        if page.name == 'CONTRIBUTING.md':
+            continue
+        if re.search(r'(?m)^(import|from) (torch|sigplug|numpy)\b', code):
+            exec(code, dict(torch=torch, logits=torch.randn(2, 3, 8, 8),
+                            x=torch.rand(2, 3, 8, 8)))
+        elif '_base_' not in code and 'import' not in code:
+            (tmp_path / 'part.py').write_text(code)
+            assert len(Config.fromfile(tmp_path / 'part.py')) > 0
+
+
+@pytest.mark.parametrize('name', [
+    'README.md', 'README_zh-CN.md', 'docs/use_in_your_project.md'])
+def test_changed_config_loads(name, tmp_path):
+    diff, = blocks(ROOT / name, 'diff')
+    (tmp_path / 'changed.py').write_text(
+        ''.join(line[1:] + '\n' for line in diff.splitlines()))
+    head = Config.fromfile(tmp_path / 'changed.py').model.pts_bbox_head
+    assert head.type == 'sigplug.CenterHead'
+    assert head.heatmap_act == dict(type='ClipSigmoid')
+
+
+@cache
+def help_of(tool):
+    """What a tool of ``tools/`` says about its options."""
+    text, path = io.StringIO(), str(ROOT / 'tools' / tool)
+    before = sys.argv, sys.path[:]
+    sys.argv = [path, '--help']
+    sys.path.insert(0, os.path.dirname(path))
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            runpy.run_path(path, run_name='__main__')
+    except SystemExit as end:
+        assert not end.code, text.getvalue()
+    finally:
+        sys.argv, sys.path[:] = before
+    return text.getvalue()
+
+
+def check_options(words, text):
+    for word in words:
+        if re.match(r'\[?--?[a-z]', word):
+            option = word.strip('[]').partition('=')[0]
+            assert re.search(rf'(?<![\w-]){option}(?![\w-])', text), option
+
+
+def check_command(words):
+    """One command line: its program is there, and knows its options."""
+    while words and re.match(r'[A-Z_]+=', words[0]):
+        del words[0]
+    if not words or words[0] in OTHERS:
+        return
+    if words[0] == 'make':
+        makefile = (ROOT / 'Makefile').read_text()
+        for word in words[1:]:
+            assert '=' in word or re.search(rf'(?m)^{word}:', makefile), word
+    elif words[0] == 'mim':
+        verb, *rest = words[1:]
+        if verb == 'run':
+            path, = (ROOT / 'tools').rglob(f'{rest[1]}.py')
+            check_options(rest, help_of(path.relative_to(ROOT / 'tools')))
+        else:
+            assert verb in ('train', 'test', 'install')
+    elif words[0] == 'python' and words[1] == '-m':
+        assert importlib.util.find_spec(words[2]), words[2]
+    elif words[0] == 'python' and words[1].startswith('$MIM'):
+        import mmdet3d
+        assert Path(words[1].replace(
+            '$MIM', f'{mmdet3d.__path__[0]}/.mim')).is_file()
+    elif words[0] == 'python':
+        tool = Path(words[1]).relative_to('tools')
+        check_options(words[2:], help_of(tool))
+    else:
+        path = ROOT / words[0]
+        assert path.is_relative_to(ROOT / 'tools'), words
+        assert os.access(path, os.X_OK), words[0]
+        check_options(words[1:], help_of('train.py'))
+
+
+@each_page
+def test_commands(page):
+    for code in blocks(page, 'bash'):
+        for line in code.replace('\\\n', ' ').splitlines():
+            # Another command, inside of this one.
+            line = re.sub(r'\$\(.*\)', 'X', line)
+            command = []
+            for word in [*shlex.split(line, comments=True), '&&']:
+                if word != '&&':
+                    command.append(word)
+                elif command:
+                    check_command(command)
+                    command = []
+
+
+# -- Error texts -------------------------------------------------------------
+
+
+@cache
+def strings_of_ours():
+    """Each line of each string in our code, with NUL for what is filled in."""
+    lines = set()
+    for path in (*(ROOT / 'sigplug').rglob('*.py'),
+                 *(ROOT / 'tools').rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = ''.join(
+                    part.value if isinstance(part, ast.Constant) else '\0'
+                    for part in node.values)
+            elif isinstance(getattr(node, 'value', None), str):
+                text = re.sub('{.*?}', '\0', node.value)
+            else:
+                continue
+            lines.update(line for line in text.split('\n')
+                         if len(line.replace('\0', '')) > 15)
+    return lines
+
+
+def is_ours(line):
+    """Whether our code can say so, behind the name of the error."""
+    return any(
+        re.fullmatch(r'(?:\w+: )?' + '.*'.join(
+            map(re.escape, text.split('\0'))), line)
+        for text in strings_of_ours())
+
+
+def sections():
+    """Heading, error text and remedy of the page on troubleshooting."""
+    text = (DOCS / 'troubleshooting.md').read_text()
+    found = re.findall(r'(?ms)^### (.*?)\n(.*?)(?=^##|\Z)', text)
+    assert len(found) > 15
+    return {heading: (''.join(re.findall(r'(?ms)^```text\n(.*?)^```', body)),
+                      body) for heading, body in found}
+
+
+class Act(torch.nn.Module):
+    """An activation without ``inplace``."""
+
+
+def load_without_sigplug(path):
+    """``torch.load`` without what ``import sigplug`` allows."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.load(path, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.fixture
+def messages_of_others(tmp_path, monkeypatch):
+    """The last lines of the errors of other packages, provoked."""
+    importlib.import_module('mmdet3d.models')
+    monkeypatch.setitem(MODELS.module_dict, 'Act', Act)
+    # As before `import sigplug`.
+    monkeypatch.delitem(MODELS.module_dict, 'ClipSigmoid')
+    monkeypatch.delattr(np, 'long', raising=False)
+    path = tmp_path / 'mmengine.pth'
+    torch.save(dict(hub=HistoryBuffer([1.], [1])), path)
+    act_cfg = dict(type='ClipSigmoid')
+    found = ["ModuleNotFoundError: No module named 'mmcv._ext'\n"]
+    for provoke in (
+            lambda: MODELS.build(act_cfg),
+            lambda: MODELS.build(dict(type='CenterHead', heatmap_act=act_cfg)),
+            lambda: ConvModule(3, 3, 1, act_cfg=dict(type='Act')),
+            lambda: load_without_sigplug(path),
+            lambda: np.long):
+        with (DefaultScope.overwrite_default_scope('mmdet3d'),
+              pytest.raises(Exception) as info):
+            provoke()
+        text = ''.join(traceback.format_exception_only(info.value))
+        # Without the bold print.
+        found.append(re.sub(r'\x1b\[\d+m', '', text))
+    return found
+
+
+def test_error_texts_are_those_that_one_sees(messages_of_others):
+    """Each quoted line is a message of our code, or was provoked."""
+    checked = 0
+    for heading, (quoted, body) in sections().items():
+        if 'Not tried here' in body:
+            continue
+        for line in quoted.splitlines():
+            assert is_ours(line) or any(
+                line.removesuffix(' ...') in text
+                for text in messages_of_others), f'{heading}: {line}'
+            checked += 1
+    assert checked >= 14
+
+
+def test_headings_quote_the_text(messages_of_others):
+    """Whole, and as it stands somewhere: not what is filled in."""
+    known = [*strings_of_ours(), *messages_of_others]
+    for heading, (quoted, body) in sections().items():
+        if quoted and '`' not in heading and ',' not in heading:
+            assert heading in quoted, heading
+            assert 'Not tried here' in body or any(
+                heading in text for text in known), heading
