@@ -1,0 +1,54 @@
+"""The examples run, draw, and say what their texts claim."""
+import os
+import re
+import subprocess
+import sys
+
+import matplotlib.image
+import pytest
+from conftest import REPOSITORY
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('examples')
+
+    def run(name):
+        done = subprocess.run(
+            [sys.executable, REPOSITORY / 'examples' / f'{name}.py'],
+            cwd=folder, capture_output=True, text=True,
+            env=os.environ | dict(MPLBACKEND='Agg', OMP_NUM_THREADS='1'))
+        assert done.returncode == 0, done.stderr
+        picture = matplotlib.image.imread(folder / f'{name}.png')
+        assert picture.shape[0] > 300 and picture.std() > 0.1
+        return done.stdout
+
+    return run
+
+
+def test_clip_sigmoid(run):
+    found = re.findall(r'object (\S+), cells without gradient (\d+)',
+                       run('clip_sigmoid'))
+    (zero, dead), (through, none), (exact, no) = found
+    assert float(zero) == 0 and int(dead) > 1000
+    assert float(through) > 0.01 and int(none) == 0
+    # log(p) (1 - p)^2 of a score near 0 has the slope 1 in the logit.
+    assert float(exact) == pytest.approx(1, abs=0.05) and int(no) == 0
+
+
+def test_gem(run):
+    three, p, value = map(float, re.fullmatch(
+        r'p = 3 gives ([\d.]+), the trained p = ([\d.]+) gives ([\d.]+)\n',
+        run('gem')).groups())
+    assert 0.1 < three < 0.6 and p > 3
+    assert value == pytest.approx(0.6, abs=0.01)
+
+
+def test_center_head(run):
+    printed = run('center_head').splitlines()
+    stock, = (x for x in printed if x.startswith('stock '))
+    ours, = (x for x in printed if x.startswith('sigplug '))
+    assert stock.removeprefix('stock ') == ours.removeprefix('sigplug ')
+    last, = (x for x in printed if x.startswith('after'))
+    first = float(re.search(r"heatmap': ([\d.]+)", stock)[1])
+    assert float(re.search(r"heatmap': ([\d.]+)", last)[1]) < first / 100
