@@ -44,7 +44,8 @@ class CheckLossHook(Hook):
             f'infinite. Batch: {", ".join(files) or "unknown"}. If these '
             'files are sound, which sigplug.CheckSample in the pipeline '
             'tells, train with a smaller learning rate or without mixed '
-            'precision, from the last checkpoint (--resume).')
+            'precision, from the weights of the last checkpoint '
+            '(load_from; --resume restores the old rate).')
 
 
 def _files(data_batch: Any) -> list[str]:
