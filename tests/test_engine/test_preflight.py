@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,8 +82,13 @@ def test_run_tool_says_that_the_disk_is_full(capsys):
 
 @pytest.mark.parametrize('number, code', [
     (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code):
+def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
+                                                   request):
     before = signal.getsignal(signal.SIGTERM)
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    request.addfinalizer(partial(
+        signal.signal, signal.SIGINT,
+        signal.signal(signal.SIGINT, signal.default_int_handler)))
     closed = []
 
     def tool():

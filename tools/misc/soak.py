@@ -3,7 +3,7 @@
 One training process reads a synthetic data set of which some scans are
 truncated, empty, missing or full of NaN, and evaluates after each epoch. Its
 memory, open files and processes are recorded from outside, and at the end it
-is interrupted as by Ctrl-C. The verdict is in WORK_DIR/soak.json, the curves
+is ended by SIGTERM. The verdict is in WORK_DIR/soak.json, the curves
 in WORK_DIR/soak.png; the exit code is 1 if anything grew, was NaN or stayed
 behind.
 """
@@ -162,32 +162,37 @@ def watch(process: subprocess.Popen, seconds: float,
 
 
 def stop(process: subprocess.Popen) -> tuple[float, list[int]]:
-    """Interrupt a process that leads a session of its own.
+    """End a process that leads a session of its own.
 
     Returns:
         tuple: Seconds until it had ended, and the processes of the session
         that were still there.
     """
     start = time.monotonic()
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(STOP_WITHIN)
-        except subprocess.TimeoutExpired:
-            pass
+    process.terminate()
+    while process.poll() is None or session_of(process.pid):
+        if time.monotonic() - start > STOP_WITHIN:
+            break
+        time.sleep(0.1)
     seconds = time.monotonic() - start
-    left = []
-    for other in psutil.process_iter():
-        try:
-            if os.getsid(other.pid) == process.pid and (
-                    other.status() != psutil.STATUS_ZOMBIE):
-                left.append(other.pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
+    left = session_of(process.pid)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     process.wait()
     return seconds, left
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for other in psutil.process_iter():
+        try:
+            if os.getsid(other.pid) == leader and (
+                    other.status() != psutil.STATUS_ZOMBIE):
+                found.append(other.pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            pass
+    return found
 
 
 def slope(times: list[float], values: list[float]) -> float:
@@ -285,8 +290,8 @@ def main() -> None:
                                 f'code {code}: see {log}')
     if left:
         result['faults'].append(
-            f'{len(left)} processes were there {STOP_WITHIN:.0f} s after the '
-            'interruption')
+            f'{len(left)} processes were left after SIGTERM, at most '
+            f'{STOP_WITHIN:.0f} s later')
     result = dict(
         machine=describe_machine(), versions=list_versions(),
         seconds=round(records[-1]['time']), epochs=len(training.val),
