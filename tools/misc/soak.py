@@ -4,10 +4,11 @@ One training process reads a synthetic data set of which some scans are
 truncated, empty, missing or full of NaN, and evaluates after each epoch. Its
 memory, open files and processes are recorded from outside, and at the end it
 is ended by SIGTERM. The verdict is in WORK_DIR/soak.json, the curves
-in WORK_DIR/soak.png; the exit code is 1 if anything grew, was NaN or stayed
+in WORK_DIR/soak.csv and .png; the exit code is 1 if anything grew, was NaN or stayed
 behind.
 """
 import argparse
+import csv
 import json
 import math
 import os
@@ -298,6 +299,10 @@ def main() -> None:
         damaged=damaged, stopped_within=round(seconds, 1), **result)
     (args.work_dir / 'soak.json').write_text(
         json.dumps(result, indent=2) + '\n')
+    with open(args.work_dir / 'soak.csv', 'w', newline='') as file:
+        table = csv.DictWriter(file, records[0])
+        table.writeheader()
+        table.writerows(records)
     draw(records, [r['step'] for r in training.train], losses,
          args.work_dir / 'soak.png')
     print(json.dumps({k: v for k, v in result.items()
