@@ -3,9 +3,9 @@
 One training process reads a synthetic data set of which some scans are
 truncated, empty, missing or full of NaN, and evaluates after each epoch. Its
 memory, open files and processes are recorded from outside, and at the end it
-is ended by SIGTERM. The verdict is in WORK_DIR/soak.json, the curves
-in WORK_DIR/soak.csv and .png; the exit code is 1 if anything grew, was NaN or stayed
-behind.
+is ended by SIGTERM. The verdict is in WORK_DIR/soak.json, the curves are in
+soak.csv and soak.png beside it; the exit code is 1 if anything grew, was NaN
+or stayed behind.
 """
 import argparse
 import csv
@@ -261,11 +261,14 @@ def main() -> None:
     args = parse_args()
     data, run = args.work_dir / 'data', args.work_dir / 'run'
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
+    code = subprocess.call(
         [sys.executable,
          TOOLS / 'dataset_converters' / 'create_synthetic_nuscenes.py',
          '--out', data, '--seed', str(args.seed), '--force',
-         '--samples-per-scene', str(args.samples_per_scene)], check=True)
+         '--samples-per-scene', str(args.samples_per_scene)])
+    if code:
+        # The generator has said why.
+        sys.exit(code)
     damaged = damage_scans(data, args.damaged, args.seed)
     print(f'{len(damaged)} scans are damaged')
     config = args.work_dir / 'soak_config.py'
