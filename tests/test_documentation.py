@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import OLD_TORCH
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -338,6 +339,8 @@ def load_without_sigplug(path):
 @pytest.fixture
 def messages_of_others(tmp_path, monkeypatch):
     """The last lines of the errors of other packages, provoked."""
+    if OLD_TORCH:
+        pytest.skip('the page has the texts of current torch')
     importlib.import_module('mmdet3d.models')
     monkeypatch.setitem(MODELS.module_dict, 'Act', Act)
     # As before `import sigplug`.

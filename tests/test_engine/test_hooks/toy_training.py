@@ -117,7 +117,7 @@ def epoch_of(path):
     return torch.load(path, map_location='cpu')['meta']['epoch']
 
 
-def check(work_dir):
+def check(work_dir, best=True):
     """What must hold at every moment; return the epoch that is safe."""
     work_dir = Path(work_dir)
     record = work_dir / 'last_checkpoint'
@@ -127,7 +127,7 @@ def check(work_dir):
         return 0
     name = Path(record.read_text()).name
     assert name in epochs, (name, epochs)
-    if epochs[name] > 1:
+    if best and epochs[name] > 1:
         assert any(name.startswith('best_') for name in epochs), epochs
     return epochs[name]
 
@@ -136,6 +136,7 @@ def murder(work_dir, kills, seed, **kwargs):
     """Kill a training again and again; check and continue each time."""
     chance = random.Random(seed)
     counts = dict(kills=0, in_a_write=0, epochs=0)
+    best = kwargs.get('hook', {}).get('save_best', True) is not None
     while counts['kills'] < kills:
         process = fork(train, work_dir, epochs=10**6, **kwargs)
         time.sleep(chance.uniform(0.2, 1.0))
@@ -143,7 +144,7 @@ def murder(work_dir, kills, seed, **kwargs):
         assert exit_code(process) == -signal.SIGKILL
         counts['kills'] += 1
         counts['in_a_write'] += any(Path(work_dir).glob('*.partial'))
-        epoch = check(work_dir)
+        epoch = check(work_dir, best)
         assert epoch >= counts['epochs'], (epoch, counts)
         counts['epochs'] = epoch
     assert counts['epochs'] > 0
