@@ -52,7 +52,7 @@ def main() -> None:
     with (preflight.clear_registry_errors(cfg),
           preflight.clear_data_errors()):
         runner = cli.build_runner(cfg)
-        runner.register_hook(CheckpointFitHook(partial=not cfg.resume))
+        runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
         runner.train()
 
 

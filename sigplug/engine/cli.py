@@ -107,6 +107,9 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'none':
         return
+    # One process may wait for another in C++, where no handler of Python
+    # runs: there SIGTERM ends each at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise PreflightError(
             '--launcher pytorch needs the processes to be started by '
@@ -327,6 +330,9 @@ def _last_checkpoint(work_dir: str) -> str | None:
             path = file.read().strip()
         # The work dir may have been moved since.
         moved = osp.join(work_dir, osp.basename(path))
+        # In a remote storage, or a folder of DeepSpeed: left to mmengine.
+        if '://' in path or (osp.isdir(path) and os.listdir(path)):
+            return path
         if osp.isfile(path) or osp.isfile(moved):
             path = path if osp.isfile(path) else moved
             candidates = [path, *(c for c in candidates if c != path)]

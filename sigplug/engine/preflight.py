@@ -48,14 +48,21 @@ def run_tool(main: Callable[[], None]) -> int:
 
     Returns:
         int: The exit code: 0; 2 after a :class:`PreflightError` or on a full
-        disk, with a message on the standard error (once for all ranks); 130
-        or 143 where Ctrl-C or SIGTERM have stopped it.
+        disk, with a message on the standard error (of the first process; after
+        the start of a distributed run, of each); 130 or 143 where Ctrl-C or
+        SIGTERM have stopped it.
     """
     try:
         with _sigterm_as_exception(), safe_loading():
             main()
     except PreflightError as error:
-        print_once(f'error: {error}', file=sys.stderr)
+        if is_first_process():
+            print_once(f'error: {error}', file=sys.stderr)
+        # Once the processes work together, it may be one of them alone.
+        elif torch.distributed.is_available() and (
+                torch.distributed.is_initialized()):
+            print(f'error in process {torch.distributed.get_rank()}: {error}',
+                  file=sys.stderr, flush=True)
         return 2
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -238,7 +245,8 @@ def check_model(cfg: Config) -> None:
             metainfo = node.get('metainfo')
             classes = metainfo.get('classes') if isinstance(
                 metainfo, dict) else None
-            if classes is not None and list(classes) != known:
+            # A name stands for a file, which mmengine reads.
+            if isinstance(classes, (list, tuple)) and list(classes) != known:
                 raise PreflightError(
                     f'The labels of the data are places in '
                     f'{key}.metainfo.classes = {list(classes)}, but the tasks '

@@ -28,13 +28,16 @@ class CheckLossHook(Hook):
             runner (Runner): The runner of the training.
             batch_idx (int): Ignored.
             data_batch (dict, optional): The batch, whose files are named.
-            outputs (dict[str, Tensor], optional): The losses.
+            outputs (dict[str, Tensor], optional): The losses, by names with
+                ``loss`` in them as mmengine adds them up; what is only
+                logged may be NaN.
 
         Raises:
             PreflightError: One of them is not finite.
         """
         wrong = [name for name, value in (outputs or {}).items()
-                 if isinstance(value, Tensor) and not value.isfinite().all()]
+                 if 'loss' in name and isinstance(value, Tensor)
+                 and not value.isfinite().all()]
         if not wrong:
             return
         files = _files(data_batch)

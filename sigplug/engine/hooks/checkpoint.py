@@ -18,6 +18,8 @@ from sigplug.registry import HOOKS
 BACKEND = 'sigplug.AtomicLocalBackend'
 PARTIAL = '.partial'
 LOCK = '.lock'
+# What file systems of networks and of user space say.
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -40,7 +42,7 @@ class AtomicLocalBackend(LocalBackend):
             with open(partial, 'wb') as file:
                 file.write(obj)
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno())
             os.replace(partial, filepath)
             _sync_folder(folder)
         except OSError as error:
@@ -139,7 +141,8 @@ class CheckpointHook(BaseCheckpointHook):
             return
         AtomicLocalBackend().put(self.last_ckpt.encode(),
                                  osp.join(runner.work_dir, 'last_checkpoint'))
-        if outdated is None:
+        # A filename_tmpl without a number gives the new one the same name.
+        if outdated in (None, self.last_ckpt):
             return
         if self.file_backend.isfile(outdated):
             self.file_backend.remove(outdated)
@@ -156,8 +159,12 @@ class CheckpointHook(BaseCheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             del self.file_backend.remove
+        # In one epoch, a later best one has the name of the earlier.
+        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None),
+                *getattr(self, 'best_ckpt_path_dict', {}).values()}
         for path in outdated:
-            self.file_backend.remove(path)
+            if path not in kept:
+                self.file_backend.remove(path)
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(
@@ -192,9 +199,18 @@ def _sync_folder(folder: str) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Wait for the disk, as far as the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
 
 
 def _remove(path: str) -> None:

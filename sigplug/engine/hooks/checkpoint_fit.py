@@ -46,8 +46,15 @@ class CheckpointFitHook(Hook):
             checkpoint (dict): The checkpoint.
 
         Raises:
-            PreflightError: It does not fit.
+            PreflightError: It does not fit, or training would continue from
+                one that holds Python code.
         """
+        # mmengine never writes this entry, but would execute it.
+        if runner._resume and 'config' in checkpoint.get('meta', {}):
+            raise PreflightError(
+                f"{runner._load_from!r} holds a config in meta['config'], "
+                'which mmengine would execute. Remove it if you trust the '
+                'file.')
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module

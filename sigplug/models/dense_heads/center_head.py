@@ -119,8 +119,8 @@ class CenterHead(_CenterHead):
         # The bits of float32, which half() does not round.
         self.register_buffer(
             '_code_weights',
-            torch.tensor(weights or [1.0] * self._code_size,
-                         dtype=torch.float32).view(torch.int32),
+            torch.tensor([1.0] * self._code_size if weights is None else
+                         list(weights), dtype=torch.float32).view(torch.int32),
             persistent=False)
 
     @property

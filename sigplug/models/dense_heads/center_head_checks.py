@@ -42,6 +42,10 @@ def check_train_cfg(cfg: dict) -> None:
         return (not is_number(value) and not isinstance(value, str)
                 and len(value) >= 2 and all(map(fits, value[:2])))
 
+    def plain(value: Any) -> Any:
+        # Of an array or a tensor.
+        return value.tolist() if hasattr(value, 'tolist') else value
+
     def positive(value: Any) -> bool:
         return is_number(value) and 0 < value < float('inf')
 
@@ -62,11 +66,11 @@ def check_train_cfg(cfg: dict) -> None:
              lambda v: is_number(v) and v >= 0),
             ('gaussian_overlap', 'a number in (0, 1)',
              lambda v: is_number(v) and 0 < v < 1)):
-        value = cfg.get(name)
+        value = plain(cfg.get(name))
         if value is None or not fits(value):
             raise ValueError(
                 f'train_cfg.{name} must be {what}, but got {value!r}')
-    weights = cfg.get('code_weights')
+    weights = plain(cfg.get('code_weights'))
     if weights is not None and not (
             isinstance(weights, (tuple, list)) and all(
                 is_number(w) and 0 <= w < float('inf') for w in weights)):

@@ -47,3 +47,10 @@ def test_batch_of_another_kind(hook, data_batch):
     with pytest.raises(PreflightError, match='Batch: unknown'):
         hook.after_train_iter(
             RUNNER, 0, data_batch, dict(loss=torch.tensor(math.nan)))
+
+
+def test_what_is_only_logged_may_be_nan(hook):
+    """Without a positive sample an accuracy, say, is 0 / 0."""
+    hook.after_train_iter(
+        SimpleNamespace(iter=0), 0, None,
+        dict(loss=torch.tensor(1.), acc=torch.tensor(math.nan)))

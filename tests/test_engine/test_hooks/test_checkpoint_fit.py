@@ -150,3 +150,12 @@ def test_resuming_with_another_optimizer(tmp_path):
     for word in ('epoch_1.pth', '3 parameters in 2 groups',
                  'that of the config 2 in 1', 'load_from='):
         assert word in str(info.value)
+
+
+def test_resuming_does_not_run_a_config(tmp_path):
+    """Nor where no tool has looked at the checkpoint before."""
+    ran = tmp_path / 'ran'
+    code = f"open({str(ran)!r}, 'w').close()"
+    with pytest.raises(PreflightError, match="config in meta.'config'"):
+        resume(tmp_path, lambda c: c['meta'].update(config=code))
+    assert not ran.exists()

@@ -200,3 +200,27 @@ def test_a_failed_write_names_its_file(tmp_path):
         AtomicLocalBackend().put(b'new', tmp_path / 'file')
     assert info.value.filename == str(tmp_path / 'file')
     assert info.value.errno == errno.EISDIR
+
+
+def test_a_new_checkpoint_of_the_same_name_stays(tmp_path):
+    make_runner(tmp_path, epochs=3, hook=dict(
+        filename_tmpl='latest.pth', save_best=None)).train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['latest.pth']
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('latest.pth')
+
+
+def test_a_new_best_one_in_the_same_epoch_stays(tmp_path):
+    runner = make_runner(tmp_path, hook=dict(interval=100))
+    # Validates in each iteration, of which an epoch has several.
+    runner._train_loop = dict(by_epoch=False, max_iters=2, val_interval=1)
+    runner.train()
+    assert list(tmp_path.glob('best_*.pth'))
+
+
+def test_a_file_system_that_cannot_sync(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.EINVAL, 'Invalid argument')
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    AtomicLocalBackend().put(b'whole', tmp_path / 'file')
+    assert (tmp_path / 'file').read_bytes() == b'whole'
