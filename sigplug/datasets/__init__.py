@@ -1,5 +1,6 @@
 """Embedded data: a synthetic LiDAR data set in the nuScenes format."""
 from .synthetic import (
+    DIFFICULTIES,
     SCENES,
     GeneratorConfig,
     TargetFolderError,
@@ -7,6 +8,6 @@ from .synthetic import (
 )
 
 __all__ = [
-    'SCENES', 'GeneratorConfig', 'TargetFolderError',
+    'DIFFICULTIES', 'SCENES', 'GeneratorConfig', 'TargetFolderError',
     'generate_synthetic_nuscenes'
 ]

@@ -10,6 +10,7 @@ import signal
 import sys
 
 from sigplug.datasets import (
+    DIFFICULTIES,
     SCENES,
     GeneratorConfig,
     TargetFolderError,
@@ -33,6 +34,9 @@ def parse_args() -> argparse.Namespace:
         '--scenes', nargs='+', default=SCENES, metavar='NAME',
         help='which of the official mini scenes to make')
     parser.add_argument(
+        '--difficulty', choices=DIFFICULTIES, default='standard',
+        help='hard: half the beams, lost returns, crowded streets')
+    parser.add_argument(
         '--workers', type=int, default=os.cpu_count() or 1, metavar='N',
         help='processes; the result does not depend on their number')
     parser.add_argument(
@@ -49,7 +53,7 @@ def main() -> None:
         config = GeneratorConfig(
             seed=args.seed, samples_per_scene=args.samples_per_scene,
             intermediate_sweeps=args.intermediate_sweeps,
-            scenes=tuple(args.scenes))
+            scenes=tuple(args.scenes), difficulty=args.difficulty)
         made = generate_synthetic_nuscenes(args.out, config, args.workers,
                                            args.force)
     except (ValueError, TargetFolderError) as error:

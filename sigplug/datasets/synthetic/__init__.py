@@ -4,10 +4,10 @@ A street scene is drawn up (:mod:`scenario`), scanned by a ray-cast LiDAR
 (:mod:`lidar`), and written as nuScenes tables (:mod:`tables`) and mmdet3d info
 files (:mod:`infos`). NumPy, Pillow and tqdm are all it needs.
 """
-from .config import SCENES, GeneratorConfig
+from .config import DIFFICULTIES, SCENES, GeneratorConfig
 from .generator import TargetFolderError, generate_synthetic_nuscenes
 
 __all__ = [
-    'SCENES', 'GeneratorConfig', 'TargetFolderError',
+    'DIFFICULTIES', 'SCENES', 'GeneratorConfig', 'TargetFolderError',
     'generate_synthetic_nuscenes'
 ]

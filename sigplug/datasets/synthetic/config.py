@@ -1,7 +1,7 @@
 """What the user can choose about the synthetic data set."""
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 # Scene names of the official mini splits (nuscenes.utils.splits).
 TRAIN_SCENES = ('scene-0061', 'scene-0553', 'scene-0655', 'scene-0757',
@@ -11,6 +11,30 @@ SCENES = TRAIN_SCENES + VAL_SCENES
 
 VERSION = 'v1.0-mini'
 KEY_FRAME_INTERVAL_US = 500_000  # nuScenes key frames come at 2 Hz
+
+
+class Difficulty(NamedTuple):
+    """What makes objects hard to find.
+
+    Attributes:
+        beams (int): Beams of the LiDAR, evenly chosen from its 32; with fewer,
+            small and far objects get few points or none.
+        loss (float): Share of the returns that rain or dirt takes away.
+        fade_range (float): Distance in metres beyond which more and more
+            returns get lost, all of them at the LiDAR's range of 100 m.
+        spacing (float): Factor on the gaps between neighbours along the
+            street; where it is narrow, they hide each other.
+    """
+
+    beams: int
+    loss: float
+    fade_range: float
+    spacing: float
+
+
+DIFFICULTIES = dict(
+    standard=Difficulty(beams=32, loss=0.0, fade_range=60.0, spacing=1.0),
+    hard=Difficulty(beams=16, loss=0.1, fade_range=40.0, spacing=0.6))
 
 
 def check_integer(name: str, value: Any) -> None:
@@ -30,6 +54,8 @@ class GeneratorConfig:
             frames, 0 to 9. The real data set has about 9.
         scenes (tuple[str]): Which of the ten official mini scenes to make, in
             any order.
+        difficulty (str): ``'standard'``, or ``'hard'``: half the beams, lost
+            returns, and crowded streets.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -40,6 +66,7 @@ class GeneratorConfig:
     samples_per_scene: int = 40
     intermediate_sweeps: int = 1
     scenes: tuple[str, ...] = SCENES
+    difficulty: str = 'standard'
 
     def __post_init__(self) -> None:
         for name in ('seed', 'samples_per_scene', 'intermediate_sweeps'):
@@ -60,6 +87,10 @@ class GeneratorConfig:
         if unknown or not self.scenes:
             raise ValueError(f'scenes must name some of {", ".join(SCENES)}; '
                              f'got {", ".join(unknown) or "none"}')
+        if self.difficulty not in DIFFICULTIES:
+            raise ValueError(f'difficulty must be one of '
+                             f'{", ".join(DIFFICULTIES)}; got '
+                             f'{self.difficulty!r}')
         ordered = tuple(name for name in SCENES if name in self.scenes)
         object.__setattr__(self, 'scenes', ordered)
 

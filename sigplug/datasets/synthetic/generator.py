@@ -95,7 +95,8 @@ def _arguments(config: GeneratorConfig) -> dict[str, Any]:
         seed=config.seed,
         samples_per_scene=config.samples_per_scene,
         intermediate_sweeps=config.intermediate_sweeps,
-        scenes=list(config.scenes))
+        scenes=list(config.scenes),
+        difficulty=config.difficulty)
 
 
 def _read_manifest(root: Path) -> dict[str, Any] | None:
@@ -103,7 +104,10 @@ def _read_manifest(root: Path) -> dict[str, Any] | None:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    # Early manifests do not name it.
+    return dict(difficulty='standard') | found
 
 
 def _size(root: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .config import DIFFICULTIES, Difficulty
 from .materials import DEPTH, INTENSITY_MEAN, INTENSITY_STD, LOSS, Material
 from .primitives import moved, rotate
 from .raycast import Hits, RayGrid, cast, nearest
@@ -11,7 +12,6 @@ from .road import KERB, KERB_HEIGHT, Road
 COLUMNS = 1080
 ELEVATIONS = np.deg2rad(np.linspace(-92 / 3, 32 / 3, 32))
 MAX_RANGE = 100.0
-FADE_RANGE = 60.0  # beyond it returns get lost more and more
 RANGE_NOISE = 0.02
 
 # Sensor frame x right, y forward, z up; ego frame x forward, y left, z up.
@@ -42,7 +42,8 @@ def sensor_pose(ego: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
-         ego: np.ndarray, rng: np.random.Generator) -> Scan:
+         ego: np.ndarray, rng: np.random.Generator,
+         difficulty: Difficulty = DIFFICULTIES['standard']) -> Scan:
     """Simulate one sweep.
 
     Args:
@@ -53,12 +54,15 @@ def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
         num_objects (int): Number of objects.
         ego (np.ndarray): Pose of the ego vehicle: x, y, z, yaw.
         rng (np.random.Generator): Source of all noise.
+        difficulty (Difficulty): Number of beams, and how many returns get
+            lost.
 
     Returns:
         Scan: Points and visibility.
     """
     position, yaw = sensor_pose(ego)
-    grid = RayGrid(COLUMNS, ELEVATIONS, rng.uniform(0, 2 * np.pi / COLUMNS))
+    elevations = ELEVATIONS[::len(ELEVATIONS) // difficulty.beams]
+    grid = RayGrid(COLUMNS, elevations, rng.uniform(0, 2 * np.pi / COLUMNS))
     shift = np.append(-rotate(position[:2], -yaw), -position[2])
     hits = cast(grid, moved(solids, shift, -yaw), MAX_RANGE)
     first = nearest(hits)
@@ -70,7 +74,7 @@ def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
     distance[first.ray] = first.distance
     material[first.ray] = solids['material'][first.solid]
 
-    points = _returns(directions, distance, material, rng)
+    points = _returns(directions, distance, material, rng, difficulty)
     return Scan(points, _count_rays(hits, owner, num_objects),
                 _count_rays(first, owner, num_objects))
 
@@ -112,17 +116,19 @@ def _ground(road: Road, directions: np.ndarray, position: np.ndarray,
 
 
 def _returns(directions: np.ndarray, distance: np.ndarray,
-             material: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+             material: np.ndarray, rng: np.random.Generator,
+             difficulty: Difficulty) -> np.ndarray:
     """Add noise, lose some returns, and give the rest an intensity."""
     count = len(distance)
-    fade = np.clip((distance - FADE_RANGE) / (MAX_RANGE - FADE_RANGE), 0, 1)
-    kept = rng.random(count) >= LOSS[material] + fade
+    beams, loss, fade_range, _ = difficulty
+    fade = np.clip((distance - fade_range) / (MAX_RANGE - fade_range), 0, 1)
+    kept = rng.random(count) >= LOSS[material] + loss + fade
     distance = distance + RANGE_NOISE * rng.standard_normal(count)
     distance += DEPTH[material] * rng.exponential(size=count)
     intensity = INTENSITY_MEAN[material] + \
         INTENSITY_STD[material] * rng.standard_normal(count)
     kept &= distance < MAX_RANGE
-    ring = np.arange(count) % len(ELEVATIONS)
+    ring = np.arange(count) % beams
 
     points = np.empty((kept.sum(), 5), np.float32)
     points[:, :3] = directions[kept] * distance[kept, None]

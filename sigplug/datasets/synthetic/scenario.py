@@ -68,14 +68,17 @@ class Scenario:
         return _ego_track(self.ego).poses(self.road, times)
 
 
-def make_scenario(duration: float, rng: np.random.Generator) -> Scenario:
+def make_scenario(duration: float, rng: np.random.Generator,
+                  spacing: float = 1.0) -> Scenario:
     """Draw one scene of ``duration`` seconds.
+
+    ``spacing`` is a factor on the gaps between neighbours along the street.
 
     Scenes are drawn again until every class is often enough near the ego
     vehicle, so that each scene can train and test all of them.
     """
     for _ in range(MAX_DRAWS):
-        scenario = _Builder(duration, rng).build()
+        scenario = _Builder(duration, rng, spacing).build()
         counts = mean_counts(scenario, np.arange(0, duration + 0.25, 0.5))
         if min(counts.values()) >= MIN_MEAN_COUNT:
             break
@@ -114,8 +117,10 @@ def _deal(deck: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 class _Builder:
     """Fills a road with objects, each kept only if it fits."""
 
-    def __init__(self, duration: float, rng: np.random.Generator) -> None:
+    def __init__(self, duration: float, rng: np.random.Generator,
+                 spacing: float) -> None:
         self.rng = rng
+        self.spacing = spacing
         self.times = clock(duration)
         self.tracks: list[Track] = []
         self.clutter: list[np.ndarray] = []
@@ -146,6 +151,9 @@ class _Builder:
         self._fill_crossings()
         self._fill_background()
         return Scenario(self.road, self.ego, self.tracks, join(self.clutter))
+
+    def _gap(self, low: float, high: float) -> float:
+        return self.spacing * self.rng.uniform(low, high)
 
     # -- one object ---------------------------------------------------------
     def _add_ego(self) -> None:
@@ -206,7 +214,7 @@ class _Builder:
             path = s + room / 2 + direction * (driven + sway)
             self._add_mover(key, path, lateral + rng.uniform(-0.2, 0.2),
                             direction)
-            s += room + gap * rng.uniform(0.5, 1.5)
+            s += room + gap * self._gap(0.5, 1.5)
 
     def _add_mover(self, key: str, path: np.ndarray, lateral: float,
                    direction: int) -> None:
@@ -236,7 +244,7 @@ class _Builder:
                     rng.uniform(-0.15, 0.15)
                 self._add('bicycle_rider', s + direction * driven, lateral,
                           0.0 if direction > 0 else np.pi, 'cycle.with_rider')
-                s += rng.uniform(55, 120)
+                s += self._gap(55, 120)
 
     # -- parking strip ------------------------------------------------------
     def _fill_parking(self) -> None:
@@ -254,7 +262,7 @@ class _Builder:
                 else:
                     s += self._park(next(deck), s, side)
                 crowded = rng.random() < 0.65
-                s += rng.uniform(3, 7) if crowded else rng.uniform(10, 18)
+                s += self._gap(3, 7) if crowded else self._gap(10, 18)
 
     def _park(self, key: str, s: float, side: int) -> float:
         """Put something into the strip from ``s`` on; return its length."""
@@ -312,7 +320,7 @@ class _Builder:
                     s = self._add_group(s, side)
                 else:
                     self._add_walker(next(deck), s, side)
-                s += rng.uniform(12, 36)
+                s += self._gap(12, 36)
 
     def _add_group(self, s: float, side: int) -> float:
         """Some people who stand together and talk."""
@@ -360,7 +368,7 @@ class _Builder:
                               'cycle.without_rider')
                 else:
                     self._add_clutter(key, s, lateral)
-                s += rng.uniform(3.0, 9.0)
+                s += self._gap(3.0, 9.0)
 
     def _add_clutter(self, key: str, s: float, lateral: float) -> None:
         item = clutter.FURNITURE[key]

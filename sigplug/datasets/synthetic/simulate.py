@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import GeneratorConfig
+from .config import DIFFICULTIES, GeneratorConfig
 from .lidar import Scan, scan, sensor_pose
 from .primitives import join, moved, rotate
 from .road import KERB
@@ -91,9 +91,11 @@ class SceneSimulator:
         self.name, self.config = name, config
         self.number = int(name.split('-')[1])
         self.offsets = config.sweep_offsets_us
+        self.difficulty = DIFFICULTIES[config.difficulty]
         self.scenario = make_scenario(
             self.offsets[-1] / 1e6,
-            np.random.default_rng([config.seed, self.number]))
+            np.random.default_rng([config.seed, self.number]),
+            self.difficulty.spacing)
         tracks = self.scenario.tracks
         self.times = np.array(self.offsets) / 1e6
         self.ego = self.scenario.ego_poses(self.times)
@@ -168,7 +170,8 @@ class SceneSimulator:
             self.scenario.road,
             join([moved(self.solids, pose[:, :3], pose[:, 3]), clutter]),
             np.append(self.owner, np.full(len(clutter), -1)),
-            self.poses.shape[1], self.ego[index], rng)
+            self.poses.shape[1], self.ego[index], rng,
+            self.difficulty)
 
     def _annotate(self, index: int, sweep: Scan) -> list[Annotation]:
         out = []

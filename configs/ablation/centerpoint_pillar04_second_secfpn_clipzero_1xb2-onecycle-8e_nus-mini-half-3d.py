@@ -1,0 +1,7 @@
+# The mathematics of the stock head: no gradient where the score is clipped.
+_base_ = './centerpoint_pillar04_second_secfpn_stock_1xb2-onecycle-8e_nus-mini-half-3d.py'  # noqa: E501
+
+model = dict(
+    pts_bbox_head=dict(
+        type='sigplug.CenterHead',
+        heatmap_act=dict(type='ClipSigmoid', grad='zero')))

@@ -1,0 +1,44 @@
+"""What a training and its evaluation come to."""
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
+
+
+def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Pick the main values out of what mmdet3d's NuScenesMetric reports.
+
+    Args:
+        metrics (Mapping[str, float]): Its values, with or without prefixes.
+
+    Returns:
+        dict[str, Any]: ``mAP``, ``NDS``, the ``class_AP`` of each class (the
+        mean over the distances 0.5, 1, 2 and 4 m) and the ``TP_errors``.
+
+    Raises:
+        KeyError: A value is missing.
+    """
+    values = {key.rpartition('/')[2]: value for key, value in metrics.items()}
+    class_ap = {}
+    for key, value in values.items():
+        if match := re.fullmatch(r'(\w+)_AP_dist_[\d.]+', key):
+            class_ap.setdefault(match[1], []).append(value)
+    return dict(
+        mAP=values['mAP'],
+        NDS=values['NDS'],
+        class_AP={
+            name: round(sum(aps) / len(aps), 4)
+            for name, aps in class_ap.items()
+        },
+        TP_errors={name: values[name] for name in TP_ERRORS})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, never a part of one."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(partial, path)

@@ -1,0 +1,98 @@
+"""A long job as a row of tools, each in a process of its own."""
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+# What a stage needs in its environment.
+SETTINGS = ('SIGPLUG_DATA_ROOT', 'CUDA_VISIBLE_DEVICES')
+GPU_PROBE = """
+from mmcv.ops import get_compiling_cuda_version
+import torch
+if get_compiling_cuda_version() == 'not available':
+    print('unusable' if torch.cuda.is_available() else 'none')
+"""
+LINES_OF_A_FAILURE = 15
+
+
+def relative(path: Path | str) -> str:
+    """A path as it is typed: relative, where it is below the working dir."""
+    path = os.path.relpath(path)
+    return os.path.abspath(path) if path.startswith('..') else path
+
+
+def run_stage(name: str, tool: Path | str, *args: Any,
+              log: Path | None = None) -> dict[str, float]:
+    """Run one tool, started as a user would start it.
+
+    A failure is reported with the command that repeats it, and ends this
+    process with the exit code of the tool.
+
+    Args:
+        name (str): What the stage is called.
+        tool (Path | str): The script.
+        *args (Any): Its arguments.
+        log (Path, optional): Where its output goes, instead of the terminal.
+
+    Returns:
+        dict[str, float]: Its ``seconds`` and its ``peak_memory_mib``: the
+        largest resident set among the tool's process and its workers.
+    """
+    command = [relative(sys.executable), relative(tool), *map(str, args)]
+    line = shlex.join(command)
+    if log is None:
+        print(f'\n=== {name}: {line}', flush=True)
+    start = perf_counter()
+    with open(log or os.devnull, 'w') as file:
+        output = dict(stdout=file, stderr=file) if log else {}
+        process = subprocess.Popen(command, **output)
+
+    def stop(*_):
+        # The stage would go on alone.
+        process.terminate()
+        process.wait()
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        if log is not None:
+            lines = log.read_text(errors='replace').splitlines()
+            print('', *lines[-LINES_OF_A_FAILURE:], f'(from {log})',
+                  sep='\n', file=sys.stderr)
+        setting = ' '.join(
+            f'{name}={shlex.quote(os.environ[name])}'
+            for name in SETTINGS if name in os.environ)
+        print(
+            f'\nerror: the stage {name!r} failed with exit code {code}. Run '
+            f'it alone with\n    {setting} {line}',
+            file=sys.stderr)
+        # A negative code is a signal.
+        sys.exit(code if code > 0 else 1)
+    # Linux counts KiB, macOS bytes.
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    return dict(
+        seconds=round(perf_counter() - start, 1),
+        peak_memory_mib=round(usage.ru_maxrss / unit))
+
+
+def hide_unusable_gpus() -> None:
+    """Keep the stages on the CPU if mmcv's operators cannot use the GPU.
+
+    mmengine would choose the GPU, and the training fail in voxelisation.
+    """
+    # In a process of its own: the memory of this one counts as that of each
+    # stage. Where mmcv is missing, the training will say so.
+    probe = subprocess.run([sys.executable, '-c', GPU_PROBE],
+                           capture_output=True,
+                           text=True)
+    if probe.stdout.strip() == 'unusable':
+        print("The GPU is not used: mmcv's operators were compiled without "
+              'CUDA (make env FORCE_CUDA=1 compiles them for it).',
+              flush=True)
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''

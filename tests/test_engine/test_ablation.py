@@ -1,0 +1,87 @@
+"""The comparison, against values worked out by hand and by scipy."""
+import re
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from sigplug.engine.ablation import compare, flatten, format_tables
+
+ERRORS = dict(mATE=0.1, mASE=0.2, mAOE=0.3, mAVE=0.4, mAAE=0.5)
+
+
+def run(name, seed, value):
+    return dict(name=name, seed=seed, mAP=value, NDS=value / 2,
+                class_AP=dict(car=value, traffic_cone=0.25), TP_errors=ERRORS)
+
+
+# Standard deviations of 0.1; differences of 0.02, 0.02, 0.08: mean 0.04,
+# deviation 0.034641, half width 4.302653 * 0.034641 / sqrt(3) = 0.086053.
+RUNS = [run('a', 0, 0.3), run('b', 0, 0.32), run('a', 1, 0.4),
+        run('b', 1, 0.42), run('a', 2, 0.5), run('b', 2, 0.58)]
+
+
+def test_flat_names():
+    assert flatten(RUNS[1]) == dict(
+        {'mAP': 0.32, 'NDS': 0.16, 'AP/car': 0.32, 'AP/traffic_cone': 0.25},
+        **ERRORS)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_worked_example(order):
+    runs = RUNS[::order]
+    comparison = compare(runs)
+    assert comparison.names == ['a', 'b'][::order]
+    a, b = np.argsort(comparison.names)
+    np.testing.assert_array_equal(comparison.values['mAP'][a], [0.3, 0.4, 0.5])
+    assert comparison.mean('mAP')[b] == pytest.approx(0.44)
+    assert comparison.spread('mAP')[a] == pytest.approx(0.1)
+    mean, half = comparison.difference('mAP')
+    assert mean[0] == half[0] == 0
+    assert mean[1] == pytest.approx(0.04 * order)
+    assert half[1] == pytest.approx(0.086053, rel=1e-5)
+
+
+def test_interval_is_that_of_scipys_paired_test():
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 5))
+    comparison = compare([
+        run(name, seed, value) for name, values in (('a', first), ('b', second))
+        for seed, value in enumerate(values)])
+    mean, half = comparison.difference('NDS')
+    low, high = ttest_1samp((second - first) / 2, 0).confidence_interval()
+    assert (mean[1] - half[1], mean[1] + half[1]) == pytest.approx((low, high))
+
+
+def test_run_that_is_missing_yet():
+    comparison = compare(RUNS[:5])
+    assert np.isnan(comparison.values['mAP'][1, 2])
+    assert comparison.mean('mAP')[1] == pytest.approx(0.37)
+    mean, half = comparison.difference('mAP')
+    assert mean[1] == pytest.approx(0.02)
+    assert half[1] == pytest.approx(0, abs=1e-9)
+    with np.errstate(all='raise'):
+        alone = compare(RUNS[:2])
+        assert np.isnan(alone.spread('mAP')).all()
+        assert np.isnan(alone.difference('mAP')[1]).all()
+
+
+def test_tables():
+    text = format_tables(compare(RUNS))
+    rows = {row[0]: row[1:] for row in (
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in reversed(text.splitlines()) if line.startswith('|'))}
+    assert rows['a'] == ['0.400 ± 0.100', '', '0.200 ± 0.050', '']
+    assert rows['b'] == ['0.440 ± 0.131', '+0.040 ± 0.086',
+                         '0.220 ± 0.066', '+0.020 ± 0.043']
+    assert '| b | 0.440 | 0.250 |' in text and 'traffic cone' in text
+    assert '3 seeds' in text and 'from a,' in text and '95%' in text
+
+
+def test_bold_where_the_interval_does_not_hold_zero():
+    clear = [run('a', s, 0.3 + s / 10) for s in range(3)] + [
+        run('b', s, 0.4 + s / 10 + s / 1000) for s in range(3)]
+    text = format_tables(compare(clear))
+    assert len(re.findall(r'\*\*\+0\.\d+ ± 0\.\d+\*\*', text)) == 2
+    # Nothing is clear from one seed.
+    assert '**' not in format_tables(compare(RUNS[:2]))

@@ -1,0 +1,43 @@
+import json
+import os
+
+import pytest
+
+from sigplug.engine.results import summarize_nuscenes, write_json
+
+PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
+METRICS = {
+    f'{PREFIX}{name}': value
+    for name, value in {
+        'car_AP_dist_0.5': 0.2, 'car_AP_dist_1.0': 0.4, 'car_AP_dist_2.0': 0.5,
+        'car_AP_dist_4.0': 0.9, 'traffic_cone_AP_dist_0.5': 0.1,
+        'car_trans_err': 0.3, 'mATE': 0.1, 'mASE': 0.2, 'mAOE': 0.3,
+        'mAVE': 0.4, 'mAAE': 0.5, 'mAP': 0.45, 'NDS': 0.55}.items()
+}
+
+
+@pytest.mark.parametrize('prefix', [PREFIX, ''])
+def test_summary(prefix):
+    metrics = {key.replace(PREFIX, prefix): v for key, v in METRICS.items()}
+    assert summarize_nuscenes(dict(metrics, step=7)) == dict(
+        mAP=0.45, NDS=0.55, class_AP=dict(car=0.5, traffic_cone=0.1),
+        TP_errors=dict(mATE=0.1, mASE=0.2, mAOE=0.3, mAVE=0.4, mAAE=0.5))
+
+
+def test_missing_metric():
+    metrics = dict(METRICS)
+    del metrics[f'{PREFIX}mAVE']
+    with pytest.raises(KeyError, match='mAVE'):
+        summarize_nuscenes(metrics)
+
+
+def test_json_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / 'a.json'
+    write_json(path, dict(a=[1]))
+    assert json.loads(path.read_text()) == dict(a=[1])
+    with pytest.raises(TypeError):
+        write_json(path, dict(a=object()))
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_json(path, dict(a=[2]))
+    assert json.loads(path.read_text()) == dict(a=[1])
