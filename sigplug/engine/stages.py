@@ -54,11 +54,15 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     def stop(*_):
         # The stage would go on alone.
         process.terminate()
-        process.wait()
         sys.exit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except SystemExit:
+        # Not in the handler, which a second signal would enter again.
+        process.wait()
+        raise
     process.returncode = code = os.waitstatus_to_exitcode(status)
     if code != 0:
         if log is not None:

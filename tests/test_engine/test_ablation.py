@@ -46,7 +46,8 @@ def test_interval_is_that_of_scipys_paired_test():
     rng = np.random.default_rng(0)
     first, second = rng.random((2, 5))
     comparison = compare([
-        run(name, seed, value) for name, values in (('a', first), ('b', second))
+        run(name, seed, value)
+        for name, values in (('a', first), ('b', second))
         for seed, value in enumerate(values)])
     mean, half = comparison.difference('NDS')
     low, high = ttest_1samp((second - first) / 2, 0).confidence_interval()

@@ -89,8 +89,12 @@ def test_failure_shows_the_end_of_the_log_and_the_command(
     assert "stage.py --a 'b c'" in printed
 
 
-def test_sigterm_ends_the_stage_as_well(tmp_path):
-    """The stage takes its time to end; the tool waits for that."""
+@pytest.mark.parametrize('signals', [1, 2])
+def test_sigterm_ends_the_stage_as_well(tmp_path, signals):
+    """The stage takes its time to end; the tool waits for that.
+
+    A second signal, in the midst of that, does not hang it.
+    """
     (tmp_path / 'stage.py').write_text(
         'import signal, sys, time\n'
         'def stop(*_):\n'
@@ -106,6 +110,9 @@ def test_sigterm_ends_the_stage_as_well(tmp_path):
     while not (tmp_path / 'ready').exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.terminate()
+    for _ in range(signals):
+        process.terminate()
+        time.sleep(0.1)
     assert process.wait(30) == 143
-    assert (tmp_path / 'ended').exists()
+    if signals == 1:
+        assert (tmp_path / 'ended').exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,32 @@ def test_other_arguments_need_force(tiny):
     assert json.loads((tiny / generator.MANIFEST).read_text())['seed'] == 5
     assert os.listdir(tiny.parent) == ['tiny']
     assert not generate_synthetic_nuscenes(tiny, other)
+
+
+def test_difficulty_is_another_data_set(tiny, tmp_path):
+    hard = replace(TINY, difficulty='hard')
+    with pytest.raises(TargetFolderError,
+                       match='difficulty is standard, not hard'):
+        generate_synthetic_nuscenes(tiny, hard)
+    generate_synthetic_nuscenes(tmp_path / 'hard', hard)
+    easy, less = (
+        sum(path.stat().st_size for path in root.rglob('*.bin'))
+        for root in (tiny, tmp_path / 'hard'))
+    assert 0.3 * easy < less < 0.5 * easy
+
+
+def test_manifest_from_before_there_was_a_choice(tiny):
+    path = tiny / generator.MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest.pop('difficulty') == 'standard'
+    path.write_text(json.dumps(manifest))
+    assert not generate_synthetic_nuscenes(tiny, TINY)
+
+
+def test_unknown_difficulty():
+    with pytest.raises(ValueError, match='difficulty must be one of standard, '
+                       "hard; got 'easy'"):
+        GeneratorConfig(difficulty='easy')
 
 
 def test_damaged_data_set_is_noticed(tiny):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
+from sigplug.datasets import DIFFICULTIES
 from sigplug.datasets.synthetic import lidar
 from sigplug.datasets.synthetic.materials import Material
 from sigplug.datasets.synthetic.primitives import BOX, join, moved, solid
@@ -22,11 +23,12 @@ def place(*solids):
     return moved(join(solids), ego[:3], ego[3])
 
 
-def scan(solids=None, owner=(), num_objects=0, seed=0):
+def scan(solids=None, owner=(), num_objects=0, seed=0,
+         difficulty=DIFFICULTIES['standard']):
     solids = join([]) if solids is None else solids
     owner = np.array(owner or [-1] * len(solids), int)
     return lidar.scan(ROAD, solids, owner, num_objects, ego_pose(),
-                      np.random.default_rng(seed))
+                      np.random.default_rng(seed), difficulty)
 
 
 def to_global(points):
@@ -103,6 +105,31 @@ def test_far_returns_fade():
 
     near, far = returns(40.0), returns(85.0)
     assert 0.2 * near < far < 0.6 * near
+
+
+def test_difficulty_thins_the_returns_out():
+    """From half the beams and a wall at 80 m; losses worked out by hand."""
+    standard = DIFFICULTIES['standard']
+    scene = place(wall(80.0, -30, 30, 60.0))
+
+    def on_wall(difficulty):
+        points = scan(scene, difficulty=difficulty).points
+        return points[points[:, 1] > 78]
+
+    every, half = on_wall(standard), on_wall(standard._replace(beams=16))
+    elevation = np.arctan2(half[:, 2], np.linalg.norm(half[:, :2], axis=1))
+    np.testing.assert_allclose(
+        elevation, lidar.ELEVATIONS[2 * half[:, 4].astype(int)], atol=1e-4)
+    # Beams 0, 2, 4, ... of those that meet the wall.
+    assert len(half) == pytest.approx(
+        np.isin(every[:, 4], range(0, 32, 2)).sum(), rel=0.05)
+    # Half of the returns are gone at 80 m, where they fade from 60 m on; with
+    # a fifth lost everywhere it is 0.7, and fading from 40 m on two thirds.
+    kept = len(every) / 0.5
+    for change, share in ((dict(loss=0.2), 0.3), (dict(fade_range=40.0), 1/3),
+                          (dict(loss=0.2, fade_range=40.0), 1/3 - 0.2)):
+        count = len(on_wall(standard._replace(**change)))
+        assert count / kept == pytest.approx(share, abs=0.03), change
 
 
 def test_visibility_of_hidden_and_free_objects():

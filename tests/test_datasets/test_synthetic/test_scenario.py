@@ -7,6 +7,7 @@ from sigplug.datasets.synthetic.scenario import (
     EGO_CENTER,
     EGO_HALF,
     make_scenario,
+    mean_counts,
 )
 from sigplug.datasets.synthetic.tracks import clock, speed_profile
 
@@ -25,6 +26,11 @@ def scenario(request):
     return make_scenario(DURATION, np.random.default_rng(request.param))
 
 
+@pytest.fixture(scope='module')
+def crowded():
+    return make_scenario(DURATION, np.random.default_rng(0), spacing=0.5)
+
+
 def rectangle(pose, half, forward=0.0):
     box = shapely.box(forward - half[0], -half[1], forward + half[0], half[1])
     box = affinity.rotate(box, pose[3], origin=(0, 0), use_radians=True)
@@ -32,6 +38,14 @@ def rectangle(pose, half, forward=0.0):
 
 
 def test_boxes_never_overlap(scenario):
+    assert_boxes_never_overlap(scenario)
+
+
+def test_boxes_of_a_crowded_street_never_overlap(crowded):
+    assert_boxes_never_overlap(crowded)
+
+
+def assert_boxes_never_overlap(scenario):
     times = np.arange(0.1, DURATION, 0.7)
     ego = scenario.ego_poses(times)
     poses = [t.poses(scenario.road, times) for t in scenario.tracks]
@@ -58,6 +72,13 @@ def test_classes_are_there_and_near(scenario):
     assert 8 <= counts['car'] <= 18
     assert min(counts.values()) >= 0.6
     assert 25 <= sum(counts.values()) <= 50
+
+
+def test_narrow_spacing_puts_more_on_the_street(crowded):
+    times = np.arange(40) / 2
+    usual = make_scenario(DURATION, np.random.default_rng(0))
+    few, many = (sum(mean_counts(s, times).values()) for s in (usual, crowded))
+    assert 1.3 * few < many < 2.5 * few
 
 
 def test_parked_things_stand_still_and_traffic_follows_its_yaw(scenario):
