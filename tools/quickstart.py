@@ -4,14 +4,16 @@ Every stage is a tool of its own, started as a user would start it. The
 results are gathered in WORK_DIR/summary.json.
 """
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import summarize_nuscenes, write_json
+from sigplug.engine.results import (
+    read_nuscenes_metrics,
+    write_json,
+)
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
 
 TOOLS = Path(__file__).resolve().parent
@@ -57,13 +59,6 @@ def parse_args() -> argparse.Namespace:
     if not 0 <= args.seed < 2**32:
         parser.error(f'--seed must lie in [0, 2**32), got {args.seed}')
     return args
-
-
-def read_metrics(work_dir: Path) -> dict[str, Any]:
-    """Read what NuScenesMetric reported in the last test of a work dir."""
-    newest = max(
-        work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-    return summarize_nuscenes(json.loads(newest.read_text()))
 
 
 def report(summary: dict[str, Any]) -> None:
@@ -131,7 +126,7 @@ def main() -> None:
         amp=args.amp,
         data_seed=DATA_SEED,
         data_root=str(args.data_root),
-        metrics=read_metrics(eval_dir),
+        metrics=read_nuscenes_metrics(eval_dir),
         seconds=round(sum(s['seconds'] for s in stages.values()), 1),
         peak_memory_mib=max(s['peak_memory_mib'] for s in stages.values()),
         stages=stages,

@@ -5,5 +5,5 @@ _base_ = '../centerpoint/centerpoint_pillar04_second_secfpn_stock_1xb4-onecycle-
 train_dataloader = dict(
     batch_size=2, dataset=dict(indices=list(range(0, 320, 2))))
 auto_scale_lr = dict(base_batch_size=2)
-# Evaluated once.
-train_cfg = dict(val_interval=8)
+# Evaluated by tools/test.py.
+train_cfg = dict(val_begin=100)

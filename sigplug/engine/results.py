@@ -37,6 +37,20 @@ def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
         TP_errors={name: values[name] for name in TP_ERRORS})
 
 
+def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
+    """Read what the last test with a work dir reported.
+
+    Args:
+        work_dir (Path): The work dir of ``tools/test.py``.
+
+    Returns:
+        dict[str, Any]: As of :func:`summarize_nuscenes`.
+    """
+    newest = max(
+        work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    return summarize_nuscenes(json.loads(newest.read_text()))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, never a part of one."""
     partial = path.with_name(path.name + '.partial')

@@ -19,16 +19,13 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from sigplug.datasets import DIFFICULTIES
-from sigplug.engine import checkpoint, preflight
+from sigplug.engine import preflight
 from sigplug.engine.ablation import compare, flatten, format_tables
+from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import summarize_nuscenes, write_json
+from sigplug.engine.results import read_nuscenes_metrics, write_json
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
-from sigplug.visualization import (
-    draw_ablation,
-    read_training_log,
-    save_png,
-)
+from sigplug.visualization import draw_ablation, save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
 
@@ -43,6 +40,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seeds', type=int, default=3, metavar='N',
         help='train with the seeds 0 to N - 1 (default: %(default)s)')
+    parser.add_argument(
+        '--amp', action='store_true',
+        help='train each config in mixed precision as well, see '
+        'tools/train.py')
     parser.add_argument(
         '--out-dir', type=Path, default=Path('work_dirs/ablation'),
         help='folder of the results (default: %(default)s)')
@@ -86,30 +87,29 @@ def digest(cfg: Config, manifest: bytes) -> str:
 
 def trained_powers(path: str) -> dict[str, list[float]]:
     """Each parameter ``p`` of the model in a checkpoint."""
-    state = checkpoint.load_safely(path)['state_dict']
+    state = load_safely(path)['state_dict']
     return {
         name: [round(p, 4) for p in value.flatten().tolist()]
         for name, value in state.items() if name.rpartition('.')[2] == 'p'
     }
 
 
-def run(config: Path, seed: int, work_dir: Path) -> dict[str, Any]:
-    """Train with one seed; the results of the last validation."""
+def run(config: Path, seed: int, amp: bool,
+        work_dir: Path) -> dict[str, Any]:
+    """Train with one seed, or go on with it, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
+    last = work_dir / 'last_checkpoint'
     stage = run_stage(
-        str(work_dir), TOOLS / 'train.py', config, '--work-dir', work_dir,
-        *(['--resume'] if (work_dir / 'last_checkpoint').exists() else []),
+        'train', TOOLS / 'train.py', config, '--work-dir', work_dir,
+        *(['--amp'] if amp else []),
+        *(['--resume'] if last.exists() else []),
         '--cfg-options', f'randomness.seed={seed}',
         log=work_dir / 'train.log')
-    log = read_training_log(work_dir)
-    if not log.val or log.val[-1]['step'] < log.train[-1]['step']:
-        raise preflight.PreflightError(
-            f'{config} does not evaluate at the end of its training: its '
-            'train_cfg.max_epochs must be a multiple of '
-            'train_cfg.val_interval.')
-    last = (work_dir / 'last_checkpoint').read_text()
-    return dict(**summarize_nuscenes(log.val[-1]),
-                powers=trained_powers(last), **stage)
+    checkpoint = relative(last.read_text())
+    run_stage('test', TOOLS / 'test.py', config, checkpoint, '--work-dir',
+              work_dir / 'eval', log=work_dir / 'test.log')
+    return dict(**read_nuscenes_metrics(work_dir / 'eval'),
+                powers=trained_powers(checkpoint), **stage)
 
 
 def write_csv(path: Path, results: list[dict[str, Any]]) -> None:
@@ -154,19 +154,21 @@ def main() -> None:
                for config in args.configs]
     results = []
     # Seed by seed: what an interruption leaves is comparable.
-    jobs = [(seed, *job) for seed in range(args.seeds)
+    jobs = [(seed, amp, *job) for seed in range(args.seeds)
+            for amp in (False, True)[:1 + args.amp]
             for job in zip(names, args.configs, digests)]
     with tqdm(jobs, unit='run') as bar:
-        for seed, name, config, key in bar:
+        for seed, amp, name, config, key in bar:
+            name += ' amp' * amp
             bar.set_postfix_str(f'{name}, seed {seed}')
             # Another config, or another data set, has another folder.
-            work_dir = (
-                args.out_dir / f'{config.stem}-{key}' / f'seed{seed}')
+            work_dir = (args.out_dir / f'{config.stem}-{key}' /
+                        f'seed{seed}{"-amp" * amp}')
             file = work_dir / 'result.json'
             if not file.exists():
-                result = run(Path(relative(config)), seed, work_dir)
+                result = run(Path(relative(config)), seed, amp, work_dir)
                 write_json(file, dict(config=relative(config), seed=seed,
-                                      **result))
+                                      amp=amp, **result))
             results.append(dict(name=name, **json.loads(file.read_text())))
             tables = write_summary(args.out_dir, results)
     print(f'\n{tables}')

@@ -1,4 +1,0 @@
-# In bfloat16.
-_base_ = './centerpoint_pillar04_second_secfpn_stock_1xb2-onecycle-8e_nus-mini-half-3d.py'  # noqa: E501
-
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
