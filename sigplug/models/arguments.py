@@ -18,7 +18,8 @@ def check_keywords(module: object, keywords: dict[str, Any]) -> None:
     for base in type(module).__mro__:
         if '__init__' not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        init = vars(base)['__init__']
+        parameters = inspect.signature(init).parameters.values()
         known += [p.name for p in parameters if p.kind in (
             kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
         if all(p.kind != kinds.VAR_KEYWORD for p in parameters):

@@ -1,6 +1,7 @@
 """Checks that the operations share."""
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def is_integer(value: object, least: int) -> bool:
+def is_integer(value: Any, least: int) -> bool:
     """Whether ``value`` is an integer of at least ``least``."""
-    return (isinstance(value, (Integral, torch.SymInt))
-            and not isinstance(value, bool) and value >= least)
+    # As Any: to a type checker, an Integral has no order.
+    kinds: Any = (Integral, torch.SymInt)
+    return (isinstance(value, kinds) and not isinstance(value, bool)
+            and value >= least)
 
 
 def check_integer(name: str, value: object, least: int) -> None:
@@ -38,7 +41,7 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f'{name} must be True or False, but got {value!r}')
 
 
-def check_weight(name: str, value: object) -> None:
+def check_weight(name: str, value: Any) -> None:
     """Raise an error unless ``value`` is a finite number from 0 on."""
     check_number(name, value)
     if not 0.0 <= value < math.inf:
@@ -46,7 +49,7 @@ def check_weight(name: str, value: object) -> None:
             f'{name} must be at least 0 and finite, but got {value}')
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raise an error unless ``value`` is a finite number above 0."""
     check_number(name, value)
     if not 0.0 < value < math.inf:

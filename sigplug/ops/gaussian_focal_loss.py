@@ -249,8 +249,8 @@ class _GaussianFocalLoss(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, *arguments):
-        *arguments, kernels = arguments
+    def forward(logits, target, *options):
+        *arguments, kernels = options
         form = (kernels.gaussian_focal_loss_forward
                 if kernels else gaussian_focal_loss_forward)
         return form(logits, target, *arguments)

@@ -73,7 +73,7 @@ def gem_pool(x: Tensor,
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
     step = _window('stride', stride, spatial, kernel)
-    pad = _window('padding', padding, spatial, None)
+    pad = _window('padding', padding, spatial, ())
     if min(kernel) < 1:
         raise ValueError('x must not be empty along the pooled dims, but has '
                          f'the shape {tuple(x.shape)}')
@@ -144,7 +144,7 @@ def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
 
 
 def _window(name: str, value: IntOrTuple, spatial: int,
-            default: Sequence[int] | None) -> tuple[int, ...]:
+            default: Sequence[int]) -> tuple[int, ...]:
     """One int for each spatial dim, with ``default`` in place of None."""
     entries = _entries(name, value)
     if not isinstance(value, (tuple, list)):

@@ -21,6 +21,7 @@ every :math:`p \ne 1`.
 import math
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ class Windows(Dims):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
 
-    def arrange(self, x: Tensor, _: None) -> Tensor:
+    def arrange(self, x: Tensor, _: Tensor | None) -> Tensor:
         """Shape ``(..., *windows, *kernel)``; padded cells are 0."""
         if any(self.padding):
             x = F.pad(x, self._sides(self.padding))
@@ -110,11 +111,12 @@ class Windows(Dims):
             x = unfold(x, first + i, size, step)
         return x
 
-    def adds_zeros(self, _: None) -> bool:
+    def adds_zeros(self, _: Tensor | None) -> bool:
         """Whether there is padding."""
         return any(self.padding)
 
-    def put_back(self, g: Tensor, _: None, shape: torch.Size) -> Tensor:
+    def put_back(self, g: Tensor, _: Tensor | None,
+                 shape: torch.Size) -> Tensor:
         """Add up what the windows hold of each element."""
         first = len(shape) - len(self.kernel)
         for i in reversed(range(len(self.kernel))):
@@ -184,9 +186,14 @@ class Segments:
         return y.index_select(0, index)
 
 
-def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-               members: Tensor | None, eps: float | None,
-               backend: str = 'auto') -> Tensor:
+Sets: TypeAlias = Dims | Windows | Segments
+# What says which elements belong to them: the mask of ``Dims``, or None; None
+# for ``Windows``; the index of ``Segments``.
+Members: TypeAlias = Any
+
+
+def power_mean(x: Tensor, p: Power, sets: Sets, members: Members,
+               eps: float | None, backend: str = 'auto') -> Tensor:
     """Power mean of each set, in float32 for half types.
 
     Args:
@@ -210,8 +217,8 @@ def power_mean(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     return _PowerMean.forward(x, p, sets, members, eps, kernels)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                       members: Tensor | None, eps: float | None) -> Tensor:
+def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+                       eps: float | None) -> Tensor:
     """The plain form, whose gradient autograd derives."""
     c = sets.arrange(_clamp(x, eps), members)
     if _is_float(p, math.inf):
@@ -248,13 +255,12 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     root = mean.pow(1 / _double(finite))
     y = (scale.double() * root).to(c.dtype)
     y = torch.where(largest == 0, largest, y)
-    if finite is not p:
+    if isinstance(p, Tensor) and finite is not p:
         y = torch.where(p.isinf(), sets.max(c, members), y)
     return y
 
 
-def _exported_power_mean(c: Tensor, p: Power, sets: Dims | Windows | Segments,
-                         members: Tensor | None,
+def _exported_power_mean(c: Tensor, p: Power, sets: Sets, members: Members,
                          eps: float | None) -> Tensor:
     """The plain form of arranged elements, without float64 and in few nodes.
 
@@ -278,13 +284,13 @@ def _exported_power_mean(c: Tensor, p: Power, sets: Dims | Windows | Segments,
         # The root has no slope there.
         mean = mean.masked_fill(zero, 1.0)
     y = largest * mean.pow(1 / finite)
-    if finite is not p:
+    if isinstance(p, Tensor) and finite is not p:
         y = torch.where(p.isinf(), largest, y)
     return y
 
 
-def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                      members: Tensor | None, eps: float | None, y: Tensor,
+def power_mean_slopes(x: Tensor, p: Power, sets: Sets, members: Members,
+                      eps: float | None, y: Tensor,
                       wants_p: bool) -> tuple[Tensor, Tensor | None]:
     r"""The closed form of the derivatives.
 
@@ -311,15 +317,15 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     if wants_p:
         total = sets.sum(power * u * u.log(), members)
         by_power = y * (total / count / finite).to(y.dtype)
-    if finite is not p:
+    if isinstance(p, Tensor) and finite is not p:
         by_element = torch.where(
             p.isinf(), _slope_of_max(c, sets, members, y), by_element)
     return by_element, by_power
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power, sets: Dims | Windows | Segments,
-        members: Tensor | None, eps: float | None, y: Tensor, wants_x: bool,
+        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
+        eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """The gradients with respect to ``x`` and ``p`` that are wanted."""
     by_element, by_power = power_mean_slopes(x, p, sets, members, eps, y,
@@ -329,7 +335,7 @@ def power_mean_backward(
         grad_x = sets.put_back(
             sets.spread(grad_y, members) * by_element, members, x.shape)
         grad_x = _where_kept(x, grad_x, eps).to(x.dtype)
-    if by_power is not None:
+    if by_power is not None and isinstance(p, Tensor):
         grad_p = sum_to_power(grad_y * by_power, p)
     return grad_x, grad_p
 
@@ -345,9 +351,8 @@ class _PowerMean(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                members: Tensor | None, eps: float | None,
-                kernels: ModuleType | None) -> Tensor:
+    def forward(x: Tensor, p: Power, sets: Sets, members: Members,
+                eps: float | None, kernels: ModuleType | None) -> Tensor:
         form = kernels.power_mean_forward if kernels else power_mean_forward
         return form(x, p, sets, members, eps)
 
@@ -403,13 +408,13 @@ def _unfold_by_slices(x: Tensor, dim: int, size: int, step: int) -> Tensor:
         return x.unsqueeze(dim).movedim(dim + 1, -1)
     before = (slice(None), ) * dim
     return torch.stack([
-        x[(*before, slice(i, i + 1 - size or None, step))]
+        x[before + (slice(i, i + 1 - size or None, step), )]
         for i in range(size)
     ], -1)
 
 
-def _slope_of_max(c: Tensor, sets: Dims | Windows | Segments,
-                  members: Tensor | None, y: Tensor) -> Tensor:
+def _slope_of_max(c: Tensor, sets: Sets, members: Members,
+                  y: Tensor) -> Tensor:
     """All elements that attain the maximum share its gradient."""
     attained = sets.members_only(
         (c == sets.spread(y, members)).to(c.dtype), members)
@@ -444,8 +449,8 @@ def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
     return torch.where(widen(x) >= eps, g, g.new_zeros(()))
 
 
-def _zeros(ratio: Tensor, sets: Dims | Windows | Segments,
-           members: Tensor | None, eps: float | None) -> Tensor | None:
+def _zeros(ratio: Tensor, sets: Sets, members: Members,
+           eps: float | None) -> Tensor | None:
     """Where ratios are 0; None if the clamp keeps all of them above."""
     info = torch.finfo(ratio.dtype)
     if (eps is not None and eps >= info.max * info.smallest_normal * info.eps

@@ -1,5 +1,6 @@
 """Bird's-eye view of one LiDAR frame with its boxes and heatmap."""
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -103,7 +104,7 @@ def draw_bev(points: np.ndarray,
         check_scores('pred_scores', pred.scores)
     if (heatmap is None) != (heatmap_extent is None):
         raise ValueError('heatmap and heatmap_extent must come together')
-    if heatmap is not None:
+    if heatmap is not None and heatmap_extent is not None:
         heatmap = check_array('heatmap', heatmap, ndim=2, min_columns=1)
         check_scores('heatmap', heatmap)
         heatmap_extent = check_range('heatmap_extent', heatmap_extent)
@@ -119,13 +120,13 @@ def draw_bev(points: np.ndarray,
 
     figure = new_figure(size or _default_size(bev_range))
     ax = figure.add_subplot()
-    if heatmap is not None:
+    if heatmap is not None and heatmap_extent is not None:
         _draw_heatmap(ax, heatmap, heatmap_extent)
     style_axes(ax, title, xlabel='x (m)', ylabel='y (m)')
     x_min, y_min, x_max, y_max = bev_range
     ax.set(xlim=(x_min, x_max), ylim=(y_min, y_max), aspect='equal')
 
-    handles = _draw_points(ax, points, bev_range) + _draw_ego(ax, ego_yaw)
+    handles = [*_draw_points(ax, points, bev_range), *_draw_ego(ax, ego_yaw)]
     if gt is not None:
         handles += _draw_gt(ax, gt)
     colored = gt if pred is None else pred
@@ -151,8 +152,8 @@ def _range_of(points: np.ndarray,
     """What holds the points, the boxes and the vehicle, in whole metres."""
     places = [np.zeros((1, 2)), points[:, :2]]
     places += [bev_corners(b.bboxes).reshape(-1, 2) for b in boxes if b]
-    places = np.concatenate(places)
-    low, high = np.floor(places.min(0)) - 1, np.ceil(places.max(0)) + 1
+    xy = np.concatenate(places)
+    low, high = np.floor(xy.min(0)) - 1, np.ceil(xy.max(0)) + 1
     return (*low.tolist(), *high.tolist())
 
 
@@ -178,14 +179,14 @@ def _draw_heatmap(ax: Axes, heatmap: np.ndarray,
         vmax=1,
         zorder=0)
     bar = ax.figure.colorbar(
-        image, cax=ax.inset_axes([1.03, 0.02, 0.022, 0.28]))
+        image, cax=ax.inset_axes((1.03, 0.02, 0.022, 0.28)))
     bar.set_label('heatmap: highest class score', fontsize=7.5, color=INK)
     bar.ax.tick_params(labelsize=7, colors=MUTED)
     bar.outline.set_visible(False)
 
 
 def _draw_points(ax: Axes, points: np.ndarray,
-                 bev_range: Sequence[float]) -> list[Artist]:
+                 bev_range: Sequence[float]) -> Sequence[Artist]:
     low, high = np.array(bev_range[:2]), np.array(bev_range[2:])
     inside = ((points[:, :2] >= low) & (points[:, :2] <= high)).all(1)
     points = points[inside]
@@ -213,7 +214,7 @@ def _draw_points(ax: Axes, points: np.ndarray,
     ]
 
 
-def _draw_ego(ax: Axes, yaw: float | None) -> list[Artist]:
+def _draw_ego(ax: Axes, yaw: float | None) -> Sequence[Artist]:
     # A triangle points up at the angle 0.
     marker = '+' if yaw is None else (3, 0, np.degrees(yaw) - 90)
     return ax.plot(
@@ -232,24 +233,27 @@ def _heading_lines(corners: np.ndarray) -> np.ndarray:
     return np.stack([corners.mean(1), corners[:, :2].mean(1)], axis=1)
 
 
-def _draw_gt(ax: Axes, gt: BEVBoxes) -> list[Artist]:
+def _draw_gt(ax: Axes, gt: BEVBoxes) -> Sequence[Artist]:
     corners = bev_corners(gt.bboxes)
     empty = np.zeros(len(corners), dtype=bool)
     if gt.num_points is not None:
         empty = gt.num_points == 0
     handles = []
-    for chosen, style, label in ((~empty, 'solid', 'ground truth'),
-                                 (empty, (0, (2, 1.5)),
-                                  'ground truth without points')):
+    kinds: list[tuple[np.ndarray, Any, str]] = [
+        (~empty, 'solid', 'ground truth'),
+        (empty, (0, (2, 1.5)), 'ground truth without points')]
+    for chosen, style, label in kinds:
         if not chosen.any():
             continue
-        look = dict(linewidths=0.9, linestyles=[style], zorder=6)
+        look: dict[str, Any] = dict(
+            linewidths=0.9, linestyles=[style], zorder=6)
         ax.add_collection(
             PolyCollection(
-                corners[chosen], facecolors='none', edgecolors=INK, **look))
+                list(corners[chosen]), facecolors='none', edgecolors=INK,
+                **look))
         ax.add_collection(
             LineCollection(
-                _heading_lines(corners[chosen]), colors=INK, **look))
+                list(_heading_lines(corners[chosen])), colors=INK, **look))
         handles.append(
             Line2D([], [],
                    color=INK,
@@ -264,20 +268,20 @@ def _color(label: int) -> str:
 
 
 def _draw_classes(ax: Axes, boxes: BEVBoxes, class_names: Sequence[str],
-                  prefix: str) -> list[Artist]:
+                  prefix: str) -> Sequence[Artist]:
     """Boxes filled in the colours of their classes."""
     corners = bev_corners(boxes.bboxes)
     handles = []
     for label in np.unique(boxes.labels):
         chosen = corners[boxes.labels == label]
-        look = dict(
+        look: dict[str, Any] = dict(
             facecolor=to_rgba(_color(label), 0.2),
             edgecolor=_color(label),
             linewidth=1.5)
-        ax.add_collection(PolyCollection(chosen, zorder=4, **look))
+        ax.add_collection(PolyCollection(list(chosen), zorder=4, **look))
         ax.add_collection(
             LineCollection(
-                _heading_lines(chosen),
+                list(_heading_lines(chosen)),
                 colors=_color(label),
                 linewidths=1.5,
                 zorder=4))
@@ -289,7 +293,7 @@ def _draw_classes(ax: Axes, boxes: BEVBoxes, class_names: Sequence[str],
 
 
 def _draw_velocities(ax: Axes, gt: BEVBoxes | None,
-                     pred: BEVBoxes | None) -> list[Artist]:
+                     pred: BEVBoxes | None) -> Sequence[Artist]:
     """Arrows for what moves; they need boxes of 9 values."""
     handles = []
     for boxes, width, zorder in ((pred, 1.5, 5), (gt, 0.9, 6)):

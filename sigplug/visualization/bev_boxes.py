@@ -17,8 +17,8 @@ class BEVBoxes(NamedTuple):
         corners = bev_corners(self.bboxes)
         low, high = np.array(bev_range[:2]), np.array(bev_range[2:])
         kept = ((corners.max(1) >= low) & (corners.min(1) <= high)).all(1)
-        return BEVBoxes(
-            *(None if value is None else value[kept] for value in self))
+        return BEVBoxes._make(
+            None if value is None else value[kept] for value in self)
 
 
 def bev_corners(bboxes: np.ndarray) -> np.ndarray:

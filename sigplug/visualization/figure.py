@@ -5,6 +5,7 @@ from numbers import Integral
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 DPI = 150
 # What matplotlib can draw.
@@ -30,9 +31,8 @@ def new_figure(size: tuple[int, int]) -> Figure:
     figure = Figure(
         figsize=(size[0] / DPI, size[1] / DPI),
         dpi=DPI,
-        layout='constrained',
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),
         facecolor='white')
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
     return figure
 

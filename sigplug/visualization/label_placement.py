@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .figure import INK
@@ -64,6 +65,7 @@ def draw_labels(ax: Axes, polygons: np.ndarray, texts: Sequence[str],
         int: The number of labels written.
     """
     figure = ax.figure
+    assert isinstance(figure, Figure), 'a part of a figure has no layout'
     # The layout engine places the axes only now.
     figure.draw_without_rendering()
     unit = figure.dpi / 72
@@ -78,8 +80,10 @@ def draw_labels(ax: Axes, polygons: np.ndarray, texts: Sequence[str],
         center = (box[:2] + box[2:]) / 2
         if (center < frame[:2]).any() or (center > frame[2:]).any():
             continue
+        x, y = to_data(center)
         label = ax.text(
-            *to_data(center),
+            x,
+            y,
             text,
             fontsize=_FONT_SIZE,
             color=INK,
@@ -109,7 +113,7 @@ def draw_labels(ax: Axes, polygons: np.ndarray, texts: Sequence[str],
         best = int(cost.argmin())
         rect = rects[best]
         target = (rect[:2] + rect[2:]) / 2
-        label.set_position(to_data(target))
+        label.set_position(tuple(to_data(target)))
         if distances[best] > _DISTANCES[0]:
             x, y = to_data(np.stack([center, target])).T
             leader = Line2D(x, y, color=color, linewidth=0.7, zorder=8)

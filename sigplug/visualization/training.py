@@ -257,7 +257,7 @@ def _draw_metrics(ax: Axes, curves: dict[str, np.ndarray]) -> None:
 def _draw_last(ax: Axes, final: dict[str, float], class_ap: dict[str, float],
                step: int) -> None:
     """Bars from the top: the metrics, then the classes, the best first."""
-    classes = sorted(class_ap, key=class_ap.get, reverse=True)
+    classes = sorted(class_ap, key=class_ap.__getitem__, reverse=True)
     names = [*final, *(f'AP {name}' for name in classes)]
     values = [*final.values(), *(class_ap[name] for name in classes)]
     colors = [*_colors(final).values(), *[_BAR_COLOR] * len(classes)]

@@ -1,4 +1,6 @@
 """Which moving rectangles would touch each other."""
+from collections.abc import Sequence
+
 import numpy as np
 
 from .primitives import rotate
@@ -40,26 +42,27 @@ class Footprints:
         self.poses: list[np.ndarray] = []
         self.halves: list[np.ndarray] = []
 
-    def try_add(self, poses: np.ndarray, half: np.ndarray) -> bool:
+    def try_add(self, poses: np.ndarray,
+                half: Sequence[float] | np.ndarray) -> bool:
         """Add a rectangle unless it comes too close to an earlier one.
 
         Args:
             poses (np.ndarray): x, y, yaw at all instants, shape (T, 3).
-            half (np.ndarray): Half length and half width, shape (2, ).
+            half (Sequence[float] | np.ndarray): Half length and half width.
 
         Returns:
             bool: Whether it was added.
         """
-        half = np.asarray(half, float) + self.gap / 2
+        wide = np.asarray(half, float) + self.gap / 2
         if self.poses:
             others, halves = np.stack(self.poses), np.stack(self.halves)
-            reach = np.linalg.norm(half) + np.linalg.norm(halves, axis=1)
+            reach = np.linalg.norm(wide) + np.linalg.norm(halves, axis=1)
             offset = others[..., :2] - poses[:, :2]
             near = (offset**2).sum(2) <= reach[:, None]**2
             which, when = np.nonzero(near)
-            if overlap(poses[when], np.broadcast_to(half, (len(when), 2)),
+            if overlap(poses[when], np.broadcast_to(wide, (len(when), 2)),
                        others[which, when], halves[which]).any():
                 return False
         self.poses.append(poses)
-        self.halves.append(half)
+        self.halves.append(wide)
         return True

@@ -27,7 +27,7 @@ from .config import (
     check_integer,
 )
 from .infos import build_infos
-from .simulate import SceneRecord, cached_simulator, write_sweeps
+from .simulate import Frame, SceneRecord, cached_simulator, write_sweeps
 from .tables import build_tables, map_filename
 
 GENERATOR_VERSION = 1  # goes up whenever the bytes change
@@ -205,7 +205,7 @@ def _scan_all(root: Path, config: GeneratorConfig,
              range(start, min(start + SWEEPS_PER_JOB, count)))
             for name in config.scenes
             for start in range(0, count, SWEEPS_PER_JOB)]
-    frames = {name: [] for name in config.scenes}
+    frames: dict[str, list[Frame]] = {name: [] for name in config.scenes}
     with _results(jobs, workers) as results, tqdm(
             total=count * len(config.scenes), desc='Scanning',
             unit='sweep') as bar:
@@ -239,10 +239,12 @@ def _follow_parent() -> None:
     """Let a worker end with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process().sentinel
+    parent = multiprocessing.parent_process()
+    assert parent is not None, 'is called in a worker'
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait([parent])
+        wait([sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -32,10 +32,10 @@ def solid(kind: int,
     Returns:
         np.ndarray: Shape (1, ), dtype ``PRIMITIVE``.
     """
-    low, high = np.asarray(low, float), np.asarray(high, float)
+    start, end = np.asarray(low, float), np.asarray(high, float)
     out = np.zeros(1, PRIMITIVE)
     out['kind'], out['material'] = kind, material
-    out['center'], out['half'] = (low + high) / 2, (high - low) / 2
+    out['center'], out['half'] = (start + end) / 2, (end - start) / 2
     out['yaw'], out['pitch'], out['taper'] = yaw, pitch, taper
     return out
 
@@ -45,7 +45,7 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, PRIMITIVE), *parts])
 
 
-def rotate(xy: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+def rotate(xy: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
     """Turn points of shape (..., 2) about the origin by ``yaw`` radians."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     x, y = xy[..., 0], xy[..., 1]
@@ -53,13 +53,13 @@ def rotate(xy: np.ndarray, yaw: np.ndarray) -> np.ndarray:
 
 
 def moved(primitives: np.ndarray, position: np.ndarray,
-          yaw: np.ndarray) -> np.ndarray:
+          yaw: float | np.ndarray) -> np.ndarray:
     """Rotate primitives about the z axis, then shift them.
 
     Args:
         primitives (np.ndarray): Shape (N, ), dtype ``PRIMITIVE``.
         position (np.ndarray): Shift in metres, shape (3, ) or (N, 3).
-        yaw (np.ndarray): Angle in radians, a scalar or shape (N, ).
+        yaw (float | np.ndarray): Angle in radians, one or shape (N, ).
 
     Returns:
         np.ndarray: Shape (N, ), a moved copy.

@@ -16,7 +16,7 @@ BUILDING_LINE = 14.0
 KERB_HEIGHT = 0.14
 
 
-def ground_height(lateral: np.ndarray) -> np.ndarray:
+def ground_height(lateral: float | np.ndarray) -> np.ndarray:
     """Height of the ground: 0 on the road, a kerb higher on the sidewalk."""
     return np.where(np.abs(lateral) < KERB, 0.0, KERB_HEIGHT)
 
@@ -36,16 +36,17 @@ class Road:
     curvature: float
 
     def to_global(
-            self, s: np.ndarray, lateral: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            self, s: float | np.ndarray, lateral: float | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float | np.ndarray]:
         """Map road coordinates to global x, y and the heading there.
 
         Args:
-            s (np.ndarray): Arc length along the axis, in metres.
-            lateral (np.ndarray): Distance to the left of the axis, in metres.
+            s (float | np.ndarray): Arc length along the axis, in metres.
+            lateral (float | np.ndarray): Distance to the left of the axis, in
+                metres.
 
         Returns:
-            tuple[np.ndarray]: x, y in metres and the heading in radians.
+            tuple: x, y in metres and the heading in radians.
         """
         heading = self.heading + self.curvature * s
         # Chord of an arc of angle a: s * sin(a / 2) / (a / 2).

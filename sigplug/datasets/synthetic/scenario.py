@@ -396,8 +396,8 @@ class _Builder:
 
     def _clutter_pose(self, s: float, lateral: float) -> np.ndarray:
         """x, y, z, yaw with the y axis towards the buildings."""
-        x, y, heading = self.road.to_global(np.float64(s), lateral)
-        z = cross_section.ground_height(np.asarray(lateral))
+        x, y, heading = self.road.to_global(s, lateral)
+        z = cross_section.ground_height(lateral)
         return np.array([x, y, z, heading + np.pi * (lateral < 0)])
 
     def _place(self, solids: np.ndarray, pose: np.ndarray) -> None:

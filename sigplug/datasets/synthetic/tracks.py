@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .primitives import join
 from .road import Road, ground_height
 from .shapes import ObjectClass
 
@@ -45,7 +46,7 @@ class Track:
         turn (float): Yaw relative to the road, in radians.
         idle (str): nuScenes attribute while it does not move.
         moving (str): nuScenes attribute while it moves.
-        solids (np.ndarray): Its geometry in the object frame.
+        solids (np.ndarray): Its geometry in the object frame, if any.
     """
 
     kind: ObjectClass
@@ -55,7 +56,7 @@ class Track:
     turn: float
     idle: str = ''
     moving: str = ''
-    solids: np.ndarray = field(repr=False, default=None)
+    solids: np.ndarray = field(repr=False, default_factory=lambda: join([]))
 
     def poses(self, road: Road, times: np.ndarray) -> np.ndarray:
         """Position on the ground and yaw: x, y, z, yaw, shape (T, 4)."""

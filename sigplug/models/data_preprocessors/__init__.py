@@ -5,7 +5,8 @@ try:
     from .det3d_data_preprocessor import Det3DDataPreprocessor
 # mmdet3d asserts the versions of what it stands on.
 except (ImportError, AssertionError) as error:
-    Det3DDataPreprocessor = register_unavailable(
+    # To a type checker the name stays the class.
+    globals()['Det3DDataPreprocessor'] = register_unavailable(
         'Det3DDataPreprocessor', error)
 
 __all__ = ['Det3DDataPreprocessor']

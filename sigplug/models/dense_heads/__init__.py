@@ -5,7 +5,8 @@ try:
     from .center_head import CenterHead
 # mmdet3d asserts the versions of what it stands on.
 except (ImportError, AssertionError) as error:
-    CenterHead = register_unavailable('CenterHead', error)
+    # To a type checker the name stays the class.
+    globals()['CenterHead'] = register_unavailable('CenterHead', error)
 try:
     from .heatmap_heads import (
         CenterNetHead,
@@ -14,10 +15,9 @@ try:
         CornerHead,
     )
 except (ImportError, AssertionError) as error:
-    CenterNetHead, CenterNetUpdateHead, CentripetalHead, CornerHead = (
-        register_unavailable(name, error, 'mmdet') for name in (
-            'CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
-            'CornerHead'))
+    for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
+                 'CornerHead'):
+        globals()[name] = register_unavailable(name, error, 'mmdet')
 
 __all__ = [
     'CenterHead', 'CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',

@@ -1,7 +1,6 @@
 """CenterPoint's head with an activation that is chosen by config."""
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from mmdet.models.losses import GaussianFocalLoss, L1Loss, l1_loss
@@ -18,6 +17,7 @@ from sigplug.ops import (
     gaussian_heatmap,
     gaussian_radius,
 )
+from sigplug.ops._checks import is_number
 from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
@@ -37,6 +37,8 @@ BOX_SIZE, BOX_SIZE_WITH_VELOCITY = 7, 9
 
 # In cells: flat all over any map, and still an int32.
 MAX_RADIUS = 2**24
+
+_Module = TypeVar('_Module', bound=nn.Module)
 
 
 @MODELS.register_module()
@@ -222,7 +224,7 @@ class CenterHead(_CenterHead):
 
     def _joint_heatmap_losses(self, logits: list[Tensor],
                               targets: list[Tensor], loss_weight: float,
-                              **arguments: float | None) -> Sequence[Tensor]:
+                              **arguments: Any) -> Sequence[Tensor]:
         """All tasks at once: small heatmaps cost a GPU mostly launches."""
         x, target = torch.cat(logits, dim=1), torch.cat(targets, dim=1)
         shape = x.shape[:2]
@@ -236,11 +238,11 @@ class CenterHead(_CenterHead):
         peaks = (peaks.unsqueeze(1) * is_of_task).sum(0).clamp(min=1)
         return (loss_weight * sums / (peaks + AVG_FACTOR_EPS)).unbind()
 
-    def _focal_arguments(self) -> dict[str, float | None] | None:
+    def _focal_arguments(self) -> dict[str, Any] | None:
         """How one operation on logits can replace activation and loss.
 
         Returns:
-            dict[str, float | None] | None: ``loss_weight`` and the arguments
+            dict[str, Any] | None: ``loss_weight`` and the arguments
             ``alpha``, ``gamma``, ``pos_weight``, ``neg_weight`` and ``clip``
             of :func:`sigplug.ops.gaussian_focal_loss_with_logits`; None where
             the two modules do, or may do, anything else.
@@ -255,10 +257,10 @@ class CenterHead(_CenterHead):
             clip = act.min_val
         else:
             return None
-        arguments = {
+        arguments: dict[str, Any] = {
             name: getattr(loss, name, None) for name in
             ('loss_weight', 'alpha', 'gamma', 'pos_weight', 'neg_weight')}
-        usual = all(isinstance(value, Real) and value >= 0
+        usual = all(is_number(value) and value >= 0
                     for value in arguments.values())
         if not usual or getattr(loss, 'reduction', None) != 'mean':
             return None
@@ -436,7 +438,7 @@ class CenterHead(_CenterHead):
                          dim=1)
 
 
-def _does_only(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _does_only(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
     """Whether a call of ``module`` runs the forward of ``kind`` alone."""
     hooks = (module._forward_hooks, module._forward_pre_hooks,
              module._backward_hooks, module._backward_pre_hooks)

@@ -1,5 +1,6 @@
 """Channel context from a generalised-mean descriptor."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -91,7 +92,9 @@ class GeMContext(Wrapper):
                              f'got {fusion_type!r}')
         check_positive('ratio', ratio)
         self.per_level = isinstance(in_channels, (tuple, list))
-        channels = list(in_channels) if self.per_level else [in_channels]
+        channels: list[Any] = (
+            list(in_channels) if isinstance(in_channels, (tuple, list)) else
+            [in_channels])
         if not channels or not all(is_integer(c, 1) for c in channels):
             raise ValueError('in_channels must be an integer of at least 1, '
                              f'or one for each level, but got {in_channels!r}')
@@ -105,7 +108,7 @@ class GeMContext(Wrapper):
     def init_weights(self) -> None:
         """Make it the identity again, after a model's ``init_cfg``."""
         super().init_weights()
-        for context in self.contexts:
+        for context in cast('Iterable[_Context]', self.contexts):
             context.reset_parameters()
 
     def forward(
@@ -170,10 +173,10 @@ class _Context(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the first convolution, and set the second one to 0."""
+        for conv in (self.conv1, self.conv2):
+            for parameter in conv.parameters():
+                nn.init.zeros_(parameter)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity='relu')
-        nn.init.zeros_(self.conv1.bias)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(self.conv1(self.gem(x)).relu())

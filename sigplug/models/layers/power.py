@@ -1,6 +1,7 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class Power(nn.Module):
         ValueError: An argument is out of its range.
     """
 
+    p: Tensor
+    _initial_p: Tensor
+
     def __init__(self,
                  p: float | Sequence[float] = 3.0,
                  p_trainable: bool = True,
@@ -55,7 +59,7 @@ class Power(nn.Module):
             raise ValueError('channels must be an integer of at least 1 or '
                              f'None, but got {channels!r}')
         size = channels or 1
-        values = list(p) if isinstance(p, (list, tuple)) else [p]
+        values: list[Any] = list(p) if isinstance(p, (list, tuple)) else [p]
         for value in values:
             check_number('p', value)
         values = [float(value) for value in values]

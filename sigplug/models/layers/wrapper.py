@@ -57,7 +57,7 @@ class Wrapper(nn.Module):
 
     def init_weights(self) -> None:
         """Initialise the inner module, as mmengine's modules do."""
-        if hasattr(self.inner, 'init_weights'):
+        if self.inner is not None and hasattr(self.inner, 'init_weights'):
             self.inner.init_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,

@@ -1,4 +1,5 @@
 """The Gaussian focal loss of logits as a module."""
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -98,16 +99,17 @@ class GaussianFocalLossWithLogits(nn.Module):
             raise ValueError(f'reduction_override must be None or one of '
                              f'{REDUCTIONS}, but got {reduction_override!r}')
         reduction = reduction_override or self.reduction
-        options = dict(
-            alpha=self.alpha, gamma=self.gamma, clip=self.clip,
-            reduction=reduction, avg_factor=avg_factor)
+        focal_loss = partial(
+            gaussian_focal_loss_with_logits, alpha=self.alpha,
+            gamma=self.gamma, clip=self.clip, reduction=reduction,
+            avg_factor=avg_factor)
         if pos_inds is None:
             if pos_labels is not None:
                 raise ValueError('pos_labels needs pos_inds, the row of each '
                                  'peak, but got None')
-            return self.loss_weight * gaussian_focal_loss_with_logits(
+            return self.loss_weight * focal_loss(
                 pred, target, pos_weight=self.pos_weight,
-                neg_weight=self.neg_weight, weight=weight, **options)
+                neg_weight=self.neg_weight, weight=weight)
         if pos_labels is None:
             raise ValueError('pos_inds needs pos_labels, the class of each '
                              'peak, but got None')
@@ -117,12 +119,10 @@ class GaussianFocalLossWithLogits(nn.Module):
         cells = pos_inds, pos_labels
         _check_cells(*cells, pred)
         peaks = pred[cells]
-        pos = gaussian_focal_loss_with_logits(
-            peaks, torch.ones_like(peaks), pos_weight=self.pos_weight,
-            neg_weight=0.0, **options)
-        neg = gaussian_focal_loss_with_logits(
-            pred, target, pos_weight=0.0, neg_weight=self.neg_weight,
-            **options)
+        pos = focal_loss(peaks, torch.ones_like(peaks),
+                         pos_weight=self.pos_weight, neg_weight=0.0)
+        neg = focal_loss(pred, target, pos_weight=0.0,
+                         neg_weight=self.neg_weight)
         return self.loss_weight * (
             neg.index_put(cells, pos, accumulate=True)
             if reduction == 'none' else pos + neg)

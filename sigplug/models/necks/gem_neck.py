@@ -1,5 +1,6 @@
 """Generalised-mean pooling as a global neck."""
 from collections.abc import Sequence
+from typing import cast, overload
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class GeMNeck(GeM):
                 f'num_levels={num_levels} and channels={channels} exclude '
                 'each other: for one p per channel of each level give '
                 'channels one number for each level')
-        sizes = None
+        sizes: tuple[int, ...] | None = None
         if num_levels is not None:
             _check_counts('num_levels', num_levels)
             sizes = (1, ) * num_levels
@@ -98,7 +99,8 @@ class GeMNeck(GeM):
             eps=eps,
             clamp=clamp,
             p_trainable=p_trainable,
-            channels=sum(sizes) if sizes else channels,
+            # Anything but a number is refused there.
+            channels=sum(sizes) if sizes else cast('int | None', channels),
             p_range=p_range)
         if not p_trainable:
             # mmpretrain stores it, and misses it in a checkpoint without it.
@@ -107,6 +109,14 @@ class GeMNeck(GeM):
         self.num_levels = len(sizes) if sizes else None
         self.bins = tuple(bins)
         self._sizes = sizes
+
+    @overload
+    def forward(self, inputs: Tensor) -> Tensor:
+        ...
+
+    @overload
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        ...
 
     def forward(
         self, inputs: Tensor | Sequence[Tensor]
@@ -140,16 +150,17 @@ class GeMNeck(GeM):
                 raise ValueError('inputs must consist of maps of the shape '
                                  f'(N, C, *spatial), but got {got!r}')
         power = self.power()
-        powers = [power] * len(levels)
+        powers: Sequence[float | Tensor] = [power] * len(levels)
         if self._sizes is not None:
             if len(levels) != self.num_levels:
                 raise ValueError(f'p has values for {self.num_levels} levels, '
                                  f'but inputs has {len(levels)}')
             if self.channels is not None:
-                got = [x.shape[1] for x in levels]
-                if got != list(self.channels):
-                    raise ValueError('inputs must have the channels='
-                                     f'{list(self.channels)}, but has {got}')
+                found = tuple(x.shape[1] for x in levels)
+                if found != self._sizes:
+                    raise ValueError(
+                        'inputs must have the channels='
+                        f'{list(self._sizes)}, but has {list(found)}')
             if isinstance(power, Tensor):
                 powers = power.split(self._sizes)
         return tuple(map(self._pool, levels, powers))

@@ -6,10 +6,10 @@ try:
     from .gem_pillar_feature_net import GeMPillarFeatureNet
 # mmdet3d asserts the versions of what it stands on.
 except (ImportError, AssertionError) as error:
-    GeMDynamicPillarFeatureNet = register_unavailable(
-        'GeMDynamicPillarFeatureNet', error)
-    GeMDynamicVFE = register_unavailable('GeMDynamicVFE', error)
-    GeMPillarFeatureNet = register_unavailable('GeMPillarFeatureNet', error)
+    for name in ('GeMDynamicPillarFeatureNet', 'GeMDynamicVFE',
+                 'GeMPillarFeatureNet'):
+        # To a type checker the name stays the class.
+        globals()[name] = register_unavailable(name, error)
 
 __all__ = [
     'GeMDynamicPillarFeatureNet', 'GeMDynamicVFE', 'GeMPillarFeatureNet'

@@ -8,7 +8,7 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
     DynamicPillarFeatureNet,
 )
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
-from torch import Tensor, nn
+from torch import Tensor
 
 from sigplug.ops._checks import (
     check_flag,
@@ -28,7 +28,7 @@ from .gem_dynamic_scatter import (
 )
 
 
-def check_arguments(encoder: nn.Module, arguments: dict[str, Any]) -> None:
+def check_arguments(encoder: object, arguments: dict[str, Any]) -> None:
     """Raise a ``ValueError`` at what the encoder makes no sense of."""
     if 'mode' in arguments:
         raise ValueError(
@@ -54,6 +54,9 @@ class _GeMDynamicEncoder:
 
     # What the names of upstream's layers begin with.
     kind: str
+    # Upstream's own.
+    cluster_scatter: Any
+    training: bool
 
     def __init__(self,
                  *args: Any,

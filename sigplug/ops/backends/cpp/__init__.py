@@ -20,6 +20,7 @@ from ctypes import (
     c_void_p,
 )
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ from ...clip_sigmoid import representable_bounds
 from ...gaussian_focal_loss import LOG_EPS
 from ...power_mean import (
     Dims,
+    Members,
     Power,
     Segments,
+    Sets,
     Windows,
     sum_to_power,
 )
@@ -160,7 +163,7 @@ def clip_sigmoid_backward(grad_y: Tensor, x: Tensor, low: float, high: float,
 
 
 def gaussian_focal_loss_forward(logits: Tensor, target: Tensor,
-                                *arguments: float | None) -> Tensor:
+                                *arguments: Any) -> Tensor:
     """See ``gaussian_focal_loss_forward`` of the eager form."""
     logits, target = logits.contiguous(), target.float().contiguous()
     loss = torch.empty_like(logits, dtype=torch.float32)
@@ -172,7 +175,7 @@ def gaussian_focal_loss_forward(logits: Tensor, target: Tensor,
 
 def gaussian_focal_loss_sums(
         logits: Tensor, target: Tensor, rows: int,
-        *arguments: float | None,
+        *arguments: Any,
         wants_slope: bool) -> tuple[Tensor, Tensor | None]:
     """Sum over each of ``rows`` equal pieces, and the slope of each cell.
 
@@ -192,7 +195,7 @@ def gaussian_focal_loss_sums(
 
 def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
                                  target: Tensor,
-                                 *arguments: float | None) -> Tensor:
+                                 *arguments: Any) -> Tensor:
     """See ``gaussian_focal_loss_backward`` of the eager form.
 
     ``grad_loss`` may also hold one value for each of some equal pieces.
@@ -217,8 +220,8 @@ def _focal(alpha: float, gamma: float, pos_weight: float, neg_weight: float,
                   high, LOG_EPS)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                       members: Tensor | None, eps: float | None) -> Tensor:
+def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+                       eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     plan = _PLANS[type(sets)](x, p, sets, members)
     y = plan.x.new_empty(math.prod(plan.result_shape), dtype=torch.float32)
@@ -229,8 +232,8 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power, sets: Dims | Windows | Segments,
-        members: Tensor | None, eps: float | None, y: Tensor, wants_x: bool,
+        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
+        eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """See :func:`sigplug.ops.power_mean.power_mean_backward`."""
     plan = _PLANS[type(sets)](x, p, sets, members)
@@ -246,9 +249,9 @@ def power_mean_backward(
         DTYPES[x.dtype], plan.x.data_ptr(), *plan.arguments,
         _lower_clamp(eps), y.data_ptr(), grad_y.data_ptr(), _pointer(grad_x),
         _pointer(grad_p), _threads(x))
-    if wants_x:
+    if grad_x is not None:
         grad_x = _undo(grad_x, plan.order).to(x.dtype)
-    if wants_p:
+    if grad_p is not None and isinstance(p, Tensor):
         grad_p = sum_to_power(plan.restore_result(grad_p), p)
     return grad_x, grad_p
 
@@ -289,7 +292,7 @@ class _Plan:
     def restore_result(self, y: Tensor) -> Tensor:
         """The inverse of ``arrange_result``."""
         y = y.view([self.result_shape[d] for d in self.order])
-        return _undo(y, self.order)[(..., *[None] * self.unit_dims)]
+        return _undo(y, self.order)[(..., ) + (None, ) * self.unit_dims]
 
     def power(self, p: Power) -> tuple[Tensor, int]:
         """One value, or one for each result."""
@@ -301,7 +304,7 @@ class _Plan:
 
 def _plan_dims(x: Tensor, p: Power, sets: Dims, mask: Tensor | None) -> _Plan:
     """Rows where the pooled dims are the last ones in memory, or columns."""
-    order = tuple(sorted(range(x.dim()), key=lambda d: -x.stride(d)))
+    order = tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
     places = [order.index(d) for d in sets.dims]
     if max(places) - min(places) >= len(places):
         # Apart from each other: bring them to the end.
@@ -320,9 +323,10 @@ def _plan_dims(x: Tensor, p: Power, sets: Dims, mask: Tensor | None) -> _Plan:
     if columns == 1:
         plan.arguments = _pointer(mask), num, pooled, p.data_ptr(), step
     else:
-        sets = _Sets(num // max(columns, 1), columns, pooled, None, None)
+        columns_of_sets = _Sets(num // max(columns, 1), columns, pooled, None,
+                                None)
         powers = _Powers(p.data_ptr(), step * columns, step)
-        plan.arguments = _pointer(mask), sets, powers
+        plan.arguments = _pointer(mask), columns_of_sets, powers
     plan.owners = mask, p
     return plan
 
@@ -335,9 +339,9 @@ def _plan_segments(x: Tensor, p: Power, sets: Segments,
     index = index.contiguous()
     offsets = index.new_empty(sets.num + 1)
     rows = torch.empty_like(index)
-    if prepare().group_rows(index.data_ptr(), len(index), sets.num,
-                            offsets.data_ptr(), rows.data_ptr()):
-        rows = None
+    in_order = prepare().group_rows(index.data_ptr(), len(index), sets.num,
+                                    offsets.data_ptr(), rows.data_ptr())
+    grouped = None if in_order else rows
     if isinstance(p, Tensor) and p.numel() > 1:
         # The same for all segments.
         p, step = p.detach().double().expand(x.shape[1:]).contiguous(), 1
@@ -345,9 +349,9 @@ def _plan_segments(x: Tensor, p: Power, sets: Segments,
         p, step = plan.power(p)
     plan.arguments = (None,
                       _Sets(sets.num, math.prod(x.shape[1:]), 0,
-                            offsets.data_ptr(), _pointer(rows)),
+                            offsets.data_ptr(), _pointer(grouped)),
                       _Powers(p.data_ptr(), 0, step))
-    plan.owners = offsets, rows, p
+    plan.owners = offsets, grouped, p
     return plan
 
 
@@ -378,7 +382,11 @@ def _plan_windows(x: Tensor, p: Power, sets: Windows, _: None) -> _Plan:
     return plan
 
 
-_PLANS = {Dims: _plan_dims, Windows: _plan_windows, Segments: _plan_segments}
+_PLANS: dict[type, Callable[..., _Plan]] = {
+    Dims: _plan_dims,
+    Windows: _plan_windows,
+    Segments: _plan_segments,
+}
 
 
 def _undo(x: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...power_mean import Dims, Power, Segments, Windows
+from ...power_mean import Dims, Members, Power, Segments, Sets, Windows
 from ._launch import OPTIONS, on_device_of
 from ._math import add, exp2_product, finish_sum, log2
 
@@ -29,11 +29,11 @@ SMALLEST = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
 INFINITY = tl.constexpr(math.inf)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
-                       members: Tensor | None, eps: float | None) -> Tensor:
+def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+                       eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     plan = _plan(x, sets, members)
-    p, common = _power_of(p, plan)
+    power, common = _power_of(p, plan)
     y = torch.empty(plan.result_shape, dtype=torch.float32, device=x.device)
     partial = (plan.chunks, y.numel())
     tops = totals = None
@@ -43,18 +43,17 @@ def power_mean_forward(x: Tensor, p: Power, sets: Dims | Windows | Segments,
     if y.numel():
         with on_device_of(x):
             _forward[plan.grid](
-                plan.x, p, plan.members, plan.counts, y, tops, totals,
+                plan.x, power, plan.members, plan.counts, y, tops, totals,
                 *plan.numbers, *_clamp(eps), **plan.variant, **common)
             if plan.chunks > 1:
                 _merge[(triton.cdiv(y.numel(), 128), )](
-                    p, plan.counts, y, tops, totals, y.numel(),
+                    power, plan.counts, y, tops, totals, y.numel(),
                     *plan.numbers[:3], KIND=plan.kind, SETS=128, **common)
     return _permute_back(y, plan.order)
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power,
-        sets: Dims | Windows | Segments, members: Tensor | None,
+        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
         eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of ``x`` and ``p``, in their shapes and dtypes.
@@ -63,8 +62,8 @@ def power_mean_backward(
     trained is taken to be finite.
     """
     plan = _plan(x, sets, members)
-    given_p, (p, common) = p, _power_of(p, plan)
-    wants_p = wants_p and isinstance(given_p, Tensor)
+    power, common = _power_of(p, plan)
+    wants_p = wants_p and isinstance(p, Tensor)
     if common['MODE'] == 'double':
         # Only the root of the forward needs it.
         common['MODE'] = 'float'
@@ -83,27 +82,27 @@ def power_mean_backward(
                     'max', 'tensor'):
                 ties = y.new_empty((plan.chunks, y.numel()))
                 _ties[plan.grid](
-                    plan.x, p, plan.members, plan.counts, y, ties,
+                    plan.x, power, plan.members, plan.counts, y, ties,
                     *plan.numbers, *_clamp(eps), **plan.variant, **common)
                 ties = ties.sum(0)
             if wants_p or (wants_x and not gathers):
                 _backward[plan.grid](
-                    grad_y, plan.x, p, plan.members, plan.counts, y, ties,
+                    grad_y, plan.x, power, plan.members, plan.counts, y, ties,
                     None if gathers else grad_x, by_p, *plan.numbers,
                     *_clamp(eps), **plan.variant, **common)
             if gathers:
                 _gather[(triton.cdiv(plan.x.numel(), 256), )](
-                    grad_y, plan.x, p, y, ties, grad_x, plan.x.numel(),
+                    grad_y, plan.x, power, y, ties, grad_x, plan.x.numel(),
                     plan.count, plan.geometry, *_clamp(eps),
                     INDEX=plan.variant['INDEX'], CELLS=256, **common)
-    elif gathers:
+    elif gathers and grad_x is not None:
         grad_x.zero_()
-    if wants_x:
+    if grad_x is not None:
         grad_x = _permute_back(grad_x, plan.order)
-    if wants_p:
+    if by_p is not None and isinstance(p, Tensor):
         by_p = by_p.sum(0).view(plan.result_shape)
-        by_p = _permute_back(by_p, plan.order).sum_to_size(given_p.shape)
-        by_p = by_p.to(given_p.dtype)
+        by_p = _permute_back(by_p, plan.order).sum_to_size(p.shape)
+        by_p = by_p.to(p.dtype)
     return grad_x, by_p
 
 
@@ -151,8 +150,7 @@ class _Plan:
                     SETS=self.tile[0], MEMBERS=self.tile[1])
 
 
-def _plan(x: Tensor, sets: Dims | Windows | Segments,
-          members: Tensor | None) -> _Plan:
+def _plan(x: Tensor, sets: Sets, members: Members) -> _Plan:
     if isinstance(sets, Windows):
         return _plan_windows(x, sets)
     if isinstance(sets, Segments):
@@ -162,12 +160,12 @@ def _plan(x: Tensor, sets: Dims | Windows | Segments,
 
 def _plan_dims(x: Tensor, sets: Dims, mask: Tensor | None) -> _Plan:
     # The order of memory, if it keeps the pooled dims together.
-    order = tuple(sorted(range(x.dim()), key=lambda d: -x.stride(d)))
+    order = tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
     pooled = [i for i, d in enumerate(order) if d in sets.dims]
     if (pooled[-1] - pooled[0] + 1 != len(pooled)
             or not x.permute(order).is_contiguous()):
         kept = tuple(d for d in range(x.dim()) if d not in sets.dims)
-        order, pooled = kept + sets.dims, range(len(kept), x.dim())
+        order, pooled = kept + sets.dims, list(range(len(kept), x.dim()))
     counts = None
     if mask is not None:
         counts = _permute(mask.sum(sets.dims, keepdim=True), order)
