@@ -18,7 +18,12 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from .optim_wrapper import cpu_amp_dtype
-from .preflight import PreflightError, check_checkpoint, print_once
+from .preflight import (
+    PreflightError,
+    check_checkpoint,
+    print_once,
+    use_launcher,
+)
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -56,6 +61,8 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def parse_args(parser: ArgumentParser) -> Namespace:
     """Parse the command line; the local rank goes to the environment.
 
+    From here on messages are printed by the first process alone.
+
     Args:
         parser (ArgumentParser): The parser of the tool.
 
@@ -68,6 +75,7 @@ def parse_args(parser: ArgumentParser) -> Namespace:
     except ValueError:
         parser.error('--cfg-options takes KEY=VALUE pairs')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    use_launcher(args.launcher)
     return args
 
 

@@ -30,6 +30,11 @@ from .checkpoint import load_safely, safe_loading
 # What the system says where there is no room: on the disk, in the quota, or
 # under the limit of the process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# In which variable a launcher tells each process its number; srun also does
+# so where the processes have nothing to do with one another.
+RANKS = dict(
+    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+_rank: str | None = None
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 
@@ -57,7 +62,7 @@ def run_tool(main: Callable[[], None]) -> int:
             main()
     except PreflightError as error:
         if is_first_process():
-            print_once(f'error: {error}', file=sys.stderr)
+            print(f'error: {error}', file=sys.stderr, flush=True)
         # Once the processes work together, it may be one of them alone.
         elif torch.distributed.is_available() and (
                 torch.distributed.is_initialized()):
@@ -87,11 +92,6 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
-    # In a distributed run one process may wait for another in C++, where no
-    # handler of Python runs; there SIGTERM ends each at once.
-    if 'RANK' in os.environ:
-        yield
-        return
     process = os.getpid()
 
     def stop(*_: Any) -> None:
@@ -107,10 +107,20 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def use_launcher(launcher: str) -> None:
+    """Say how this process was started, for :func:`is_first_process`.
+
+    Args:
+        launcher (str): The value of ``--launcher``. ``'none'``, as at the
+            start: whatever the environment says, by itself.
+    """
+    global _rank
+    _rank = RANKS.get(launcher)
+
+
 def is_first_process() -> bool:
-    """Whether this is the first of those that a launcher started."""
-    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    return all(os.environ.get(name, '0') == '0' for name in ranks)
+    """Whether this is the first of those that the launcher started."""
+    return _rank is None or os.environ.get(_rank, '0') == '0'
 
 
 def print_once(text: str, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """The flags of the run tools, applied to a config."""
 import argparse
 import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from sigplug.engine import cli
+from sigplug.engine import cli, preflight
 from sigplug.engine.hooks import CheckpointHook as SafeHook
 from sigplug.engine.preflight import PreflightError
 
@@ -29,6 +30,15 @@ def test_common_arguments(monkeypatch):
     assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
     assert (args.launcher, args.work_dir) == ('slurm', 'w')
     assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_processes_of_a_launcher_print_once(monkeypatch):
+    """From the command line on, which says whether there is one."""
+    monkeypatch.setenv('SLURM_PROCID', '1')
+    parse(monkeypatch, '--launcher', 'slurm')
+    assert not preflight.is_first_process()
+    parse(monkeypatch)
+    assert preflight.is_first_process()
 
 
 def test_an_option_without_a_value(monkeypatch, capsys):
@@ -124,6 +134,17 @@ def test_launcher_on_a_gpu_is_left_to_mmengine(monkeypatch):
     cfg = Config()
     cli.set_launcher(cfg, 'slurm')
     assert cfg.launcher == 'slurm' and 'model_wrapper_cfg' not in cfg
+
+
+def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    found = []
+
+    def tool():
+        cli.set_launcher(Config(), 'slurm')
+        found.append(signal.getsignal(signal.SIGTERM))
+
+    assert preflight.run_tool(tool) == 0 and found == [signal.SIG_DFL]
 
 
 def save(path):

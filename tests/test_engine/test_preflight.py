@@ -120,20 +120,23 @@ def test_workers_end_at_sigterm(monkeypatch):
     assert preflight.run_tool(tool) == 0 and code == [143]
 
 
-def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
-    monkeypatch.setenv('RANK', '0')
-    found = []
-    preflight.run_tool(
-        lambda: found.append(signal.getsignal(signal.SIGTERM)))
-    assert found == [signal.getsignal(signal.SIGTERM)]
-
-
-@pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID'])
-def test_only_the_first_rank_prints(monkeypatch, capsys, name):
+@pytest.mark.parametrize('launcher, name', [
+    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
+    ('mpi', 'OMPI_COMM_WORLD_RANK')])
+def test_only_the_first_rank_prints(monkeypatch, capsys, request, launcher,
+                                    name):
+    request.addfinalizer(partial(preflight.use_launcher, 'none'))
+    preflight.use_launcher(launcher)
     monkeypatch.setenv(name, '1')
     preflight.print_once('text')
     assert capsys.readouterr().out == ''
     monkeypatch.setenv(name, '0')
+    preflight.print_once('text')
+    assert capsys.readouterr().out == 'text\n'
+
+
+def test_runs_of_their_own_under_srun_all_print(monkeypatch, capsys):
+    monkeypatch.setenv('SLURM_PROCID', '1')
     preflight.print_once('text')
     assert capsys.readouterr().out == 'text\n'
 
