@@ -240,15 +240,19 @@ def check_model(cfg: Config) -> None:
     if 'tasks' not in head or 'out_size_factor' not in coder:
         return
     _check_grid(model, coder)
-    for i, task in enumerate(head['tasks']):
-        if task.get('num_class', len(task['class_names'])) != len(
-                task['class_names']):
+    known = []
+    for i, task in enumerate(head['tasks'] or ()):
+        names = task.get('class_names')
+        if names is None:
+            raise PreflightError(
+                f'model.pts_bbox_head.tasks.{i} has no class_names, the names '
+                f'of the classes of the task: {dict(task)}.')
+        if task.get('num_class', len(names)) != len(names):
             raise PreflightError(
                 f'model.pts_bbox_head.tasks.{i}: num_class is '
-                f'{task["num_class"]}, but class_names has '
-                f'{len(task["class_names"])} names: '
-                f'{list(task["class_names"])}.')
-    known = [name for task in head['tasks'] for name in task['class_names']]
+                f'{task["num_class"]}, but class_names has {len(names)} '
+                f'names: {list(names)}.')
+        known += names
     for split in ('train', 'val', 'test'):
         for key, node in _dicts(cfg.get(f'{split}_dataloader'),
                                 f'{split}_dataloader'):
@@ -277,9 +281,10 @@ def _check_grid(model: dict, coder: dict) -> None:
     seen: dict[str, tuple[str, list]] = {}
 
     def compare(name: str, key: str, value: Any) -> None:
-        value = np.atleast_1d(np.asarray(value, dtype=float)).tolist()
+        # In the plane: some parts have no height.
+        value = np.ravel(np.asarray(value, dtype=float))[:2].tolist()
         first, wanted = seen.setdefault(name, (key, value))
-        if not np.allclose(value, wanted):
+        if len(value) != len(wanted) or not np.allclose(value, wanted):
             raise PreflightError(
                 f'model.{key} = {value} does not fit model.{first} = '
                 f'{wanted}. Give all parts of the model the same grid: '
@@ -287,30 +292,28 @@ def _check_grid(model: dict, coder: dict) -> None:
 
     for part, node in parts.items():
         node = node or {}
-        # In the plane: some parts have no height.
         for name in ('voxel_size', 'out_size_factor'):
-            if node.get(name):
-                value = node[name]
-                compare(name, f'{part}.{name}',
-                        value[:2] if name == 'voxel_size' else value)
+            if node.get(name) is not None:
+                compare(name, f'{part}.{name}', node[name])
         for name in ('point_cloud_range', 'pc_range'):
-            if node.get(name):
-                compare('origin', f'{part}.{name} (its x, y)', node[name][:2])
+            if node.get(name) is not None:
+                compare('origin', f'{part}.{name} (its x, y)', node[name])
     layer = parts['data_preprocessor.voxel_layer'] or {}
-    if not (layer.get('point_cloud_range') and layer.get('voxel_size')):
+    if layer.get('point_cloud_range') is None or (
+            layer.get('voxel_size') is None):
         return
     area = np.asarray(layer['point_cloud_range'], dtype=float)
     size = np.asarray(layer['voxel_size'], dtype=float)
     grid = np.round((area[3:5] - area[:2]) / size[:2])
     name = 'number of voxels in x and y'
     compare(name, f'data_preprocessor.voxel_layer ({name})', grid)
-    if (parts['train_cfg.pts'] or {}).get('grid_size'):
-        compare(name, 'train_cfg.pts.grid_size (its x, y)',
-                parts['train_cfg.pts']['grid_size'][:2])
-    middle = model.get('pts_middle_encoder') or {}
-    if middle.get('output_shape'):
+    grid = (parts['train_cfg.pts'] or {}).get('grid_size')
+    if grid is not None:
+        compare(name, 'train_cfg.pts.grid_size (its x, y)', grid)
+    shape = (model.get('pts_middle_encoder') or {}).get('output_shape')
+    if shape is not None:
         compare(name, 'pts_middle_encoder.output_shape (its x, y)',
-                middle['output_shape'][::-1])
+                shape[::-1])
 
 
 def check_checkpoint(path: str,

@@ -396,6 +396,11 @@ def test_check_model_accepts_what_fits():
     for path in (QUICKSTART.parent).glob('*.py'):
         preflight.check_model(Config.fromfile(path))
     preflight.check_model(Config(dict(model=dict(type='RetinaNet'))))
+    # A config in Python may hold arrays.
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.model.train_cfg.pts.update(
+        voxel_size=np.array([0.4, 0.4, 8]), grid_size=np.array([256, 256, 1]))
+    preflight.check_model(cfg)
 
 
 @pytest.mark.parametrize('name', [
@@ -421,6 +426,11 @@ def test_check_model_accepts_those_of_mmdet3d(name):
     ('pts_bbox_head.bbox_coder.out_size_factor', 4, 'out_size_factor = .2.0'),
     ('test_cfg.pts.out_size_factor', 8, 'test_cfg.pts.out_size_factor = .8'),
     ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
+    ('train_cfg.pts.voxel_size', [0.4], 'train_cfg.pts.voxel_size = '),
+    ('train_cfg.pts.voxel_size', [], 'train_cfg.pts.voxel_size = '),
+    ('test_cfg.pts.out_size_factor', 0, 'test_cfg.pts.out_size_factor = .0'),
+    ('pts_bbox_head.tasks', [dict(num_class=10)],
+     'tasks.0 has no class_names.*num_class'),
     ('pts_bbox_head.tasks.0.num_class', 9, 'num_class is 9.* has 10 names'),
     ('pts_bbox_head.tasks.0.num_class', 11, 'num_class is 11'),
     ('pts_bbox_head.tasks', [dict(num_class=1, class_names=['car'])],
