@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -260,12 +260,39 @@ def check_model(cfg: Config) -> None:
             classes = metainfo.get('classes') if isinstance(
                 metainfo, dict) else None
             # A name stands for a file, which mmengine reads.
-            if isinstance(classes, (list, tuple)) and list(classes) != known:
+            if not isinstance(classes, (list, tuple)):
+                continue
+            # The label of a box is a place, whatever the head calls it. A
+            # head of the first classes alone is tested as it is, but in
+            # training objects of the others would be background to it.
+            kept = len(known)
+            if split == 'train':
+                kept = min([len(classes), *_filtered(node)])
+            if kept != len(known) or kept > len(classes) or _is_shuffled(
+                    known, classes):
                 raise PreflightError(
                     f'The labels of the data are places in '
                     f'{key}.metainfo.classes = {list(classes)}, but the tasks '
                     f'of model.pts_bbox_head have the class_names {known}. '
-                    'Give both the same names in the same order.')
+                    'Give both the same names in the same order; for a head '
+                    'of the first classes alone, the training pipeline '
+                    'ObjectNameFilter with these.')
+
+
+def _filtered(dataset: dict) -> Iterator[int]:
+    """How many classes the filters in the pipeline of a data set let by."""
+    for _, step in _dicts(dataset.get('pipeline'), ''):
+        # A name, or the class of a config in Python.
+        if 'ObjectNameFilter' in str(step.get('type')):
+            yield len(step['classes'])
+
+
+def _is_shuffled(known: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether a name stands at another place; other names are no matter."""
+    known, classes = ([re.sub(r'[\W_]', '', str(name)).lower()
+                       for name in names] for names in (known, classes))
+    return any(ours != theirs and (ours in classes or theirs in known)
+               for ours, theirs in zip(known, classes, strict=False))
 
 
 def _check_grid(model: dict, coder: dict) -> None:

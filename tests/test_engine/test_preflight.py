@@ -454,6 +454,44 @@ def test_check_model_compares_each_data_set():
         preflight.check_model(cfg)
 
 
+@pytest.mark.parametrize('names, accepted', [
+    (['car', 'truck', 'construction_vehicle'], True),
+    # mmdet3d's filter lets the first three labels by, whatever their names.
+    (['car', 'truck', 'bus'], False),
+    (['car', 'truck'], False),
+])
+def test_check_model_takes_a_head_of_the_first_classes(names, accepted):
+    """If that is all that it is trained on."""
+    cfg = Config.fromfile(QUICKSTART)
+    dataset = cfg.train_dataloader.dataset
+    first = dataset.metainfo.classes[:3]
+    assert first == ['car', 'truck', 'construction_vehicle']
+    cfg.model.pts_bbox_head.tasks = [dict(num_class=len(names),
+                                          class_names=names)]
+    with pytest.raises(PreflightError, match='with these'):
+        preflight.check_model(cfg)
+    step, = (step for step in dataset.pipeline
+             if step.type == 'ObjectNameFilter')
+    step.classes = first
+    if accepted:
+        preflight.check_model(cfg)
+        return
+    with pytest.raises(PreflightError, match='in the same order'):
+        preflight.check_model(cfg)
+
+
+def test_check_model_takes_other_names_for_the_same_places():
+    cfg = Config.fromfile(QUICKSTART)
+    task, = cfg.model.pts_bbox_head.tasks
+    names = [name.replace('_', ' ').title() for name in task.class_names]
+    names[names.index('Pedestrian')] = 'person'
+    task.class_names = names
+    preflight.check_model(cfg)
+    task.class_names = [*names[1::-1], *names[2:]]
+    with pytest.raises(PreflightError, match='in the same order'):
+        preflight.check_model(cfg)
+
+
 def checkpoint(path, **content):
     torch.save(content, path)
     return str(path)
