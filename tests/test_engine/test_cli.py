@@ -190,6 +190,22 @@ def test_resume_in_a_work_dir_that_was_moved(tmp_path):
     assert cfg.load_from == path
 
 
+def test_resume_looks_where_the_hook_writes(tmp_path, capsys):
+    """mmengine's hook, below out_dir."""
+    cfg = Config(dict(
+        work_dir=str(tmp_path / 'a/run'),
+        default_hooks=dict(checkpoint=dict(out_dir=str(tmp_path / 'out')))))
+    (tmp_path / 'a/run').mkdir(parents=True)
+    (tmp_path / 'out/run').mkdir(parents=True)
+    path = save(tmp_path / 'out/run/epoch_2.pth')
+    cli.warn_of_earlier_run(cfg)
+    assert path in capsys.readouterr().out
+    (tmp_path / 'a/run/last_checkpoint').write_text(
+        str(tmp_path / 'out/run/epoch_3.pth'))
+    cli.set_resume(cfg, 'auto')
+    assert cfg.load_from == path
+
+
 def write_at(path, data, seconds):
     path.write_bytes(data)
     os.utime(path, (seconds, seconds))
