@@ -59,6 +59,22 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         help='set by the launcher')
 
 
+def parse_options(parser: ArgumentParser) -> Namespace:
+    """Parse a command line that has ``--cfg-options``.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+
+    Returns:
+        Namespace: The arguments.
+    """
+    try:
+        return parser.parse_args()
+    # DictAction cannot split an option that has no '='.
+    except ValueError:
+        parser.error('--cfg-options takes KEY=VALUE pairs')
+
+
 def parse_args(parser: ArgumentParser) -> Namespace:
     """Parse the command line; the local rank goes to the environment.
 
@@ -70,11 +86,7 @@ def parse_args(parser: ArgumentParser) -> Namespace:
     Returns:
         Namespace: The arguments.
     """
-    try:
-        args = parser.parse_args()
-    # DictAction cannot split an option that has no '='.
-    except ValueError:
-        parser.error('--cfg-options takes KEY=VALUE pairs')
+    args = parse_options(parser)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     use_launcher(args.launcher)
     return args
