@@ -32,7 +32,6 @@ class Difficulty(NamedTuple):
     spacing: float
 
 
-#: What ``GeneratorConfig.difficulty`` can be.
 DIFFICULTIES = dict(
     standard=Difficulty(beams=32, loss=0.0, fade_range=60.0, spacing=1.0),
     hard=Difficulty(beams=16, loss=0.1, fade_range=40.0, spacing=0.6))
