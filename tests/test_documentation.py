@@ -94,8 +94,8 @@ def test_every_page_is_in_the_contents():
 ])
 def test_reference_has_every_public_name(page, modules):
     text = (DOCS / 'api' / f'{page}.md').read_text()
-    listed = {name.rpartition('.')[2]
-              for name in re.findall(r'(?m)^\.\. (?:auto\w+|data):: (\S+)$', text)}
+    listed = {name.rpartition('.')[2] for name in re.findall(
+        r'(?m)^\.\. (?:auto\w+|data):: (\S+)$', text)}
     for module in modules:
         names = set(importlib.import_module(module).__all__)
         assert names <= listed, names - listed
