@@ -349,8 +349,8 @@ CASES = [
      'common_heads.rot', '(2, '),
     (lambda: center(common_heads=dict(HEADS, rot=(1, 2))), V,
      'common_heads.rot', '(2, '),
-    (lambda: center(train_cfg=without(TRAIN, 'max_objs')), V,
-     'train_cfg.max_objs', 'least 1', 'None'),
+    (lambda: center(train_cfg=without(TRAIN, 'max_objs')).get_targets(
+        [InstanceData()]), V, 'need max_objs in train_cfg', "'grid_size'"),
     (lambda: center(dict(grid_size=128)), V, 'train_cfg.grid_size', '128'),
     (lambda: center(dict(max_objs=-1)), V, 'train_cfg.max_objs', '-1'),
     (lambda: center(dict(dense_reg=0)), V, 'train_cfg.dense_reg', '0'),

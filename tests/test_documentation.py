@@ -94,8 +94,8 @@ def test_every_page_is_in_the_contents():
 ])
 def test_reference_has_every_public_name(page, modules):
     text = (DOCS / 'api' / f'{page}.md').read_text()
-    listed = {name.rpartition('.')[2]
-              for name in re.findall(r'(?m)^\.\. auto\w+:: (\S+)$', text)}
+    listed = {name.rpartition('.')[2] for name in re.findall(
+        r'(?m)^\.\. (?:auto\w+|data):: (\S+)$', text)}
     for module in modules:
         names = set(importlib.import_module(module).__all__)
         assert names <= listed, names - listed
@@ -258,6 +258,9 @@ def check_command(words):
         assert Path(words[1].replace(
             '$MIM', f'{mmdet3d.__path__[0]}/.mim')).is_file()
     elif words[0] == 'python':
+        if words[1].startswith('examples/'):
+            assert (ROOT / words[1]).is_file() and not words[2:], words
+            return
         tool = Path(words[1]).relative_to('tools')
         check_options(words[2:], help_of(tool))
     else:

@@ -98,7 +98,7 @@ def main() -> None:
         write_predictions(cfg, args.out)
     preflight.check_stack(cfg)
     cli.set_launcher(cfg, args.launcher)
-    if args.launcher != 'none' and not preflight.is_first_process():
+    if not preflight.is_first_process():
         # mmengine's LoggerHook writes the metrics from every process, all
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)

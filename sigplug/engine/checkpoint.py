@@ -2,7 +2,7 @@
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any
@@ -102,10 +102,7 @@ def load_safely(path: str, map_location: Any = None) -> Any:
     Raises:
         pickle.UnpicklingError: It names what no checkpoint of mmengine names.
     """
-    load = torch.load
-    if _has_allow_list():
-        return load(path, map_location=map_location, weights_only=True)
-    return _restricted(load)(path, map_location=map_location)
+    return _safe(torch.load)(path, map_location=map_location)
 
 
 @contextmanager
@@ -113,27 +110,29 @@ def safe_loading() -> Iterator[None]:
     """Let no ``torch.load`` run what a file holds.
 
     For a tool: mmengine loads checkpoints in several places, all of them
-    unsafe before torch 2.6, and later still those that it downloads: torch's
-    hub switches the safety off. A call with a ``pickle_module`` of its own is
-    left alone.
+    unsafe before torch 2.6, and later still those that it downloads. Every
+    call is as by :func:`load_safely`, also one with ``weights_only=False``,
+    which is how torch's hub calls it. Code that trusts its own files names a
+    ``pickle_module``: such a call is left alone. With torch's
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` in the environment all are.
     """
-    with ExitStack() as stack:
-        if not _has_allow_list():
-            stack.enter_context(
-                patch.object(torch, 'load', _restricted(torch.load)))
-        elif 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
-            stack.enter_context(
-                patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'))
+    trusting = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '')
+    if trusting.lower() in ('1', 'y', 'yes', 'true'):
+        yield
+        return
+    with patch.object(torch, 'load', _safe(torch.load)):
         yield
 
 
-def _restricted(load: Callable) -> Callable:
-    """An old ``torch.load`` with :func:`_restricted_pickle` by default."""
+def _safe(load: Callable) -> Callable:
+    """``torch.load``, safe unless a ``pickle_module`` is named."""
 
     @wraps(load)
     def wrapper(f: Any, map_location: Any = None, pickle_module: Any = None,
                 **kwargs: Any) -> Any:
-        if pickle_module is None and not kwargs.get('weights_only'):
+        if pickle_module is None and _has_allow_list():
+            kwargs['weights_only'] = True
+        elif pickle_module is None and not kwargs.get('weights_only'):
             pickle_module, kwargs['weights_only'] = _restricted_pickle(), False
         return load(f, map_location, pickle_module, **kwargs)
 

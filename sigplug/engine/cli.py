@@ -17,8 +17,14 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from .hooks.checkpoint import find_checkpoint_dir
 from .optim_wrapper import cpu_amp_dtype
-from .preflight import PreflightError, check_checkpoint, print_once
+from .preflight import (
+    PreflightError,
+    check_checkpoint,
+    print_once,
+    use_launcher,
+)
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -53,8 +59,8 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         help='set by the launcher')
 
 
-def parse_args(parser: ArgumentParser) -> Namespace:
-    """Parse the command line; the local rank goes to the environment.
+def parse_options(parser: ArgumentParser) -> Namespace:
+    """Parse a command line that has ``--cfg-options``.
 
     Args:
         parser (ArgumentParser): The parser of the tool.
@@ -63,11 +69,26 @@ def parse_args(parser: ArgumentParser) -> Namespace:
         Namespace: The arguments.
     """
     try:
-        args = parser.parse_args()
+        return parser.parse_args()
     # DictAction cannot split an option that has no '='.
     except ValueError:
         parser.error('--cfg-options takes KEY=VALUE pairs')
+
+
+def parse_args(parser: ArgumentParser) -> Namespace:
+    """Parse the command line; the local rank goes to the environment.
+
+    From here on messages are printed by the first process alone.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+
+    Returns:
+        Namespace: The arguments.
+    """
+    args = parse_options(parser)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    use_launcher(args.launcher)
     return args
 
 
@@ -214,15 +235,16 @@ def set_resume(cfg: Config, resume: str) -> None:
     Args:
         cfg (Config): The config with its work dir, changed in place.
         resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
-            for the last one in the work dir that can be read. Where there
-            is none, training starts from the beginning.
+            for the last one in the work dir (or the ``out_dir`` of the
+            checkpoint hook) that can be read. Where there is none, training
+            starts from the beginning.
 
     Raises:
         PreflightError: Training cannot continue from the checkpoint, or from
             none of those in the work dir.
     """
     if resume == 'auto':
-        resume = _last_checkpoint(cfg.work_dir)
+        resume = _last_checkpoint(cfg)
     if resume is None:
         print_once(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
                    'training starts from the beginning.')
@@ -290,7 +312,7 @@ def warn_of_earlier_run(cfg: Config) -> None:
     Args:
         cfg (Config): The config with its work dir.
     """
-    earlier = _checkpoints(cfg.work_dir)
+    earlier = _checkpoints(cfg)
     if earlier and not cfg.get('resume'):
         print_once(
             f'The work dir {cfg.work_dir!r} holds checkpoints of an earlier '
@@ -310,19 +332,24 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
-def _checkpoints(work_dir: str) -> list[str]:
-    """The checkpoints in a work dir, the newest first."""
-    return sorted(glob(osp.join(escape(work_dir), '*.pth')),
+def _checkpoints(cfg: Config) -> list[str]:
+    """The checkpoints that a training has written, the newest first."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folders = {cfg.work_dir,
+               find_checkpoint_dir(hook.get('out_dir'), cfg.work_dir)}
+    return sorted((path for folder in folders
+                   for path in glob(osp.join(escape(folder), '*.pth'))),
                   key=osp.getmtime, reverse=True)
 
 
-def _last_checkpoint(work_dir: str) -> str | None:
-    """The last checkpoint in a work dir that training can continue from.
+def _last_checkpoint(cfg: Config) -> str | None:
+    """The last checkpoint that training can continue from.
 
     That is the one that mmengine's file ``last_checkpoint`` names or, where
     it cannot be read or does not exist, the newest of the others.
     """
-    candidates = _checkpoints(work_dir)
+    work_dir = cfg.work_dir
+    candidates = _checkpoints(cfg)
     failures = []
     record = osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(record):

@@ -458,6 +458,10 @@ def _child_text(base: str, overlay: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
+# Config.pretty_text of mmengine writes an infinite number as a name that
+# nothing defines. It and yapf, by which it sets the lines, would also write
+# down what _literal refuses, and yapf's FormatCode takes other arguments
+# since 0.40.2.
 def _code(value: Any, room: float = inf, indent: int = 0) -> str:
     """A value as Python code.
 

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -30,6 +30,11 @@ from .checkpoint import load_safely, safe_loading
 # What the system says where there is no room: on the disk, in the quota, or
 # under the limit of the process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# In which variable a launcher tells each process its number; srun also does
+# so where the processes have nothing to do with one another.
+RANKS = dict(
+    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+_rank: str | None = None
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 
@@ -57,7 +62,7 @@ def run_tool(main: Callable[[], None]) -> int:
             main()
     except PreflightError as error:
         if is_first_process():
-            print_once(f'error: {error}', file=sys.stderr)
+            print(f'error: {error}', file=sys.stderr, flush=True)
         # Once the processes work together, it may be one of them alone.
         elif torch.distributed.is_available() and (
                 torch.distributed.is_initialized()):
@@ -87,11 +92,6 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
-    # In a distributed run one process may wait for another in C++, where no
-    # handler of Python runs; there SIGTERM ends each at once.
-    if 'RANK' in os.environ:
-        yield
-        return
     process = os.getpid()
 
     def stop(*_: Any) -> None:
@@ -107,10 +107,20 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def use_launcher(launcher: str) -> None:
+    """Say how this process was started, for :func:`is_first_process`.
+
+    Args:
+        launcher (str): The value of ``--launcher``. ``'none'``, as at the
+            start: whatever the environment says, by itself.
+    """
+    global _rank
+    _rank = RANKS.get(launcher)
+
+
 def is_first_process() -> bool:
-    """Whether this is the first of those that a launcher started."""
-    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    return all(os.environ.get(name, '0') == '0' for name in ranks)
+    """Whether this is the first of those that the launcher started."""
+    return _rank is None or os.environ.get(_rank, '0') == '0'
 
 
 def print_once(text: str, **kwargs: Any) -> None:
@@ -230,15 +240,19 @@ def check_model(cfg: Config) -> None:
     if 'tasks' not in head or 'out_size_factor' not in coder:
         return
     _check_grid(model, coder)
-    for i, task in enumerate(head['tasks']):
-        if task.get('num_class', len(task['class_names'])) != len(
-                task['class_names']):
+    known = []
+    for i, task in enumerate(head['tasks'] or ()):
+        names = task.get('class_names')
+        if names is None:
+            raise PreflightError(
+                f'model.pts_bbox_head.tasks.{i} has no class_names, the names '
+                f'of the classes of the task: {dict(task)}.')
+        if task.get('num_class', len(names)) != len(names):
             raise PreflightError(
                 f'model.pts_bbox_head.tasks.{i}: num_class is '
-                f'{task["num_class"]}, but class_names has '
-                f'{len(task["class_names"])} names: '
-                f'{list(task["class_names"])}.')
-    known = [name for task in head['tasks'] for name in task['class_names']]
+                f'{task["num_class"]}, but class_names has {len(names)} '
+                f'names: {list(names)}.')
+        known += names
     for split in ('train', 'val', 'test'):
         for key, node in _dicts(cfg.get(f'{split}_dataloader'),
                                 f'{split}_dataloader'):
@@ -246,12 +260,39 @@ def check_model(cfg: Config) -> None:
             classes = metainfo.get('classes') if isinstance(
                 metainfo, dict) else None
             # A name stands for a file, which mmengine reads.
-            if isinstance(classes, (list, tuple)) and list(classes) != known:
+            if not isinstance(classes, (list, tuple)):
+                continue
+            # The label of a box is a place, whatever the head calls it. A
+            # head of the first classes alone is tested as it is, but in
+            # training objects of the others would be background to it.
+            kept = len(known)
+            if split == 'train':
+                kept = min([len(classes), *_filtered(node)])
+            if kept != len(known) or kept > len(classes) or _is_shuffled(
+                    known, classes):
                 raise PreflightError(
                     f'The labels of the data are places in '
                     f'{key}.metainfo.classes = {list(classes)}, but the tasks '
                     f'of model.pts_bbox_head have the class_names {known}. '
-                    'Give both the same names in the same order.')
+                    'Give both the same names in the same order; for a head '
+                    'of the first classes alone, the training pipeline '
+                    'ObjectNameFilter with these.')
+
+
+def _filtered(dataset: dict) -> Iterator[int]:
+    """How many classes the filters in the pipeline of a data set let by."""
+    for _, step in _dicts(dataset.get('pipeline'), ''):
+        # A name, or the class of a config in Python.
+        if 'ObjectNameFilter' in str(step.get('type')):
+            yield len(step['classes'])
+
+
+def _is_shuffled(known: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether a name stands at another place; other names are no matter."""
+    known, classes = ([re.sub(r'[\W_]', '', str(name)).lower()
+                       for name in names] for names in (known, classes))
+    return any(ours != theirs and (ours in classes or theirs in known)
+               for ours, theirs in zip(known, classes, strict=False))
 
 
 def _check_grid(model: dict, coder: dict) -> None:
@@ -267,9 +308,10 @@ def _check_grid(model: dict, coder: dict) -> None:
     seen: dict[str, tuple[str, list]] = {}
 
     def compare(name: str, key: str, value: Any) -> None:
-        value = np.atleast_1d(np.asarray(value, dtype=float)).tolist()
+        # In the plane: some parts have no height.
+        value = np.ravel(np.asarray(value, dtype=float))[:2].tolist()
         first, wanted = seen.setdefault(name, (key, value))
-        if not np.allclose(value, wanted):
+        if len(value) != len(wanted) or not np.allclose(value, wanted):
             raise PreflightError(
                 f'model.{key} = {value} does not fit model.{first} = '
                 f'{wanted}. Give all parts of the model the same grid: '
@@ -277,30 +319,28 @@ def _check_grid(model: dict, coder: dict) -> None:
 
     for part, node in parts.items():
         node = node or {}
-        # In the plane: some parts have no height.
         for name in ('voxel_size', 'out_size_factor'):
-            if node.get(name):
-                value = node[name]
-                compare(name, f'{part}.{name}',
-                        value[:2] if name == 'voxel_size' else value)
+            if node.get(name) is not None:
+                compare(name, f'{part}.{name}', node[name])
         for name in ('point_cloud_range', 'pc_range'):
-            if node.get(name):
-                compare('origin', f'{part}.{name} (its x, y)', node[name][:2])
+            if node.get(name) is not None:
+                compare('origin', f'{part}.{name} (its x, y)', node[name])
     layer = parts['data_preprocessor.voxel_layer'] or {}
-    if not (layer.get('point_cloud_range') and layer.get('voxel_size')):
+    if layer.get('point_cloud_range') is None or (
+            layer.get('voxel_size') is None):
         return
     area = np.asarray(layer['point_cloud_range'], dtype=float)
     size = np.asarray(layer['voxel_size'], dtype=float)
     grid = np.round((area[3:5] - area[:2]) / size[:2])
     name = 'number of voxels in x and y'
     compare(name, f'data_preprocessor.voxel_layer ({name})', grid)
-    if (parts['train_cfg.pts'] or {}).get('grid_size'):
-        compare(name, 'train_cfg.pts.grid_size (its x, y)',
-                parts['train_cfg.pts']['grid_size'][:2])
-    middle = model.get('pts_middle_encoder') or {}
-    if middle.get('output_shape'):
+    grid = (parts['train_cfg.pts'] or {}).get('grid_size')
+    if grid is not None:
+        compare(name, 'train_cfg.pts.grid_size (its x, y)', grid)
+    shape = (model.get('pts_middle_encoder') or {}).get('output_shape')
+    if shape is not None:
         compare(name, 'pts_middle_encoder.output_shape (its x, y)',
-                middle['output_shape'][::-1])
+                shape[::-1])
 
 
 def check_checkpoint(path: str,

@@ -1,11 +1,8 @@
 """Whether the packages around sigplug have the versions it is made for."""
-import operator
-import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from mmengine.utils import digit_version
-
-COMPARISONS = {'>=': operator.ge, '<': operator.lt}
+# matplotlib requires it, and mmengine imports it.
+from packaging.requirements import Requirement
 
 
 def find_unsupported() -> list[str]:
@@ -19,27 +16,21 @@ def find_unsupported() -> list[str]:
         where sigplug is not installed but only on the path.
     """
     try:
-        wanted = requires('sigplug') or []
+        wanted = [Requirement(line) for line in requires('sigplug') or []]
     except PackageNotFoundError:
         return []
     found = []
     for requirement in wanted:
-        requirement, _, marker = requirement.partition(';')
-        name, bounds = re.fullmatch(
-            r'([\w.-]+)\s*\(?([^)]*)\)?', requirement.strip()).groups()
-        if 'mim' not in marker:
+        name, marker = requirement.name, requirement.marker
+        if marker is None or not marker.evaluate(dict(extra='mim')):
             continue
         try:
             installed = version(name)
         except PackageNotFoundError:
             continue
-        # Without the build, such as +cu121, which is no part of the order.
-        number = digit_version(installed.partition('+')[0])
-        bounds = re.findall(r'(>=|<)\s*([\w.]+)', bounds)
-        if not all(COMPARISONS[sign](number, digit_version(bound))
-                   for sign, bound in bounds):
-            bounds = ','.join(sign + bound for sign, bound in sorted(
-                bounds, reverse=True))
+        if not requirement.specifier.contains(installed, prereleases=True):
+            bounds = ','.join(
+                sorted(map(str, requirement.specifier), reverse=True))
             found.append(
                 f'{name} {installed} is installed, but sigplug is made for '
                 f'{name}{bounds}: python -m pip install "{name}{bounds}"')

@@ -311,12 +311,33 @@ def test_downloaded_checkpoint_does_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_loading_is_as_before_after_a_tool(monkeypatch):
-    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+@pytest.mark.parametrize('version', [torch.__version__, '2.3.1'])
+def test_only_a_named_pickle_module_is_trusted(tmp_path, monkeypatch,
+                                               version):
+    """What is done for an older torch also works with this one."""
+    monkeypatch.setattr(torch, '__version__', version)
+    path, marker = tmp_path / 'bad.pth', tmp_path / 'marker'
+    torch.save(attacks(marker)['system'], path)
     load, environment = torch.load, dict(os.environ)
     with safe_loading():
-        assert (torch.load, dict(os.environ)) != (load, environment)
-    assert (torch.load, dict(os.environ)) == (load, environment)
+        for options in ({}, dict(weights_only=False),
+                        dict(weights_only=True)):
+            with pytest.raises(Exception, match='(?i)unsupported'):
+                torch.load(path, **options)
+        assert not marker.exists()
+        torch.load(path, pickle_module=pickle, weights_only=False)
+        assert marker.exists()
+        assert os.environ == environment
+    assert torch.load is load
+
+
+@pytest.mark.parametrize('value, is_safe', [('0', True), ('1', False)])
+def test_safety_can_be_switched_off_by_the_environment(tmp_path, monkeypatch,
+                                                       value, is_safe):
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', value)
+    load = torch.load
+    with safe_loading():
+        assert (torch.load is not load) == is_safe
 
 
 @pytest.mark.parametrize('name', ['system', 'eval', 'popen'])

@@ -1,6 +1,7 @@
 """The flags of the run tools, applied to a config."""
 import argparse
 import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from sigplug.engine import cli
+from sigplug.engine import cli, preflight
 from sigplug.engine.hooks import CheckpointHook as SafeHook
 from sigplug.engine.preflight import PreflightError
 
@@ -29,6 +30,15 @@ def test_common_arguments(monkeypatch):
     assert args.cfg_options == {'a.b': 1, 'c': ['x', 'y']}
     assert (args.launcher, args.work_dir) == ('slurm', 'w')
     assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_processes_of_a_launcher_print_once(monkeypatch):
+    """From the command line on, which says whether there is one."""
+    monkeypatch.setenv('SLURM_PROCID', '1')
+    parse(monkeypatch, '--launcher', 'slurm')
+    assert not preflight.is_first_process()
+    parse(monkeypatch)
+    assert preflight.is_first_process()
 
 
 def test_an_option_without_a_value(monkeypatch, capsys):
@@ -126,6 +136,17 @@ def test_launcher_on_a_gpu_is_left_to_mmengine(monkeypatch):
     assert cfg.launcher == 'slurm' and 'model_wrapper_cfg' not in cfg
 
 
+def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    found = []
+
+    def tool():
+        cli.set_launcher(Config(), 'slurm')
+        found.append(signal.getsignal(signal.SIGTERM))
+
+    assert preflight.run_tool(tool) == 0 and found == [signal.SIG_DFL]
+
+
 def save(path):
     meta = dict(seed=5, epoch=1, iter=2)
     torch.save(dict(meta=meta, message_hub={}, optimizer={}), path)
@@ -165,6 +186,22 @@ def test_resume_in_a_work_dir_that_was_moved(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path)))
     path = save(tmp_path / 'epoch_3.pth')
     (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
+    cli.set_resume(cfg, 'auto')
+    assert cfg.load_from == path
+
+
+def test_resume_looks_where_the_hook_writes(tmp_path, capsys):
+    """mmengine's hook, below out_dir."""
+    cfg = Config(dict(
+        work_dir=str(tmp_path / 'a/run'),
+        default_hooks=dict(checkpoint=dict(out_dir=str(tmp_path / 'out')))))
+    (tmp_path / 'a/run').mkdir(parents=True)
+    (tmp_path / 'out/run').mkdir(parents=True)
+    path = save(tmp_path / 'out/run/epoch_2.pth')
+    cli.warn_of_earlier_run(cfg)
+    assert path in capsys.readouterr().out
+    (tmp_path / 'a/run/last_checkpoint').write_text(
+        str(tmp_path / 'out/run/epoch_3.pth'))
     cli.set_resume(cfg, 'auto')
     assert cfg.load_from == path
 

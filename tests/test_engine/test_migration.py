@@ -533,7 +533,7 @@ def test_a_child_that_is_not_what_was_meant(monkeypatch, write, tmp_path):
 def test_a_head_that_cannot_be_built(write, tmp_path):
     base = write(
         f'model = dict(pts_bbox_head={CENTER_HEAD}, '
-        'train_cfg=dict(pts=dict(code_weights=[1.0] * 10)))')
+        'train_cfg=dict(pts=dict(grid_size=128)))')
     message = refused(base, str(tmp_path / 'out.py'))
     assert "model.pts_bbox_head.type = 'sigplug.CenterHead' cannot" in message
     assert 'train_cfg.grid_size must be two or three numbers' in message

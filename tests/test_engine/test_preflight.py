@@ -120,20 +120,23 @@ def test_workers_end_at_sigterm(monkeypatch):
     assert preflight.run_tool(tool) == 0 and code == [143]
 
 
-def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
-    monkeypatch.setenv('RANK', '0')
-    found = []
-    preflight.run_tool(
-        lambda: found.append(signal.getsignal(signal.SIGTERM)))
-    assert found == [signal.getsignal(signal.SIGTERM)]
-
-
-@pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID'])
-def test_only_the_first_rank_prints(monkeypatch, capsys, name):
+@pytest.mark.parametrize('launcher, name', [
+    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
+    ('mpi', 'OMPI_COMM_WORLD_RANK')])
+def test_only_the_first_rank_prints(monkeypatch, capsys, request, launcher,
+                                    name):
+    request.addfinalizer(partial(preflight.use_launcher, 'none'))
+    preflight.use_launcher(launcher)
     monkeypatch.setenv(name, '1')
     preflight.print_once('text')
     assert capsys.readouterr().out == ''
     monkeypatch.setenv(name, '0')
+    preflight.print_once('text')
+    assert capsys.readouterr().out == 'text\n'
+
+
+def test_runs_of_their_own_under_srun_all_print(monkeypatch, capsys):
+    monkeypatch.setenv('SLURM_PROCID', '1')
     preflight.print_once('text')
     assert capsys.readouterr().out == 'text\n'
 
@@ -393,6 +396,11 @@ def test_check_model_accepts_what_fits():
     for path in (QUICKSTART.parent).glob('*.py'):
         preflight.check_model(Config.fromfile(path))
     preflight.check_model(Config(dict(model=dict(type='RetinaNet'))))
+    # A config in Python may hold arrays.
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.model.train_cfg.pts.update(
+        voxel_size=np.array([0.4, 0.4, 8]), grid_size=np.array([256, 256, 1]))
+    preflight.check_model(cfg)
 
 
 @pytest.mark.parametrize('name', [
@@ -418,6 +426,11 @@ def test_check_model_accepts_those_of_mmdet3d(name):
     ('pts_bbox_head.bbox_coder.out_size_factor', 4, 'out_size_factor = .2.0'),
     ('test_cfg.pts.out_size_factor', 8, 'test_cfg.pts.out_size_factor = .8'),
     ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
+    ('train_cfg.pts.voxel_size', [0.4], 'train_cfg.pts.voxel_size = '),
+    ('train_cfg.pts.voxel_size', [], 'train_cfg.pts.voxel_size = '),
+    ('test_cfg.pts.out_size_factor', 0, 'test_cfg.pts.out_size_factor = .0'),
+    ('pts_bbox_head.tasks', [dict(num_class=10)],
+     'tasks.0 has no class_names.*num_class'),
     ('pts_bbox_head.tasks.0.num_class', 9, 'num_class is 9.* has 10 names'),
     ('pts_bbox_head.tasks.0.num_class', 11, 'num_class is 11'),
     ('pts_bbox_head.tasks', [dict(num_class=1, class_names=['car'])],
@@ -438,6 +451,44 @@ def test_check_model_compares_each_data_set():
     cfg = Config.fromfile(QUICKSTART)
     cfg.val_dataloader.dataset.metainfo.classes = ['car']
     with pytest.raises(PreflightError, match='val_dataloader.dataset.meta'):
+        preflight.check_model(cfg)
+
+
+@pytest.mark.parametrize('names, accepted', [
+    (['car', 'truck', 'construction_vehicle'], True),
+    # mmdet3d's filter lets the first three labels by, whatever their names.
+    (['car', 'truck', 'bus'], False),
+    (['car', 'truck'], False),
+])
+def test_check_model_takes_a_head_of_the_first_classes(names, accepted):
+    """If that is all that it is trained on."""
+    cfg = Config.fromfile(QUICKSTART)
+    dataset = cfg.train_dataloader.dataset
+    first = dataset.metainfo.classes[:3]
+    assert first == ['car', 'truck', 'construction_vehicle']
+    cfg.model.pts_bbox_head.tasks = [dict(num_class=len(names),
+                                          class_names=names)]
+    with pytest.raises(PreflightError, match='with these'):
+        preflight.check_model(cfg)
+    step, = (step for step in dataset.pipeline
+             if step.type == 'ObjectNameFilter')
+    step.classes = first
+    if accepted:
+        preflight.check_model(cfg)
+        return
+    with pytest.raises(PreflightError, match='in the same order'):
+        preflight.check_model(cfg)
+
+
+def test_check_model_takes_other_names_for_the_same_places():
+    cfg = Config.fromfile(QUICKSTART)
+    task, = cfg.model.pts_bbox_head.tasks
+    names = [name.replace('_', ' ').title() for name in task.class_names]
+    names[names.index('Pedestrian')] = 'person'
+    task.class_names = names
+    preflight.check_model(cfg)
+    task.class_names = [*names[1::-1], *names[2:]]
+    with pytest.raises(PreflightError, match='in the same order'):
         preflight.check_model(cfg)
 
 

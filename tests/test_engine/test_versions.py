@@ -36,6 +36,9 @@ def test_supported(installed):
     assert versions.find_unsupported() == []
     del installed['mmdet3d']
     assert versions.find_unsupported() == []
+    # A nightly build.
+    installed['torch'] = '2.14.0.dev20261101+cu130'
+    assert versions.find_unsupported() == []
 
 
 @pytest.mark.parametrize('name, number, bounds', [

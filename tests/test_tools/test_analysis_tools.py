@@ -201,7 +201,7 @@ def test_points_lie_in_the_boxes_they_were_counted_in(tool, dataset):
 
 def test_heatmap_and_predictions_agree(tool, cfg, checkpoint, dataset):
     predict = tool.Predictor(
-        tool.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
+        tool.cli.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
     drawn = predict(dataset[0], score_thr=0.0)
     heatmap, extent = drawn['heatmap'], np.array(drawn['heatmap_extent'])
     np.testing.assert_allclose(extent, [-51.2, -51.2, 51.2, 51.2])
@@ -223,7 +223,7 @@ def test_a_foreign_checkpoint_is_refused(tool, cfg, tmp_path):
     path = tmp_path / 'foreign.pth'
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
     with pytest.raises(tool.preflight.PreflightError, match='does not fit'):
-        tool.build_model(cfg, str(path), 'cpu')
+        tool.cli.build_model(cfg, str(path), 'cpu')
 
 
 def test_a_model_without_heatmap_is_named(tool):

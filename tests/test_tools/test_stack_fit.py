@@ -148,6 +148,9 @@ def test_print_config_says_what_is_wrong(run_tool, tmp_path):
         'misc/print_config.py', TEXT, '--out', 'x.txt', cwd=tmp_path,
         expect=2)
     assert '--out x.txt: the name must end in .py' in printed
+    printed = run_tool('misc/print_config.py', TEXT, '--cfg-options', 'a',
+                       cwd=tmp_path, expect=2)
+    assert '--cfg-options takes KEY=VALUE pairs' in printed
     printed = run_tool('misc/print_config.py', 'none.py', cwd=tmp_path,
                        expect=2)
     assert 'none.py' in printed and 'Traceback' not in printed

@@ -62,11 +62,7 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         metavar='KEY=VALUE',
         help='override values of the config, as for tools/train.py')
-    try:
-        args = parser.parse_args()
-    # DictAction cannot split an option that has no '='.
-    except ValueError:
-        parser.error('--cfg-options takes KEY=VALUE pairs')
+    args = cli.parse_options(parser)
     if args.out is None and '://' in args.checkpoint:
         parser.error('a checkpoint from the net needs --out')
     if args.out is None:

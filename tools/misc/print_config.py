@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
-from sigplug.engine import preflight
+from sigplug.engine import cli, preflight
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override values of the config')
-    args = parser.parse_args()
+    args = cli.parse_options(parser)
     if args.out and args.out.suffix not in ('.py', '.json', '.yml', '.yaml'):
         parser.error(f'--out {args.out}: the name must end in .py, .json or '
                      '.yml')

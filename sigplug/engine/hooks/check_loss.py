@@ -1,13 +1,18 @@
 """A training that has lost its numbers ends, and says where."""
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
 
 from sigplug.engine.preflight import PreflightError
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_hook_everywhere
+
+from .checkpoint_fit import STATISTICS
 
 
 @register_hook_everywhere
@@ -17,7 +22,29 @@ class CheckLossHook(Hook):
     mmdet's ``CheckInvalidLossHook`` does so every 50 iterations, without
     the name of the loss or of the data. Each iteration costs nothing more:
     mmengine's ``RuntimeInfoHook`` waits for the losses anyway.
+
+    In mixed precision with a loss scaler (``AmpOptimWrapper``) an overflow
+    may pass: gradients that are not finite change no weight. There the
+    training goes on, with a warning, and ends
+
+    - after more than ``patience`` such losses in a row,
+    - once the scaler has lowered its scale below 1, where nothing of the
+      range of float16 is left to gain,
+    - at once if the running statistics of a batch norm are no longer finite,
+      which they would stay.
+
+    Args:
+        patience (int): With a loss scaler, how many losses in a row may not
+            be finite. Defaults to 10.
+
+    Raises:
+        ValueError: ``patience`` is not an integer of at least 0.
     """
+
+    def __init__(self, patience: int = 10) -> None:
+        check_integer('patience', patience, 0)
+        self.patience = patience
+        self._in_a_row = 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: dict | None = None,
@@ -39,16 +66,34 @@ class CheckLossHook(Hook):
                  if 'loss' in name and isinstance(value, Tensor)
                  and not value.isfinite().all()]
         if not wrong:
+            self._in_a_row = 0
             return
-        files = _files(data_batch)
+        self._in_a_row += 1
+        what = (f'{", ".join(wrong)} {"is" if len(wrong) == 1 else "are"} NaN '
+                f'or infinite. Batch: '
+                f'{", ".join(_files(data_batch)) or "unknown"}.')
+        if self._in_a_row <= self.patience and _can_pass(runner):
+            print_log(
+                f'Iteration {runner.iter + 1}: {what} The loss scaler takes '
+                'no step by gradients that overflow, and training goes on.',
+                logger='current', level=logging.WARNING)
+            return
         raise PreflightError(
-            f'The training ends in iteration {runner.iter + 1}: '
-            f'{", ".join(wrong)} {"is" if len(wrong) == 1 else "are"} NaN or '
-            f'infinite. Batch: {", ".join(files) or "unknown"}. If these '
-            'files are sound, which sigplug.CheckSample in the pipeline '
+            f'The training ends in iteration {runner.iter + 1}: {what} If '
+            'these files are sound, which sigplug.CheckSample in the pipeline '
             'tells, train with a smaller learning rate or without mixed '
             'precision, from the weights of the last checkpoint '
             '(load_from; --resume restores the old rate).')
+
+
+def _can_pass(runner: Runner) -> bool:
+    """Whether an overflow in this iteration has left no trace."""
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    return (scaler is not None and scaler.is_enabled()
+            and scaler.get_scale() >= 1 and all(
+                value.isfinite().all()
+                for name, value in runner.model.named_buffers()
+                if name.endswith(STATISTICS)))
 
 
 def _files(data_batch: Any) -> list[str]:

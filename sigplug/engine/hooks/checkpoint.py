@@ -2,11 +2,12 @@
 import errno
 import os
 import os.path as osp
+from contextlib import ExitStack
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.logging import print_log
@@ -71,8 +72,8 @@ class CheckpointHook(BaseCheckpointHook):
       new one is on the disk; for that moment there is room needed for one
       more. (mmengine removes it before, so that a kill or a full disk may
       leave none.) A kill right between leaves one more than asked for.
-    - One training at a time writes to a work dir. The lock, a file
-      ``.lock``, ends with the process, however that ends.
+    - One training at a time writes to a work dir, and to a local ``out_dir``.
+      The lock, a file ``.lock``, ends with the process, however that ends.
 
     Checkpoints that go elsewhere than to a local folder (``backend_args``, or
     an ``out_dir`` with a prefix) are written as by mmengine.
@@ -83,19 +84,20 @@ class CheckpointHook(BaseCheckpointHook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Lock the work dir, and clear away what a killed training left.
+        """Lock the folders, and clear away what a killed training left.
 
         Args:
             runner (Runner): The runner.
 
         Raises:
-            PreflightError: Another training writes to the work dir.
+            PreflightError: Another training writes there; in each process.
         """
-        if is_main_process():
-            self._lock_file = _lock(runner.work_dir)
-        folder = self.out_dir or runner.work_dir
-        local = '://' not in str(folder) and (
+        folder = find_checkpoint_dir(self.out_dir, runner.work_dir)
+        local = '://' not in folder and (
             self.file_client_args is None and self.backend_args is None)
+        # The work dir also has the log, and the file last_checkpoint.
+        self._locks = _lock_for_all(
+            {runner.work_dir, folder} if local else {runner.work_dir})
         if local:
             self.backend_args = dict(backend=BACKEND)
         super().before_train(runner)
@@ -104,14 +106,13 @@ class CheckpointHook(BaseCheckpointHook):
                 _remove(path)
 
     def after_train(self, runner: Runner) -> None:
-        """Publish as mmengine does, and unlock the work dir.
+        """Publish as mmengine does, and unlock the folders.
 
         Args:
             runner (Runner): The runner.
         """
         super().after_train(runner)
-        if is_main_process():
-            self._lock_file.close()
+        self._locks.close()
 
     # In the place of mmengine's, which removes before it saves.
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
@@ -171,8 +172,40 @@ class CheckpointHook(BaseCheckpointHook):
             self.out_dir, self.filename_tmpl.format(step))
 
 
+def find_checkpoint_dir(out_dir: str | None, work_dir: str) -> str:
+    """Where mmengine's hook writes: a folder below ``out_dir``, if given.
+
+    Args:
+        out_dir (str, optional): The argument of the hook.
+        work_dir (str): The work dir.
+
+    Returns:
+        str: The folder.
+    """
+    if out_dir is None or out_dir == osp.abspath(work_dir):
+        return work_dir
+    return osp.join(out_dir, osp.basename(osp.abspath(work_dir)))
+
+
+def _lock_for_all(folders: set[str]) -> ExitStack:
+    """Lock folders in the first process, and let all know if one is taken."""
+    locks, refusal = ExitStack(), [None]
+    if is_main_process():
+        try:
+            for folder in sorted(folders):
+                locks.enter_context(_lock(folder))
+        except PreflightError as error:
+            locks.close()
+            refusal = [str(error)]
+    broadcast_object_list(refusal)
+    if refusal[0]:
+        raise PreflightError(refusal[0])
+    return locks
+
+
 def _lock(folder: str) -> Any:
     """Lock a folder for this process; return what holds the lock."""
+    os.makedirs(folder, exist_ok=True)
     file = open(osp.join(folder, LOCK), 'a')
     try:
         # Not on Windows.
@@ -183,10 +216,11 @@ def _lock(folder: str) -> Any:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (ImportError, OSError) as error:
         if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
+            file.close()
             raise PreflightError(
-                f'Another training is writing to the work dir {folder!r}. '
-                'Wait for its end, or give this one a folder of its own with '
-                '--work-dir.') from error
+                f'Another training is writing to {folder!r}. Wait for its '
+                'end, or give this one a folder of its own with --work-dir.'
+            ) from error
         # Some network file systems.
         print_log(f'{folder} cannot be locked ({error}): see to it that no '
                   'other training writes there.', logger='current')

@@ -25,6 +25,7 @@ from sigplug.registry import MODELS
 from ..arguments import name_arguments
 from .center_head_checks import (
     check_batch,
+    check_complete,
     check_grid,
     check_parts,
     check_train_cfg,
@@ -84,8 +85,9 @@ class CenterHead(_CenterHead):
     Raises:
         TypeError: ``heatmap_act`` is no config, or an argument unknown.
         ValueError: ``tasks``, ``common_heads`` or ``train_cfg`` is not as
-            the head needs it, or ``heatmap_act`` is given and ``loss_cls``
-            takes logits.
+            the head needs it (for inference, ``train_cfg`` may lack values or
+            be None), or ``heatmap_act`` is given and ``loss_cls`` takes
+            logits.
     """
 
     def __init__(self,
@@ -179,7 +181,7 @@ class CenterHead(_CenterHead):
 
         Raises:
             ValueError: The predictions are not of so many samples, or of
-                another grid than ``train_cfg``.
+                another grid than ``train_cfg``, which has to be complete.
         """
         found = preds_dicts[0][0]['heatmap']
         check_batch(found, len(batch_gt_instances_3d))
@@ -335,10 +337,12 @@ class CenterHead(_CenterHead):
             number of objects: heatmaps ``(B, classes, H, W)``, boxes
             ``(B, K, 8 or 10)``, indices of the cells ``(B, K)`` int64 and
             masks ``(B, K)`` uint8.
+
+        Raises:
+            ValueError: ``train_cfg`` lacks a value, or there is no sample.
         """
         cfg = self.train_cfg
-        if not cfg:
-            raise ValueError(f'train_cfg is needed for targets, but is {cfg}')
+        check_complete(cfg)
         if not batch_gt_instances_3d:
             raise ValueError('batch_gt_instances_3d must hold an entry for '
                              f'each sample, but is {batch_gt_instances_3d}')

@@ -11,6 +11,38 @@ from sigplug.registry import check_config
 BOX_HEADS = dict(reg=2, height=1, dim=3, rot=2, vel=2)
 
 
+def _plain(value: Any) -> Any:
+    """The lists of an array or a tensor."""
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def _is_pair(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return (not is_number(value) and not isinstance(value, str)
+            and len(value) >= 2 and all(map(fits, value[:2])))
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and 0 < value < float('inf')
+
+
+_SIZES = ('two or three numbers above 0',
+          lambda value: _is_pair(value, _is_positive))
+_COUNT = ('an integer of at least 1', lambda value: is_integer(value, 1))
+# What train_cfg needs for the targets.
+TARGET_VALUES = dict(
+    grid_size=_SIZES,
+    voxel_size=_SIZES,
+    point_cloud_range=('numbers, the origin first',
+                       lambda value: _is_pair(value, is_number)),
+    out_size_factor=_COUNT,
+    max_objs=_COUNT,
+    dense_reg=_COUNT,
+    min_radius=('a number of at least 0',
+                lambda value: is_number(value) and value >= 0),
+    gaussian_overlap=('a number in (0, 1)',
+                      lambda value: is_number(value) and 0 < value < 1))
+
+
 def check_parts(tasks: Sequence[dict] | None = None,
                  common_heads: dict | None = None,
                  **parts: Any) -> None:
@@ -37,45 +69,30 @@ def check_parts(tasks: Sequence[dict] | None = None,
 
 
 def check_train_cfg(cfg: dict) -> None:
-    """Refuse what gives no targets, or fails only in the first iteration."""
-    def pair(value: Any, fits: Callable[[Any], bool]) -> bool:
-        return (not is_number(value) and not isinstance(value, str)
-                and len(value) >= 2 and all(map(fits, value[:2])))
+    """Refuse what gives no targets, or fails only in the first iteration.
 
-    def plain(value: Any) -> Any:
-        # Of an array or a tensor.
-        return value.tolist() if hasattr(value, 'tolist') else value
-
-    def positive(value: Any) -> bool:
-        return is_number(value) and 0 < value < float('inf')
-
-    for name, what, fits in (
-            ('grid_size', 'two or three numbers above 0',
-             lambda v: pair(v, positive)),
-            ('voxel_size', 'two or three numbers above 0',
-             lambda v: pair(v, positive)),
-            ('point_cloud_range', 'numbers, the origin first',
-             lambda v: pair(v, is_number)),
-            ('out_size_factor', 'an integer of at least 1',
-             lambda v: is_integer(v, 1)),
-            ('max_objs', 'an integer of at least 1',
-             lambda v: is_integer(v, 1)),
-            ('dense_reg', 'an integer of at least 1',
-             lambda v: is_integer(v, 1)),
-            ('min_radius', 'a number of at least 0',
-             lambda v: is_number(v) and v >= 0),
-            ('gaussian_overlap', 'a number in (0, 1)',
-             lambda v: is_number(v) and 0 < v < 1)):
-        value = plain(cfg.get(name))
-        if value is None or not fits(value):
+    For inference nothing has to be there, see :func:`check_complete`.
+    """
+    for name, (what, fits) in TARGET_VALUES.items():
+        value = _plain(cfg.get(name))
+        if value is not None and not fits(value):
             raise ValueError(
                 f'train_cfg.{name} must be {what}, but got {value!r}')
-    weights = plain(cfg.get('code_weights'))
+    weights = _plain(cfg.get('code_weights'))
     if weights is not None and not (
             isinstance(weights, (tuple, list)) and all(
                 is_number(w) and 0 <= w < float('inf') for w in weights)):
         raise ValueError('train_cfg.code_weights must be finite numbers from '
                          f'0 on, but got {weights!r}')
+
+
+def check_complete(cfg: dict | None) -> None:
+    """Whether a head that may be built for inference can be trained."""
+    absent = [name for name in TARGET_VALUES if (cfg or {}).get(name) is None]
+    if absent:
+        raise ValueError(
+            f'the losses need {", ".join(absent)} in train_cfg, but it is '
+            f'{cfg!r}')
 
 
 def check_batch(heatmap: Tensor, size: int) -> None:

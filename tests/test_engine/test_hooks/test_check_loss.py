@@ -6,10 +6,16 @@ import pytest
 import torch
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import BaseDataElement
+from torch import nn
 
+from sigplug.engine.hooks import CheckLossHook, check_loss
+from sigplug.engine.optim_wrapper import CPUAmpOptimWrapper
 from sigplug.engine.preflight import PreflightError
 
-RUNNER = SimpleNamespace(iter=6)
+RUNNER = SimpleNamespace(iter=6, optim_wrapper=SimpleNamespace())
+needs_scaler = pytest.mark.skipif(
+    not hasattr(torch.amp, 'GradScaler'),
+    reason='torch < 2.3 has no loss scaler on the CPU')
 
 
 @pytest.fixture
@@ -54,3 +60,76 @@ def test_what_is_only_logged_may_be_nan(hook):
     hook.after_train_iter(
         SimpleNamespace(iter=0), 0, None,
         dict(loss=torch.tensor(1.), acc=torch.tensor(math.nan)))
+
+
+class Training:
+    """Iterations in mixed precision, of which a large input overflows."""
+
+    def __init__(self, *layers, dtype='float16', **hook):
+        self.model = nn.Sequential(nn.Linear(2, 2), *layers)
+        self.optim_wrapper = CPUAmpOptimWrapper(
+            dtype=dtype,
+            optimizer=torch.optim.SGD(self.model.parameters(), lr=1e-3))
+        self.hook, self.iter = CheckLossHook(**hook), 0
+
+    def step(self, value):
+        with self.optim_wrapper.optim_context(self.model):
+            loss = self.model(torch.full((4, 2), value)).square().mean()
+        self.optim_wrapper.update_params(loss)
+        self.hook.after_train_iter(self, 0, batch('a.bin'), dict(loss=loss))
+        self.iter += 1
+        return loss.item()
+
+
+@needs_scaler
+def test_an_overflow_that_the_scaler_catches_passes(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(check_loss, 'print_log',
+                        lambda text, **_: warnings.append(text))
+    training = Training()
+    training.step(1.0)
+    before = [value.clone() for value in training.model.parameters()]
+    scale = training.optim_wrapper.loss_scaler.get_scale()
+    assert not math.isfinite(training.step(1e5))
+    warning, = warnings
+    assert 'Iteration 2: loss is NaN or infinite. Batch: a.bin.' in warning
+    for value, wanted in zip(training.model.parameters(), before, strict=True):
+        assert torch.equal(value, wanted)
+    assert training.optim_wrapper.loss_scaler.get_scale() == scale / 2
+    assert math.isfinite(training.step(1.0))
+
+
+@needs_scaler
+def test_overflows_in_a_row_end_the_training():
+    training = Training(patience=2)
+    for value in (1e5, 1e5, 1.0, 1e5, 1e5):
+        training.step(value)
+    with pytest.raises(PreflightError, match='in iteration 6: loss is NaN'):
+        training.step(1e5)
+    with pytest.raises(PreflightError, match='in iteration 1: loss is NaN'):
+        Training(patience=0).step(1e5)
+    with pytest.raises(ValueError, match='patience must be .*-1'):
+        CheckLossHook(patience=-1)
+
+
+@needs_scaler
+def test_an_overflow_that_leaves_a_trace_ends_the_training():
+    training = Training(nn.BatchNorm1d(2))
+    training.step(1.0)
+    with pytest.raises(PreflightError, match='in iteration 2: loss is NaN'):
+        training.step(1e5)
+    assert not training.model[1].running_mean.isfinite().all()
+
+
+@needs_scaler
+def test_a_scale_that_cannot_help_ends_the_training():
+    training = Training(patience=100)
+    with pytest.raises(PreflightError, match='in iteration 17: loss is NaN'):
+        for _ in range(100):
+            training.step(1e5)
+    assert training.optim_wrapper.loss_scaler.get_scale() == 0.5
+
+
+def test_without_a_loss_scaler_the_first_one_counts():
+    with pytest.raises(PreflightError, match='in iteration 1: loss is NaN'):
+        Training(dtype='bfloat16').step(math.inf)

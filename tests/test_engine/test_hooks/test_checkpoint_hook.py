@@ -14,7 +14,7 @@ import pytest
 import toy_training
 from toy_training import exit_code, fork, make_runner
 
-from sigplug.engine.hooks import CheckpointHook
+from sigplug.engine.hooks import CheckpointHook, checkpoint
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
 from sigplug.engine.preflight import PreflightError
 
@@ -150,6 +150,38 @@ def test_one_training_at_a_time(tmp_path):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
     assert not (tmp_path / 'epoch_1.pth.partial').exists()
+
+
+@pytest.mark.parametrize('folder', ['a/run', 'out/run'])
+def test_all_that_is_written_to_is_locked(tmp_path, folder):
+    """By another process: to the one that has it, a lock is always free."""
+    hook = dict(out_dir=str(tmp_path / 'out'))
+    locked, ended = os.pipe(), os.pipe()
+
+    def hold():
+        with checkpoint._lock(str(tmp_path / folder)):
+            os.write(locked[1], b'.')
+            os.close(ended[1])
+            os.read(ended[0], 1)
+
+    other = fork(hold)
+    try:
+        os.read(locked[0], 1)
+        with pytest.raises(PreflightError, match=f"/{folder}'"):
+            make_runner(tmp_path / 'a/run', hook=hook).train()
+    finally:
+        os.close(ended[1])
+        exit_code(other)
+    make_runner(tmp_path / 'a/run', hook=hook).train()
+    assert (tmp_path / 'out/run/epoch_2.pth').exists()
+
+
+def test_each_process_learns_that_the_lock_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'is_main_process', lambda: False)
+    monkeypatch.setattr(checkpoint, 'broadcast_object_list',
+                        lambda objects: objects.__setitem__(0, 'It is taken.'))
+    with pytest.raises(PreflightError, match='It is taken'):
+        CheckpointHook().before_train(make_runner(tmp_path))
 
 
 def test_the_lock_ends_with_the_training(tmp_path):

@@ -166,9 +166,20 @@ def test_checkpoints_load_both_ways(heads):
     assert isinstance(ours.heatmap_act, ClipSigmoid)
 
 
-def test_needs_no_train_cfg():
-    head = CenterHead(**config(train_cfg=None))
-    assert head.with_velocity
+@pytest.mark.parametrize('train_cfg', [
+    None, {}, dict(code_weights=[1.0] * 10), dict(grid_size=None)])
+def test_needs_train_cfg_for_its_losses_alone(train_cfg):
+    stock = both()[0].eval()
+    head = CenterHead(**config(train_cfg=train_cfg)).eval()
+    head.load_state_dict(stock.state_dict())
+    x = features()
+    metas = [dict(box_type_3d=LiDARInstance3DBoxes)] * len(x[0])
+    for ours, wanted in zip(head.predict_by_feat(head(x), metas),
+                            stock.predict_by_feat(stock(x), metas),
+                            strict=True):
+        torch.testing.assert_close(ours.scores_3d, wanted.scores_3d)
+    with pytest.raises(ValueError, match='losses need grid_size, .*train_cfg'):
+        head.loss_by_feat(head(x), BATCHES['random'])
 
 
 def test_positional_arguments(heads):
