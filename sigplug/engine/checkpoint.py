@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import numpy as np
@@ -58,7 +58,7 @@ class _NDArray(np.ndarray):
     somebody else have allowed that one.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> np.ndarray:
+    def __new__(cls, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError('numpy.ndarray cannot be called by a checkpoint.')
 
 
@@ -183,8 +183,11 @@ def _restricted_pickle() -> SimpleNamespace:
     fillable = (torch.Tensor, torch.nn.Parameter, np.ndarray, np.dtype,
                 HistoryBuffer, ConfigDict, dict)
 
-    class Unpickler(pickle._Unpickler):
-        dispatch = dict(pickle._Unpickler.dispatch)
+    # Not among the type hints of pickle.
+    written_in_python: Any = pickle._Unpickler
+
+    class Unpickler(written_in_python):
+        dispatch = dict(written_in_python.dispatch)
 
         def find_class(self, module: str, name: str) -> Any:
             # The name in protocol 2, which torch writes.

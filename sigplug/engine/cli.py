@@ -8,6 +8,7 @@ import textwrap
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from glob import escape, glob
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, DictAction
@@ -147,8 +148,9 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             'tools/dist_test.sh (--launcher pytorch).')
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     # torch 2.1 takes no None.
-    torch.distributed.init_process_group(
-        'gloo', **dict(timeout=timedelta(seconds=timeout)) if timeout else {})
+    options: dict[str, Any] = (
+        dict(timeout=timedelta(seconds=timeout)) if timeout else {})
+    torch.distributed.init_process_group('gloo', **options)
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -243,16 +245,15 @@ def set_resume(cfg: Config, resume: str) -> None:
         PreflightError: Training cannot continue from the checkpoint, or from
             none of those in the work dir.
     """
-    if resume == 'auto':
-        resume = _last_checkpoint(cfg)
-    if resume is None:
+    path = _last_checkpoint(cfg) if resume == 'auto' else resume
+    if path is None:
         print_once(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
                    'training starts from the beginning.')
         return
-    checkpoint = check_checkpoint(resume, '--resume', resume=True)
-    print_once(f'--resume: training continues from {resume}.')
+    checkpoint = check_checkpoint(path, '--resume', resume=True)
+    print_once(f'--resume: training continues from {path}.')
     cfg.resume = True
-    cfg.load_from = resume
+    cfg.load_from = path
     # Runner.resume restores a random seed too late for the order of the data.
     randomness = cfg.get('randomness', {})
     if checkpoint and randomness.get('seed') is None:

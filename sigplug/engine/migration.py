@@ -8,7 +8,7 @@ import copy
 import os
 import os.path as osp
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from keyword import iskeyword
 from math import inf, isfinite
 from tempfile import TemporaryDirectory
@@ -293,7 +293,7 @@ def _head_derived_from(part: Part) -> str:
 
 def _take_logits(part: Part, key: str) -> None:
     """Change the loss of a head to the one that takes logits."""
-    loss = part.node.get(key)
+    loss: Any = part.node.get(key)
     if _name(loss) not in (LOSS, LOGITS_LOSS):
         value = (f'type = {loss["type"]!r}' if _name(loss) else
                  f'= {part.node.get(key, ABSENT)!r}')
@@ -382,6 +382,7 @@ def _parts(cfg: dict) -> Iterator[Part]:
 
 def _parts_below(node: Any, path: Path, scope: str | None,
                  parent: dict) -> Iterator[Part]:
+    items: Iterable[tuple[Any, Any]]
     if isinstance(node, dict):
         scope = node.get('_scope_') or scope
         if _name(node):
@@ -600,7 +601,7 @@ def _build(part: Part) -> nn.Module:
 def _by_hand(config: str, changes: list[Change]) -> str:
     """What to do to a config that names types by import."""
     code = [_assignment(*change) for change in changes]
-    names = {}
+    names: dict[str, set[str]] = {}
     for name in re.findall(r'type=(\w+)|= (\w+)$', '\n'.join(code), re.M):
         name = ''.join(name)
         if name in MODULES:

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -163,8 +163,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, ValueError) as error:
         raise PreflightError(
-            f'--cfg-options {_as_options(options)} does not fit the config '
-            f'{path!r}: {_text(error)}') from error
+            f'--cfg-options {_as_options(options or {})} does not fit the '
+            f'config {path!r}: {_text(error)}') from error
     return cfg
 
 
@@ -195,8 +195,7 @@ def check_stack(cfg: Config) -> None:
                 'working environment; in an existing one, install an mmcv '
                 f'that was built for torch {torch.__version__}.') from error
     # Gone in numpy 1.24, and this very type again since 2.0. mmdet3d#2821
-    if 'long' not in vars(np):
-        np.long = np.int_
+    vars(np).setdefault('long', np.int_)
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -448,7 +447,7 @@ def clear_data_errors() -> Iterator[None]:
 
 def _place_in_info_file(error: BaseException) -> str | None:
     """What was read when a dataset of mmengine raised the error."""
-    place = dataset = None
+    place, dataset = '', None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name, values = frame.f_code.co_name, frame.f_locals
         if name == 'full_init' and isinstance(values['self'], BaseDataset):
@@ -460,7 +459,7 @@ def _place_in_info_file(error: BaseException) -> str | None:
             place += f': its entry {len(values["data_list"])} is wrong'
         elif name == '_serialize_data' and not dataset.data_list:
             place += ': it holds no sample'
-    return place
+    return place or None
 
 
 def unknown_types(cfg: Config) -> list[tuple[str, str, str]]:
@@ -507,6 +506,7 @@ def _names(registry: Registry, like: str) -> Iterator[str]:
 
 def _dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
     """All dicts inside a config with their dotted keys."""
+    items: Iterable[tuple[Any, Any]]
     if isinstance(node, dict):
         yield key, node
         items = node.items()
@@ -590,7 +590,7 @@ def _did_you_mean(name: str, names: Any) -> str:
     return f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
 
 
-def _as_options(options: dict[str, Any] | None) -> str:
+def _as_options(options: dict[str, Any]) -> str:
     return ' '.join(f'{key}={value}' for key, value in options.items())
 
 

@@ -23,7 +23,7 @@ def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
         KeyError: A value is missing.
     """
     values = {key.rpartition('/')[2]: value for key, value in metrics.items()}
-    class_ap = {}
+    class_ap: dict[str, list[float]] = {}
     for key, value in values.items():
         if match := re.fullmatch(r'(\w+)_AP_dist_[\d.]+', key):
             class_ap.setdefault(match[1], []).append(value)

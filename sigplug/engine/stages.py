@@ -48,8 +48,8 @@ def run_stage(name: str, tool: Path | str, *args: Any,
         print(f'\n=== {name}: {line}', flush=True)
     start = perf_counter()
     with open(log or os.devnull, 'w') as file:
-        output = dict(stdout=file, stderr=file) if log else {}
-        process = subprocess.Popen(command, **output)
+        output = file if log else None
+        process = subprocess.Popen(command, stdout=output, stderr=output)
 
     def stop(*_):
         # The stage would go on alone.

@@ -83,6 +83,8 @@ class CheckpointHook(BaseCheckpointHook):
         **kwargs: See ``mmengine.hooks.CheckpointHook``.
     """
 
+    backend_args: dict[str, Any] | None
+
     def before_train(self, runner: Runner) -> None:
         """Lock the folders, and clear away what a killed training left.
 
@@ -153,7 +155,7 @@ class CheckpointHook(BaseCheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, Any]) -> None:
-        outdated = []
+        outdated: list[str] = []
         # mmengine removes the best one of before, and then saves.
         self.file_backend.remove = outdated.append
         try:
@@ -189,7 +191,8 @@ def find_checkpoint_dir(out_dir: str | None, work_dir: str) -> str:
 
 def _lock_for_all(folders: set[str]) -> ExitStack:
     """Lock folders in the first process, and let all know if one is taken."""
-    locks, refusal = ExitStack(), [None]
+    locks = ExitStack()
+    refusal: list[str | None] = [None]
     if is_main_process():
         try:
             for folder in sorted(folders):

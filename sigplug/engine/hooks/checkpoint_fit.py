@@ -62,8 +62,8 @@ class CheckpointFitHook(Hook):
             name for name, _ in model.named_buffers()
             if name.endswith(STATISTICS)
         ]
-        missing, sizes = find_misfits(model, checkpoint)
-        missing = [name for name in learnt if name in missing]
+        misfits, sizes = find_misfits(model, checkpoint)
+        missing = [name for name in learnt if name in misfits]
         if missing:
             shown = [sizes.get(name, f'{name} (missing)')
                      for name in missing[:SHOWN]]
@@ -97,7 +97,7 @@ def find_misfits(
         tuple[set[str], dict[str, str]]: Names of all weights that were not
         loaded, and a text for each that has another shape.
     """
-    state = checkpoint.get('state_dict', checkpoint)
+    state: Any = checkpoint.get('state_dict', checkpoint)
     metadata = getattr(state, '_metadata', None)
     # The prefix of torch's wrappers, as in Runner.load_checkpoint.
     state = OrderedDict((re.sub(r'^module\.', '', name), value)

@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from sigplug.engine.preflight import PreflightError
 from sigplug.ops._checks import check_integer
@@ -63,7 +63,8 @@ class HeatmapSaturationHook(Hook):
     def __init__(self, interval: int = 50) -> None:
         check_integer('interval', interval, 1)
         self.interval = interval
-        self._attached: list[tuple[nn.Module, Callable]] = []
+        # Heads, which have attributes of any type, and their observers.
+        self._attached: list[tuple[Any, Callable]] = []
         self._measuring = False
         self._shares: dict[str, Tensor] = {}
 
@@ -149,7 +150,7 @@ class HeatmapSaturationHook(Hook):
         self._measuring = False
         self._shares.clear()
 
-    def _measure(self, head: nn.Module, prefix: str, task: int, logits: Tensor,
+    def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
         """Count the cells of one task; nothing waits for the device here."""
         if not self._measuring:
