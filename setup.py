@@ -49,9 +49,10 @@ setup(
     package_data={
         # The CPU kernels, compiled on the machine that first calls them.
         'sigplug.ops.backends.cpp': ['*.cpp', '*.h'],
-        # Where mim looks for them: links here, copies in a wheel.
+        # The mark of typed code, and where mim looks: links here, copies in a
+        # wheel.
         'sigplug': [
-            '.mim/model-index.yml', '.mim/configs/**/*.py',
+            'py.typed', '.mim/model-index.yml', '.mim/configs/**/*.py',
             '.mim/configs/**/*.yml', '.mim/tools/**/*.py',
             '.mim/tools/**/*.sh', '.mim/tools/**/*.md'
         ],

@@ -79,7 +79,9 @@ def test_wheel_holds_the_package_and_nothing_else(built):
                list_tree('configs', '.py', '.yml')
                | list_tree('tools', '.py', '.sh', '.md')}
     assert modules == for_mim | {'sigplug/.mim/model-index.yml'} | list_tree(
-        'sigplug', '.py', '.cpp', '.h')
+        'sigplug', '.py', '.cpp', '.h', '.typed')
+    # Else type checkers ignore the annotations.
+    assert 'sigplug/py.typed' in modules
     assert any(n.endswith('.dist-info/licenses/LICENSE') for n in names)
     assert built[1].name == f'sigplug-{read_version()}-py3-none-any.whl'
 
@@ -92,6 +94,7 @@ def test_sdist_holds_what_a_user_needs(built):
     wanted |= list_tree('requirements', '.txt')
     wanted |= {'LICENSE', 'README.md', 'README_zh-CN.md', 'CONTRIBUTING.md',
                'setup.py', 'pyproject.toml', 'model-index.yml',
+               'sigplug/py.typed', 'tests/public_api.txt',
                'sigplug/.mim/tools/train.py', 'docs/conf.py',
                'docs/api/ops.md', 'docs/images/data_flow.svg'}
     assert wanted <= names
