@@ -50,8 +50,10 @@ bench: env  ## time the operations and a training against the stock forms
 	$(VENV)/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
 	$(VENV)/bin/python tools/analysis_tools/benchmark_train.py $(ARGS)
 
-lint: env  ## check the style
+lint: env  ## check style, types and docstrings
 	$(VENV)/bin/python -m ruff check $(ARGS)
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/python -m interrogate --quiet sigplug
 
 docs: export DOCS := 1
 docs: env  ## build the site of docs/ into docs/_build/; warnings are errors
@@ -59,5 +61,6 @@ docs: env  ## build the site of docs/ into docs/_build/; warnings are errors
 	@echo 'docs: open docs/_build/index.html'
 
 clean:  ## remove what builds and tests leave; keep .venv, data and results
-	rm -rf build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache .mypy_cache \
+	.hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
