@@ -36,9 +36,9 @@ def find_documented():
     for page in sorted(REFERENCE.glob('*.md')):
         module = ''
         for kind, name in re.findall(
-                r'(?m)^\.\. (currentmodule|data|auto(?!summary|module)\w+)'
+                r'(?m)^\.\. (currentmodule|data|auto(?!summary)\w+)'
                 r':: (\S+)$', page.read_text()):
-            if kind == 'currentmodule':
+            if kind.endswith('module'):
                 module = name
             elif '.' in name:
                 yield tuple(name.rsplit('.', 1))
@@ -88,20 +88,20 @@ def find_registered():
 def write_list():
     sections = {}
     for name in PACKAGES:
-        sections[name] = set(importlib.import_module(name).__all__)
+        sections[name, ''] = set(importlib.import_module(name).__all__)
     exported = set().union(*sections.values())
     for module, name in find_documented():
         if name not in exported:
-            sections.setdefault(module, set()).add(name)
+            sections.setdefault((module, ', in docs/api'), set()).add(name)
     text, seen = HEADER, {}
-    for module, names in sections.items():
+    for (module, note), names in sections.items():
         lines = []
         for name in sorted(names):
             value = getattr(importlib.import_module(module), name)
             first = seen.setdefault(name, module)
             lines += (describe(name, value) if first == module else
                       [f'{name}: see {first}'])
-        text += '\n'.join([f'\n[{module}]', *(textwrap.fill(
+        text += '\n'.join([f'\n[{module}{note}]', *(textwrap.fill(
             line, 79, subsequent_indent='    ', break_long_words=False,
             break_on_hyphens=False) for line in lines)]) + '\n'
     return text + '\n'.join(
