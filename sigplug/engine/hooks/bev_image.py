@@ -120,10 +120,10 @@ class BEVImageHook(Hook):
         inputs = data_batch.get('inputs') if isinstance(
             data_batch, dict) else None
         sample = outputs[position]
-        index = sample.metainfo.get('sample_idx')
+        index = getattr(sample, 'metainfo', {}).get('sample_idx')
         if not (isinstance(dataset, BaseDataset) and isinstance(inputs, dict)
                 and 'points' in inputs and index is not None
-                and 'pred_instances_3d' in sample):
+                and hasattr(sample, 'pred_instances_3d')):
             self._say_once(
                 'BEVImageHook: no pictures, since the validation has no '
                 'LiDAR points or no boxes in space, or its data set is '

@@ -39,6 +39,9 @@ class LiveLookHook(Hook):
     ``tensorboard --logdir WORK_DIR`` shows it. COST
     """
 
+    def __init__(self) -> None:
+        self._ready = False
+
     # In before_run, so that the hooks that it adds miss nothing of a training.
     def before_run(self, runner: Runner) -> None:
         """Add the backend and the hooks.
@@ -49,6 +52,10 @@ class LiveLookHook(Hook):
         Raises:
             PreflightError: TensorBoard is not installed.
         """
+        # A hook that comes in before this one has mmengine call it again.
+        if self._ready:
+            return
+        self._ready = True
         if find_spec('tensorboard') is None:
             raise PreflightError(
                 'LiveLookHook needs TensorBoard: pip install tensorboard, or '
