@@ -32,7 +32,7 @@ PAGES = [*READMES, ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md')),
 each_page = pytest.mark.parametrize(
     'page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 # Programs that are not ours, by their first word or that after the variables.
-OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'git', 'tensorboard'}
+OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'git'}
 
 
 def blocks(page, language):

