@@ -39,7 +39,7 @@ class BEVImageHook(Hook):
     with a word in the log.
 
     In the quickstart, on one core, a picture of 60000 points took 0.8 s with
-    its compression for both backends, and has about 400 KiB.
+    its compression for both backends, and has about 0.5 MiB.
 
     Args:
         num_samples (int): Number of pictures. Defaults to 4.
