@@ -164,41 +164,6 @@ def test_training_samples_are_not_augmented(tool, cfg, synthetic_nuscenes):
     assert all(tuple(row) in rows for row in drawn[:, :3])
 
 
-def test_ground_truth_holds_all_boxes(tool, dataset):
-    """Compared with mmdet3d's own, which drops those without points."""
-    empty = 0
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index)
-        drawn = tool.ground_truth(dataset, info)
-        seen = drawn['gt_num_points'] > 0
-        empty += (~seen).sum()
-        expected = info['eval_ann_info']
-        bboxes = expected['gt_bboxes_3d']
-        np.testing.assert_allclose(
-            drawn['gt_bboxes'][seen][:, :2], bboxes.bev[:, :2], rtol=1e-5)
-        np.testing.assert_allclose(
-            drawn['gt_bboxes'][seen][:, 3:], bboxes.tensor[:, 3:], rtol=1e-5,
-            atol=1e-6)
-        np.testing.assert_array_equal(
-            drawn['gt_labels'][seen], expected['gt_labels_3d'])
-    assert empty > 0
-
-
-def test_points_lie_in_the_boxes_they_were_counted_in(tool, dataset):
-    """Boxes, points and the picture share one coordinate system."""
-    from matplotlib.path import Path as Polygon
-
-    from sigplug.visualization import bev_corners
-    info = dataset.get_data_info(0)
-    truth = tool.ground_truth(dataset, info)
-    points = dataset[0]['inputs']['points'].numpy()
-    near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
-        truth['gt_num_points'] > 4)
-    assert near.any()
-    for corners in bev_corners(truth['gt_bboxes'][near]):
-        assert Polygon(corners).contains_points(points[:, :2]).any()
-
-
 def test_heatmap_and_predictions_agree(tool, cfg, checkpoint, dataset):
     predict = tool.Predictor(
         tool.cli.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
@@ -245,12 +210,3 @@ def test_choice_of_samples(tool, num, indices, chosen):
     args.indices = [80, 5]
     with pytest.raises(tool.preflight.PreflightError, match='--indices 80: '):
         tool.choose_samples(args, 80)
-
-
-@pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
-def test_ego_yaw(tool, yaw):
-    from pyquaternion import Quaternion
-    ego2lidar = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
-    info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
-    assert tool.ego_yaw(info) == pytest.approx(yaw)
-    assert tool.ego_yaw({}) is None
