@@ -159,7 +159,7 @@ def _default_size(bev_range: Sequence[float]) -> tuple[int, int]:
     width, height = x_max - x_min, y_max - y_min
     scale = 1080 / max(height, width / 1.5)
     # Beside and below the axes; the legend needs some height.
-    return round(scale * width) + 420, max(round(scale * height) + 120, 800)
+    return round(scale * width) + 450, max(round(scale * height) + 120, 800)
 
 
 def _draw_heatmap(ax: Axes, heatmap: np.ndarray,

@@ -119,7 +119,7 @@ def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
     assert result.stdout.splitlines()[-2:] == list(map(str, pictures))
     assert sorted(tmp_path.iterdir()) == pictures
     for path in pictures:
-        assert matplotlib.image.imread(path).shape[:2] == (1200, 1500)
+        assert matplotlib.image.imread(path).shape[:2] == (1200, 1530)
 
 
 @pytest.mark.parametrize(('args', 'message'), [

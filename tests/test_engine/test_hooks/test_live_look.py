@@ -184,7 +184,7 @@ def test_views_of_the_validation(training):
     for tag in tags:
         events = training.events.Images(tag)
         assert [event.step for event in events] == [2, 4]
-        assert {(e.width, e.height) for e in events} == {(1500, 1200)}
+        assert {(e.width, e.height) for e in events} == {(1530, 1200)}
         images[tag] = [pixels(event) for event in events]
         assert (images[tag][0] != images[tag][1]).any()
         # The same for the backend of the config.
