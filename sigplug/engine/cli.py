@@ -24,6 +24,22 @@ CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
 
 
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Add ``--cfg-options``; :func:`parse_args` explains a wrong one.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example '
+        'optim_wrapper.optimizer.lr=0.001; lists as KEY=[a,b] or KEY=a,b, '
+        'quoted and without blanks when nested: KEY="[(a,b),(c,d)]"')
+
+
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that training and testing have in common.
 
@@ -34,14 +50,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         '--work-dir',
         help='folder for logs and results (default: work_dir of the config, '
         'else ./work_dirs/<name of the config>)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, for example '
-        'optim_wrapper.optimizer.lr=0.001; lists as KEY=[a,b] or KEY=a,b, '
-        'quoted and without blanks when nested: KEY="[(a,b),(c,d)]"')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -54,7 +63,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 
 def parse_args(parser: ArgumentParser) -> Namespace:
-    """Parse the command line; the local rank goes to the environment.
+    """Parse the command line; a local rank goes to the environment.
 
     Args:
         parser (ArgumentParser): The parser of the tool.
@@ -67,7 +76,8 @@ def parse_args(parser: ArgumentParser) -> Namespace:
     # DictAction cannot split an option that has no '='.
     except ValueError:
         parser.error('--cfg-options takes KEY=VALUE pairs')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if 'local_rank' in args:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 

@@ -143,12 +143,11 @@ def test_print_config(path, run_tool, tmp_path):
     assert written['model']['pts_voxel_encoder']['p'] == 3.0
 
 
-def test_print_config_says_what_is_wrong(run_tool, tmp_path):
-    printed = run_tool(
-        'misc/print_config.py', TEXT, '--out', 'x.txt', cwd=tmp_path,
-        expect=2)
-    assert '--out x.txt: the name must end in .py' in printed
-    printed = run_tool('misc/print_config.py', 'none.py', cwd=tmp_path,
-                       expect=2)
-    assert 'none.py' in printed and 'Traceback' not in printed
+@pytest.mark.parametrize('args, words', [
+    ([TEXT, '--out', 'x.txt'], '--out x.txt: the name must end in .py'),
+    (['none.py'], "'none.py' does not exist"),
+    ([TEXT, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
+])
+def test_print_config_says_what_is_wrong(fail, tmp_path, args, words):
+    assert words in fail('misc/print_config.py', *args, cwd=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
-from sigplug.engine import preflight
-from sigplug.engine.cli import build_model
+from sigplug.engine import cli, preflight
 from sigplug.visualization import draw_bev, save_png
 
 
@@ -69,17 +68,8 @@ def parse_args() -> argparse.Namespace:
         '--device',
         default=get_device(),
         help='where the model runs (default: %(default)s)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as for tools/train.py')
-    try:
-        args = parser.parse_args()
-    # DictAction cannot split an option that has no '='.
-    except ValueError:
-        parser.error('--cfg-options takes KEY=VALUE pairs')
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     if not 0 <= args.score_thr <= 1:
@@ -249,7 +239,7 @@ def main() -> None:
         predict = None
         if args.checkpoint:
             predict = Predictor(
-                build_model(cfg, args.checkpoint, args.device),
+                cli.build_model(cfg, args.checkpoint, args.device),
                 with_heatmap=not args.no_heatmap)
     for index in choose_samples(args, len(dataset)):
         info = dataset.get_data_info(index)
