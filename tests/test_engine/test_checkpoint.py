@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
+from toy_training import ToyDataset, ToyModel
 
 from sigplug.engine import checkpoint as checkpoint_module
 from sigplug.engine.checkpoint import (
@@ -31,29 +29,6 @@ serialization = torch.serialization
 needs_allow_list = pytest.mark.skipif(
     not hasattr(serialization, 'get_unsafe_globals_in_checkpoint'),
     reason='torch < 2.6 reads checkpoints without an allow-list')
-
-
-class ToyModel(BaseModel):
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(2, 1)
-
-    def forward(self, inputs, target=None, mode='tensor'):
-        out = self.fc(torch.stack(inputs))
-        if mode == 'loss':
-            return dict(loss=(out - torch.stack(target)).square().mean())
-        return list(out)
-
-
-class ToyDataset(BaseDataset):
-
-    def load_data_list(self):
-        return [dict(index=i) for i in range(4)]
-
-    def __getitem__(self, index):
-        return dict(inputs=torch.full((2, ), float(index)),
-                    target=torch.ones(1))
 
 
 class ToyMetric(BaseMetric):

@@ -1,44 +1,22 @@
-import importlib.util
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import REPOSITORY, load_tool, tool_command
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = REPOSITORY / 'tools/analysis_tools'
 CONFIG, = REPOSITORY.glob(
     'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
 
 
 def run(tool, *args, **environment):
     return subprocess.run(
-        [sys.executable, TOOLS / tool, *map(str, args)],
+        tool_command(f'analysis_tools/{tool}', *args),
         env={**os.environ, **environment},
         capture_output=True,
         text=True)
-
-
-def load(tool):
-    spec = importlib.util.spec_from_file_location(Path(tool).stem,
-                                                  TOOLS / tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_here(tool, monkeypatch, capsys, *args):
-    """Run a tool in this process; its exit code and standard error."""
-    monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
-    try:
-        code = tool.preflight.run_tool(tool.main)
-    except SystemExit as error:
-        code = error.code
-    return code, capsys.readouterr().err
 
 
 def log_training(work_dir):
@@ -64,19 +42,17 @@ def test_plot_training(tmp_path):
     (['log', '--out', 'x.png', '--metrics', 'NDS'],
      "error: metrics: ['NDS'] were not logged, only ['mAP', 'step']"),
 ])
-def test_plot_training_errors(tmp_path, monkeypatch, capsys, args, message):
+def test_plot_training_errors(tmp_path, monkeypatch, fail, args, message):
     monkeypatch.chdir(tmp_path)
     log_training(tmp_path / 'log')
-    code, error = run_here(
-        load('plot_training.py'), monkeypatch, capsys, *args)
-    assert code == 2 and message in error
+    assert message in fail('analysis_tools/plot_training.py', *args)
     assert not list(tmp_path.glob('x.*'))
 
 
 @pytest.fixture(scope='module')
 def tool():
     pytest.importorskip('mmdet3d')
-    return load('visualize_bev.py')
+    return load_tool('analysis_tools/visualize_bev.py')
 
 
 @pytest.fixture(scope='module')
@@ -131,16 +107,14 @@ def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
     ([CONFIG, '--bev-range', *'1001'], '--bev-range must have min < max'),
     ([CONFIG, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
 ])
-def test_visualize_bev_errors(tool, tmp_path, monkeypatch, capsys, args,
+def test_visualize_bev_errors(tool, tmp_path, monkeypatch, fail, args,
                               message):
     monkeypatch.chdir(tmp_path)
     if message.startswith('the checkpoint'):
         for name in ('nuscenes_infos_val.pkl', 'samples/LIDAR_TOP'):
             (tmp_path / 'nowhere' / name).mkdir(parents=True)
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'nowhere/')
-    code, error = run_here(
-        tool, monkeypatch, capsys, *args, '--out-dir', 'out')
-    assert code == 2 and message in error
+    assert message in fail(tool, *args, '--out-dir', 'out')
     assert not (tmp_path / 'out').exists()
 
 
@@ -201,7 +175,7 @@ def test_points_lie_in_the_boxes_they_were_counted_in(tool, dataset):
 
 def test_heatmap_and_predictions_agree(tool, cfg, checkpoint, dataset):
     predict = tool.Predictor(
-        tool.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
+        tool.cli.build_model(cfg, str(checkpoint), 'cpu'), with_heatmap=True)
     drawn = predict(dataset[0], score_thr=0.0)
     heatmap, extent = drawn['heatmap'], np.array(drawn['heatmap_extent'])
     np.testing.assert_allclose(extent, [-51.2, -51.2, 51.2, 51.2])
@@ -223,7 +197,7 @@ def test_a_foreign_checkpoint_is_refused(tool, cfg, tmp_path):
     path = tmp_path / 'foreign.pth'
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
     with pytest.raises(tool.preflight.PreflightError, match='does not fit'):
-        tool.build_model(cfg, str(path), 'cpu')
+        tool.cli.build_model(cfg, str(path), 'cpu')
 
 
 def test_a_model_without_heatmap_is_named(tool):
