@@ -248,6 +248,32 @@ def test_malicious_checkpoint_does_not_run(tmp_path, name, zipped):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize('name', attacks(''))
+def test_what_stands_in_for_the_allow_list(work_dir, tmp_path, monkeypatch,
+                                           name):
+    """The reader for old torch, here with the one that is installed."""
+    monkeypatch.setattr(checkpoint_module, '_has_allow_list', lambda: False)
+    path = work_dir / 'epoch_2.pth'
+    reference = torch.load(path, weights_only=False)
+    loaded = load_safely(path)
+    for key, value in reference['state_dict'].items():
+        assert torch.equal(loaded['state_dict'][key], value)
+    np.testing.assert_array_equal(*(
+        content['message_hub']['log_scalars']['train/loss'].data[0]
+        for content in (loaded, reference)))
+
+    marker = tmp_path / 'marker'
+    bad = tmp_path / 'bad.pth'
+    torch.save(dict(state_dict={}, meta=attacks(marker)[name]), bad)
+    refused = pytest.raises(
+        Exception, match='Unsupported global|may not|cannot be')
+    with refused:
+        load_safely(bad)
+    with refused, safe_loading():
+        torch.load(bad, map_location='cpu')
+    assert not marker.exists()
+
+
 def test_checkpoint_does_not_change_a_function(tmp_path):
     """Which is no call, and so no matter of the names alone."""
     torch.save({}, tmp_path / 'good.pth')

@@ -330,6 +330,28 @@ def test_a_library_that_was_cut_off(tmp_path, monkeypatch):
 
 
 @needs_cpp
+def test_what_the_compiler_says_is_passed_on(tmp_path, monkeypatch,
+                                             quick_compiler):
+    """And nothing stays of a build that fails; the next one may work."""
+    cache = tmp_path / 'cache'
+    monkeypatch.setenv('SIGPLUG_CACHE', str(cache))
+    fails = tmp_path / 'fails'
+    fails.write_text('#!/bin/sh\n'
+                     'while [ "$1" != -o ]; do shift || exit 0; done\n'
+                     'echo half > "$2"; echo no omp.h here >&2; exit 1\n')
+    fails.chmod(0o755)
+    monkeypatch.setenv('CXX', str(fails))
+    with pytest.raises(BackendError, match='compile the kernels:\nno omp.h'):
+        library.load.__wrapped__()
+    assert [path.name for path in cache.iterdir()] == ['kernels.lock']
+    monkeypatch.setenv('CXX', quick_compiler)
+    built = Path(library.load.__wrapped__()._name)
+    assert built.parent == cache
+    content = Path(library.load()._name).read_bytes()
+    assert built.read_bytes().startswith(content)
+
+
+@needs_cpp
 def test_a_cache_that_can_only_be_read(monkeypatch):
     """A library that is there is taken."""
     access = os.access
