@@ -9,6 +9,7 @@
 .PHONY: help env quickstart test fuzz soak bench lint docs clean
 
 export COLUMN
+JOBS ?= 2
 VENV := .venv$(if $(COLUMN),-$(COLUMN))
 
 ifeq ($(origin PYTHON),undefined)
@@ -31,8 +32,10 @@ env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 	$(VENV)/bin/python tools/quickstart.py $(ARGS)
 
-test: env  ## run the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+# A part of the tests covers a part of the package only.
+test: env  ## run the tests, all of them with the coverage of sigplug/
+	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) \
+	--dist loadfile --cov --cov-report=term-missing --cov-fail-under=90)
 
 fuzz: export EXAMPLES ?= $(if $(SECONDS),100,1000)
 fuzz: env  ## try random arguments, once or for SECONDS=... over and over
@@ -59,5 +62,5 @@ docs: env  ## build the site of docs/ into docs/_build/; warnings are errors
 	@echo 'docs: open docs/_build/index.html'
 
 clean:  ## remove what builds and tests leave; keep .venv, data and results
-	rm -rf build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
@@ -74,13 +74,8 @@ def parse_args() -> argparse.Namespace:
         '--device',
         default=get_device(),
         help='where the model runs (default: %(default)s)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as for tools/train.py')
-    args = cli.parse_options(parser)
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     if not 0 <= args.score_thr <= 1:
