@@ -3,6 +3,7 @@
 # EXAMPLES=1000 is how many random examples `make fuzz` draws for each of its
 # properties; with SECONDS=600 it goes over them again and again, by fewer
 # examples, until that time is up. SECONDS is also how long `make soak` trains.
+# JOBS=1 runs the tests in one process.
 # COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an
 # environment of their own.
 
@@ -32,10 +33,12 @@ env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 	$(VENV)/bin/python tools/quickstart.py $(ARGS)
 
-# A part of the tests covers a part of the package only.
+# A part of the tests covers a part of the package only, as do old versions,
+# with which some are skipped.
 test: env  ## run the tests, all of them with the coverage of sigplug/
 	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) \
-	--dist loadfile --cov --cov-report=term-missing --cov-fail-under=90)
+	--dist loadfile --cov --cov-report=term-missing \
+	--cov-fail-under=$(if $(COLUMN),0,90))
 
 fuzz: export EXAMPLES ?= $(if $(SECONDS),100,1000)
 fuzz: env  ## try random arguments, once or for SECONDS=... over and over
