@@ -60,6 +60,7 @@ def _hook_on_demand(name: str) -> None:
 
 _hook_on_demand('CheckLossHook')
 _hook_on_demand('HeatmapSaturationHook')
+_hook_on_demand('LiveLookHook')
 
 
 def register_hook_everywhere(cls: type) -> type:

@@ -1,4 +1,5 @@
 """Fixtures that several test files use."""
+import importlib.util
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -194,6 +196,72 @@ def run_tool() -> Callable[..., str]:
 def tool_command(tool: str, *args) -> list[str]:
     """The command line of a Python tool."""
     return [sys.executable, str(TOOLS / tool), *map(str, args)]
+
+
+def load_tool(path: str | Path) -> ModuleType:
+    """A tool, or another script, as a module."""
+    path = TOOLS / path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_here(capfd, monkeypatch) -> Callable[..., tuple]:
+    """A function that runs a tool in this process, which is quicker.
+
+    It takes the tool as a name or as a module, and returns the exit code and
+    what was printed.
+    """
+
+    def run(tool: str | ModuleType, *args, cwd: Path | None = None) -> tuple:
+        if cwd:
+            monkeypatch.chdir(cwd)
+        monkeypatch.setattr('sys.argv', ['tool', *map(str, args)])
+        # mmengine's log handlers hold the streams of the tests before.
+        monkeypatch.setattr('logging.raiseExceptions', False)
+        if isinstance(tool, str):
+            tool = load_tool(tool)
+        try:
+            code = tool.preflight.run_tool(tool.main)
+        except SystemExit as end:
+            code = end.code
+        return code, capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def fail(run_here) -> Callable[..., str]:
+    """A function that runs a tool whose end is one message, and returns it."""
+
+    def fail(*args, **kwargs) -> str:
+        code, printed = run_here(*args, **kwargs)
+        assert code == 2
+        return error_message(printed.err)
+
+    return fail
+
+
+def error_message(printed: str) -> str:
+    """The one error that a tool has printed, short and without traceback."""
+    assert 'Traceback' not in printed and printed.count('error: ') == 1
+    message = printed[printed.index('error: '):]
+    assert len(message) < 700
+    return message
+
+
+def differences(a: dict, b: dict, prefix: str = '') -> set[str]:
+    """Dotted keys whose values differ between two config dicts."""
+    keys = set()
+    for key in set(a) | set(b):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys |= differences(left, right, f'{prefix}{key}.')
+        elif left != right:
+            keys.add(f'{prefix}{key}')
+    return keys
 
 
 def load(path):

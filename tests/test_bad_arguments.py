@@ -9,7 +9,12 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
-from sigplug.engine.hooks import HeatmapSaturationHook
+from sigplug.engine.hooks import (
+    BEVImageHook,
+    GeMPowerHook,
+    HeatmapImageHook,
+    HeatmapSaturationHook,
+)
 from sigplug.engine.optim_wrapper import CPUAmpOptimWrapper
 from sigplug.models import (
     ClipSigmoid,
@@ -376,6 +381,12 @@ CASES = [
     (lambda: HeatmapSaturationHook('a'), V, 'interval', 'integer', "'a'"),
     (lambda: HeatmapSaturationHook(2.5), V, 'interval', 'integer', '2.5'),
     (lambda: HeatmapSaturationHook(True), V, 'interval', 'integer', 'True'),
+    (lambda: HeatmapImageHook(0), V, 'interval', 'integer', '0'),
+    (lambda: GeMPowerHook('a'), V, 'interval', 'integer', "'a'"),
+    (lambda: BEVImageHook(0), V, 'num_samples', 'integer', '0'),
+    (lambda: BEVImageHook(score_thr=3), V, 'score_thr', '3'),
+    (lambda: BEVImageHook(score_thr=nan), V, 'score_thr', 'nan'),
+    (lambda: BEVImageHook(score_thr='a'), T, 'score_thr', 'number', "'a'"),
     (lambda: CPUAmpOptimWrapper('fp16', optimizer=torch.optim.SGD(
         [torch.nn.Parameter(X)], 0.1)), V, 'dtype', "'bfloat16'", "'fp16'"),
     (lambda: GeneratorConfig(seed=1.5), T, 'seed', 'integer', '1.5'),

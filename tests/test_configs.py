@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import differences
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
@@ -37,18 +38,6 @@ def build(cfg: Config, part: dict) -> nn.Module:
     with DefaultScope.overwrite_default_scope(
             None if scope == 'mmpretrain' else scope):
         return MODELS.build(part)
-
-
-def differences(a, b, prefix=''):
-    """Dotted keys whose values differ between two config dicts."""
-    keys = set()
-    for key in set(a) | set(b):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            keys |= differences(left, right, f'{prefix}{key}.')
-        elif left != right:
-            keys.add(f'{prefix}{key}')
-    return keys
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

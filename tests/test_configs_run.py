@@ -191,6 +191,9 @@ def test_training_lowers_the_loss(variant, frames):
         loss.backward()
         optimizer.step()
         history.append(loss.item())
+        # Low enough; deformable convolutions take their time.
+        if history[-1] < 0.6 * history[0]:
+            break
     assert history[-1] < 0.6 * history[0], history
     assert all(p.grad is not None and p.grad.isfinite().all()
                for p in model.parameters())

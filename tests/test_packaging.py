@@ -38,8 +38,8 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp('build')
     tree = folder / 'tree'
     shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(
-        '.git', '.venv*', '.*_cache', '*.egg-info', '__pycache__', 'build',
-        'dist', 'data', 'work_dirs'))
+        '.git', '.venv*', '.*_cache', '.coverage*', '.hypothesis',
+        '*.egg-info', '__pycache__', 'build', 'dist', 'data', 'work_dirs'))
     code = ('from setuptools import build_meta as b; '
             'print(b.build_{}({!r}))')
 

@@ -92,12 +92,16 @@ def test_bare_name_of_the_hook_after_a_light_import(tmp_path):
 import sigplug
 assert 'mmengine.hooks' not in sys.modules
 from mmengine.registry import HOOKS
+assert {'CheckLossHook', 'LiveLookHook'} <= set(HOOKS.module_dict)
 hook = HOOKS.build(dict(type='HeatmapSaturationHook', interval=7))
 from sigplug.engine.hooks import HeatmapSaturationHook
 assert type(hook) is HeatmapSaturationHook and hook.interval == 7
 # From then on the name stands for the class.
 assert HOOKS.get('HeatmapSaturationHook') is HeatmapSaturationHook
 assert HOOKS.get('sigplug.HeatmapSaturationHook') is HeatmapSaturationHook
+# Pictures load their libraries when they are drawn.
+assert not imported('tensorboard')
+assert 'sigplug.visualization' not in sys.modules
 assert not imported('mmdet', 'mmdet3d')
 """, tmp_path)
 

@@ -111,10 +111,10 @@ def format_tables(comparison: Comparison) -> str:
     columns = {'config': names}
     for metric in MAIN_METRICS:
         mean, spread = comparison.mean(metric), comparison.spread(metric)
-        columns[metric] = [f'{m:.3f} ± {s:.3f}' for m, s in zip(mean, spread)]
+        columns[metric] = [_plus_minus(*pair) for pair in zip(mean, spread)]
         columns[f'{metric}, difference'] = ['', *(
-            _difference(d, half)
-            for d, half in list(zip(*comparison.difference(metric)))[1:])]
+            _difference(*pair)
+            for pair in list(zip(*comparison.difference(metric)))[1:])]
     classes = {'config': names}
     for metric in comparison.values:
         if metric.startswith('AP/'):
@@ -129,8 +129,14 @@ def format_tables(comparison: Comparison) -> str:
         f'{_table(columns)}\nMean AP of each class.\n\n{_table(classes)}')
 
 
+def _plus_minus(mean: float, width: float, sign: str = '') -> str:
+    """One run alone has no width."""
+    return f'{mean:{sign}.3f}' + (
+        '' if np.isnan(width) else f' ± {width:.3f}')
+
+
 def _difference(mean: float, half: float) -> str:
-    text = f'{mean:+.3f} ± {half:.3f}'
+    text = _plus_minus(mean, half, '+')
     return f'**{text}**' if abs(mean) > half else text
 
 

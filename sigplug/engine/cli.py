@@ -31,6 +31,22 @@ CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
 
 
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Add ``--cfg-options``; :func:`parse_args` explains a wrong one.
+
+    Args:
+        parser (ArgumentParser): The parser of the tool.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, for example '
+        'optim_wrapper.optimizer.lr=0.001; lists as KEY=[a,b] or KEY=a,b, '
+        'quoted and without blanks when nested: KEY="[(a,b),(c,d)]"')
+
+
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that training and testing have in common.
 
@@ -41,14 +57,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         '--work-dir',
         help='folder for logs and results (default: work_dir of the config, '
         'else ./work_dirs/<name of the config>)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, for example '
-        'optim_wrapper.optimizer.lr=0.001; lists as KEY=[a,b] or KEY=a,b, '
-        'quoted and without blanks when nested: KEY="[(a,b),(c,d)]"')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -60,8 +69,11 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         help='set by the launcher')
 
 
-def parse_options(parser: ArgumentParser) -> Namespace:
-    """Parse a command line that has ``--cfg-options``.
+def parse_args(parser: ArgumentParser) -> Namespace:
+    """Parse the command line; a local rank goes to the environment.
+
+    With a launcher messages are printed by the first process alone from here
+    on.
 
     Args:
         parser (ArgumentParser): The parser of the tool.
@@ -70,26 +82,13 @@ def parse_options(parser: ArgumentParser) -> Namespace:
         Namespace: The arguments.
     """
     try:
-        return parser.parse_args()
+        args = parser.parse_args()
     # DictAction cannot split an option that has no '='.
     except ValueError:
         parser.error('--cfg-options takes KEY=VALUE pairs')
-
-
-def parse_args(parser: ArgumentParser) -> Namespace:
-    """Parse the command line; the local rank goes to the environment.
-
-    From here on messages are printed by the first process alone.
-
-    Args:
-        parser (ArgumentParser): The parser of the tool.
-
-    Returns:
-        Namespace: The arguments.
-    """
-    args = parse_options(parser)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    use_launcher(args.launcher)
+    if 'local_rank' in args:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        use_launcher(args.launcher)
     return args
 
 

@@ -19,7 +19,7 @@ from .bev_boxes import (
     check_range,
     check_scores,
 )
-from .figure import INK, MUTED, check_title, new_figure, style_axes
+from .figure import HEAT_CMAP, INK, MUTED, check_title, new_figure, style_axes
 from .label_placement import draw_labels
 
 # Any two differ by at least 28 in CIELAB, and by 14 for people who cannot see
@@ -29,9 +29,6 @@ CLASS_COLORS = ('#3f90da', '#332288', '#999933', '#117733', '#661100',
 # The ground pale, high points dark; quiet, so that the boxes stand out.
 _HEIGHT_CMAP = LinearSegmentedColormap.from_list(
     'height', ['#ccd1d8', '#9aa5b1', '#5b6b7d', '#3c4858'])
-_HEAT_CMAP = LinearSegmentedColormap.from_list(
-    'heat', [(0.0, '#ffffff'), (0.02, '#ffffff'), (0.1, '#fff0c8'),
-             (0.3, '#fdc160'), (0.6, '#f08030'), (1.0, '#b82e0a')])
 # A velocity arrow is as long as the distance in this time, in seconds.
 _ARROW_TIME = 1.0
 _MIN_SPEED = 0.2
@@ -163,7 +160,7 @@ def _default_size(bev_range: Sequence[float]) -> tuple[int, int]:
     width, height = x_max - x_min, y_max - y_min
     scale = 1080 / max(height, width / 1.5)
     # Beside and below the axes; the legend needs some height.
-    return round(scale * width) + 420, max(round(scale * height) + 120, 800)
+    return round(scale * width) + 450, max(round(scale * height) + 120, 800)
 
 
 def _draw_heatmap(ax: Axes, heatmap: np.ndarray,
@@ -174,7 +171,7 @@ def _draw_heatmap(ax: Axes, heatmap: np.ndarray,
         extent=(x_min, x_max, y_min, y_max),
         origin='lower',
         interpolation='nearest',
-        cmap=_HEAT_CMAP,
+        cmap=HEAT_CMAP,
         vmin=0,
         vmax=1,
         zorder=0)

@@ -2,8 +2,10 @@
 import os
 from numbers import Integral
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -12,6 +14,10 @@ DPI = 150
 MOST_PIXELS = 2**16 - 1
 INK = '#1a1a1a'
 MUTED = '#6b7280'
+# Of scores in [0, 1]; nothing is white.
+HEAT_CMAP = LinearSegmentedColormap.from_list(
+    'heat', [(0.0, '#ffffff'), (0.02, '#ffffff'), (0.1, '#fff0c8'),
+             (0.3, '#fdc160'), (0.6, '#f08030'), (1.0, '#b82e0a')])
 
 
 def new_figure(size: tuple[int, int]) -> Figure:
@@ -52,6 +58,21 @@ def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
     ax.grid(color='#e5e7eb', linewidth=0.5)
     ax.set_axisbelow(True)
     ax.spines[:].set_color('#d1d5db')
+
+
+def to_image(figure: Figure) -> np.ndarray:
+    """The pixels of a figure, for ``Visualizer.add_image`` of mmengine.
+
+    Args:
+        figure (Figure): The figure.
+
+    Returns:
+        np.ndarray: RGB values as uint8, shape ``(height, width, 3)``.
+    """
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg), 'comes from new_figure'
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def save_png(figure: Figure, path: str | os.PathLike) -> None:

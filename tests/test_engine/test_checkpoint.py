@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
+from toy_training import ToyDataset, ToyModel
 
 from sigplug.engine import checkpoint as checkpoint_module
 from sigplug.engine.checkpoint import (
@@ -31,29 +29,6 @@ serialization = torch.serialization
 needs_allow_list = pytest.mark.skipif(
     not hasattr(serialization, 'get_unsafe_globals_in_checkpoint'),
     reason='torch < 2.6 reads checkpoints without an allow-list')
-
-
-class ToyModel(BaseModel):
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(2, 1)
-
-    def forward(self, inputs, target=None, mode='tensor'):
-        out = self.fc(torch.stack(inputs))
-        if mode == 'loss':
-            return dict(loss=(out - torch.stack(target)).square().mean())
-        return list(out)
-
-
-class ToyDataset(BaseDataset):
-
-    def load_data_list(self):
-        return [dict(index=i) for i in range(4)]
-
-    def __getitem__(self, index):
-        return dict(inputs=torch.full((2, ), float(index)),
-                    target=torch.ones(1))
 
 
 class ToyMetric(BaseMetric):
@@ -270,6 +245,32 @@ def test_malicious_checkpoint_does_not_run(tmp_path, name, zipped):
         load_safely(path)
     with refused, safe_loading():
         torch.load(path, map_location='cpu')
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('name', attacks(''))
+def test_what_stands_in_for_the_allow_list(work_dir, tmp_path, monkeypatch,
+                                           name):
+    """The reader for old torch, here with the one that is installed."""
+    monkeypatch.setattr(checkpoint_module, '_has_allow_list', lambda: False)
+    path = work_dir / 'epoch_2.pth'
+    reference = torch.load(path, weights_only=False)
+    loaded = load_safely(path)
+    for key, value in reference['state_dict'].items():
+        assert torch.equal(loaded['state_dict'][key], value)
+    np.testing.assert_array_equal(*(
+        content['message_hub']['log_scalars']['train/loss'].data[0]
+        for content in (loaded, reference)))
+
+    marker = tmp_path / 'marker'
+    bad = tmp_path / 'bad.pth'
+    torch.save(dict(state_dict={}, meta=attacks(marker)[name]), bad)
+    refused = pytest.raises(
+        Exception, match='Unsupported global|may not|cannot be')
+    with refused:
+        load_safely(bad)
+    with refused, safe_loading():
+        torch.load(bad, map_location='cpu')
     assert not marker.exists()
 
 

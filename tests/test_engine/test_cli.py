@@ -48,6 +48,15 @@ def test_an_option_without_a_value(monkeypatch, capsys):
     assert '--cfg-options takes KEY=VALUE' in capsys.readouterr().err
 
 
+def test_a_tool_without_launcher_leaves_the_local_rank(monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    parser = argparse.ArgumentParser()
+    cli.add_cfg_options(parser)
+    monkeypatch.setattr('sys.argv', ['tool', '--cfg-options', 'a=1'])
+    assert vars(cli.parse_args(parser)) == dict(cfg_options=dict(a=1))
+    assert 'LOCAL_RANK' not in os.environ
+
+
 @pytest.mark.parametrize('argument, in_config, expected', [
     ('x', 'y', 'x'),
     (None, 'y', 'y'),

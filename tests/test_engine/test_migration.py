@@ -8,6 +8,7 @@ import mmdet
 import mmdet3d
 import pytest
 import torch
+from conftest import differences
 from mmdet3d.models.dense_heads import CenterHead as StockHead
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
@@ -48,18 +49,6 @@ CENTER_HEAD = """dict(
     separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
     loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'))"""
 OPTIMIZER = "optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.01)"
-
-
-def differences(a, b, prefix=''):
-    """Dotted keys whose values differ between two config dicts."""
-    keys = set()
-    for key in set(a) | set(b):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            keys |= differences(left, right, f'{prefix}{key}.')
-        elif left != right:
-            keys.add(f'{prefix}{key}')
-    return keys
 
 
 @pytest.fixture

@@ -32,6 +32,11 @@ def retinanet(name: str | None = None) -> nn.Module:
         return MODELS.build(cfg)
 
 
+def features(*shape: int) -> Tensor:
+    """Noise, the same for each test."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 def images() -> tuple[Tensor, list[DetDataSample]]:
     """Two noise images, of an odd number of cells, with two boxes each."""
     shape = (96, 160)
@@ -44,8 +49,7 @@ def images() -> tuple[Tensor, list[DetDataSample]]:
             bboxes=torch.tensor([[8., 8, 40, 44], [60, 30, 150, 90]]) + i,
             labels=torch.tensor([i, 2]))
         samples.append(sample)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, *shape, generator=generator), samples
+    return features(2, 3, *shape), samples
 
 
 def centerpoint(pts_neck: dict | list[dict] | None = None,

@@ -276,12 +276,30 @@ def test_a_compiler_that_fails(tmp_path):
     assert not list((tmp_path / 'cache').glob('*.so*'))
 
 
+@pytest.fixture
+def quick_compiler(tmp_path):
+    """It notes each call, and its result is the library of this process."""
+    script = tmp_path / 'bin' / 'compiler'
+    script.parent.mkdir()
+    script.write_text(f"""#!/bin/sh
+case "$*" in *--version) echo quick; exit;; esac
+sleep 2
+echo >> {tmp_path}/calls
+while [ "$1" != -o ]; do shift; done
+exec cp {library.load()._name} "$2"
+""")
+    script.chmod(0o755)
+    return str(script)
+
+
 @needs_cpp
-def test_the_library_is_built_once(tmp_path):
+def test_the_library_is_built_once(tmp_path, quick_compiler):
     """Also by two processes at once, beside what a killed one has left."""
-    (tmp_path / 'kernels-0.123.tmp').write_text('half a library')
-    environment = os.environ | {
-        'SIGPLUG_CACHE': str(tmp_path),
+    cache = tmp_path / 'cache'
+    cache.mkdir()
+    (cache / 'kernels-0.123.tmp').write_text('half a library')
+    variables = dict(SIGPLUG_CACHE=str(cache), CXX=quick_compiler)
+    environment = os.environ | variables | {
         'PYTHONPATH': os.pathsep.join(sys.path)}
     code = textwrap.dedent(USE_TWICE)
     both = [subprocess.Popen([sys.executable, '-c', code], text=True,
@@ -289,12 +307,13 @@ def test_the_library_is_built_once(tmp_path):
                              env=environment) for _ in range(2)]
     output = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], output
-    built, = tmp_path.glob('*.so')
+    built, = cache.glob('*.so')
     messages = ''.join(errors for _, errors in output)
     assert messages.count('compiles its CPU kernels') == 1
     before = built.stat().st_mtime_ns
-    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path))
+    done = run_python(USE_TWICE, **variables)
     assert done.stderr == '' and built.stat().st_mtime_ns == before
+    assert (tmp_path / 'calls').read_text() == '\n'
 
 
 @needs_cpp
@@ -308,6 +327,28 @@ def test_a_library_that_was_cut_off(tmp_path, monkeypatch):
                         lambda command, path: shutil.copy(whole, path))
     assert library.load.__wrapped__()._name == str(cut)
     assert cut.read_bytes() == whole.read_bytes()
+
+
+@needs_cpp
+def test_what_the_compiler_says_is_passed_on(tmp_path, monkeypatch,
+                                             quick_compiler):
+    """And nothing stays of a build that fails; the next one may work."""
+    cache = tmp_path / 'cache'
+    monkeypatch.setenv('SIGPLUG_CACHE', str(cache))
+    fails = tmp_path / 'fails'
+    fails.write_text('#!/bin/sh\n'
+                     'while [ "$1" != -o ]; do shift || exit 0; done\n'
+                     'echo half > "$2"; echo no omp.h here >&2; exit 1\n')
+    fails.chmod(0o755)
+    monkeypatch.setenv('CXX', str(fails))
+    with pytest.raises(BackendError, match='compile the kernels:\nno omp.h'):
+        library.load.__wrapped__()
+    assert [path.name for path in cache.iterdir()] == ['kernels.lock']
+    monkeypatch.setenv('CXX', quick_compiler)
+    built = Path(library.load.__wrapped__()._name)
+    assert built.parent == cache
+    content = Path(library.load()._name).read_bytes()
+    assert built.read_bytes().startswith(content)
 
 
 @needs_cpp
@@ -331,10 +372,12 @@ def test_a_user_without_a_home(monkeypatch):
 
 
 @needs_cpp
-def test_a_cache_that_cannot_be_written(tmp_path):
+def test_a_cache_that_cannot_be_written(tmp_path, quick_compiler):
     (tmp_path / 'cache').write_text('a file, no folder')
-    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'))
+    done = run_python(USE_TWICE, SIGPLUG_CACHE=str(tmp_path / 'cache'),
+                      CXX=quick_compiler)
     assert "'cpp'" in done.stdout
+    assert (tmp_path / 'calls').read_text() == '\n'
 
 
 def test_another_machine_builds_anew(monkeypatch):

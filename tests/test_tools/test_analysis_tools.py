@@ -1,44 +1,12 @@
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import REPOSITORY, load_tool
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = REPOSITORY / 'tools/analysis_tools'
 CONFIG, = REPOSITORY.glob(
     'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
-
-
-def run(tool, *args, **environment):
-    return subprocess.run(
-        [sys.executable, TOOLS / tool, *map(str, args)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True)
-
-
-def load(tool):
-    spec = importlib.util.spec_from_file_location(Path(tool).stem,
-                                                  TOOLS / tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_here(tool, monkeypatch, capsys, *args):
-    """Run a tool in this process; its exit code and standard error."""
-    monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
-    try:
-        code = tool.preflight.run_tool(tool.main)
-    except SystemExit as error:
-        code = error.code
-    return code, capsys.readouterr().err
 
 
 def log_training(work_dir):
@@ -49,12 +17,13 @@ def log_training(work_dir):
         '\n'.join(map(json.dumps, [*records, dict(mAP=0.3, step=1)])))
 
 
-def test_plot_training(tmp_path):
+def test_plot_training(tmp_path, run_here):
     log_training(tmp_path / 'quickstart')
     out = tmp_path / 'new' / 'curve.png'
-    result = run('plot_training.py', tmp_path / 'quickstart', '--out', out)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [str(out)]
+    code, printed = run_here('analysis_tools/plot_training.py',
+                             tmp_path / 'quickstart', '--out', out)
+    assert code == 0, printed.err
+    assert printed.out.splitlines() == [str(out)]
     assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
 
 
@@ -64,19 +33,17 @@ def test_plot_training(tmp_path):
     (['log', '--out', 'x.png', '--metrics', 'NDS'],
      "error: metrics: ['NDS'] were not logged, only ['mAP', 'step']"),
 ])
-def test_plot_training_errors(tmp_path, monkeypatch, capsys, args, message):
+def test_plot_training_errors(tmp_path, monkeypatch, fail, args, message):
     monkeypatch.chdir(tmp_path)
     log_training(tmp_path / 'log')
-    code, error = run_here(
-        load('plot_training.py'), monkeypatch, capsys, *args)
-    assert code == 2 and message in error
+    assert message in fail('analysis_tools/plot_training.py', *args)
     assert not list(tmp_path.glob('x.*'))
 
 
 @pytest.fixture(scope='module')
 def tool():
     pytest.importorskip('mmdet3d')
-    return load('visualize_bev.py')
+    return load_tool('analysis_tools/visualize_bev.py')
 
 
 @pytest.fixture(scope='module')
@@ -108,18 +75,19 @@ def checkpoint(cfg, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
-    result = run(
-        'visualize_bev.py', CONFIG, checkpoint, '--out-dir', tmp_path,
-        '--num', 2, '--score-thr', 0.05, '--device', 'cpu',
-        SIGPLUG_DATA_ROOT=f'{synthetic_nuscenes}/')
-    assert result.returncode == 0, result.stderr
+def test_visualize_bev(tool, synthetic_nuscenes, checkpoint, tmp_path,
+                       monkeypatch, run_here):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+    code, printed = run_here(
+        tool, CONFIG, checkpoint, '--out-dir', tmp_path, '--num', 2,
+        '--score-thr', 0.05, '--device', 'cpu')
+    assert code == 0, printed.err
     # Six samples: two scenes of three key frames.
     pictures = [tmp_path / 'bev_0001.png', tmp_path / 'bev_0004.png']
-    assert result.stdout.splitlines()[-2:] == list(map(str, pictures))
+    assert printed.out.splitlines()[-2:] == list(map(str, pictures))
     assert sorted(tmp_path.iterdir()) == pictures
     for path in pictures:
-        assert matplotlib.image.imread(path).shape[:2] == (1200, 1500)
+        assert matplotlib.image.imread(path).shape[:2] == (1200, 1530)
 
 
 @pytest.mark.parametrize(('args', 'message'), [
@@ -131,16 +99,14 @@ def test_visualize_bev(synthetic_nuscenes, checkpoint, tmp_path):
     ([CONFIG, '--bev-range', *'1001'], '--bev-range must have min < max'),
     ([CONFIG, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
 ])
-def test_visualize_bev_errors(tool, tmp_path, monkeypatch, capsys, args,
+def test_visualize_bev_errors(tool, tmp_path, monkeypatch, fail, args,
                               message):
     monkeypatch.chdir(tmp_path)
     if message.startswith('the checkpoint'):
         for name in ('nuscenes_infos_val.pkl', 'samples/LIDAR_TOP'):
             (tmp_path / 'nowhere' / name).mkdir(parents=True)
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'nowhere/')
-    code, error = run_here(
-        tool, monkeypatch, capsys, *args, '--out-dir', 'out')
-    assert code == 2 and message in error
+    assert message in fail(tool, *args, '--out-dir', 'out')
     assert not (tmp_path / 'out').exists()
 
 
@@ -162,41 +128,6 @@ def test_training_samples_are_not_augmented(tool, cfg, synthetic_nuscenes):
     assert 1000 < len(drawn) <= len(points)
     rows = set(map(tuple, points[:, :3]))
     assert all(tuple(row) in rows for row in drawn[:, :3])
-
-
-def test_ground_truth_holds_all_boxes(tool, dataset):
-    """Compared with mmdet3d's own, which drops those without points."""
-    empty = 0
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index)
-        drawn = tool.ground_truth(dataset, info)
-        seen = drawn['gt_num_points'] > 0
-        empty += (~seen).sum()
-        expected = info['eval_ann_info']
-        bboxes = expected['gt_bboxes_3d']
-        np.testing.assert_allclose(
-            drawn['gt_bboxes'][seen][:, :2], bboxes.bev[:, :2], rtol=1e-5)
-        np.testing.assert_allclose(
-            drawn['gt_bboxes'][seen][:, 3:], bboxes.tensor[:, 3:], rtol=1e-5,
-            atol=1e-6)
-        np.testing.assert_array_equal(
-            drawn['gt_labels'][seen], expected['gt_labels_3d'])
-    assert empty > 0
-
-
-def test_points_lie_in_the_boxes_they_were_counted_in(tool, dataset):
-    """Boxes, points and the picture share one coordinate system."""
-    from matplotlib.path import Path as Polygon
-
-    from sigplug.visualization import bev_corners
-    info = dataset.get_data_info(0)
-    truth = tool.ground_truth(dataset, info)
-    points = dataset[0]['inputs']['points'].numpy()
-    near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
-        truth['gt_num_points'] > 4)
-    assert near.any()
-    for corners in bev_corners(truth['gt_bboxes'][near]):
-        assert Polygon(corners).contains_points(points[:, :2]).any()
 
 
 def test_heatmap_and_predictions_agree(tool, cfg, checkpoint, dataset):
@@ -245,12 +176,3 @@ def test_choice_of_samples(tool, num, indices, chosen):
     args.indices = [80, 5]
     with pytest.raises(tool.preflight.PreflightError, match='--indices 80: '):
         tool.choose_samples(args, 80)
-
-
-@pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
-def test_ego_yaw(tool, yaw):
-    from pyquaternion import Quaternion
-    ego2lidar = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
-    info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
-    assert tool.ego_yaw(info) == pytest.approx(yaw)
-    assert tool.ego_yaw({}) is None

@@ -2,7 +2,6 @@
 import os
 import pickle
 import re
-import runpy
 import signal
 import subprocess
 import time
@@ -10,29 +9,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import TOOLS, replace, tool_command
+from conftest import replace, tool_command
 
 from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
-
-
-def run_here(monkeypatch, cwd, tool, *args):
-    """Run a tool in this process; return its exit code."""
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr('sys.argv', [tool, *map(str, args)])
-    # mmengine's log handlers hold the streams of the tests before.
-    monkeypatch.setattr('logging.raiseExceptions', False)
-    monkeypatch.syspath_prepend((TOOLS / tool).parent)
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
-    return end.value.code
-
-
-def fail(capfd, monkeypatch, cwd, tool, *args):
-    """Run a tool that ends in one message."""
-    assert run_here(monkeypatch, cwd, tool, *args) == 2
-    printed = capfd.readouterr().err
-    assert 'Traceback' not in printed and printed.count('error: ') == 1
-    return printed[printed.index('error: '):]
 
 
 # -- security ---------------------------------------------------------------
@@ -62,26 +41,24 @@ def attack(tmp_path):
     ('analysis_tools/visualize_bev.py', ['FILE', '--out-dir', 'drawn']),
     ('deployment/export_onnx.py', ['FILE', '--out', 'x.onnx']),
 ])
-def test_malicious_checkpoint_does_not_run(folder, attack, monkeypatch, capfd,
-                                           tool, args):
+def test_malicious_checkpoint_does_not_run(folder, attack, fail, tool, args):
     args = [arg.replace('FILE', str(attack)) for arg in args]
-    assert 'bad.pth' in (message := fail(
-        capfd, monkeypatch, folder, tool, 'small.py', *args))
+    message = fail(tool, 'small.py', *args, cwd=folder)
+    assert 'bad.pth' in message
     assert 'holds posix.system, which torch does not trust' in message
 
 
-def test_malicious_weights_of_a_part_do_not_run(folder, attack, monkeypatch):
+def test_malicious_weights_of_a_part_do_not_run(folder, attack, run_here):
     """Those that a config names for a neck are loaded by mmengine."""
     with pytest.raises(pickle.UnpicklingError, match='(?i)unsupported global'):
         run_here(
-            monkeypatch, folder, 'train.py', 'small.py', '--work-dir',
-            'attacked', '--cfg-options',
+            'train.py', 'small.py', '--work-dir', 'attacked', '--cfg-options',
             'model.pts_neck.init_cfg.type=Pretrained',
-            f'model.pts_neck.init_cfg.checkpoint={attack}')
+            f'model.pts_neck.init_cfg.checkpoint={attack}', cwd=folder)
 
 
 def test_names_in_the_data_lead_nowhere(damageable, folder, tmp_path,
-                                        monkeypatch):
+                                        monkeypatch, run_here):
     """Pictures are numbered, whatever a sample or its file is called."""
     path = damageable / 'nuscenes_infos_val.pkl'
     infos = pickle.loads(path.read_bytes())
@@ -96,10 +73,10 @@ def test_names_in_the_data_lead_nowhere(damageable, folder, tmp_path,
     path.write_bytes(pickle.dumps(infos))
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
     before = {str(path) for path in tmp_path.rglob('*')}
-    assert run_here(
-        monkeypatch, tmp_path, 'analysis_tools/visualize_bev.py',
-        folder / 'small.py', '--out-dir', tmp_path / 'pictures/bev',
-        '--indices', 0, 1) == 0
+    code, _ = run_here(
+        'analysis_tools/visualize_bev.py', folder / 'small.py', '--out-dir',
+        tmp_path / 'pictures/bev', '--indices', 0, 1, cwd=tmp_path)
+    assert code == 0
     made = {str(path) for path in tmp_path.rglob('*')} - before
     assert made == {f'{tmp_path}/pictures{name}' for name in (
         '', '/bev', '/bev/bev_0000.png', '/bev/bev_0001.png')}
@@ -114,41 +91,41 @@ def truncate(root, index, split='train'):
     return name
 
 
-def test_training_names_the_bad_file(damageable, folder, monkeypatch, capfd):
+def test_training_names_the_bad_file(damageable, folder, monkeypatch, fail):
     """It comes from a worker, and without the traceback of that."""
     name = truncate(damageable, 1)
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    message = fail(capfd, monkeypatch, folder, 'train.py', 'small.py',
-                   '--work-dir', 'bad')
+    message = fail(
+        'train.py', 'small.py', '--work-dir', 'bad', cwd=folder)
     assert message.startswith('error: Bad data in ')
     assert name in message and "on_bad='skip'" in message
 
 
 def test_training_names_the_bad_info_file(damageable, folder, monkeypatch,
-                                          capfd):
+                                          fail):
     path = damageable / 'nuscenes_infos_train.pkl'
     path.write_bytes(path.read_bytes()[:-10])
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    message = fail(capfd, monkeypatch, folder, 'train.py', 'small.py',
-                   '--work-dir', 'bad_infos')
+    message = fail(
+        'train.py', 'small.py', '--work-dir', 'bad_infos', cwd=folder)
     assert f'The info file {str(path)!r} cannot be used' in message
 
 
-def test_training_ends_at_a_nan_loss(folder, monkeypatch, capfd):
+def test_training_ends_at_a_nan_loss(folder, fail):
     message = fail(
-        capfd, monkeypatch, folder, 'train.py', 'small.py', '--work-dir',
-        'nan', '--cfg-options', 'optim_wrapper.optimizer.lr=1e30',
-        'optim_wrapper.clip_grad=None', 'param_scheduler=None')
+        'train.py', 'small.py', '--work-dir', 'nan', '--cfg-options',
+        'optim_wrapper.optimizer.lr=1e30', 'optim_wrapper.clip_grad=None',
+        'param_scheduler=None', cwd=folder)
     assert 'The training ends in iteration 2: ' in message
     assert 'loss' in message and '.pcd.bin' in message
     assert not list((folder / 'nan').glob('*.pth'))
 
 
-def test_grid_is_compared_before_the_run(folder, monkeypatch, capfd):
+def test_grid_is_compared_before_the_run(folder, fail):
     options = ['--cfg-options', 'model.train_cfg.pts.out_size_factor=4']
     for tool, args in (('train.py', []), ('test.py', ['x.pth'])):
         assert 'out_size_factor' in fail(
-            capfd, monkeypatch, folder, tool, 'small.py', *args, *options)
+            tool, 'small.py', *args, *options, cwd=folder)
 
 
 SKIPPING = """

@@ -127,7 +127,7 @@ def tools(request):
 
 
 @pytest.mark.slow
-def test_dist_train_and_dist_test(folder, tools, run_tool):
+def test_dist_train_and_dist_test(folder, tools, run_here):
     """Three samples: one is drawn twice to give both processes two."""
     printed = run_script(
         tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
@@ -146,8 +146,9 @@ def test_dist_train_and_dist_test(folder, tools, run_tool):
         '--work-dir', 'dist_eval', cwd=folder)
     assert printed.count('Per-class results') == 1
 
-    run_tool('test.py', 'small.py', 'dist/epoch_1.pth', '--work-dir',
-             'one_eval', cwd=folder)
+    code, _ = run_here('test.py', 'small.py', 'dist/epoch_1.pth',
+                       '--work-dir', 'one_eval', cwd=folder)
+    assert code == 0
     one = read_metrics(folder / 'one_eval')
     both = read_metrics(folder / 'dist_eval')
     metrics = [key for key in one if key.startswith('NuScenes')]

@@ -1,6 +1,5 @@
 """Exported detectors in onnxruntime, against mmdet3d's own forward."""
 import functools
-import importlib.util
 import json
 import sys
 
@@ -9,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import OLD_TORCH, QUICKSTART, TOOLS
+from conftest import OLD_TORCH, QUICKSTART, load_tool
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -63,11 +62,7 @@ BRANCHES = ['heatmap', 'reg', 'height', 'dim', 'rot', 'vel']
 
 @pytest.fixture(scope='module')
 def tool():
-    path = TOOLS / 'deployment/export_onnx.py'
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('deployment/export_onnx.py')
 
 
 def make(folder, config):
@@ -99,16 +94,6 @@ def small(tmp_path_factory):
     return folder, make(folder, SMALL)
 
 
-def run_here(tool, monkeypatch, capsys, *args):
-    """Run the tool in this process; its exit code and what it printed."""
-    monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
-    try:
-        code = tool.preflight.run_tool(tool.main)
-    except SystemExit as error:
-        code = error.code
-    return code, capsys.readouterr()
-
-
 def stock_outputs(model, canvas):
     """What mmdet3d computes, by the names of the exported outputs."""
     with torch.no_grad():
@@ -138,12 +123,12 @@ def check(path, x, wanted):
     ([], 18),
     (['--opset', 17], 17),
 ])
-def test_centerpoint(tool, small, monkeypatch, capsys, tmp_path, options,
+def test_centerpoint(tool, small, run_here, tmp_path, options,
                      opset):
     folder, model = small
     out = tmp_path / 'new' / 'model.onnx'
     code, printed = run_here(
-        tool, monkeypatch, capsys, folder / 'config.py',
+        tool, folder / 'config.py',
         folder / 'epoch_1.pth', '--out', out, *options)
     assert code == 0, printed.err
     assert 'multiples of 8' in printed.out
@@ -171,7 +156,7 @@ def test_centerpoint(tool, small, monkeypatch, capsys, tmp_path, options,
         out_size_factor=2, norm_bbox=True, divisor=8)
 
 
-def test_the_exporter_of_older_torch(tool, small, monkeypatch, capsys):
+def test_the_exporter_of_older_torch(tool, small, monkeypatch, run_here):
     """It traces the model."""
     monkeypatch.setattr(tool, 'EXPORTS_PROGRAMS', False)
     monkeypatch.setattr(
@@ -179,7 +164,7 @@ def test_the_exporter_of_older_torch(tool, small, monkeypatch, capsys):
         functools.partial(torch.onnx.export, dynamo=False))
     folder, model = small
     code, printed = run_here(
-        tool, monkeypatch, capsys, folder / 'config.py',
+        tool, folder / 'config.py',
         folder / 'epoch_1.pth', '--opset', 17, '--heatmap', 'probability')
     assert code == 0, printed.err
     x = torch.randn(1, 16, 64, 104)
@@ -190,14 +175,14 @@ def test_the_exporter_of_older_torch(tool, small, monkeypatch, capsys):
     check(folder / 'epoch_1.onnx', x, wanted)
 
 
-def test_exported_logits_decode_to_the_predictions(tool, small, monkeypatch,
-                                                   capsys, tmp_path):
+def test_exported_logits_decode_to_the_predictions(tool, small, run_here,
+                                                   tmp_path):
     """The decoder of the head takes the outputs as they are."""
     from mmdet3d.structures import LiDARInstance3DBoxes
     folder, model = small
     out = tmp_path / 'model.onnx'
     code, printed = run_here(
-        tool, monkeypatch, capsys, folder / 'config.py',
+        tool, folder / 'config.py',
         folder / 'epoch_1.pth', '--out', out)
     assert code == 0, printed.err
     x = torch.randn(1, 16, 64, 64)
@@ -219,11 +204,11 @@ def test_exported_logits_decode_to_the_predictions(tool, small, monkeypatch,
     assert apart.amin(1).max() < 1e-3
 
 
-def test_centernet(tool, monkeypatch, capsys, tmp_path):
+def test_centernet(tool, run_here, tmp_path):
     """The stock head, whose forward has a sigmoid of its own."""
     model = make(tmp_path, CENTERNET)
     code, printed = run_here(
-        tool, monkeypatch, capsys, tmp_path / 'config.py',
+        tool, tmp_path / 'config.py',
         tmp_path / 'epoch_1.pth', '--heatmap', 'probability')
     assert code == 0, printed.err
     x = torch.randn(3, 3, 96, 64)
@@ -237,10 +222,10 @@ def test_centernet(tool, monkeypatch, capsys, tmp_path):
     assert json.loads(about['mean']) == [123.675, 116.28, 103.53]
 
 
-def test_levels_of_centernet_update(tool, monkeypatch, capsys, tmp_path):
+def test_levels_of_centernet_update(tool, run_here, tmp_path):
     model = make(tmp_path, PYRAMID)
     code, printed = run_here(
-        tool, monkeypatch, capsys, tmp_path / 'config.py',
+        tool, tmp_path / 'config.py',
         tmp_path / 'epoch_1.pth')
     assert code == 0, printed.err
     # Of no common divisor.
@@ -276,10 +261,10 @@ def test_torch_export(tool, small):
         check_program(part)
 
 
-def test_gem_in_the_dense_part(tool, monkeypatch, capsys, tmp_path):
+def test_gem_in_the_dense_part(tool, run_here, tmp_path):
     model = make(tmp_path, CONTEXT)
     code, printed = run_here(
-        tool, monkeypatch, capsys, tmp_path / 'config.py',
+        tool, tmp_path / 'config.py',
         tmp_path / 'epoch_1.pth')
     assert code == 0, printed.err
     path = tmp_path / 'epoch_1.onnx'
@@ -306,11 +291,11 @@ DCN = SMALL.replace('separate_head=dict(head_conv=16)', """
                 padding=1, groups=4))""")
 
 
-def test_deformable_convolution_is_refused(tool, monkeypatch, capsys,
+def test_deformable_convolution_is_refused(tool, run_here,
                                            tmp_path):
     make(tmp_path, DCN)
     code, printed = run_here(
-        tool, monkeypatch, capsys, tmp_path / 'config.py',
+        tool, tmp_path / 'config.py',
         tmp_path / 'epoch_1.pth')
     assert code == 2
     assert 'feature_adapt_cls is a deformable convolution' in printed.err
@@ -334,22 +319,22 @@ def test_another_detector_is_refused(tool):
     (['config.py', 'https://x.org/a.pth'], 'needs --out'),
     (['config.py', 'epoch_1.pth', '--cfg-options', 'a'], 'KEY=VALUE pairs'),
 ])
-def test_wrong_arguments(tool, small, monkeypatch, capsys, args, words):
+def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
     folder, _ = small
     monkeypatch.chdir(folder)
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), 'foreign.pth')
     (folder / 'empty.py').write_text("default_scope = 'mmdet3d'")
-    code, printed = run_here(tool, monkeypatch, capsys, *args)
+    code, printed = run_here(tool, *args)
     assert code == 2
     assert words in printed.err
     assert 'Traceback' not in printed.err and len(printed.err) < 2000
 
 
-def test_missing_packages_are_named(tool, small, monkeypatch, capsys):
+def test_missing_packages_are_named(tool, small, monkeypatch, run_here):
     folder, _ = small
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     code, printed = run_here(
-        tool, monkeypatch, capsys, folder / 'config.py',
+        tool, folder / 'config.py',
         folder / 'epoch_1.pth')
     assert code == 2
     assert 'pip install onnx onnxruntime onnxscript' in printed.err
@@ -363,7 +348,7 @@ def drop_dynamic_shapes(function, *args, **kwargs):
 
 
 @pytest.mark.parametrize('mistake', ['values', 'size', 'interrupted'])
-def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, capsys,
+def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, run_here,
                                            tmp_path, mistake):
     folder, _ = small
     out = tmp_path / 'model.onnx'
@@ -390,9 +375,9 @@ def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, capsys,
     arguments = (folder / 'config.py', folder / 'epoch_1.pth', '--out', out)
     if mistake == 'size':
         with pytest.raises(Exception, match='Got invalid dimensions'):
-            run_here(tool, monkeypatch, capsys, *arguments)
+            run_here(tool, *arguments)
     else:
-        code, printed = run_here(tool, monkeypatch, capsys, *arguments)
+        code, printed = run_here(tool, *arguments)
         expected, words = {
             'values': (2, 'task0.heatmap is off by 0.001'),
             'interrupted': (130, 'Stopped by SIGINT'),

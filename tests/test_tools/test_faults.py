@@ -83,7 +83,7 @@ def test_stopped_by_sigterm(folder):
         run.wait_for('Epoch(train)')
         assert len(run.family()) > 1
         run.process.terminate()
-        assert run.wait_for_all(10) < 10
+        run.wait_for_all(60)
     assert run.process.returncode == 143
     # A thread of multiprocessing may complain that its worker is gone.
     assert '_Terminated' not in run.printed
@@ -92,16 +92,14 @@ def test_stopped_by_sigterm(folder):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_model(folder, run_tool):
+def test_a_checkpoint_of_another_model(folder, fail):
     """With an entry that fits, and one that has another shape."""
     torch.save(dict(state_dict={
         'pts_bbox_head.shared_conv.bn.weight': torch.ones(32),
         'pts_bbox_head.shared_conv.bn.bias': torch.ones(8),
     }), folder / 'other.pth')
-    printed = run_tool('test.py', 'small.py', 'other.pth', '--work-dir',
-                       'other', cwd=folder, expect=2)
-    message = printed[printed.index('error: '):]
-    assert 'Traceback' not in printed and len(message) < 700
+    message = fail('test.py', 'small.py', 'other.pth', '--work-dir', 'other',
+                   cwd=folder)
     assert re.search(r"'other\.pth' lacks \d+ of the \d+ weights", message)
     assert 'another model' in message
 

@@ -138,30 +138,31 @@ def test_printed_config_is_all_of_the_standard_output(project, tmp_path):
     assert 'Nothing to do' in done.stderr
 
 
-def test_refusal(project):
+def test_refusal(project, fail):
     before = sorted(project.rglob('*.py'))
-    out = 'configs/mine/mine.py'
-    done = migrate(f'mmdet3d::centerpoint/{NAME}', '--out', out, cwd=project)
-    assert (done.returncode, done.stdout) == (2, '')
-    assert 'error: --out' in done.stderr and '--overwrite' in done.stderr
-    assert 'Traceback' not in done.stderr
-    done = migrate('x.py', '--overwrite', cwd=project)
-    assert done.returncode == 2 and '--overwrite replaces' in done.stderr
+    message = fail(
+        'misc/migrate_config.py', f'mmdet3d::centerpoint/{NAME}', '--out',
+        'configs/mine/mine.py', cwd=project)
+    assert message.startswith('error: --out') and '--overwrite' in message
+    assert '--overwrite replaces' in fail(
+        'misc/migrate_config.py', 'x.py', '--overwrite', cwd=project)
     assert sorted(project.rglob('*.py')) == before
 
 
 @pytest.mark.slow
-def test_train_takes_it(folder, run_tool):
+def test_train_takes_it(folder, run_here):
     small = folder / 'stock.py'
     stock = SMALL_CONFIG.replace(
         str(QUICKSTART), str(QUICKSTART).replace('_gem_', '_stock_'))
     assert '_stock_' in stock
     small.write_text(stock)
-    done = migrate('stock.py', '--out', 'migrated.py', '--pillar', 'gem',
-                   '--loss', 'logits', cwd=folder)
-    assert done.returncode == 0, done.stderr
-    run_tool('train.py', 'migrated.py', '--cfg-options',
-             'train_cfg.max_epochs=1', cwd=folder)
+    code, printed = run_here(
+        'misc/migrate_config.py', 'stock.py', '--out', 'migrated.py',
+        '--pillar', 'gem', '--loss', 'logits', cwd=folder)
+    assert code == 0, printed.err
+    code, printed = run_here('train.py', 'migrated.py', '--cfg-options',
+                             'train_cfg.max_epochs=1', cwd=folder)
+    assert code == 0, printed.err
     checkpoint = load_safely(folder / 'work_dirs/migrated/epoch_1.pth')
     state = checkpoint['state_dict']
     assert all(value.isfinite().all() for value in state.values())

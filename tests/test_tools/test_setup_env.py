@@ -1,5 +1,4 @@
 import ast
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = 'tools/misc/setup_env.py'
@@ -44,9 +44,7 @@ def setup_env(repo, tmp_path, monkeypatch):
     """The script of ``repo``, whose ``.venv`` holds no more than its logs."""
     monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path / 'cache'))
     (repo / '.venv').mkdir()
-    spec = importlib.util.spec_from_file_location('setup_env', repo / SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool(repo / SCRIPT)
     for name in (*module.BUILD_VARIABLES, 'FORCE_CUDA', 'MAX_JOBS'):
         monkeypatch.delenv(name, raising=False)
     return module

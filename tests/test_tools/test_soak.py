@@ -1,5 +1,4 @@
 """The long training is judged by what really happened in it."""
-import importlib.util
 import math
 import re
 import subprocess
@@ -9,16 +8,12 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import TOOLS
+from conftest import load_tool
 
 
 @pytest.fixture(scope='module')
 def soak():
-    spec = importlib.util.spec_from_file_location(
-        'soak', TOOLS / 'misc' / 'soak.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('misc/soak.py')
 
 
 def records(memory=lambda t: 500.0, files=lambda t: 20, workers=lambda t: 2):

@@ -79,7 +79,7 @@ def test_inference_of_a_scan(checkpoint, scan):
 
 
 @pytest.mark.slow
-def test_ema_accumulation_and_scaled_rate(folder, run_tool):
+def test_ema_accumulation_and_scaled_rate(folder, run_here):
     """Four batches of one sample; the rate is meant for batches of four."""
     (folder / 'fit.py').write_text("""
 _base_ = './small.py'
@@ -92,9 +92,10 @@ train_cfg = dict(max_epochs=1)
 train_dataloader = dict(dataset=dict(indices=4))
 param_scheduler = None
 """)
-    printed = run_tool('train.py', 'fit.py', '--work-dir', 'fit',
-                       '--auto-scale-lr', cwd=folder)
-    rates = re.findall(r'\blr: (\S+)', printed)
+    code, printed = run_here('train.py', 'fit.py', '--work-dir', 'fit',
+                             '--auto-scale-lr', cwd=folder)
+    assert code == 0, printed.err
+    rates = re.findall(r'\blr: (\S+)', printed.out)
     assert len(rates) == 4
     assert {float(rate) for rate in rates} == {3e-4 / 4}
     saved = load_safely(folder / 'fit/epoch_1.pth')
@@ -130,28 +131,26 @@ def test_sync_batch_norm_and_back(scan):
 
 
 @pytest.mark.parametrize('path', [TEXT, PYTHON], ids=['text', 'python'])
-def test_print_config(path, run_tool, tmp_path):
-    printed = run_tool('misc/print_config.py', path, '--cfg-options',
-                       'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
-    (tmp_path / 'printed.py').write_text(printed)
+def test_print_config(path, run_here, tmp_path):
+    code, printed = run_here('misc/print_config.py', path, '--cfg-options',
+                             'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
+    assert code == 0, printed.err
+    (tmp_path / 'printed.py').write_text(printed.out)
     cfg = Config.fromfile(tmp_path / 'printed.py')
     assert cfg.model.pts_voxel_encoder.p == 4.5
     assert cfg.train_dataloader.batch_size == 4
-    assert 'Wrote: sub/out.json' in run_tool(
+    code, printed = run_here(
         'misc/print_config.py', TEXT, '--out', 'sub/out.json', cwd=tmp_path)
+    assert 'Wrote: sub/out.json' in printed.out
     written = json.loads((tmp_path / 'sub/out.json').read_text())
     assert written['model']['pts_voxel_encoder']['p'] == 3.0
 
 
-def test_print_config_says_what_is_wrong(run_tool, tmp_path):
-    printed = run_tool(
-        'misc/print_config.py', TEXT, '--out', 'x.txt', cwd=tmp_path,
-        expect=2)
-    assert '--out x.txt: the name must end in .py' in printed
-    printed = run_tool('misc/print_config.py', TEXT, '--cfg-options', 'a',
-                       cwd=tmp_path, expect=2)
-    assert '--cfg-options takes KEY=VALUE pairs' in printed
-    printed = run_tool('misc/print_config.py', 'none.py', cwd=tmp_path,
-                       expect=2)
-    assert 'none.py' in printed and 'Traceback' not in printed
+@pytest.mark.parametrize('args, words', [
+    ([TEXT, '--out', 'x.txt'], '--out x.txt: the name must end in .py'),
+    (['none.py'], "'none.py' does not exist"),
+    ([TEXT, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
+])
+def test_print_config_says_what_is_wrong(fail, tmp_path, args, words):
+    assert words in fail('misc/print_config.py', *args, cwd=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -63,9 +63,9 @@ def test_draws_a_picture_of_the_promised_size(tmp_path):
 
 
 @pytest.mark.parametrize(('bev_range', 'size'), [
-    ((-20, -20, 20, 20), (1500, 1200)),
-    ((-15, -30, 15, 30), (960, 1200)),
-    ((0, -10, 80, 10), (2040, 800)),
+    ((-20, -20, 20, 20), (1530, 1200)),
+    ((-15, -30, 15, 30), (990, 1200)),
+    ((0, -10, 80, 10), (2070, 800)),
 ])
 def test_default_size_fits_the_range(bev_range, size):
     figure = draw_bev(POINTS, **SCENE, bev_range=bev_range)

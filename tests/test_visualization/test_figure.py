@@ -1,9 +1,10 @@
 import matplotlib
 import matplotlib.image
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from sigplug.visualization import save_png
+from sigplug.visualization import save_png, to_image
 from sigplug.visualization.figure import new_figure
 
 
@@ -18,6 +19,17 @@ def test_png_has_the_promised_size(tmp_path, size):
     height, width, _ = matplotlib.image.imread(path).shape
     assert (width, height) == size
     assert [p.name for p in path.parent.iterdir()] == ['figure.png']
+
+
+def test_image_is_what_the_file_holds(tmp_path):
+    figure = new_figure((640, 480))
+    figure.add_subplot().fill([0, 1, 0], [0, 0, 1], color='#aa4499')
+    image = to_image(figure)
+    assert image.shape == (480, 640, 3) and image.dtype == np.uint8
+    assert (image == (0xaa, 0x44, 0x99)).all(-1).mean() > 0.1
+    save_png(figure, tmp_path / 'figure.png')
+    saved = matplotlib.image.imread(tmp_path / 'figure.png')[..., :3]
+    np.testing.assert_array_equal(image, (255 * saved).round())
 
 
 def test_figures_do_not_pile_up_in_pyplot():

@@ -8,15 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from sigplug.engine import cli, preflight
+from sigplug.engine.bev_frame import (
+    HeatmapKeeper,
+    ego_yaw,
+    ground_truth,
+    predictions,
+    spread,
+)
 from sigplug.visualization import draw_bev, save_png
 
 
@@ -68,13 +74,8 @@ def parse_args() -> argparse.Namespace:
         '--device',
         default=get_device(),
         help='where the model runs (default: %(default)s)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as for tools/train.py')
-    args = cli.parse_options(parser)
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     if not 0 <= args.score_thr <= 1:
@@ -114,52 +115,13 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
 def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
     """The indices of the samples to draw."""
     if args.indices is None:
-        num = min(args.num, length)
-        return [int((i + 0.5) * length / num) for i in range(num)]
+        return spread(args.num, length)
     outside = [index for index in args.indices if not 0 <= index < length]
     if outside:
         raise preflight.PreflightError(
             f'--indices {" ".join(map(str, outside))}: the split '
             f'{args.split!r} has the samples 0 to {length - 1}.')
     return args.indices
-
-
-def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, np.ndarray]:
-    """The annotated boxes of a sample as arguments of ``draw_bev``."""
-    from mmdet3d.datasets import NuScenesDataset
-    from mmdet3d.structures import Box3DMode
-    if not isinstance(dataset, NuScenesDataset):
-        annotations = info['eval_ann_info']
-        bboxes = annotations['gt_bboxes_3d'].convert_to(Box3DMode.LIDAR)
-        return dict(
-            gt_bboxes=bboxes.tensor.numpy(),
-            gt_labels=annotations['gt_labels_3d'],
-            gt_num_points=annotations.get('num_lidar_pts'))
-    # NuScenesDataset drops the objects that no point lies on.
-    instances = [
-        instance for instance in info['instances']
-        if dataset.label_mapping[instance['bbox_label_3d']] >= 0
-    ]
-    bboxes = [[*instance['bbox_3d'], *instance['velocity']]
-              for instance in instances]
-    labels = [
-        dataset.label_mapping[instance['bbox_label_3d']]
-        for instance in instances
-    ]
-    return dict(
-        gt_bboxes=np.array(bboxes, dtype=np.float64).reshape(-1, 9),
-        gt_labels=np.array(labels, dtype=np.int64),
-        gt_num_points=np.array(
-            [instance['num_lidar_pts'] for instance in instances], dtype=int))
-
-
-def ego_yaw(info: dict) -> float | None:
-    """The heading of the vehicle in the coordinates of the LiDAR."""
-    lidar2ego = info.get('lidar_points', {}).get('lidar2ego')
-    if lidar2ego is None:
-        return None
-    # The first row of the rotation is the x axis of the vehicle.
-    return float(np.arctan2(lidar2ego[0][1], lidar2ego[0][0]))
 
 
 class Predictor:
@@ -172,19 +134,13 @@ class Predictor:
 
     def __init__(self, model: nn.Module, with_heatmap: bool) -> None:
         self.model = model
-        self.head = getattr(model, 'pts_bbox_head', None)
-        self.with_heatmap = with_heatmap
-        self.outputs: Any = None
-        if not with_heatmap:
-            return
-        if not hasattr(getattr(self.head, 'bbox_coder', None), 'pc_range'):
-            raise preflight.PreflightError(
-                f'{type(model).__name__} has no heatmap like that of '
-                'CenterHead: use --no-heatmap.')
-        self.head.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        self.outputs = outputs
+        self.keeper = None
+        if with_heatmap:
+            try:
+                self.keeper = HeatmapKeeper(model)
+            except ValueError as error:
+                raise preflight.PreflightError(
+                    f'{error}: use --no-heatmap.') from error
 
     @torch.no_grad()
     def __call__(self, data: dict, score_thr: float) -> dict[str, Any]:
@@ -198,25 +154,9 @@ class Predictor:
             dict[str, Any]: Arguments of ``draw_bev``.
         """
         result, = self.model.test_step(pseudo_collate([data]))
-        found = result.pred_instances_3d.cpu()
-        found = found[found.scores_3d >= score_thr]
-        drawn = dict(
-            pred_bboxes=found.bboxes_3d.tensor.numpy(),
-            pred_labels=found.labels_3d.numpy(),
-            pred_scores=found.scores_3d.numpy())
-        if self.with_heatmap:
-            drawn.update(self._heatmap())
-        return drawn
-
-    def _heatmap(self) -> dict[str, Any]:
-        """The highest score of all classes and the place of the map."""
-        logits = torch.cat([task[0]['heatmap'][0] for task in self.outputs])
-        heatmap = logits.float().sigmoid().amax(dim=0).cpu().numpy()
-        coder = self.head.bbox_coder
-        low = np.array(coder.pc_range[:2])
-        cell = np.array(coder.voxel_size[:2]) * coder.out_size_factor
-        high = low + cell * heatmap.shape[::-1]
-        return dict(heatmap=heatmap, heatmap_extent=(*low, *high))
+        return dict(
+            **predictions(result, score_thr),
+            **(self.keeper.heatmap() if self.keeper else {}))
 
 
 def describe(args: argparse.Namespace, index: int, info: dict) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
@@ -56,13 +56,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=18,
         help='version of the ONNX operators (default: 18)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override values of the config, as for tools/train.py')
-    args = cli.parse_options(parser)
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
     if args.out is None and '://' in args.checkpoint:
         parser.error('a checkpoint from the net needs --out')
     if args.out is None:

@@ -3,7 +3,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from sigplug.engine import cli, preflight
@@ -16,10 +15,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, metavar='FILE',
         help='write it to a .py, .json or .yml file instead')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override values of the config')
-    args = cli.parse_options(parser)
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
     if args.out and args.out.suffix not in ('.py', '.json', '.yml', '.yaml'):
         parser.error(f'--out {args.out}: the name must end in .py, .json or '
                      '.yml')

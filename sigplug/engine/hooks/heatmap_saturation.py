@@ -1,17 +1,13 @@
 """How much of a heatmap sits at the clip of its sigmoid."""
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from sigplug.engine.preflight import PreflightError
-from sigplug.ops._checks import check_integer
 from sigplug.registry import register_hook_everywhere
+
+from .heatmap_observer import HeatmapObserverHook
 
 NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
 # What is counted where a head does not clip: ClipSigmoid's default bounds.
@@ -19,7 +15,7 @@ NO_CLIP = (1e-4, 1 - 1e-4, False)
 
 
 @register_hook_everywhere
-class HeatmapSaturationHook(Hook):
+class HeatmapSaturationHook(HeatmapObserverHook):
     r"""Log the saturation of the heatmaps of :class:`sigplug.CenterHead`.
 
     With the scores :math:`s = \sigma(x)` of a task, its target :math:`t` and
@@ -61,100 +57,12 @@ class HeatmapSaturationHook(Hook):
     """
 
     def __init__(self, interval: int = 50) -> None:
-        check_integer('interval', interval, 1)
-        self.interval = interval
-        # Heads, which have attributes of any type, and their observers.
-        self._attached: list[tuple[Any, Callable]] = []
-        self._measuring = False
+        super().__init__(interval)
         self._shares: dict[str, Tensor] = {}
-
-    def before_train(self, runner: Runner) -> None:
-        """Start to observe the heads.
-
-        Args:
-            runner (Runner): The runner of the training.
-
-        Raises:
-            PreflightError: The model has no head that can be observed.
-        """
-        self._detach()
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
-        heads = {
-            name: module
-            for name, module in model.named_modules()
-            if hasattr(module, 'heatmap_observers')
-        }
-        if not heads:
-            raise PreflightError(
-                f'HeatmapSaturationHook: {type(model).__name__} has no head '
-                'whose heatmaps can be observed. Choose '
-                "type='sigplug.CenterHead' for its head (in CenterPoint "
-                'model.pts_bbox_head), or remove the hook from custom_hooks.')
-        for name, head in heads.items():
-            prefix = f'{name}.' if len(heads) > 1 else ''
-            # No closure: a copy of the model is to observe itself.
-            observer = partial(self._measure, head, prefix)
-            head.heatmap_observers.append(observer)
-            self._attached.append((head, observer))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          *args: Any, **kwargs: Any) -> None:
-        """Decide whether this iteration is measured.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the loop.
-            *args: Ignored.
-            **kwargs: Ignored.
-        """
-        loader = runner.train_dataloader
-        self._measuring = self.every_n_inner_iters(
-            batch_idx, self.interval) or (
-                len(loader) <= self.interval
-                and self.end_of_epoch(loader, batch_idx))
-
-    def after_train_iter(self, runner: Runner, *args: Any,
-                         **kwargs: Any) -> None:
-        """Hand the measured values to the message hub.
-
-        Args:
-            runner (Runner): The runner of the training.
-            *args: Ignored.
-            **kwargs: Ignored.
-        """
-        self._measuring = False
-        if not self._shares:
-            return
-        # One transfer for all tasks.
-        values = torch.stack(list(self._shares.values())).tolist()
-        for task, shares in zip(self._shares, values, strict=True):
-            for name, share in zip(NAMES, shares, strict=True):
-                runner.message_hub.update_scalar(f'train/{task}.{name}', share)
-        self._shares.clear()
-
-    def after_train(self, runner: Runner) -> None:
-        """Leave the heads alone again.
-
-        Args:
-            runner (Runner): The runner of the training.
-        """
-        self._detach()
-
-    def _detach(self) -> None:
-        for head, observer in self._attached:
-            if observer in head.heatmap_observers:
-                head.heatmap_observers.remove(observer)
-        self._attached.clear()
-        self._measuring = False
-        self._shares.clear()
 
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
         """Count the cells of one task; nothing waits for the device here."""
-        if not self._measuring:
-            return
         low, high, stops = head.heatmap_clip or NO_CLIP
         score = logits.sigmoid()
         wrong = ((target == 1) & (score < 0.5)) | (
@@ -166,3 +74,18 @@ class HeatmapSaturationHook(Hook):
             (score <= low).sum() / cells, (score >= high).sum() / cells,
             stuck.sum() / wrong.sum().clamp(min=1)
         ])
+
+    def _report(self, runner: Runner) -> None:
+        """Hand the measured values to the message hub."""
+        if not self._shares:
+            return
+        # One transfer for all tasks.
+        values = torch.stack(list(self._shares.values())).tolist()
+        for task, shares in zip(self._shares, values, strict=True):
+            for name, share in zip(NAMES, shares, strict=True):
+                runner.message_hub.update_scalar(f'train/{task}.{name}', share)
+        self._shares.clear()
+
+    def _detach(self) -> None:
+        super()._detach()
+        self._shares.clear()

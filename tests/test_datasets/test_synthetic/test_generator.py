@@ -1,6 +1,5 @@
 """The folder: determinism, completeness, what is replaced and what never."""
 import filecmp
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_tool
 
 from sigplug.datasets import (
     GeneratorConfig,
@@ -301,9 +301,7 @@ def test_sweep_times():
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location('create_synthetic', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool(TOOL)
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
 
     def run(*arguments):

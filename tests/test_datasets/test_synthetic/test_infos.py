@@ -1,10 +1,10 @@
 """The info files, against mmdet3d's converter, data set and metric."""
-import importlib.util
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_tool
 from pyquaternion import Quaternion
 
 mmdet3d = pytest.importorskip('mmdet3d')
@@ -38,10 +38,7 @@ def converter():
         '.mim/tools/dataset_converters/nuscenes_converter.py')
     if not path.is_file():
         pytest.skip('this mmdet3d comes without its tools')
-    spec = importlib.util.spec_from_file_location('converter', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(path)
 
 
 def make_dataset(data_root, name, sweeps=0, **kwargs):

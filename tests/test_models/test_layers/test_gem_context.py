@@ -15,6 +15,7 @@ from sigplug.models import GeMContext, GeMPyramid
 from ..detectors import (
     centerpoint,
     clouds,
+    features,
     images,
     overfit,
     retinanet,
@@ -23,10 +24,6 @@ from ..detectors import (
 
 FUSIONS = ['channel_mul', 'channel_add']
 CONFIG = 'gem_context/retinanet_r50-gemcontext_fpn_1x_coco.py'
-
-
-def features(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def trained(*args, **kwargs):

@@ -16,6 +16,7 @@ from sigplug.models import GeMPyramid
 from ..detectors import (
     centerpoint,
     clouds,
+    features,
     images,
     overfit,
     retinanet,
@@ -24,10 +25,6 @@ from ..detectors import (
 
 CONFIG = 'gem_pyramid/retinanet_r50_fpn-gempyramid_1x_coco.py'
 SIZES = [(8, 8), (7, 10), (5, 3), (1, 1), (1, 6), (2, 1)]
-
-
-def features(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize('size', SIZES)

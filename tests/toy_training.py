@@ -46,7 +46,7 @@ class ToyModel(BaseModel):
 class ToyDataset(BaseDataset):
 
     def load_data_list(self):
-        return [dict(index=i) for i in range(2)]
+        return [dict(index=i) for i in range(4)]
 
     def __getitem__(self, index):
         return dict(inputs=torch.full((2, ), float(index)),
@@ -67,7 +67,8 @@ class ToyMetric(BaseMetric):
 def make_runner(work_dir, mib=0, epochs=2, hook=None, **settings):
     """A training, with two checkpoints in each epoch: a last and a best."""
     loader = dict(
-        dataset=ToyDataset(serialize_data=False), batch_size=2, num_workers=0,
+        dataset=ToyDataset(indices=2, serialize_data=False), batch_size=2,
+        num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=True))
     checkpoint = dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=1,

@@ -1,0 +1,159 @@
+"""Bird's-eye views of validation samples."""
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+
+from sigplug.engine.bev_frame import (
+    HeatmapKeeper,
+    ego_yaw,
+    ground_truth,
+    predictions,
+    spread,
+)
+from sigplug.ops._checks import check_integer, check_number
+from sigplug.registry import HOOKS
+
+from .heatmap_observer import unwrap
+
+
+@HOOKS.register_module()
+class BEVImageHook(Hook):
+    """Show predictions beside the ground truth, from above, in validations.
+
+    The pictures, ``bev_val_{index of the sample}``, go to the visualiser of
+    the runner and so to each of its backends, with the iteration of the
+    training as their step. They are those of
+    ``tools/analysis_tools/visualize_bev.py``: the points, the annotated and
+    the predicted boxes, and below them the heatmap, where the head has one
+    like that of ``CenterHead``. The samples are evenly spaced over those of
+    rank 0, which alone draws, and the same in each validation.
+
+    A validation without LiDAR points or without boxes in space is left alone,
+    with a word in the log.
+
+    In the quickstart, on one core, a picture of 60000 points took 0.8 s with
+    its compression for both backends, and has about 0.5 MiB.
+
+    Args:
+        num_samples (int): Number of pictures. Defaults to 4.
+        score_thr (float): Draw predictions with at least this score. Defaults
+            to 0.3.
+
+    Raises:
+        TypeError: ``score_thr`` is not a number.
+        ValueError: ``num_samples`` is not an integer of at least 1, or
+            ``score_thr`` not in [0, 1].
+    """
+
+    def __init__(self, num_samples: int = 4, score_thr: float = 0.3) -> None:
+        check_integer('num_samples', num_samples, 1)
+        check_number('score_thr', score_thr)
+        if not 0 <= score_thr <= 1:
+            raise ValueError(
+                f'score_thr must lie in [0, 1], but got {score_thr}')
+        self.num_samples = num_samples
+        self.score_thr = score_thr
+        self._said = False
+        # Positions in the batch by the number of the batch.
+        self._chosen: dict[int, list[int]] = {}
+        self._keeper: HeatmapKeeper | None = None
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Choose the samples.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        self._chosen = defaultdict(list)
+        if not is_main_process():
+            return
+        loader = runner.val_dataloader
+        # None where a sampler makes whole batches.
+        size = loader.batch_size or 1
+        length = min(len(loader.sampler), size * len(loader))
+        for position in spread(self.num_samples, length):
+            self._chosen[position // size].append(position % size)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int,
+                        data_batch: Any = None) -> None:
+        """Have the head's output kept if a picture needs it.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Index of the batch in the validation.
+            data_batch (Any): Ignored.
+        """
+        if batch_idx in self._chosen:
+            try:
+                self._keeper = HeatmapKeeper(unwrap(runner.model))
+            except ValueError:
+                self._keeper = None
+
+    def after_val_iter(self, runner: Runner, batch_idx: int,
+                       data_batch: Any = None,
+                       outputs: Sequence | None = None) -> None:
+        """Draw.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Index of the batch in the validation.
+            data_batch (Any): The batch, whose points are drawn.
+            outputs (Sequence, optional): What the model has returned.
+        """
+        if batch_idx not in self._chosen:
+            return
+        for position in self._chosen[batch_idx]:
+            self._draw(runner, position, data_batch, outputs)
+        if self._keeper is not None:
+            self._keeper.remove()
+            self._keeper = None
+
+    def _draw(self, runner: Runner, position: int, data_batch: Any,
+              outputs: Any) -> None:
+        dataset = runner.val_dataloader.dataset
+        inputs = data_batch.get('inputs') if isinstance(
+            data_batch, dict) else None
+        sample = outputs[position]
+        index = getattr(sample, 'metainfo', {}).get('sample_idx')
+        if not (isinstance(dataset, BaseDataset) and isinstance(inputs, dict)
+                and 'points' in inputs and index is not None
+                and hasattr(sample, 'pred_instances_3d')):
+            self._say_once(
+                'BEVImageHook: no pictures, since the validation has no '
+                'LiDAR points or no boxes in space, or its data set is '
+                f'wrapped in another ({type(dataset).__name__}).')
+            return
+        # matplotlib is imported with the first picture.
+        from sigplug.visualization import draw_bev, to_image
+        info = dataset.get_data_info(index)
+        # Only a validation by itself has no training loop.
+        loop = runner._train_loop
+        step = loop.iter if isinstance(loop, BaseLoop) else 0
+        try:
+            figure = draw_bev(
+                inputs['points'][position].cpu().numpy(),
+                **ground_truth(dataset, info),
+                **predictions(sample, self.score_thr),
+                **(self._keeper.heatmap(position) if self._keeper else {}),
+                class_names=dataset.metainfo['classes'],
+                ego_yaw=ego_yaw(info),
+                title=f'val sample {index}, iteration {step}: predictions '
+                f'with score \u2265 {self.score_thr:g}')
+        except ValueError as error:
+            print_log(
+                f'BEVImageHook: no picture of the sample {index}: {error}',
+                logger='current', level=logging.WARNING)
+            return
+        runner.visualizer.add_image(f'bev_val_{index}', to_image(figure), step)
+
+    def _say_once(self, text: str) -> None:
+        if not self._said:
+            print_log(text, logger='current', level=logging.WARNING)
+        self._said = True

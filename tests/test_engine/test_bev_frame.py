@@ -1,0 +1,130 @@
+"""Arguments of ``draw_bev`` from the real data set, against mmdet3d's."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.structures import InstanceData
+from torch import nn
+
+from sigplug.engine.bev_frame import (
+    HeatmapKeeper,
+    ego_yaw,
+    ground_truth,
+    predictions,
+    spread,
+)
+from sigplug.visualization import bev_corners
+
+CONFIG, = Path(__file__).parents[2].glob(
+    'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
+
+
+@pytest.fixture(scope='module')
+def dataset(synthetic_nuscenes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+        cfg = Config.fromfile(CONFIG)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        return DATASETS.build(cfg.val_dataloader.dataset)
+
+
+def test_ground_truth_holds_all_boxes(dataset):
+    """Compared with mmdet3d's own, which drops those without points."""
+    empty = 0
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        drawn = ground_truth(dataset, info)
+        seen = drawn['gt_num_points'] > 0
+        empty += (~seen).sum()
+        expected = info['eval_ann_info']
+        bboxes = expected['gt_bboxes_3d']
+        np.testing.assert_allclose(
+            drawn['gt_bboxes'][seen][:, :2], bboxes.bev[:, :2], rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn['gt_bboxes'][seen][:, 3:], bboxes.tensor[:, 3:], rtol=1e-5,
+            atol=1e-6)
+        np.testing.assert_array_equal(
+            drawn['gt_labels'][seen], expected['gt_labels_3d'])
+    assert empty > 0
+
+
+def test_points_lie_in_the_boxes_they_were_counted_in(dataset):
+    """Boxes, points and the picture share one coordinate system."""
+    from matplotlib.path import Path as Polygon
+    info = dataset.get_data_info(0)
+    truth = ground_truth(dataset, info)
+    points = dataset[0]['inputs']['points'].numpy()
+    near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
+        truth['gt_num_points'] > 4)
+    assert near.any()
+    for corners in bev_corners(truth['gt_bboxes'][near]):
+        assert Polygon(corners).contains_points(points[:, :2]).any()
+
+
+@pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
+def test_ego_yaw(yaw):
+    from pyquaternion import Quaternion
+    ego2lidar = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
+    info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
+    assert ego_yaw(info) == pytest.approx(yaw)
+    assert ego_yaw({}) is None
+
+
+def test_without_annotations_nothing_is_drawn():
+    assert ground_truth(object(), {}) == {}
+
+
+@pytest.mark.parametrize(('num', 'length', 'chosen'), [
+    (4, 80, [10, 30, 50, 70]), (1, 80, [40]), (9, 3, [0, 1, 2]), (4, 0, []),
+])
+def test_spread(num, length, chosen):
+    assert spread(num, length) == chosen
+
+
+def test_predictions_are_sure_and_finite():
+    boxes = torch.arange(36.).view(4, 9)
+    boxes[1, 3] = torch.inf
+    sample = Det3DDataSample(pred_instances_3d=InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
+        labels_3d=torch.arange(4), scores_3d=torch.tensor([.9, .8, .3, .2])))
+    drawn = predictions(sample, score_thr=0.25)
+    np.testing.assert_array_equal(drawn['pred_labels'], [0, 2])
+    np.testing.assert_array_equal(drawn['pred_bboxes'], boxes[[0, 2]])
+    np.testing.assert_allclose(drawn['pred_scores'], [.9, .3])
+
+
+def test_a_model_without_heatmap_is_named():
+    with pytest.raises(ValueError, match='Linear has no heatmap'):
+        HeatmapKeeper(nn.Linear(1, 1))
+
+
+class Head(nn.Module):
+    """What CenterHead offers: two tasks, two samples, 2 x 3 cells."""
+
+    class bbox_coder:
+        pc_range, voxel_size, out_size_factor = [-3, 5], [0.5, 0.25], 2
+
+    def forward(self, x):
+        return [dict(heatmap=x[:, :1])], [dict(heatmap=x[:, 1:])]
+
+
+def test_heatmap_of_a_sample_and_its_place():
+    model = nn.Module()
+    model.pts_bbox_head = Head()
+    keeper = HeatmapKeeper(model)
+    x = torch.zeros(2, 3, 2, 3)
+    x[1, 2, 0, 1] = x[1, 0, 1, 2] = 1.0
+    model.pts_bbox_head(x)
+    drawn = keeper.heatmap(1)
+    one = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(
+        drawn['heatmap'], [[.5, one, .5], [.5, .5, one]], rtol=1e-6)
+    # Three cells of 1 m and two of half a metre.
+    assert drawn['heatmap_extent'] == pytest.approx((-3, 5, 0, 6))
+    keeper.remove()
+    model.pts_bbox_head(x)
+    assert keeper.outputs is None

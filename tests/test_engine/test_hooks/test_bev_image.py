@@ -1,0 +1,107 @@
+"""Which samples are drawn, and what is not; the pictures of a training are in
+test_live_look.py."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.dataset import BaseDataset
+from mmengine.structures import InstanceData
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from sigplug.engine.hooks import BEVImageHook
+from sigplug.visualization.figure import new_figure
+
+
+class Dataset(BaseDataset):
+    METAINFO = dict(classes=('car', ))
+
+    def load_data_list(self):
+        return [{} for _ in range(11)]
+
+
+class Pictures(list):
+
+    def add_image(self, name, image, step):
+        assert image.shape[2] == 3 and step == 0
+        self.append(name)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    texts = []
+    monkeypatch.setattr('sigplug.engine.hooks.bev_image.print_log',
+                        lambda text, **kwargs: texts.append(text))
+    return texts
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Empty pictures: what counts is how many."""
+    monkeypatch.setattr('sigplug.visualization.draw_bev',
+                        lambda *args, **kwargs: new_figure((200, 200)))
+
+
+def validate(hook, dataset, size=4, make_points=lambda i: torch.rand(9, 4),
+             **kwargs):
+    """A validation by itself, whose samples have one box each."""
+    kwargs = kwargs or dict(batch_size=size)
+    runner = SimpleNamespace(
+        val_dataloader=DataLoader(dataset, **kwargs), model=nn.Linear(1, 1),
+        visualizer=Pictures(), _train_loop=dict(type='never built'))
+    hook.before_val_epoch(runner)
+    for number in range(-(-11 // size)):
+        indices = range(number * size, min(11, number * size + size))
+        batch = dict(inputs=dict(points=[make_points(i) for i in indices]))
+        outputs = [
+            Det3DDataSample(
+                metainfo=dict(sample_idx=i),
+                pred_instances_3d=InstanceData(
+                    bboxes_3d=LiDARInstance3DBoxes(torch.ones(1, 7)),
+                    labels_3d=torch.zeros(1, dtype=torch.long),
+                    scores_3d=torch.ones(1))) for i in indices]
+        hook.before_val_iter(runner, number, batch)
+        hook.after_val_iter(runner, number, batch, outputs)
+    return [int(name.removeprefix('bev_val_')) for name in runner.visualizer]
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('num, size, chosen', [
+    (4, 4, [1, 4, 6, 9]), (4, 1, [1, 4, 6, 9]), (1, 3, [5]),
+    (30, 4, list(range(11)))])
+def test_evenly_spaced(num, size, chosen):
+    hook = BEVImageHook(num_samples=num)
+    for _ in range(2):
+        assert validate(hook, Dataset(), size) == chosen
+
+
+@pytest.mark.usefixtures('quick')
+def test_batches_of_a_sampler():
+    sampler = BatchSampler(SequentialSampler(range(11)), 4, drop_last=False)
+    assert validate(BEVImageHook(), Dataset(), batch_sampler=sampler) == [
+        0, 4, 8]
+
+
+@pytest.mark.usefixtures('quick')
+def test_other_ranks_draw_nothing(monkeypatch):
+    monkeypatch.setattr('sigplug.engine.hooks.bev_image.is_main_process',
+                        lambda: False)
+    assert validate(BEVImageHook(), Dataset()) == []
+
+
+def test_another_kind_of_data_is_named_once(said):
+    hook = BEVImageHook()
+    for _ in range(2):
+        assert validate(hook, list(range(11))) == []
+    text, = said
+    assert 'wrapped in another (list)' in text
+
+
+def test_what_cannot_be_drawn_does_not_end_the_training(said):
+    chosen = validate(
+        BEVImageHook(num_samples=2), Dataset(),
+        make_points=lambda i: torch.full((9, 4), torch.nan if i == 2 else 1.))
+    assert chosen == [8]
+    text, = said
+    assert 'sample 2: points must be finite' in text

@@ -1,0 +1,37 @@
+"""Start TensorBoard on a work dir that sigplug.LiveLookHook fills.
+
+What `tensorboard --logdir WORK_DIR` does, with all images, and without the
+plug-ins that other packages bring: that of open3d, which comes with mmdet3d,
+keeps TensorBoard from starting where a library of the system is missing.
+Options of TensorBoard, as --port, are passed on.
+"""
+import argparse
+import sys
+from importlib.util import find_spec
+
+from sigplug.engine import preflight
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'work_dir', help='work dir of a training, or a folder of several')
+    args, options = parser.parse_known_args()
+    if find_spec('tensorboard') is None:
+        raise preflight.PreflightError(
+            'TensorBoard is not installed: pip install tensorboard.')
+    from tensorboard import default, program
+    server = program.TensorBoard(plugins=default.get_static_plugins())
+    server.configure(
+        ['tensorboard', '--logdir', args.work_dir, '--samples_per_plugin',
+         'images=100', *options])
+    code = server.main()
+    if code:
+        sys.exit(code)
+
+
+if __name__ == '__main__':
+    sys.exit(preflight.run_tool(main))
