@@ -5,7 +5,7 @@ builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -31,8 +31,10 @@ TRANSFORMS = Registry(
     scope='sigplug',
     locations=['sigplug.datasets.check_sample'])
 
+_Class = TypeVar('_Class', bound=type)
 
-def register_everywhere(cls: type) -> type:
+
+def register_everywhere(cls: _Class) -> _Class:
     """Register a model part as ``sigplug.X`` and under its bare name.
 
     The bare name goes to mmengine's root registry, where mmcv keeps its own
@@ -63,7 +65,7 @@ _hook_on_demand('HeatmapSaturationHook')
 _hook_on_demand('LiveLookHook')
 
 
-def register_hook_everywhere(cls: type) -> type:
+def register_hook_everywhere(cls: _Class) -> _Class:
     """Register a hook as ``sigplug.X`` and under its bare name."""
     HOOKS.register_module(module=cls)
     ROOT_HOOKS.register_module(module=cls, force=True)
