@@ -254,7 +254,7 @@ def test_every_listed_package_has_one_pin(python):
             pins[name] = requirement.specifier
     for name in LISTS:
         for requirement in read_requirements(name):
-            pin = pins.pop(canonicalize_name(requirement.name), None)
+            pin = pins.get(canonicalize_name(requirement.name))
             assert pin is not None, f'{requirement} has no pin'
             version, = (s.version for s in pin)
             assert version in requirement.specifier, requirement

@@ -96,8 +96,10 @@ class HeatmapKeeper:
 
     def __init__(self, model: nn.Module) -> None:
         self.head: Any = getattr(model, 'pts_bbox_head', None)
-        if self.head is None or not hasattr(
-                getattr(self.head, 'bbox_coder', None), 'pc_range'):
+        coder = getattr(self.head, 'bbox_coder', None)
+        if self.head is None or not all(
+                hasattr(coder, name) for name in
+                ('pc_range', 'voxel_size', 'out_size_factor')):
             raise ValueError(f'{type(model).__name__} has no heatmap like '
                              'that of CenterHead')
         self.outputs: Any = None
@@ -119,9 +121,17 @@ class HeatmapKeeper:
 
         Returns:
             dict[str, Any]: Arguments of ``draw_bev``.
+
+        Raises:
+            ValueError: The head gives no heatmaps as ``CenterHead`` does.
         """
-        logits = torch.cat(
-            [task[0]['heatmap'][index] for task in self.outputs])
+        try:
+            logits = torch.cat(
+                [task[0]['heatmap'][index] for task in self.outputs])
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f'{type(self.head).__name__} gives no heatmaps like those of '
+                'CenterHead') from error
         heatmap = logits.float().sigmoid().amax(dim=0).cpu().numpy()
         coder = self.head.bbox_coder
         low = np.array(coder.pc_range[:2])

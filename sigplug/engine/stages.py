@@ -9,7 +9,8 @@ from time import perf_counter
 from typing import Any
 
 # What a stage needs in its environment.
-SETTINGS = ('SIGPLUG_DATA_ROOT', 'CUDA_VISIBLE_DEVICES')
+SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
+            'CUDA_VISIBLE_DEVICES')
 GPU_PROBE = """
 from mmcv.ops import get_compiling_cuda_version
 import torch
@@ -36,7 +37,8 @@ def run_stage(name: str, tool: Path | str, *args: Any,
         name (str): What the stage is called.
         tool (Path | str): The script.
         *args (Any): Its arguments.
-        log (Path, optional): Where its output goes, instead of the terminal.
+        log (Path, optional): A file that its output is added to, instead of
+            going to the terminal.
 
     Returns:
         dict[str, float]: Its ``seconds`` and its ``peak_memory_mib``: the
@@ -46,22 +48,20 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     line = shlex.join(command)
     if log is None:
         print(f'\n=== {name}: {line}', flush=True)
+    process = None
+    signal.signal(signal.SIGTERM,
+                  lambda *_: sys.exit(128 + signal.SIGTERM))
     start = perf_counter()
-    with open(log or os.devnull, 'w') as file:
-        output = file if log else None
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-
-    def stop(*_):
-        # The stage would go on alone.
-        process.terminate()
-        sys.exit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
     try:
+        with open(log or os.devnull, 'a') as file:
+            output = file if log else None
+            process = subprocess.Popen(command, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
-    except SystemExit:
-        # Not in the handler, which a second signal would enter again.
-        process.wait()
+    except (SystemExit, KeyboardInterrupt):
+        # It would go on alone. Whoever sends a second signal does not wait.
+        if process is not None:
+            process.terminate()
+            process.wait()
         raise
     process.returncode = code = os.waitstatus_to_exitcode(status)
     if code != 0:

@@ -1,11 +1,13 @@
 """Trainings with several seeds: interrupted, continued, compared."""
 import csv
 import json
+import shutil
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import tool_command
+from conftest import TOOLS, tool_command
 
 
 @pytest.mark.slow
@@ -24,7 +26,7 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
 
     printed = run_tool(*args, cwd=folder)
     out = folder / 'ablation'
-    run, = json.loads((out / 'results.json').read_text())['runs']
+    run, = json.loads((out / 'results.json').read_text())
     logged, = work_dir.glob('eval/*/*.json')
     metrics = json.loads(logged.read_text())
     prefix = 'NuScenes metric/pred_instances_3d_NuScenes'
@@ -35,7 +37,8 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
     with (out / 'results.csv').open() as file:
         row, = csv.DictReader(file)
     assert row['name'] == 'small' and float(row['NDS']) == run['NDS']
-    assert {'AP/traffic_cone', 'mAVE', 'seconds'} <= set(row)
+    assert {'AP/traffic_cone', 'mAVE'} <= set(row)
+    assert run['resumed'] and run['versions']['sigplug']
     tables = (out / 'results.md').read_text()
     assert f'| {run["NDS"]:.3f} |' in tables and tables in printed
     assert (out / 'results.png').read_bytes().startswith(b'\x89PNG')
@@ -51,15 +54,98 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
     assert sorted(work_dir.glob('2*')) == runs
 
 
+# Tools that note what they were asked for; the result tells config and seed.
+STUB_TRAIN = """
+import sys
+from pathlib import Path
+import torch
+config, _, work_dir, *rest = sys.argv[1:]
+seed = int(rest[-1].rpartition('=')[2])
+with open('calls', 'a') as file:
+    print(Path(config).stem, seed, *rest[:-2], file=file)
+if (Path(config).stem, seed) == ('b', 1) and not Path('fixed').exists():
+    sys.exit(9)
+torch.save(dict(state_dict={}), f'{work_dir}/epoch_1.pth')
+Path(work_dir, 'last_checkpoint').write_text(f'{work_dir}/epoch_1.pth')
+Path(work_dir, 'value').write_text(str(
+    seed / 10 + 0.01 * (Path(config).stem == 'b') + 0.2 * ('--amp' in rest)))
+"""
+STUB_TEST = """
+import json, sys
+from pathlib import Path
+config, checkpoint, _, work_dir = sys.argv[1:]
+value = float(Path(checkpoint).with_name('value').read_text())
+Path(work_dir, 'now').mkdir(parents=True)
+names = ['mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE',
+         'car_AP_dist_0.5']
+Path(work_dir, 'now/now.json').write_text(json.dumps(
+    dict.fromkeys(names, value)))
+"""
+STUB_DATA = """
+import sys
+from pathlib import Path
+root = Path(sys.argv[sys.argv.index('--out') + 1])
+root.mkdir(exist_ok=True)
+(root / 'synthetic_nuscenes.json').write_text('{}')
+"""
+
+
+def test_order_and_what_a_failure_leaves(tmp_path):
+    """Each seed of all configs, then the next one; stub tools."""
+    tools = tmp_path / 'tools'
+    for name, source in (
+            ('train.py', STUB_TRAIN), ('test.py', STUB_TEST),
+            ('dataset_converters/create_synthetic_nuscenes.py', STUB_DATA)):
+        (tools / name).parent.mkdir(exist_ok=True, parents=True)
+        (tools / name).write_text(source)
+    shutil.copytree(TOOLS / 'analysis_tools', tools / 'analysis_tools')
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text(f'name = {name!r}')
+    # The baseline first; that it is named again does not count.
+    command = [sys.executable, 'tools/analysis_tools/ablate.py', 'b.py',
+               'a.py', './b.py', '--seeds', '2', '--amp', '--out-dir', 'out',
+               '--data-root', 'data']
+
+    def run(code):
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done
+
+    calls = ['b 0', 'a 0', 'b 0 --amp', 'a 0 --amp', 'b 1']
+    error = run(9).stderr
+    assert "the stage 'train' failed with exit code 9" in error
+    assert (tmp_path / 'calls').read_text().splitlines() == calls
+    # The whole first seed is there.
+    with (tmp_path / 'out/results.csv').open() as file:
+        assert [(row['name'], row['seed'], float(row['mAP']))
+                for row in csv.DictReader(file)] == [
+            ('b', '0', 0.01), ('a', '0', 0.0), ('b amp', '0', 0.21),
+            ('a amp', '0', 0.2)]
+
+    (tmp_path / 'fixed').touch()
+    printed = run(0).stdout
+    assert (tmp_path / 'calls').read_text().splitlines() == [
+        *calls, 'b 1', 'a 1', 'b 1 --amp', 'a 1 --amp']
+    assert 'over 2 seeds; difference from b,' in printed
+    assert '| b | 0.060 ± 0.071 |  |' in printed
+    assert '| a amp | 0.250 ± 0.071 | **+0.190 ± 0.000** |' in printed
+    results = (tmp_path / 'out/results.md').read_text()
+    assert results in run(0).stdout
+    assert len((tmp_path / 'calls').read_text().splitlines()) == 9
+
+
 @pytest.mark.parametrize('args, words', [
     (['none.py'], 'none.py does not exist'),
-    (['a.py', 'a.py'], 'given twice'),
+    (['a.py', 'b/a.py'], 'two files have the same name'),
     (['a.py', '--seeds', '0'], '--seeds must be at least 1, got 0'),
     (['a.py', '--out-dir', 'a.py'], 'a.py must be a folder'),
     (['a.py', '--difficulty', 'easy'], "invalid choice: 'easy'"),
 ])
 def test_wrong_arguments(tmp_path, run_tool, args, words):
-    (tmp_path / 'a.py').touch()
+    (tmp_path / 'b').mkdir()
+    for name in ('a.py', 'b/a.py'):
+        (tmp_path / name).touch()
     assert words in run_tool(
         'analysis_tools/ablate.py', *args, cwd=tmp_path, expect=2)
 

@@ -78,7 +78,7 @@ def train(folder, work_dir, *args):
 
 @pytest.mark.slow
 def test_stopped_by_sigterm(folder):
-    """As a batch system or `docker stop` does it."""
+    """As a batch system does it."""
     with train(folder, 'stopped', '--cfg-options', *LONG) as run:
         run.wait_for('Epoch(train)')
         assert len(run.family()) > 1

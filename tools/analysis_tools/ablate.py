@@ -1,10 +1,15 @@
-"""Train several configs with several seeds, and compare their results.
+r"""Train several configs with several seeds, and compare their results.
 
-The first config is the one that the others are compared with. A run that is
-interrupted is taken up where it was by the same command.
+The first config is the one that the others are compared with. The same
+command goes on after an interruption: runs that are done stay, and one that
+was stopped continues from its last checkpoint. That one is marked in
+results.json, because its augmentation is not quite that of an uninterrupted
+run. A result holds for its config and data set, whatever the version of the
+code: that stands beside it.
 
 Example:
-    python tools/analysis_tools/ablate.py configs/ablation/*.py --seeds 3
+    python tools/analysis_tools/ablate.py configs/ablation/*_stock_*.py \
+        configs/ablation/*.py --seeds 3
 """
 import argparse
 import csv
@@ -12,18 +17,24 @@ import hashlib
 import json
 import os
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from comparison import compare, flatten, format_tables
 from mmengine.config import Config
 from tqdm import tqdm
 
 from sigplug.datasets import DIFFICULTIES
 from sigplug.engine import preflight
-from sigplug.engine.ablation import compare, flatten, format_tables
 from sigplug.engine.checkpoint import load_safely
+from sigplug.engine.lock import lock_folder
 from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import read_nuscenes_metrics, write_json
+from sigplug.engine.results import (
+    read_nuscenes_metrics,
+    write_json,
+    write_text,
+)
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
 from sigplug.visualization import draw_ablation, save_png
 
@@ -36,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'configs', nargs='+', type=Path, help='configs to compare')
+        'configs', nargs='+', type=Path,
+        help='configs to compare; one that is named again counts once')
     parser.add_argument(
         '--seeds', type=int, default=3, metavar='N',
         help='train with the seeds 0 to N - 1 (default: %(default)s)')
@@ -57,13 +69,17 @@ def parse_args() -> argparse.Namespace:
         help='of the data set (default: %(default)s)')
     parser.add_argument(
         '--samples-per-scene', type=int, metavar='N',
-        help='key frames in each scene (default: that of the generator)')
+        help='key frames in each scene (default: that of the generator, 40, '
+        'on which configs/ablation count)')
     args = parser.parse_args()
     for config in args.configs:
         if not config.is_file():
             parser.error(f'configs: {config} does not exist')
-    if len(set(args.configs)) < len(args.configs):
-        parser.error('configs: one of them is given twice')
+    args.configs = list(dict.fromkeys(map(Path.resolve, args.configs)))
+    args.names = short_names(args.configs)
+    if len(set(args.names)) < len(args.names):
+        parser.error('configs: two files have the same name, which stands '
+                     f'for them in the tables, among {", ".join(args.names)}')
     if args.seeds < 1:
         parser.error(f'--seeds must be at least 1, got {args.seeds}')
     for folder in (args.out_dir, args.data_root):
@@ -99,39 +115,36 @@ def run(config: Path, seed: int, amp: bool,
     """Train with one seed, or go on with it, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
     last = work_dir / 'last_checkpoint'
-    stage = run_stage(
+    resumed = last.exists()
+    run_stage(
         'train', TOOLS / 'train.py', config, '--work-dir', work_dir,
         *(['--amp'] if amp else []),
-        *(['--resume'] if last.exists() else []),
+        *(['--resume'] if resumed else []),
         '--cfg-options', f'randomness.seed={seed}',
         log=work_dir / 'train.log')
     checkpoint = relative(last.read_text())
     run_stage('test', TOOLS / 'test.py', config, checkpoint, '--work-dir',
               work_dir / 'eval', log=work_dir / 'test.log')
-    return dict(**read_nuscenes_metrics(work_dir / 'eval'),
-                powers=trained_powers(checkpoint), **stage)
-
-
-def write_csv(path: Path, results: list[dict[str, Any]]) -> None:
-    """One line a run."""
-    rows = [dict(name=result['name'], seed=result['seed'], **flatten(result),
-                 seconds=result['seconds']) for result in results]
-    partial = path.with_name(path.name + '.partial')
-    with partial.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    return dict(
+        config=str(config), seed=seed, amp=amp, resumed=resumed,
+        **read_nuscenes_metrics(work_dir / 'eval'),
+        powers=trained_powers(checkpoint),
+        machine=describe_machine(), versions=list_versions())
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """All that is made of the runs so far; the tables are returned."""
-    write_json(out_dir / 'results.json', dict(
-        runs=results, machine=describe_machine(), versions=list_versions()))
-    write_csv(out_dir / 'results.csv', results)
+    """Write all that is made of the runs; the tables are returned."""
+    rows = [dict(name=result['name'], seed=result['seed'], **flatten(result))
+            for result in results]
+    lines = StringIO()
+    writer = csv.DictWriter(lines, rows[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
     comparison = compare(results)
     tables = format_tables(comparison)
-    (out_dir / 'results.md').write_text(tables)
+    write_json(out_dir / 'results.json', results)
+    write_text(out_dir / 'results.csv', lines.getvalue())
+    write_text(out_dir / 'results.md', tables)
     save_png(draw_ablation(comparison.names, comparison.values),
              out_dir / 'results.png')
     return tables
@@ -140,37 +153,42 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run what is missing, then compare."""
     args = parse_args()
+    lock = lock_folder(str(args.out_dir), 'comparison', '--out-dir')
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()
     run_stage('data',
               TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
               '--out', args.data_root, '--difficulty', args.difficulty,
-              *(['--samples-per-scene', args.samples_per_scene]
-                if args.samples_per_scene else []))
+              *([] if args.samples_per_scene is None else
+                ['--samples-per-scene', args.samples_per_scene]))
     manifest = (args.data_root / 'synthetic_nuscenes.json').read_bytes()
-    names = short_names(args.configs)
     digests = [digest(preflight.load_config(str(config)), manifest)
                for config in args.configs]
-    results = []
-    # Seed by seed: what an interruption leaves is comparable.
-    jobs = [(seed, amp, *job) for seed in range(args.seeds)
-            for amp in (False, True)[:1 + args.amp]
-            for job in zip(names, args.configs, digests)]
-    with tqdm(jobs, unit='run') as bar:
-        for seed, amp, name, config, key in bar:
-            name += ' amp' * amp
-            bar.set_postfix_str(f'{name}, seed {seed}')
-            # Another config, or another data set, has another folder.
-            work_dir = (args.out_dir / f'{config.stem}-{key}' /
-                        f'seed{seed}{"-amp" * amp}')
-            file = work_dir / 'result.json'
-            if not file.exists():
-                result = run(Path(relative(config)), seed, amp, work_dir)
-                write_json(file, dict(config=relative(config), seed=seed,
-                                      amp=amp, **result))
-            results.append(dict(name=name, **json.loads(file.read_text())))
-            tables = write_summary(args.out_dir, results)
+    variants = [(f'{name} amp' if amp else name, amp, config, key)
+                for amp in ([False, True] if args.amp else [False])
+                for name, config, key in zip(args.names, args.configs,
+                                             digests)]
+    results: list[dict[str, Any]] = []
+    # Seed by seed: what an interruption leaves can be compared.
+    with tqdm(total=args.seeds * len(variants), unit='run') as bar:
+        for seed in range(args.seeds):
+            new = False
+            for name, amp, config, key in variants:
+                bar.set_postfix_str(f'{name}, seed {seed}')
+                # Another config, or another data set, has another folder.
+                work_dir = (args.out_dir / f'{config.stem}-{key}' /
+                            f'seed{seed}{"-amp" if amp else ""}')
+                file = work_dir / 'result.json'
+                if not file.exists():
+                    new = True
+                    write_json(file, run(Path(relative(config)), seed, amp,
+                                         work_dir))
+                results.append(dict(name=name, **json.loads(file.read_text())))
+                bar.update()
+            if new or seed == args.seeds - 1:
+                tables = write_summary(args.out_dir, results)
+    lock.close()
     print(f'\n{tables}')
     for name in ('results.md', 'results.csv', 'results.json', 'results.png'):
         print(args.out_dir / name)

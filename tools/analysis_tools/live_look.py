@@ -3,9 +3,10 @@
 What `tensorboard --logdir WORK_DIR` does, with all images, and without the
 plug-ins that other packages bring: that of open3d, which comes with mmdet3d,
 keeps TensorBoard from starting where a library of the system is missing.
-Options of TensorBoard, as --port, are passed on.
+Options of TensorBoard, as --port 6007, follow the work dir and are passed on.
 """
 import argparse
+import os
 import sys
 from importlib.util import find_spec
 
@@ -15,11 +16,18 @@ from sigplug.engine import preflight
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(
+        usage='%(prog)s [-h] WORK_DIR [options of TensorBoard]',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'work_dir', help='work dir of a training, or a folder of several')
     args, options = parser.parse_known_args()
+    if sys.argv[1] != args.work_dir:
+        parser.error('the work dir comes first, options of TensorBoard after '
+                     'it')
+    if not os.path.isdir(args.work_dir):
+        print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
+              flush=True)
     if find_spec('tensorboard') is None:
         raise preflight.PreflightError(
             'TensorBoard is not installed: pip install tensorboard.')

@@ -10,15 +10,14 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from sigplug.engine.lock import lock_folder
 from sigplug.engine.preflight import PreflightError
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'
 PARTIAL = '.partial'
-LOCK = '.lock'
 # What file systems of networks and of user space say.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
@@ -196,7 +195,7 @@ def _lock_for_all(folders: set[str]) -> ExitStack:
     if is_main_process():
         try:
             for folder in sorted(folders):
-                locks.enter_context(_lock(folder))
+                locks.enter_context(lock_folder(folder))
         except PreflightError as error:
             locks.close()
             refusal = [str(error)]
@@ -204,30 +203,6 @@ def _lock_for_all(folders: set[str]) -> ExitStack:
     if refusal[0]:
         raise PreflightError(refusal[0])
     return locks
-
-
-def _lock(folder: str) -> Any:
-    """Lock a folder for this process; return what holds the lock."""
-    os.makedirs(folder, exist_ok=True)
-    file = open(osp.join(folder, LOCK), 'a')
-    try:
-        # Not on Windows.
-        import fcntl
-
-        # Unlike that of flock, this lock is not inherited by the workers of
-        # a data loader, who outlive a killed training by some seconds.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError) as error:
-        if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise PreflightError(
-                f'Another training is writing to {folder!r}. Wait for its '
-                'end, or give this one a folder of its own with --work-dir.'
-            ) from error
-        # Some network file systems.
-        print_log(f'{folder} cannot be locked ({error}): see to it that no '
-                  'other training writes there.', logger='current')
-    return file
 
 
 def _sync_folder(folder: str) -> None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
-from .results import TP_ERRORS
+from sigplug.engine.results import TP_ERRORS
 
 MAIN_METRICS = ('mAP', 'NDS')
 CONFIDENCE = 0.95
@@ -21,36 +22,35 @@ def flatten(result: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass
 class Comparison:
-    """Metrics of several configs, each trained with several seeds.
+    """Metrics of several configs, each trained with the same seeds.
 
     Attributes:
         names (list[str]): The configs; the first is the baseline.
         values (dict[str, np.ndarray]): For each metric an array of shape
-            (configs, seeds), NaN where a run is missing.
+            (configs, seeds).
     """
 
     names: list[str]
     values: dict[str, np.ndarray]
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return self.values[MAIN_METRICS[0]].shape[1]
+
     def mean(self, metric: str) -> np.ndarray:
         """Mean over the seeds, shape (configs, )."""
-        return np.nanmean(self.values[metric], axis=1)
+        return self.values[metric].mean(1)
 
     def spread(self, metric: str) -> np.ndarray:
-        """Standard deviation over the seeds (of the sample), (configs, ).
-
-        NaN where there is one seed only.
-        """
-        return np.array([
-            np.std(known, ddof=1) if len(known) > 1 else np.nan
-            for known in (row[~np.isnan(row)] for row in self.values[metric])
-        ])
+        """Standard deviation over two or more seeds (of the sample)."""
+        return self.values[metric].std(1, ddof=1)
 
     def difference(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         r"""How far each config is from the baseline, seed by seed.
 
-        With :math:`d_i` the difference at seed :math:`i` of :math:`n`, the
-        mean :math:`\bar d` and the half width
+        With :math:`d_i` the difference at seed :math:`i` of :math:`n > 1`,
+        the mean :math:`\bar d` and the half width
         :math:`t_{n-1} \, s_d / \sqrt n` of its confidence interval (paired
         t-test): the same seed gives both the same order of samples.
 
@@ -59,19 +59,13 @@ class Comparison:
 
         Returns:
             tuple[np.ndarray, np.ndarray]: Mean and half width, each of shape
-            (configs, ); the half width is NaN with fewer than two seeds.
+            (configs, ).
         """
-        from scipy.stats import t
-        values = self.values[metric]
-        mean, half = [], []
-        for row in values - values[0]:
-            known = row[~np.isnan(row)]
-            n = len(known)
-            mean.append(known.mean() if n else np.nan)
-            half.append(
-                t.ppf((1 + CONFIDENCE) / 2, n - 1) *
-                np.std(known, ddof=1) / np.sqrt(n) if n > 1 else np.nan)
-        return np.array(mean), np.array(half)
+        difference = self.values[metric] - self.values[metric][0]
+        n = self.seeds
+        return difference.mean(1), (
+            t.ppf((1 + CONFIDENCE) / 2, n - 1) * difference.std(1, ddof=1) /
+            np.sqrt(n))
 
 
 def compare(results: Sequence[Mapping[str, Any]]) -> Comparison:
@@ -79,22 +73,25 @@ def compare(results: Sequence[Mapping[str, Any]]) -> Comparison:
 
     Args:
         results (Sequence[Mapping]): For each run its ``name``, its ``seed``
-            and what :func:`.summarize_nuscenes` returns.
+            and what ``summarize_nuscenes`` returns.
 
     Returns:
         Comparison: The configs in the order of their first runs.
+
+    Raises:
+        ValueError: A run is missing, or there twice.
     """
     names = list(dict.fromkeys(result['name'] for result in results))
     seeds = sorted({result['seed'] for result in results})
-    values = {
-        metric: np.full((len(names), len(seeds)), np.nan)
-        for metric in flatten(results[0])
-    }
-    for result in results:
-        place = names.index(result['name']), seeds.index(result['seed'])
-        for metric, value in flatten(result).items():
-            values[metric][place] = value
-    return Comparison(names, values)
+    runs = {(result['name'], result['seed']): flatten(result)
+            for result in results}
+    if not len(results) == len(runs) == len(names) * len(seeds):
+        raise ValueError(f'each of {", ".join(names)} needs one run with each '
+                         f'of the seeds {seeds}')
+    return Comparison(names, {
+        metric: np.array([[runs[name, seed][metric] for seed in seeds]
+                          for name in names])
+        for metric in flatten(results[0])})
 
 
 def format_tables(comparison: Comparison) -> str:
@@ -108,35 +105,35 @@ def format_tables(comparison: Comparison) -> str:
         baseline, and one of the mean AP of each class.
     """
     names = comparison.names
-    columns = {'config': names}
+    columns, classes = {'config': names}, {'config': names}
     for metric in MAIN_METRICS:
-        mean, spread = comparison.mean(metric), comparison.spread(metric)
-        columns[metric] = [_plus_minus(*pair) for pair in zip(mean, spread)]
+        mean = comparison.mean(metric)
+        if comparison.seeds == 1:
+            columns[metric] = [f'{m:.3f}' for m in mean]
+            continue
+        columns[metric] = [
+            f'{m:.3f} ± {s:.3f}'
+            for m, s in zip(mean, comparison.spread(metric))]
         columns[f'{metric}, difference'] = ['', *(
-            _difference(*pair)
-            for pair in list(zip(*comparison.difference(metric)))[1:])]
-    classes = {'config': names}
+            _difference(d, half)
+            for d, half in list(zip(*comparison.difference(metric)))[1:])]
     for metric in comparison.values:
         if metric.startswith('AP/'):
             classes[metric[3:].replace('_', ' ')] = [
                 f'{mean:.3f}' for mean in comparison.mean(metric)]
-    seeds = comparison.values['mAP'].shape[1]
-    return (
-        f'Mean and standard deviation over {seeds} seeds; difference from '
-        f'{names[0]}, seed by seed, with the half width of its '
-        f'{CONFIDENCE:.0%} confidence interval (paired t-test), in bold where '
-        'the interval does not hold 0.\n\n'
-        f'{_table(columns)}\nMean AP of each class.\n\n{_table(classes)}')
-
-
-def _plus_minus(mean: float, width: float, sign: str = '') -> str:
-    """One run alone has no width."""
-    return f'{mean:{sign}.3f}' + (
-        '' if np.isnan(width) else f' ± {width:.3f}')
+    what = 'One seed: no spread is known.' if comparison.seeds == 1 else (
+        f'Mean and standard deviation over {comparison.seeds} seeds; '
+        f'difference from {names[0]}, seed by seed, with the half width of '
+        f'its {CONFIDENCE:.0%} confidence interval (paired t-test), in bold '
+        'where the interval does not hold 0. Each interval is for itself: '
+        f'of {round(1 / (1 - CONFIDENCE))} variants that change nothing, one '
+        'gets a bold figure by chance.')
+    return (f'{what}\n\n{_table(columns)}\nMean AP of each class.\n\n'
+            f'{_table(classes)}')
 
 
 def _difference(mean: float, half: float) -> str:
-    text = _plus_minus(mean, half, '+')
+    text = f'{mean:+.3f} ± {half:.3f}'
     return f'**{text}**' if abs(mean) > half else text
 
 

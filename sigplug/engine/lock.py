@@ -1,0 +1,50 @@
+"""One job at a time in a folder."""
+import errno
+import os
+import os.path as osp
+from typing import IO
+
+from mmengine.logging import print_log
+
+from .preflight import PreflightError
+
+LOCK = '.lock'
+
+
+def lock_folder(folder: str, work: str = 'training',
+                option: str = '--work-dir') -> IO[str]:
+    """Lock a folder for this process, until it ends.
+
+    Args:
+        folder (str): The folder, made if it is not there.
+        work (str): What works there, for the error. Defaults to
+            ``'training'``.
+        option (str): The option that names another folder. Defaults to
+            ``'--work-dir'``.
+
+    Returns:
+        IO[str]: What holds the lock; closing it is unlocking.
+
+    Raises:
+        PreflightError: Another process has the lock.
+    """
+    os.makedirs(folder, exist_ok=True)
+    file = open(osp.join(folder, LOCK), 'a')
+    try:
+        # Not on Windows.
+        import fcntl
+
+        # Unlike that of flock, this lock is not inherited by the workers of
+        # a data loader, who outlive a killed training by some seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise PreflightError(
+                f'Another {work} is writing to {folder!r}. Wait for its end, '
+                f'or give this one a folder of its own with {option}.'
+            ) from error
+        # Some network file systems.
+        print_log(f'{folder} cannot be locked ({error}): see to it that no '
+                  f'other {work} writes there.', logger='current')
+    return file
