@@ -128,3 +128,15 @@ def test_heatmap_of_a_sample_and_its_place():
     keeper.remove()
     model.pts_bbox_head(x)
     assert keeper.outputs is None
+
+
+@pytest.mark.parametrize('output', [
+    {'all_cls_scores': torch.zeros(1)}, [dict(heatmap=torch.zeros(1))],
+    [[dict(scores=torch.zeros(1))]], None])
+def test_a_head_that_gives_something_else_is_named(output):
+    model = nn.Module()
+    model.pts_bbox_head = Head()
+    keeper = HeatmapKeeper(model)
+    keeper.outputs = output
+    with pytest.raises(ValueError, match='Head gives no heatmaps like those'):
+        keeper.heatmap()
