@@ -285,7 +285,7 @@ def test_without_tensorboard(tmp_path, monkeypatch):
         runner.train()
 
 
-def test_a_test_leaves_no_file(tmp_path):
+def test_there_is_no_file_before_there_is_something_to_write(tmp_path):
     runner = make_runner(tmp_path)
     runner.register_hook(LiveLookHook())
     runner.call_hook('before_run')
