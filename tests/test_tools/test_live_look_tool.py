@@ -1,7 +1,6 @@
 """TensorBoard as the tool starts it."""
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -40,7 +39,8 @@ def server(tmp_path):
             time.sleep(0.1)
         yield log.read_text().rpartition(' at ')[2].split()[0]
     finally:
-        process.send_signal(signal.SIGINT)
+        # Ctrl-C is ignored by what a shell has put into the background.
+        process.terminate()
         process.wait(30)
 
 

@@ -16,6 +16,7 @@ from toy_training import exit_code, fork, make_runner
 
 from sigplug.engine.hooks import CheckpointHook, checkpoint
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
+from sigplug.engine.lock import lock_folder
 from sigplug.engine.preflight import PreflightError
 
 STOCK = dict(type='mmengine.CheckpointHook')
@@ -159,14 +160,16 @@ def test_all_that_is_written_to_is_locked(tmp_path, folder):
     locked, ended = os.pipe(), os.pipe()
 
     def hold():
-        with checkpoint._lock(str(tmp_path / folder)):
+        with lock_folder(str(tmp_path / folder)):
             os.write(locked[1], b'.')
             os.close(ended[1])
             os.read(ended[0], 1)
 
     other = fork(hold)
+    # If it fails, nobody is left to write.
+    os.close(locked[1])
     try:
-        os.read(locked[0], 1)
+        assert os.read(locked[0], 1) == b'.'
         with pytest.raises(PreflightError, match=f"/{folder}'"):
             make_runner(tmp_path / 'a/run', hook=hook).train()
     finally:
