@@ -11,14 +11,11 @@ from .preflight import PreflightError
 LOCK = '.lock'
 
 
-def lock_folder(folder: str, work: str = 'training',
-                option: str = '--work-dir') -> IO[str]:
+def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
     """Lock a folder for this process, until it ends.
 
     Args:
         folder (str): The folder, made if it is not there.
-        work (str): What works there, for the error. Defaults to
-            ``'training'``.
         option (str): The option that names another folder. Defaults to
             ``'--work-dir'``.
 
@@ -41,10 +38,10 @@ def lock_folder(folder: str, work: str = 'training',
         if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
             file.close()
             raise PreflightError(
-                f'Another {work} is writing to {folder!r}. Wait for its end, '
+                f'Another process is writing to {folder!r}. Wait for its end, '
                 f'or give this one a folder of its own with {option}.'
             ) from error
         # Some network file systems.
         print_log(f'{folder} cannot be locked ({error}): see to it that no '
-                  f'other {work} writes there.', logger='current')
+                  'other process writes there.', logger='current')
     return file

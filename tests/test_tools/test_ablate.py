@@ -9,6 +9,8 @@ import time
 import pytest
 from conftest import TOOLS, tool_command
 
+from sigplug.engine.lock import lock_folder
+
 
 @pytest.mark.slow
 def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
@@ -133,6 +135,9 @@ def test_order_and_what_a_failure_leaves(tmp_path):
     results = (tmp_path / 'out/results.md').read_text()
     assert results in run(0).stdout
     assert len((tmp_path / 'calls').read_text().splitlines()) == 9
+
+    with lock_folder(str(tmp_path / 'out')):
+        assert 'with --out-dir' in run(2).stderr
 
 
 @pytest.mark.parametrize('args, words', [

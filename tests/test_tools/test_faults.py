@@ -175,7 +175,7 @@ def test_two_trainings_in_a_work_dir(folder, run_tool):
         first.wait_for('Epoch(train)')
         printed = run_tool('train.py', 'small.py', '--work-dir', 'shared',
                            cwd=folder, expect=2)
-        assert 'Another training is writing to ' in printed
+        assert 'Another process is writing to ' in printed
         assert 'Traceback' not in printed
         assert first.process.poll() is None
         first.process.kill()

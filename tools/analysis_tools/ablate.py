@@ -153,7 +153,7 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run what is missing, then compare."""
     args = parse_args()
-    lock = lock_folder(str(args.out_dir), 'comparison', '--out-dir')
+    lock = lock_folder(str(args.out_dir), '--out-dir')
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()

@@ -135,7 +135,7 @@ def test_one_training_at_a_time(tmp_path):
     worker = int((tmp_path / 'worker').read_text())
     (tmp_path / 'epoch_1.pth.partial').touch()
     try:
-        with pytest.raises(PreflightError, match='Another training') as info:
+        with pytest.raises(PreflightError, match='Another process') as info:
             make_runner(tmp_path).train()
         for word in (str(tmp_path), '--work-dir'):
             assert word in str(info.value)
