@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import TOOLS, tool_command
 
 from sigplug.engine.lock import lock_folder
@@ -58,16 +59,15 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
 
 # Tools that note what they were asked for; the result tells config and seed.
 STUB_TRAIN = """
-import sys
+import shutil, sys
 from pathlib import Path
-import torch
 config, _, work_dir, *rest = sys.argv[1:]
 seed = int(rest[-1].rpartition('=')[2])
 with open('calls', 'a') as file:
     print(Path(config).stem, seed, *rest[:-2], file=file)
 if (Path(config).stem, seed) == ('b', 1) and not Path('fixed').exists():
     sys.exit(9)
-torch.save(dict(state_dict={}), f'{work_dir}/epoch_1.pth')
+shutil.copy('epoch_1.pth', work_dir)
 Path(work_dir, 'last_checkpoint').write_text(f'{work_dir}/epoch_1.pth')
 Path(work_dir, 'value').write_text(str(
     seed / 10 + 0.01 * (Path(config).stem == 'b') + 0.2 * ('--amp' in rest)))
@@ -101,6 +101,7 @@ def test_order_and_what_a_failure_leaves(tmp_path):
         (tools / name).parent.mkdir(exist_ok=True, parents=True)
         (tools / name).write_text(source)
     shutil.copytree(TOOLS / 'analysis_tools', tools / 'analysis_tools')
+    torch.save(dict(state_dict={}), tmp_path / 'epoch_1.pth')
     for name in 'ab':
         (tmp_path / f'{name}.py').write_text(f'name = {name!r}')
     # The baseline first; that it is named again does not count.
