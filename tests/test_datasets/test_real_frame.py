@@ -326,7 +326,7 @@ def test_overfit_is_drawn(folder, trained, run_tool):
         'bev', '--bev-range', 0, -20, 45, 12, cwd=folder)
     assert printed.splitlines()[-1] == 'bev/bev_0000.png'
     picture = matplotlib.image.imread(folder / 'bev/bev_0000.png')
-    assert picture.shape[:2] == (1200, 1939)
+    assert picture.shape[:2] == (1200, 1969)
     # The colours of the cars and of the heatmap.
     red, green, blue = picture[..., :3].transpose(2, 0, 1)
     assert ((red > 0.5) & (green > 0.5) & (blue < 0.3)).sum() > 500
