@@ -19,7 +19,7 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
             '--out-dir', 'ablation', '--data-root', synthetic_nuscenes,
             '--difficulty', 'standard', '--samples-per-scene', 3)
     process = subprocess.Popen(tool_command(*args), cwd=folder)
-    while not (first := list(folder.glob('ablation/*/seed0/epoch_1.pth'))):
+    while not (first := list(folder.glob('ablation/*/seed0/last_checkpoint'))):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
