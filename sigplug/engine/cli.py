@@ -1,9 +1,7 @@
 """What the command-line tools share, ``tools/train.py`` most of all."""
-import ctypes
 import os
 import os.path as osp
 import signal
-import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
@@ -26,6 +24,7 @@ from .preflight import (
     print_once,
     use_launcher,
 )
+from .stages import end_with_parent
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -137,7 +136,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             'torch.distributed.run: use tools/dist_train.sh or '
             'tools/dist_test.sh.')
     if launcher == 'pytorch':
-        _end_with_launcher()
+        end_with_parent()
     if get_device() != 'cpu':
         return
     if launcher != 'pytorch':
@@ -319,17 +318,6 @@ def warn_of_earlier_run(cfg: Config) -> None:
             f'training (the last one: {earlier[0]}), which this one '
             'overwrites one by one. To continue the earlier one, use '
             '--resume; to keep it, another --work-dir.')
-
-
-def _end_with_launcher() -> None:
-    """Let Linux end this process when the one that started it has died.
-
-    A launcher that is killed could not do it, and the training would go on
-    unseen.
-    """
-    if sys.platform == 'linux':
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def _checkpoints(cfg: Config) -> list[str]:

@@ -1,9 +1,11 @@
 """A long job as a row of tools, each in a process of its own."""
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +20,8 @@ if get_compiling_cuda_version() == 'not available':
     print('unusable' if torch.cuda.is_available() else 'none')
 """
 LINES_OF_A_FAILURE = 15
+# Ctrl-C in a terminal reaches a stage as well; this is its time to end.
+SECONDS_TO_END = 10.0
 
 
 def relative(path: Path | str) -> str:
@@ -26,12 +30,24 @@ def relative(path: Path | str) -> str:
     return os.path.abspath(path) if path.startswith('..') else path
 
 
+def end_with_parent() -> None:
+    """Let Linux end this process when the one that started it has died.
+
+    A launcher that is killed could not do it, and the training would go on
+    unseen.
+    """
+    if sys.platform == 'linux':
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
 def run_stage(name: str, tool: Path | str, *args: Any,
               log: Path | None = None) -> dict[str, float]:
     """Run one tool, started as a user would start it.
 
     A failure is reported with the command that repeats it, and ends this
-    process with the exit code of the tool.
+    process with the exit code of the tool. The tool ends with this process,
+    whatever ends that (on Linux; elsewhere not after SIGKILL).
 
     Args:
         name (str): What the stage is called.
@@ -55,11 +71,15 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     try:
         with open(log or os.devnull, 'a') as file:
             output = file if log else None
-            process = subprocess.Popen(command, stdout=output, stderr=output)
+            process = subprocess.Popen(command, stdout=output, stderr=output,
+                                       preexec_fn=end_with_parent)
         _, status, usage = os.wait4(process.pid, 0)
-    except (SystemExit, KeyboardInterrupt):
+    except (SystemExit, KeyboardInterrupt) as stop:
         # It would go on alone. Whoever sends a second signal does not wait.
         if process is not None:
+            if isinstance(stop, KeyboardInterrupt):
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_TO_END)
             process.terminate()
             process.wait()
         raise

@@ -305,7 +305,7 @@ def test_timeout_of_the_process_group(monkeypatch, settings, seconds):
     found = []
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(cli, '_end_with_launcher', lambda: None)
+    monkeypatch.setattr(cli, 'end_with_parent', lambda: None)
     monkeypatch.setattr(
         'torch.distributed.init_process_group',
         lambda backend, timeout=None: found.append((backend, timeout)))

@@ -1,5 +1,6 @@
 """Tools in processes of their own: what they print, how they end."""
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,30 +90,76 @@ def test_failure_shows_the_end_of_the_log_and_the_command(
     assert "stage.py --a 'b c'" in printed
 
 
+# Takes its time to end, and leaves a file that says by which signal.
+SLOW_TO_END = """
+import signal, sys, time
+def stop(number, frame):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    time.sleep(0.5)
+    open(f"ended by {signal.Signals(number).name}", "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+
+def start_slow_stage(folder, before='pass'):
+    """The process that runs it, as the first of a group like a shell's."""
+    write_stage(folder, SLOW_TO_END)
+    code = ('import signal; from sigplug.engine import stages; '
+            # The shell has its background jobs ignore Ctrl-C.
+            'signal.signal(signal.SIGINT, signal.default_int_handler); '
+            f'{before}; stages.run_stage("x", "stage.py")')
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], cwd=folder, start_new_session=True)
+    while not (folder / 'ready').exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def wait_for(file):
+    deadline = time.time() + 30
+    while not file.exists():
+        assert time.time() < deadline, f'no {file.name}'
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize('signals', [1, 2])
 def test_sigterm_ends_the_stage_as_well(tmp_path, signals):
-    """The stage takes its time to end; the tool waits for that.
+    """The tool waits for its end.
 
     A second signal, in the midst of that, does not hang it.
     """
-    (tmp_path / 'stage.py').write_text(
-        'import signal, sys, time\n'
-        'def stop(*_):\n'
-        '    time.sleep(0.5)\n'
-        '    open("ended", "w").close()\n'
-        '    sys.exit()\n'
-        'signal.signal(signal.SIGTERM, stop)\n'
-        'open("ready", "w").close()\n'
-        'time.sleep(60)\n')
-    code = ('from sigplug.engine.stages import run_stage; '
-            'run_stage("x", "stage.py")')
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path)
-    while not (tmp_path / 'ready').exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = start_slow_stage(tmp_path)
     for _ in range(signals):
         process.terminate()
         time.sleep(0.1)
     assert process.wait(30) == 143
     if signals == 1:
-        assert (tmp_path / 'ended').exists()
+        assert (tmp_path / 'ended by SIGTERM').exists()
+
+
+def test_stage_ends_by_itself_after_ctrl_c(tmp_path):
+    """It has the signal of the terminal, and gets no other one."""
+    process = start_slow_stage(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    assert (tmp_path / 'ended by SIGINT').exists()
+
+
+def test_sigint_to_the_tool_alone_ends_the_stage_as_well(tmp_path):
+    process = start_slow_stage(tmp_path, 'stages.SECONDS_TO_END = 0.1')
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    assert (tmp_path / 'ended by SIGTERM').exists()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='has no death signal')
+def test_stage_does_not_outlive_a_killed_tool(tmp_path):
+    process = start_slow_stage(tmp_path)
+    process.kill()
+    process.wait(30)
+    wait_for(tmp_path / 'ended by SIGTERM')
