@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from .preflight import PreflightError, load_config
+from .results import write_text
 
 # The stock heads, each with the name of its heatmap loss.
 HEADS = {
@@ -146,7 +147,11 @@ def migrate(config: str,
         text = _child_text(base, _overlay(old, new))
         _check_child(text, folder, new, config)
     if out is not None:
-        _write(text, out)
+        try:
+            write_text(out, text)
+        except OSError as error:
+            raise PreflightError(
+                f'--out {out!r} cannot be written. {_text(error)}') from error
     return Migration(text, [_line(*c) for c in _changes(old, new)], notes)
 
 
@@ -210,18 +215,6 @@ def _load_text(text: str, folder: str, config: str) -> dict:
     finally:
         if osp.exists(path):
             os.remove(path)
-
-
-def _write(text: str, out: str) -> None:
-    """Write a file whole or not at all."""
-    partial = f'{out}.part'
-    try:
-        with open(partial, 'w') as file:
-            file.write(text)
-        os.replace(partial, out)
-    except OSError as error:
-        raise PreflightError(
-            f'--out {out!r} cannot be written. {_text(error)}') from error
 
 
 def _edited(old: dict, config: str, logits: bool, gem: bool) -> dict:

@@ -437,16 +437,14 @@ def clear_data_errors() -> Iterator[None]:
     except PreflightError:
         raise
     except Exception as error:
-        where = _place_in_info_file(error)
-        if where is None:
+        reason = _why_no_samples(error)
+        if reason is None:
             raise
-        raise PreflightError(
-            f'{where} ({_text(error)}). Make it anew: docs/datasets.md gives '
-            'the command for each data set.') from error
+        raise PreflightError(reason) from error
 
 
-def _place_in_info_file(error: BaseException) -> str | None:
-    """What was read when a dataset of mmengine raised the error."""
+def _why_no_samples(error: BaseException) -> str | None:
+    """What a dataset of mmengine was reading when it raised the error."""
     place, dataset = '', None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name, values = frame.f_code.co_name, frame.f_locals
@@ -457,9 +455,19 @@ def _place_in_info_file(error: BaseException) -> str | None:
             continue
         elif name == 'load_data_list' and 'raw_data_info' in values:
             place += f': its entry {len(values["data_list"])} is wrong'
+        elif name == '_get_unserialized_subset':
+            return (f'indices={dataset._indices!r} does not fit a '
+                    f'{type(dataset).__name__} of {len(dataset.data_list)} '
+                    f'samples ({_text(error)}).')
         elif name == '_serialize_data' and not dataset.data_list:
+            if dataset._indices is not None:
+                return (f'indices={dataset._indices!r} leaves no sample of '
+                        f'{dataset.ann_file!r}.')
             place += ': it holds no sample'
-    return place or None
+    if not place:
+        return None
+    return (f'{place} ({_text(error)}). Make it anew: docs/datasets.md gives '
+            'the command for each data set.')
 
 
 def unknown_types(cfg: Config) -> list[tuple[str, str, str]]:

@@ -51,13 +51,13 @@ def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
     return summarize_nuscenes(json.loads(newest.read_text()))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Write a file, never a part of one."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
+    partial = f'{path}.partial'
+    Path(partial).write_text(text)
     os.replace(partial, path)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path | str, content: Any) -> None:
     """Write a JSON file, never a part of one."""
     write_text(path, json.dumps(content, indent=2) + '\n')

@@ -383,6 +383,26 @@ def test_info_file_is_named(damageable, fault):
     assert 'Make it anew: docs/datasets.md' in str(error.value)
 
 
+@pytest.mark.parametrize('indices, words', [
+    ([0, 99], r'indices=\[0, 99\] does not fit a NuScenesDataset of \d+ '
+     r'samples \(IndexError'),
+    ('all', "indices='all' does not fit .*TypeError"),
+    (2.5, r'indices=2\.5 does not fit.*TypeError'),
+    ([], r'indices=\[\] leaves no sample of .*_train\.pkl'),
+    (0, 'indices=0 leaves no sample of')])
+def test_indices_are_not_blamed_on_the_info_file(damageable, indices, words):
+    cfg = Config.fromfile(QUICKSTART)
+    preflight.check_stack(cfg)
+    from mmdet3d.registry import DATASETS
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(data_root=f'{damageable}/', indices=indices)
+    init_default_scope('mmdet3d')
+    with pytest.raises(PreflightError, match=words) as error:
+        with preflight.clear_data_errors():
+            DATASETS.build(dataset)
+    assert 'cannot be used' not in str(error.value)
+
+
 def test_other_errors_than_those_of_info_files_pass():
     for error in (KeyError('x'), PreflightError('y')):
         with pytest.raises(type(error)) as caught:
