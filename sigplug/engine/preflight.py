@@ -602,7 +602,7 @@ def _as_options(options: dict[str, Any]) -> str:
     return ' '.join(f'{key}={value}' for key, value in options.items())
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     """The name and the first line of an error."""
     # str(KeyError) would quote the text.
     text = error.args[0] if isinstance(error, KeyError) else error
