@@ -1,5 +1,7 @@
 """Every sample config builds, and is what its name says."""
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,29 @@ def test_name_says_how_it_is_trained(path):
         amp)
     if 'auto_scale_lr' in cfg:
         assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(size)
+
+
+@pytest.mark.parametrize(
+    'path', [path for folder in ('configs', 'sigplug/configs')
+             for path in sorted((ROOT / folder).glob('**/*.py'))],
+    ids=lambda path: path.stem)
+def test_sets_each_of_its_values_once(path):
+    """The last one alone would count: a dict does not add to the one above."""
+    names = Counter(
+        target.id for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) for target in node.targets
+        if isinstance(target, ast.Name))
+    assert not names or names.most_common(1)[0][1] == 1, names
+
+
+@pytest.mark.parametrize('path', [
+    path for path in CONFIGS if path.stem.startswith('centerpoint')],
+    ids=lambda path: path.stem)
+def test_detectors_of_points_stop_at_a_nan_and_keep_their_checkpoints(path):
+    hooks = load(path).default_hooks
+    assert hooks.check_loss.type == 'sigplug.CheckLossHook'
+    assert hooks.checkpoint.type == 'sigplug.CheckpointHook'
+    assert hooks.checkpoint.interval == 1
 
 
 @pytest.mark.parametrize(

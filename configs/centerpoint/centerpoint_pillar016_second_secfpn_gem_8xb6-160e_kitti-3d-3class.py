@@ -94,9 +94,9 @@ model = dict(
             pre_max_size=1000,
             post_max_size=100,
             nms_thr=0.2)))
-default_hooks = dict(check_loss=dict(type='sigplug.CheckLossHook'))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
-# Those of mmdet3d save at the end alone.
 default_hooks = dict(
+    check_loss=dict(type='sigplug.CheckLossHook'),
+    # That of mmdet3d saves at the end alone.
     checkpoint=dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

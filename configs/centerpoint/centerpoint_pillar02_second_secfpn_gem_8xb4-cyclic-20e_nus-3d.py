@@ -8,9 +8,9 @@ model = dict(
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
-default_hooks = dict(check_loss=dict(type='sigplug.CheckLossHook'))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
-# Those of mmdet3d save at the end alone.
 default_hooks = dict(
+    check_loss=dict(type='sigplug.CheckLossHook'),
+    # That of mmdet3d saves at the end alone.
     checkpoint=dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

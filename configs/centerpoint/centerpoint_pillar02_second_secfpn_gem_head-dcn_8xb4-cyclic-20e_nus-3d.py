@@ -8,7 +8,8 @@ model = dict(
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
-# Those of mmdet3d save at the end alone.
 default_hooks = dict(
+    check_loss=dict(type='sigplug.CheckLossHook'),
+    # That of mmdet3d saves at the end alone.
     checkpoint=dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

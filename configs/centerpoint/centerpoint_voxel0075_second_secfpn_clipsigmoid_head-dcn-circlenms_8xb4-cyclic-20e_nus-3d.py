@@ -3,7 +3,8 @@ _base_ = 'mmdet3d::centerpoint/centerpoint_voxel0075_second_secfpn_head-dcn-circ
 model = dict(
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
-# Those of mmdet3d save at the end alone.
 default_hooks = dict(
+    check_loss=dict(type='sigplug.CheckLossHook'),
+    # That of mmdet3d saves at the end alone.
     checkpoint=dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))

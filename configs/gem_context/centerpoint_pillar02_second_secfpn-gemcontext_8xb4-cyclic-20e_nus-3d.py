@@ -19,7 +19,8 @@ model = dict(
             upsample_cfg=dict(type='deconv', bias=False),
             use_conv_for_no_stride=True)))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
-# Those of mmdet3d save at the end alone.
 default_hooks = dict(
+    check_loss=dict(type='sigplug.CheckLossHook'),
+    # That of mmdet3d saves at the end alone.
     checkpoint=dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=2))
