@@ -4,7 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmdet3d.structures import (
+    CameraInstance3DBoxes,
+    Det3DDataSample,
+    LiDARInstance3DBoxes,
+)
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import InstanceData
@@ -50,6 +54,38 @@ def test_ground_truth_holds_all_boxes(dataset):
         np.testing.assert_array_equal(
             drawn['gt_labels'][seen], expected['gt_labels_3d'])
     assert empty > 0
+
+
+def test_objects_of_other_classes_are_not_drawn(dataset):
+    info = dataset.get_data_info(0)
+    first, second = info['instances'][:2]
+    other = dict(first, bbox_label_3d=-1)
+    drawn = ground_truth(dataset, dict(info, instances=[other, second]))
+    np.testing.assert_allclose(
+        drawn['gt_bboxes'], [[*second['bbox_3d'], *second['velocity']]])
+    assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (1, )
+
+
+def test_no_object_is_an_array_of_no_boxes(dataset):
+    drawn = ground_truth(dataset,
+                         dict(dataset.get_data_info(0), instances=[]))
+    assert drawn['gt_bboxes'].shape == (0, 9)
+    assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (0, )
+
+
+def test_boxes_of_a_camera_are_drawn_where_the_points_are():
+    """As in KITTI: x to the right, y down, z ahead; the angle about y."""
+    x, y, z, length, height, width, angle = 1., 2., 30., 4., 1.5, 1.8, 0.3
+    bboxes = CameraInstance3DBoxes(
+        [[x, y, z, length, height, width, angle]])
+    counts = np.array([7])
+    drawn = ground_truth(object(), dict(eval_ann_info=dict(
+        gt_bboxes_3d=bboxes, gt_labels_3d=np.array([2]),
+        num_lidar_pts=counts)))
+    np.testing.assert_allclose(
+        drawn['gt_bboxes'],
+        [[z, -x, -y, length, width, height, -angle - np.pi / 2]], rtol=1e-6)
+    assert drawn['gt_labels'] == [2] and drawn['gt_num_points'] is counts
 
 
 def test_points_lie_in_the_boxes_they_were_counted_in(dataset):
@@ -130,9 +166,19 @@ def test_heatmap_of_a_sample_and_its_place():
     assert keeper.outputs is None
 
 
+def test_heatmap_in_half_precision():
+    """numpy has no bfloat16; the scores are not rounded to it either."""
+    model = nn.Module()
+    model.pts_bbox_head = Head()
+    keeper = HeatmapKeeper(model)
+    model.pts_bbox_head(torch.full((1, 3, 2, 3), 1.5).bfloat16())
+    np.testing.assert_allclose(
+        keeper.heatmap()['heatmap'], 1 / (1 + np.exp(-1.5)), rtol=1e-6)
+
+
 @pytest.mark.parametrize('output', [
     {'all_cls_scores': torch.zeros(1)}, [dict(heatmap=torch.zeros(1))],
-    [[dict(scores=torch.zeros(1))]], None])
+    [[dict(scores=torch.zeros(1))]], [[]], None])
 def test_a_head_that_gives_something_else_is_named(output):
     model = nn.Module()
     model.pts_bbox_head = Head()

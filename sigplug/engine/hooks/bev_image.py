@@ -107,9 +107,7 @@ class BEVImageHook(Hook):
             data_batch (Any): The batch, whose points are drawn.
             outputs (Sequence, optional): What the model has returned.
         """
-        if batch_idx not in self._chosen:
-            return
-        for position in self._chosen[batch_idx]:
+        for position in self._chosen.get(batch_idx, []):
             self._draw(runner, position, data_batch, outputs)
         if self._keeper is not None:
             self._keeper.remove()

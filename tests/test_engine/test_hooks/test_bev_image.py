@@ -44,23 +44,23 @@ def quick(monkeypatch):
 
 
 def validate(hook, dataset, size=4, make_points=lambda i: torch.rand(9, 4),
-             **kwargs):
+             points='points', found='pred_instances_3d', **kwargs):
     """A validation by itself, whose samples have one box each."""
-    kwargs = kwargs or dict(batch_size=size)
+    loader = kwargs or dict(batch_size=size)
     runner = SimpleNamespace(
-        val_dataloader=DataLoader(dataset, **kwargs), model=nn.Linear(1, 1),
+        val_dataloader=DataLoader(dataset, **loader), model=nn.Linear(1, 1),
         visualizer=Pictures(), _train_loop=dict(type='never built'))
     hook.before_val_epoch(runner)
     for number in range(-(-11 // size)):
         indices = range(number * size, min(11, number * size + size))
-        batch = dict(inputs=dict(points=[make_points(i) for i in indices]))
+        batch = dict(inputs={points: [make_points(i) for i in indices]})
         outputs = [
             Det3DDataSample(
                 metainfo=dict(sample_idx=i),
-                pred_instances_3d=InstanceData(
+                **{found: InstanceData(
                     bboxes_3d=LiDARInstance3DBoxes(torch.ones(1, 7)),
                     labels_3d=torch.zeros(1, dtype=torch.long),
-                    scores_3d=torch.ones(1))) for i in indices]
+                    scores_3d=torch.ones(1))}) for i in indices]
         hook.before_val_iter(runner, number, batch)
         hook.after_val_iter(runner, number, batch, outputs)
     return [int(name.removeprefix('bev_val_')) for name in runner.visualizer]
@@ -96,6 +96,14 @@ def test_another_kind_of_data_is_named_once(said):
         assert validate(hook, list(range(11))) == []
     text, = said
     assert 'wrapped in another (list)' in text
+
+
+@pytest.mark.parametrize('names', [
+    dict(points='img'), dict(found='pred_instances')])
+def test_images_alone_are_named(said, names):
+    assert validate(BEVImageHook(), Dataset(), **names) == []
+    text, = said
+    assert 'no LiDAR points or no boxes in space' in text
 
 
 def test_what_cannot_be_drawn_does_not_end_the_training(said):

@@ -31,6 +31,8 @@ HEATMAP = 'heatmap_beside_target'
 # The picture of a heatmap of 128 x 128 cells.
 CELL, FRAME, SIDE = 4, 4, 512
 RED = (184, 46, 10)
+# In nuScenes, x of the LiDAR points to the right of the vehicle.
+EGO_YAW = np.pi / 2
 
 
 class Witness(Hook):
@@ -216,6 +218,8 @@ def test_views_hold_the_truth_and_the_predictions(training):
         assert drawn['heatmap'].max() == pytest.approx(scores.max())
         assert drawn['heatmap_extent'] == pytest.approx(
             (-51.2, -51.2, 51.2, 51.2))
+        assert drawn['class_names'] == dataset.metainfo['classes']
+        assert drawn['ego_yaw'] == pytest.approx(EGO_YAW)
         shown += len(drawn['pred_scores'])
     assert shown > 0
 
@@ -232,6 +236,24 @@ def test_each_hook_is_there_once_and_watches_no_longer(training):
     head = training.runner.model.pts_bbox_head
     assert head.heatmap_observers == [] and not any(
         hook.__name__ == '_keep' for hook in head._forward_hooks.values())
+
+
+@pytest.mark.parametrize('logger, interval', [
+    (dict(type='LoggerHook', interval=7), 7), (None, 50)])
+def test_values_come_as_often_as_those_of_the_log(tmp_path, monkeypatch,
+                                                  synthetic_nuscenes,
+                                                  logger, interval):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+    cfg = Config.fromfile(QUICKSTART)
+    cfg.merge_from_dict({
+        **SWITCH, 'default_hooks.logger': logger, 'work_dir': str(tmp_path),
+        'log_level': 'ERROR'})
+    cfg.custom_hooks = []
+    runner = Runner.from_cfg(cfg)
+    runner.call_hook('before_run')
+    found = {type(hook): hook.interval for hook in runner.hooks
+             if isinstance(hook, (GeMPowerHook, HeatmapSaturationHook))}
+    assert found == {GeMPowerHook: interval, HeatmapSaturationHook: interval}
 
 
 # --- without what there is to see ------------------------------------------
