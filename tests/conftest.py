@@ -224,7 +224,7 @@ def run_here(capfd, monkeypatch) -> Callable[..., tuple]:
         if isinstance(tool, str):
             tool = load_tool(tool)
         try:
-            code = tool.preflight.run_tool(tool.main)
+            code = tool.process.run_tool(tool.main)
         except SystemExit as end:
             code = end.code
         return code, capfd.readouterr()

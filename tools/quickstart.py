@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sigplug.engine import preflight, process
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.engine.results import (
     read_nuscenes_metrics,
@@ -98,6 +99,8 @@ def main() -> None:
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()
     config = relative(args.config)
+    preflight.check_data_root(
+        preflight.load_config(config), str(args.data_root))
 
     stages = {}
     stages['data'] = run_stage(
@@ -142,7 +145,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(process.run_tool(main))

@@ -5,8 +5,9 @@ import sys
 
 from mmengine.config import Config
 
-from sigplug.engine import cli, preflight
+from sigplug.engine import cli, preflight, process
 from sigplug.engine.hooks import CheckpointFitHook
+from sigplug.errors import PreflightError
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,13 +54,13 @@ def parse_args() -> argparse.Namespace:
 def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Switch mmdet3d's visualization hook on."""
     if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
-        raise preflight.PreflightError(
+        raise PreflightError(
             '--show and --show-dir draw in an Open3D window, which needs a '
             'display. Pictures without one: python '
             f'tools/analysis_tools/visualize_bev.py {args.config} '
             f'{args.checkpoint} --out-dir DIR')
     if 'visualization' not in cfg.get('default_hooks', {}):
-        raise preflight.PreflightError(
+        raise PreflightError(
             '--show and --show-dir need the visualization hook in the '
             'config: default_hooks = dict(visualization=dict('
             "type='Det3DVisualizationHook'), ...).")
@@ -98,7 +99,7 @@ def main() -> None:
         write_predictions(cfg, args.out)
     preflight.check_stack(cfg)
     cli.set_launcher(cfg, args.launcher)
-    if not preflight.is_first_process():
+    if not process.is_first_process():
         # mmengine's LoggerHook writes the metrics from every process, all
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

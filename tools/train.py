@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight
+from sigplug.engine import cli, preflight, process
 from sigplug.engine.hooks import CheckpointFitHook
 
 
@@ -42,8 +42,8 @@ def main() -> None:
     if args.auto_scale_lr:
         cli.enable_auto_scale_lr(cfg)
     cli.use_safe_checkpoints(cfg)
-    if args.resume or (cfg.get('resume') and not cfg.get('load_from')):
-        cli.set_resume(cfg, args.resume or 'auto')
+    if args.resume or cfg.get('resume'):
+        cli.set_resume(cfg, args.resume or cfg.get('load_from') or 'auto')
     cli.warn_of_earlier_run(cfg)
     if cfg.get('load_from') and not cfg.get('resume'):
         preflight.check_checkpoint(cfg.load_from, 'load_from of the config')
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

@@ -11,7 +11,7 @@ import torch
 from mmengine.fileio import get
 from mmengine.logging import print_log
 
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.registry import TRANSFORMS
 
 # As if at least so many samples had been seen: one bad sample among the first
@@ -51,8 +51,9 @@ class CheckSample:
 
     Args:
         load_dim (int): Values of each point in the files.
-        sweeps_num (int): How many sweeps are checked too, the nearest first;
-            what ``LoadPointsFromMultiSweeps`` loads. Defaults to 0.
+        sweeps_num (int): That of ``LoadPointsFromMultiSweeps``, whose files
+            are checked too: the nearest, and in training, where it draws
+            among them, all. Defaults to 0.
         on_bad (str): ``'raise'`` or ``'skip'``. Defaults to ``'raise'``.
         max_bad (float): The share of bad samples, among all that were asked
             for and at least 20, beyond which ``'skip'`` ends in an error too.
@@ -142,7 +143,9 @@ class CheckSample:
         if 'lidar_path' not in results.get('lidar_points', {}):
             return
         key_frame = results['lidar_points']['lidar_path']
-        sweeps = results.get('lidar_sweeps', [])[:self.sweeps_num]
+        sweeps = results.get('lidar_sweeps', [])
+        if 'ann_info' not in results or not self.sweeps_num:
+            sweeps = sweeps[:self.sweeps_num]
         for points in (results['lidar_points'],
                        *(sweep['lidar_points'] for sweep in sweeps)):
             problem = self._problem_of_points(points['lidar_path'])

@@ -16,15 +16,12 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from sigplug.errors import PreflightError
+
 from .hooks.checkpoint import find_checkpoint_dir
 from .optim_wrapper import cpu_amp_dtype
-from .preflight import (
-    PreflightError,
-    check_checkpoint,
-    print_once,
-    use_launcher,
-)
-from .stages import end_with_parent
+from .preflight import check_checkpoint
+from .process import end_with_parent, print_once, use_launcher
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'

@@ -6,7 +6,7 @@ from typing import IO
 
 from mmengine.logging import print_log
 
-from .preflight import PreflightError
+from sigplug.errors import PreflightError
 
 LOCK = '.lock'
 

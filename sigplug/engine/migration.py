@@ -18,7 +18,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from .preflight import PreflightError, load_config
+from sigplug.errors import PreflightError
+
+from .preflight import load_config
 from .results import write_text
 
 # The stock heads, each with the name of its heatmap loss.

@@ -1,18 +1,14 @@
 """Checks before a run, and clear words for the failures that are known.
 
-Each check raises :class:`PreflightError` with one message that names the
-problem and the remedy; :func:`run_tool` prints it and ends with exit code 2.
-Any other exception keeps its traceback.
+Each check raises a :class:`sigplug.errors.PreflightError`, whose one message
+names the problem and the remedy.
 """
 import difflib
-import errno
 import os
 import os.path as osp
 import re
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -25,113 +21,11 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, Registry
 
-from .checkpoint import load_safely, safe_loading
+from sigplug.errors import PreflightError
 
-# What the system says where there is no room: on the disk, in the quota, or
-# under the limit of the process.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# In which variable a launcher tells each process its number; srun also does
-# so where the processes have nothing to do with one another.
-RANKS = dict(
-    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-_rank: str | None = None
+from .checkpoint import load_safely
+
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
-
-
-class PreflightError(Exception):
-    """A problem that the user can solve; its text is the whole message."""
-
-
-def run_tool(main: Callable[[], None]) -> int:
-    """Run the ``main`` of a command-line tool.
-
-    Checkpoints are read without running what they may hold, see
-    :func:`sigplug.engine.checkpoint.safe_loading`.
-
-    Args:
-        main (Callable): The tool.
-
-    Returns:
-        int: The exit code: 0; 2 after a :class:`PreflightError` or on a full
-        disk, with a message on the standard error (of the first process; after
-        the start of a distributed run, of each); 130 or 143 where Ctrl-C or
-        SIGTERM have stopped it.
-    """
-    try:
-        with _sigterm_as_exception(), safe_loading():
-            main()
-    except PreflightError as error:
-        if is_first_process():
-            print(f'error: {error}', file=sys.stderr, flush=True)
-        # Once the processes work together, it may be one of them alone.
-        elif torch.distributed.is_available() and (
-                torch.distributed.is_initialized()):
-            print(f'error in process {torch.distributed.get_rank()}: {error}',
-                  file=sys.stderr, flush=True)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        print_once(
-            f'error: {error}. Checkpoints that were written before are '
-            'whole. Make room; a training then continues with --resume.',
-            file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, _Terminated) as stop:
-        number = (signal.SIGTERM if isinstance(stop, _Terminated) else
-                  signal.SIGINT)
-        print_once(f'Stopped by {number.name}. A training continues with '
-                   '--resume.', file=sys.stderr)
-        return 128 + number
-    return 0
-
-
-class _Terminated(BaseException):
-    """SIGTERM as an exception, so that files and workers are closed."""
-
-
-@contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    process = os.getpid()
-
-    def stop(*_: Any) -> None:
-        # A worker that was forked has this handler as well.
-        if os.getpid() != process:
-            os._exit(128 + signal.SIGTERM)
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def use_launcher(launcher: str) -> None:
-    """Say how this process was started, for :func:`is_first_process`.
-
-    Args:
-        launcher (str): The value of ``--launcher``. ``'none'``, as at the
-            start: whatever the environment says, by itself.
-    """
-    global _rank
-    _rank = RANKS.get(launcher)
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of those that the launcher started."""
-    return _rank is None or os.environ.get(_rank, '0') == '0'
-
-
-def print_once(text: str, **kwargs: Any) -> None:
-    """Print from the first of the processes that a launcher started.
-
-    Args:
-        text (str): The text.
-        **kwargs: As for ``print``.
-    """
-    if is_first_process():
-        print(text, flush=True, **kwargs)
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
@@ -217,6 +111,29 @@ def check_data(cfg: Config, *splits: str) -> None:
                     if not osp.exists(path):
                         raise PreflightError(_missing_data(
                             f'{key}.{name}', path, node.get('data_root')))
+
+
+def check_data_root(cfg: Config, root: str) -> None:
+    """See that a config reads the data set that ``SIGPLUG_DATA_ROOT`` names.
+
+    Args:
+        cfg (Config): The config, loaded with that variable.
+        root (str): The folder of the data set.
+
+    Raises:
+        PreflightError: It reads another one.
+    """
+    for split in ('train', 'val', 'test'):
+        for key, node in _dicts(cfg.get(f'{split}_dataloader'),
+                                f'{split}_dataloader'):
+            found = node.get('data_root')
+            if found and osp.realpath(found) != osp.realpath(root):
+                raise PreflightError(
+                    f'{cfg.filename} reads {key}.data_root = {found!r} in '
+                    f'place of {root!r}: it does not take SIGPLUG_DATA_ROOT '
+                    'from the environment, as the nus-mini configs in '
+                    'configs/ do (one in plain Python cannot). Choose one '
+                    'that does.')
 
 
 def check_model(cfg: Config) -> None:
@@ -544,7 +461,8 @@ def _data_paths(node: dict, section: str,
         return
     if root:
         yield 'data_root', root
-    if node.get('type') == 'NuScenesMetric':
+    # With or without its scope, or the class.
+    if 'NuScenesMetric' in str(node.get('type')):
         yield 'data_root with its tables', osp.join(root, version)
     # A dataset's files lie below its data root, an evaluator's do not.
     base = root if section.endswith('_dataloader') else ''

@@ -1,5 +1,4 @@
 """A long job as a row of tools, each in a process of its own."""
-import ctypes
 import os
 import shlex
 import signal
@@ -9,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from .process import end_with_parent
 
 # What a stage needs in its environment.
 SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
@@ -28,17 +29,6 @@ def relative(path: Path | str) -> str:
     """A path as it is typed: relative, where it is below the working dir."""
     path = os.path.relpath(path)
     return os.path.abspath(path) if path.startswith('..') else path
-
-
-def end_with_parent() -> None:
-    """Let Linux end this process when the one that started it has died.
-
-    A launcher that is killed could not do it, and the training would go on
-    unseen.
-    """
-    if sys.platform == 'linux':
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def run_stage(name: str, tool: Path | str, *args: Any,

@@ -103,6 +103,28 @@ def test_sweep_is_named(damageable):
         dataset[1]
 
 
+@pytest.mark.parametrize('split, is_read', [('train', True), ('val', False)])
+def test_sweeps_that_may_be_drawn_are_checked(damageable, split, is_read):
+    """In training the loader takes any, elsewhere the nearest."""
+
+    def change(samples):
+        # More than sweeps_num, the last one without its file.
+        sweeps = samples[1]['lidar_sweeps']
+        sweeps += [copy.deepcopy(sweeps[0])]
+        sweeps[-1]['lidar_points']['lidar_path'] = 'gone.bin'
+
+    change_infos(damageable, change, split)
+    dataset = build(damageable, split)
+    check = CheckSample(load_dim=5, sweeps_num=1)
+    info = dataset.get_data_info(1)
+    if is_read:
+        with pytest.raises(BadSampleError, match='gone.bin.*cannot be read'):
+            check(info)
+    else:
+        assert check(info) is not None
+    assert CheckSample(load_dim=5)(info) is not None
+
+
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_missed_returns_are_no_fault(damageable, value):
     """Without coordinates, whatever else they have; the others stay."""

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from sigplug.engine import cli, preflight
+from sigplug.engine import cli, process
 from sigplug.engine.hooks import CheckpointHook as SafeHook
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 
 def parse(monkeypatch, *args):
@@ -36,9 +36,9 @@ def test_processes_of_a_launcher_print_once(monkeypatch):
     """From the command line on, which says whether there is one."""
     monkeypatch.setenv('SLURM_PROCID', '1')
     parse(monkeypatch, '--launcher', 'slurm')
-    assert not preflight.is_first_process()
+    assert not process.is_first_process()
     parse(monkeypatch)
-    assert preflight.is_first_process()
+    assert process.is_first_process()
 
 
 def test_an_option_without_a_value(monkeypatch, capsys):
@@ -153,7 +153,7 @@ def test_sigterm_ends_a_process_of_several_at_once(monkeypatch):
         cli.set_launcher(Config(), 'slurm')
         found.append(signal.getsignal(signal.SIGTERM))
 
-    assert preflight.run_tool(tool) == 0 and found == [signal.SIG_DFL]
+    assert process.run_tool(tool) == 0 and found == [signal.SIG_DFL]
 
 
 def save(path):

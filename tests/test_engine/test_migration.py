@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 import sigplug.models.dense_heads as heads
 from sigplug.engine import migration
 from sigplug.engine.migration import migrate
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 ROOT = Path(__file__).parents[2]
 SMALL = str(ROOT / 'configs/centerpoint/centerpoint_pillar04_second_secfpn_'

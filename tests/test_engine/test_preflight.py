@@ -1,11 +1,8 @@
-"""One clear message per known failure, and a traceback for the others."""
+"""One clear message per known failure."""
 import datetime
 import os
 import pickle
-import signal
 import sys
-import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from mmengine.registry import build_model_from_cfg, init_default_scope
 
 from sigplug.engine import preflight
 from sigplug.engine.checkpoint import allow_mmengine_checkpoints
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 
 @pytest.fixture
@@ -43,102 +40,6 @@ def data_config(root):
             val_evaluator=[
                 dict(data_root=f'{root}/', ann_file=f'{root}/infos.pkl')
             ]))
-
-
-def test_run_tool_prints_a_known_error(capsys):
-
-    def tool():
-        raise PreflightError('no data at x')
-
-    assert preflight.run_tool(tool) == 2
-    captured = capsys.readouterr()
-    assert captured.err == 'error: no data at x\n' and not captured.out
-
-
-def test_run_tool_lets_unknown_errors_pass():
-
-    def tool():
-        raise ValueError('a bug')
-
-    with pytest.raises(ValueError, match='a bug'):
-        preflight.run_tool(tool)
-    assert preflight.run_tool(lambda: None) == 0
-
-
-def test_run_tool_says_that_the_disk_is_full(capsys):
-    """/dev/full is a disk without room."""
-
-    def tool(path):
-        with open(path, 'w') as file:
-            file.write('text')
-
-    assert preflight.run_tool(lambda: tool('/dev/full')) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith('error: ') and printed.count('\n') == 1
-    assert 'No space left on device' in printed and '--resume' in printed
-    with pytest.raises(IsADirectoryError):
-        preflight.run_tool(lambda: tool('/dev'))
-
-
-@pytest.mark.parametrize('number, code', [
-    (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
-                                                   request):
-    before = signal.getsignal(signal.SIGTERM)
-    # A shell starts what runs in its background with Ctrl-C ignored.
-    request.addfinalizer(partial(
-        signal.signal, signal.SIGINT,
-        signal.signal(signal.SIGINT, signal.default_int_handler)))
-    closed = []
-
-    def tool():
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(10)
-        finally:
-            closed.append(True)
-
-    assert preflight.run_tool(tool) == code and closed
-    printed = capsys.readouterr().err
-    assert f'Stopped by {number.name}' in printed and '--resume' in printed
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_workers_end_at_sigterm(monkeypatch):
-    """A worker that was forked does not go on with the tool."""
-    code = []
-
-    def tool():
-        worker = os.fork()
-        if not worker:
-            time.sleep(60)
-            os._exit(1)
-        time.sleep(0.2)
-        os.kill(worker, signal.SIGTERM)
-        code.append(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
-
-    assert preflight.run_tool(tool) == 0 and code == [143]
-
-
-@pytest.mark.parametrize('launcher, name', [
-    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
-    ('mpi', 'OMPI_COMM_WORLD_RANK')])
-def test_only_the_first_rank_prints(monkeypatch, capsys, request, launcher,
-                                    name):
-    request.addfinalizer(partial(preflight.use_launcher, 'none'))
-    preflight.use_launcher(launcher)
-    monkeypatch.setenv(name, '1')
-    preflight.print_once('text')
-    assert capsys.readouterr().out == ''
-    monkeypatch.setenv(name, '0')
-    preflight.print_once('text')
-    assert capsys.readouterr().out == 'text\n'
-
-
-def test_runs_of_their_own_under_srun_all_print(monkeypatch, capsys):
-    monkeypatch.setenv('SLURM_PROCID', '1')
-    preflight.print_once('text')
-    assert capsys.readouterr().out == 'text\n'
 
 
 def test_load_config_of_a_folder(tmp_path):
@@ -381,6 +282,27 @@ def test_info_file_is_named(damageable, fault):
             DATASETS.build(dataset)
     assert f"The info file '{path}' cannot be used" in str(error.value)
     assert 'Make it anew: docs/datasets.md' in str(error.value)
+
+
+@pytest.mark.parametrize('root', ['data/mine', 'data/mine/', './data/mine'])
+def test_data_root_by_any_spelling(monkeypatch, root):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'data/mine/')
+    cfg = Config.fromfile(QUICKSTART)
+    preflight.check_data_root(cfg, root)
+    cfg.val_dataloader.dataset.data_root = 'elsewhere'
+    with pytest.raises(PreflightError, match="val_dataloader.dataset.data_root"
+                       " = 'elsewhere' in place of '.*data/mine"):
+        preflight.check_data_root(cfg, root)
+
+
+@pytest.mark.parametrize('kind', [
+    'NuScenesMetric', 'mmdet3d.NuScenesMetric', type('NuScenesMetric', (), {})
+])
+def test_tables_of_the_evaluation_are_looked_for(data_root, kind):
+    cfg = data_config(data_root)
+    cfg.val_evaluator[0]['type'] = kind
+    with pytest.raises(PreflightError, match='data_root with its tables'):
+        preflight.check_data(cfg, 'val')
 
 
 @pytest.mark.parametrize('indices, words', [

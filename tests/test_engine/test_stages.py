@@ -133,7 +133,7 @@ def test_sigterm_ends_the_stage_as_well(tmp_path, signals):
 
     A second signal, in the midst of that, does not hang it.
     """
-    process = start_slow_stage(tmp_path)
+    process = start_slow_stage(tmp_path, 'stages.SECONDS_TO_END = 60')
     for _ in range(signals):
         process.terminate()
         time.sleep(0.1)

@@ -419,6 +419,18 @@ def test_usage_errors(request, monkeypatch, capsys, tool, args, message):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('device, index', [('cuda', 0), ('cuda:1', 1)])
+def test_the_gpu_is_the_one_that_is_waited_for(monkeypatch, tmp_path, ops,
+                                               device, index):
+    chosen = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.set_device', chosen.append)
+    monkeypatch.setattr(
+        sys, 'argv', ['tool', '--device', device, '--out', str(tmp_path)])
+    ops.parse_args()
+    assert chosen == [index]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_a_missing_gpu_is_named(ops, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['tool', '--device', 'cuda'])

@@ -6,8 +6,10 @@ import sys
 import time
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
-from conftest import tool_command
+from conftest import load_tool, tool_command
+from tensorboard.program import TensorBoard
 from torch.utils.tensorboard import SummaryWriter
 
 TOOL = 'analysis_tools/live_look.py'
@@ -18,6 +20,8 @@ def server(tmp_path):
     """Its address, with a plug-in around that cannot be imported."""
     with SummaryWriter(str(tmp_path / 'work/run')) as writer:
         writer.add_scalar('loss', 0.5, 7)
+        for step in range(12):
+            writer.add_image('view', np.full((3, 4, 4), step, np.uint8), step)
     plugin = tmp_path / 'path/broken-1.0.dist-info'
     plugin.mkdir(parents=True)
     (plugin / 'METADATA').write_text('Name: broken\nVersion: 1.0\n')
@@ -27,7 +31,7 @@ def server(tmp_path):
     with log.open('w') as file:
         process = subprocess.Popen(
             tool_command(TOOL, tmp_path / 'work', '--port', 0,
-                         '--host', '127.0.0.1'),
+                         '--host', '127.0.0.1', '--path_prefix', '/live'),
             env=dict(os.environ, PYTHONPATH=os.pathsep.join(
                 [str(tmp_path / 'path'), *sys.path])),
             stdout=file, stderr=subprocess.STDOUT)
@@ -45,12 +49,17 @@ def server(tmp_path):
 
 
 def test_serves_the_work_dir(server):
+    assert server.endswith('/live/')
     with urlopen(f'{server}data/plugin/scalars/tags') as answer:
         assert 'loss' in json.load(answer)['run']
     with urlopen(f'{server}data/plugin/scalars/scalars?tag=loss&run=run'
                  ) as answer:
         (_, step, value), = json.load(answer)
     assert (step, value) == (7, 0.5)
+    # All of them, where TensorBoard by itself shows ten.
+    with urlopen(f'{server}data/plugin/images/images?tag=view&run=run&sample=0'
+                 ) as answer:
+        assert [image['step'] for image in json.load(answer)] == [*range(12)]
 
 
 def test_help_says_whose_options_are_passed_on(tmp_path, run_tool):
@@ -61,3 +70,21 @@ def test_work_dir_comes_first(tmp_path, run_tool):
     printed = run_tool('analysis_tools/live_look.py', '--port', '6007',
                        'work', cwd=tmp_path, expect=2)
     assert 'the work dir comes first' in printed
+
+
+@pytest.mark.parametrize('code', [0, 3])
+def test_waits_for_a_training_that_has_not_begun(tmp_path, monkeypatch,
+                                                 run_here, code):
+    """It ends as TensorBoard does."""
+    monkeypatch.setattr(TensorBoard, 'main', lambda self: code)
+    found, printed = run_here(TOOL, 'work', cwd=tmp_path)
+    assert found == code
+    assert 'work is not there yet: TensorBoard will wait.' in printed.out
+    (tmp_path / 'work').mkdir()
+    assert 'not there' not in run_here(TOOL, 'work', cwd=tmp_path)[1].out
+
+
+def test_without_tensorboard(tmp_path, monkeypatch, fail):
+    tool = load_tool(TOOL)
+    monkeypatch.setattr(tool, 'find_spec', lambda name: None)
+    assert 'pip install tensorboard' in fail(tool, 'work', cwd=tmp_path)

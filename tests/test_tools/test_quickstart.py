@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import TOOLS, tool_command
@@ -33,6 +34,17 @@ def test_missing_config(tmp_path, run_tool):
     printed = run_tool(
         'quickstart.py', '--config', 'none.py', cwd=tmp_path, expect=2)
     assert '--config: none.py does not exist' in printed
+
+
+def test_config_with_a_data_set_of_its_own(tmp_path, run_tool):
+    """That in plain Python, which cannot read the environment."""
+    python, = (Path(__file__).parents[2] / 'sigplug/configs/centerpoint'
+               ).glob('centerpoint_*.py')
+    printed = run_tool('quickstart.py', '--config', python, '--data-root',
+                       'mine', cwd=tmp_path, expect=2)
+    assert "train_dataloader.dataset.data_root = 'data/synthetic" in printed
+    assert "in place of 'mine'" in printed
+    assert not (tmp_path / 'mine').exists()
 
 
 @pytest.mark.parametrize('args, words', [

@@ -118,6 +118,8 @@ def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
 @pytest.mark.parametrize('tool, args, words', [
     ('test.py', ['x.pth'], ["checkpoint 'x.pth' does not exist"]),
     ('train.py', ['--resume', 'x.pth'], ["'x.pth' does not exist"]),
+    ('train.py', ['--cfg-options', 'resume=True', 'load_from=x.pth'],
+     ['--resume', "'x.pth' does not exist"]),
     ('train.py', ['--cfg-options', 'load_from=x.pth'],
      ['load_from of the config', "'x.pth' does not exist"]),
     ('train.py', ['--cfg-options', 'train_dataloader.dataset.ann_file=x.pkl'],

@@ -26,7 +26,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from sigplug.datasets import DIFFICULTIES
-from sigplug.engine import preflight
+from sigplug.engine import preflight, process
 from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.lock import lock_folder
 from sigplug.engine.machine import describe_machine, list_versions
@@ -157,14 +157,16 @@ def main() -> None:
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()
+    cfgs = [preflight.load_config(str(config)) for config in args.configs]
+    for cfg in cfgs:
+        preflight.check_data_root(cfg, str(args.data_root))
     run_stage('data',
               TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
               '--out', args.data_root, '--difficulty', args.difficulty,
               *([] if args.samples_per_scene is None else
                 ['--samples-per-scene', args.samples_per_scene]))
     manifest = (args.data_root / 'synthetic_nuscenes.json').read_bytes()
-    digests = [digest(preflight.load_config(str(config)), manifest)
-               for config in args.configs]
+    digests = [digest(cfg, manifest) for cfg in cfgs]
     variants = [(f'{name} amp' if amp else name, amp, config, key)
                 for amp in ([False, True] if args.amp else [False])
                 for name, config, key in zip(args.names, args.configs,
@@ -195,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

@@ -38,7 +38,8 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from tqdm import tqdm
 
 from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
-from sigplug.engine import preflight
+from sigplug.engine import preflight, process
+from sigplug.errors import PreflightError
 
 REPEAT = 15
 FOLDER = Path(__file__).resolve().parents[2] / 'configs/centerpoint'
@@ -206,7 +207,7 @@ def collate(dataset: dict[str, Any], batch_size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     samples = DATASETS.build(dataset)
     if len(samples) < batch_size:
-        raise preflight.PreflightError(
+        raise PreflightError(
             f'--batch-size {batch_size}: the data set has only '
             f'{len(samples)} samples')
     return pseudo_collate([
@@ -283,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

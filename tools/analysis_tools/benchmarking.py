@@ -74,9 +74,12 @@ def check_common_arguments(parser: argparse.ArgumentParser,
     except RuntimeError:
         parser.error(f'--device must be cpu, cuda or cuda:N, got '
                      f'{args.device!r}')
-    if args.device.type == 'cuda' and not torch.cuda.is_available():
-        parser.error(f'--device {args.device}: torch finds no GPU here, use '
-                     '--device cpu')
+    if args.device.type == 'cuda':
+        if not torch.cuda.is_available():
+            parser.error(f'--device {args.device}: torch finds no GPU here, '
+                         'use --device cpu')
+        # That whose work is waited for, and whose memory is counted.
+        torch.cuda.set_device(args.device.index or 0)
 
 
 # Forms and their inputs --------------------------------------------------

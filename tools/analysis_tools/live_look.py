@@ -10,7 +10,8 @@ import os
 import sys
 from importlib.util import find_spec
 
-from sigplug.engine import preflight
+from sigplug.engine import process
+from sigplug.errors import PreflightError
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
               flush=True)
     if find_spec('tensorboard') is None:
-        raise preflight.PreflightError(
+        raise PreflightError(
             'TensorBoard is not installed: pip install tensorboard.')
     from tensorboard import default, program
     server = program.TensorBoard(plugins=default.get_static_plugins())
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

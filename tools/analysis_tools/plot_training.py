@@ -3,7 +3,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sigplug.engine import preflight
+from sigplug.engine import process
+from sigplug.errors import PreflightError
 from sigplug.visualization import draw_training, read_training_log, save_png
 
 
@@ -42,10 +43,10 @@ def main() -> None:
             metrics=args.metrics,
             title=args.title or args.work_dir.resolve().name)
     except (FileNotFoundError, ValueError) as error:
-        raise preflight.PreflightError(str(error)) from error
+        raise PreflightError(str(error)) from error
     save_png(figure, args.out)
     print(args.out)
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
-from sigplug.engine import cli, preflight
+from sigplug.engine import cli, preflight, process
 from sigplug.engine.bev_frame import (
     HeatmapKeeper,
     ego_yaw,
@@ -23,6 +23,7 @@ from sigplug.engine.bev_frame import (
     predictions,
     spread,
 )
+from sigplug.errors import PreflightError
 from sigplug.visualization import draw_bev, save_png
 
 
@@ -97,7 +98,7 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
     """The config of a split with the pipeline of the validation."""
     for name in ('val', split):
         if cfg.get(f'{name}_dataloader') is None:
-            raise preflight.PreflightError(
+            raise PreflightError(
                 f'The config {cfg.filename!r} has no {name}_dataloader.')
     dataset = copy.deepcopy(innermost(cfg.val_dataloader.dataset))
     source = innermost(cfg[f'{split}_dataloader'].dataset)
@@ -118,7 +119,7 @@ def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
         return spread(args.num, length)
     outside = [index for index in args.indices if not 0 <= index < length]
     if outside:
-        raise preflight.PreflightError(
+        raise PreflightError(
             f'--indices {" ".join(map(str, outside))}: the split '
             f'{args.split!r} has the samples 0 to {length - 1}.')
     return args.indices
@@ -139,7 +140,7 @@ class Predictor:
             try:
                 self.keeper = HeatmapKeeper(model)
             except ValueError as error:
-                raise preflight.PreflightError(
+                raise PreflightError(
                     f'{error}: use --no-heatmap.') from error
 
     @torch.no_grad()
@@ -191,7 +192,7 @@ def main() -> None:
         try:
             data = dataset[index]
         except FileNotFoundError as error:
-            raise preflight.PreflightError(
+            raise PreflightError(
                 f'A file of sample {index} is missing: {error}') from error
         path = args.out_dir / f'bev_{index:04d}.png'
         figure = draw_bev(
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

@@ -7,7 +7,7 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 
-from sigplug.engine import preflight
+from sigplug.engine import process
 from sigplug.engine.migration import migrate
 
 
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from sigplug.engine import cli, preflight
+from sigplug.engine import cli, preflight, process
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(preflight.run_tool(main))
+    sys.exit(process.run_tool(main))

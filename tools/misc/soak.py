@@ -278,7 +278,8 @@ def main() -> None:
     with open(log, 'w') as output:
         process = subprocess.Popen(
             [sys.executable, TOOLS / 'train.py', config, '--work-dir', run],
-            env=dict(os.environ, SIGPLUG_DATA_ROOT=f'{data.resolve()}/'),
+            env=dict(os.environ, SIGPLUG_DATA_ROOT=f'{data.resolve()}/',
+                     SIGPLUG_DATA_VERSION='v1.0-mini'),
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             records = watch(process, args.seconds, args.interval)

@@ -1,6 +1,8 @@
 """A nuScenes v1.0-mini data set for LiDAR detection, synthetic by default.
 
-The Python twin of ``configs/_base_/datasets/nus-mini-3d.py``.
+The Python twin of ``configs/_base_/datasets/nus-mini-3d.py``, but for the
+environment variables, which a config in plain Python cannot read: set
+``data_root`` and ``data_version`` where they are used.
 """
 from mmcv.transforms import RandomChoice
 from mmdet3d.datasets import NuScenesDataset

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -155,26 +155,29 @@ def _staging_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out``, locked while in use and removed at the end."""
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f'.{out.name}.incomplete-'
-    for stale in out.parent.glob(f'{prefix}*'):
-        with _locked(stale) as free:
-            if free:  # the process that made it is gone
-                shutil.rmtree(stale)
-    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-    try:
-        with _locked(staging):
-            staging.chmod(0o755)
-            yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as stack:
+        # A folder that is just made, and not locked yet, must not pass for
+        # one that was left.
+        with _locked(out.parent, wait=True):
+            for stale in out.parent.glob(f'{prefix}*'):
+                # Another run may just publish it.
+                with suppress(FileNotFoundError), _locked(stale) as free:
+                    if free:  # the process that made it is gone
+                        shutil.rmtree(stale)
+            staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            stack.enter_context(_locked(staging))
+        staging.chmod(0o755)
+        yield staging
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Hold a lock that dies with the process; False if another holds it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             free = True
         except BlockingIOError:
             free = False
@@ -191,7 +194,7 @@ def _publish(staging: Path, out: Path) -> None:
     old = tempfile.mkdtemp(prefix=f'.{out.name}.incomplete-', dir=out.parent)
     os.replace(out, old)
     os.replace(staging, out)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # -- the content ------------------------------------------------------------

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
 
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.ops._checks import check_integer
 from sigplug.registry import register_hook_everywhere
 

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
 from sigplug.engine.lock import lock_folder
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'

@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.registry import HOOKS
 
 STATISTICS = ('running_mean', 'running_var')
@@ -63,6 +63,8 @@ class CheckpointFitHook(Hook):
             if name.endswith(STATISTICS)
         ]
         misfits, sizes = find_misfits(model, checkpoint)
+        # Of a fixed p as well, which is neither.
+        learnt += [name for name in sizes if name not in learnt]
         missing = [name for name in learnt if name in misfits]
         if missing:
             shown = [sizes.get(name, f'{name} (missing)')

@@ -8,7 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 from .interval import IntervalHook
 

@@ -7,14 +7,14 @@ from mmengine.logging import print_log
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.models.layers.power import Power
 from sigplug.registry import register_hook_everywhere
 
 from .bev_image import BEVImageHook
 from .gem_power import GeMPowerHook
 from .heatmap_image import HeatmapImageHook
-from .heatmap_observer import find_observable_heads, unwrap
+from .heatmap_observer import find_observable_heads
 from .heatmap_saturation import HeatmapSaturationHook
 
 BACKEND = 'TensorboardVisBackend'
@@ -78,7 +78,7 @@ class LiveLookHook(Hook):
             missing.append('heatmaps, since no head is like '
                            'sigplug.CenterHead')
         if any(isinstance(module, Power)
-               for module in unwrap(runner.model).modules()):
+               for module in runner.model.modules()):
             parts.append(GeMPowerHook(interval))
         else:
             missing.append('p, since the model has no GeM')

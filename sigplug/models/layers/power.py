@@ -34,6 +34,7 @@ class Power(nn.Module):
             used of a trained ``p``. Defaults to (1.0, 50.0).
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of its range.
     """
 
@@ -103,18 +104,23 @@ class Power(nn.Module):
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
         key = f'{prefix}p'
-        if key in state_dict and not self.p_trainable:
-            if key in unexpected_keys:
-                unexpected_keys.remove(key)
-            if state_dict[key].shape != self.p.shape:
+        if self.p_trainable or key not in state_dict:
+            return
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        found = state_dict[key]
+        if found.shape != self.p.shape:
+            # In torch's words, which tools read. It has said so already
+            # where p is part of the state_dict.
+            if not any(f' {key}: ' in message for message in error_msgs):
                 error_msgs.append(
-                    f'size mismatch for {key}: the checkpoint holds '
-                    f'{tuple(state_dict[key].shape)}, the module '
-                    f'{tuple(self.p.shape)}')
-                return
-            with torch.no_grad():
-                self.p.copy_(state_dict[key])
-            self._shared_p = self._read_shared_p()
+                    f'size mismatch for {key}: copying a param with shape '
+                    f'{found.shape} from checkpoint, the shape in current '
+                    f'model is {self.p.shape}.')
+            return
+        with torch.no_grad():
+            self.p.copy_(found)
+        self._shared_p = self._read_shared_p()
 
     def reset_parameters(self) -> None:
         """Set ``p`` back to its initial value."""

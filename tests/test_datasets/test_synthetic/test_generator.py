@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,6 +271,19 @@ def test_run_in_progress_is_left_alone(tmp_path):
         assert generate_synthetic_nuscenes(tmp_path / 'out', TINY)
         assert (other / 'file').exists()
     assert os.listdir(tmp_path) == ['out']
+
+
+def use_staging_folders(out):
+    for _ in range(200):
+        with generator._staging_folder(out) as staging:
+            (staging / 'file').write_text('in progress')
+
+
+def test_runs_at_once_leave_one_another_alone(tmp_path):
+    """None takes the new folder of another for one that was left."""
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(use_staging_folders, [tmp_path / 'out'] * 4))
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- arguments --------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 from sigplug.engine.hooks import CheckLossHook, check_loss
 from sigplug.engine.optim_wrapper import CPUAmpOptimWrapper
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 RUNNER = SimpleNamespace(iter=6, optim_wrapper=SimpleNamespace())
 needs_scaler = pytest.mark.skipif(

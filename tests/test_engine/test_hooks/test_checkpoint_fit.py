@@ -8,7 +8,8 @@ from torch import nn
 from toy_training import ToyModel, make_runner
 
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
+from sigplug.models import GeM
 
 
 class Net(BaseModel):
@@ -63,6 +64,19 @@ def test_another_number_of_classes(tmp_path, caplog):
                  'head.weight ((5, 4) in place of (3, 4))',
                  'head.bias ((5) in place of (3))', 'another model'):
         assert word in message
+
+
+def test_a_fixed_power_of_another_shape(tmp_path):
+    """It is no parameter, but belongs to the model as much as one."""
+    net, other = Net(), Net()
+    net.pool = GeM(p_trainable=False)
+    other.pool = GeM(channels=4)
+    checkpoint = dict(state_dict=other.state_dict())
+    assert 'pool.p ((4) in place of (1))' in refusal(
+        tmp_path, checkpoint, model=net)
+    found = load(tmp_path, checkpoint, partial=True, model=net)
+    assert torch.equal(found.head.weight, other.head.weight)
+    assert found.pool.p == 3
 
 
 @pytest.mark.parametrize('name', ['trunk.0.weight', 'trunk.1.running_var'])

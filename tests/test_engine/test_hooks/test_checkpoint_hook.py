@@ -17,7 +17,7 @@ from toy_training import exit_code, fork, make_runner
 from sigplug.engine.hooks import CheckpointHook, checkpoint
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
 from sigplug.engine.lock import lock_folder
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 STOCK = dict(type='mmengine.CheckpointHook')
 SCRIPT = toy_training.__file__

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sigplug.engine.hooks import HeatmapImageHook
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.visualization import draw_heatmap_pair
 
 

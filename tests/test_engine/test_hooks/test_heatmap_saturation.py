@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.hooks import HeatmapSaturationHook
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 from sigplug.models.dense_heads import CenterHead
 
 CHANNELS, SIZE = 4, 16

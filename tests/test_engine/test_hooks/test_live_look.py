@@ -23,7 +23,7 @@ from sigplug.engine.hooks import (
     HeatmapSaturationHook,
     LiveLookHook,
 )
-from sigplug.engine.preflight import PreflightError
+from sigplug.errors import PreflightError
 
 SWITCH = {'default_hooks.live.type': 'sigplug.LiveLookHook'}
 P = 'p/pts_voxel_encoder.pfn_layers.0.gem'

@@ -1,0 +1,9 @@
+"""What is raised where the user can solve the problem."""
+
+
+class PreflightError(Exception):
+    """A problem that the user can solve; its text is the whole message.
+
+    The command-line tools print it without a traceback and end with exit
+    code 2, see :func:`sigplug.engine.process.run_tool`.
+    """
