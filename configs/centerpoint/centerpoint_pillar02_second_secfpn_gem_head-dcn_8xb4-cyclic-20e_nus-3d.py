@@ -4,6 +4,7 @@ _base_ = [
 ]
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))

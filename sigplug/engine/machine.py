@@ -17,7 +17,8 @@ def describe_machine() -> dict[str, Any]:
 
     Returns:
         dict[str, Any]: Its model ``cpu``, the ``cores`` that this process may
-        use, and the operating ``system``; not the name of the machine.
+        use, and the operating ``system`` with the version of its kernel; not
+        the name of the machine.
     """
     model = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
@@ -27,7 +28,10 @@ def describe_machine() -> dict[str, Any]:
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    return dict(cpu=model, cores=cores, system=platform.platform())
+    # What follows names a build.
+    release = re.match(r'[\d.]*', platform.release())
+    system = f'{platform.system()} {release[0] if release else ""}'
+    return dict(cpu=model, cores=cores, system=system.strip())
 
 
 def list_versions(*more: str) -> dict[str, str]:

@@ -48,8 +48,8 @@ MODULES = {
 WIDTH = 79
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
-Path = tuple[str | int, ...]
-Change = tuple[Path, Any, Any]
+KeyPath = tuple[str | int, ...]
+Change = tuple[KeyPath, Any, Any]
 
 
 class Migration(NamedTuple):
@@ -70,13 +70,13 @@ class Part(NamedTuple):
     """A dict with a ``type`` inside of a config.
 
     Attributes:
-        path (Path): The keys that lead to it.
+        path (KeyPath): The keys that lead to it.
         node (dict): The dict.
         scope (str, optional): The scope in which it is built.
         parent (dict): The dict around it.
     """
 
-    path: Path
+    path: KeyPath
     node: dict
     scope: str | None
     parent: dict
@@ -245,7 +245,7 @@ def _edited(old: dict, config: str, logits: bool, gem: bool) -> dict:
 
 def _heads(cfg: dict) -> Iterator[tuple[Part, str]]:
     """The heatmap heads of a config with the names of their classes."""
-    found: list[Path] = []
+    found: list[KeyPath] = []
     for part in _parts(cfg):
         inside = any(part.path[:len(path)] == path for path in found)
         if inside or not _may_be_heatmap_head(part):
@@ -321,7 +321,7 @@ def _take_generalised_mean(cfg: dict, config: str) -> None:
         _train_power(cfg, part.path)
 
 
-def _train_power(cfg: dict, path: Path) -> None:
+def _train_power(cfg: dict, path: KeyPath) -> None:
     """Give the power of a pillar net its own settings in the optimiser."""
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
@@ -375,7 +375,7 @@ def _parts(cfg: dict) -> Iterator[Part]:
             cfg.get(key), (key, ), cfg.get('default_scope'), cfg)
 
 
-def _parts_below(node: Any, path: Path, scope: str | None,
+def _parts_below(node: Any, path: KeyPath, scope: str | None,
                  parent: dict) -> Iterator[Part]:
     items: Iterable[tuple[Any, Any]]
     if isinstance(node, dict):
@@ -410,7 +410,7 @@ def _instead(cfg: dict, word: str) -> str:
     return f'; it has {", ".join(parts)}' if parts else ''
 
 
-def _changes(old: Any, new: Any, path: Path = ()) -> Iterator[Change]:
+def _changes(old: Any, new: Any, path: KeyPath = ()) -> Iterator[Change]:
     """Where two configs differ, as deep inside as possible."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
@@ -610,7 +610,7 @@ def _by_hand(config: str, changes: list[Change]) -> str:
             f'at its end, by hand:\n{lines}')
 
 
-def _assignment(path: Path, old: Any, new: Any) -> str:
+def _assignment(path: KeyPath, old: Any, new: Any) -> str:
     """The line that makes a change, with classes for types."""
     target = str(path[0]) + ''.join(f'[{key!r}]' for key in path[1:])
     if new is ABSENT:
@@ -621,11 +621,11 @@ def _assignment(path: Path, old: Any, new: Any) -> str:
     return f'{target} = {code}'
 
 
-def _line(path: Path, old: Any, new: Any) -> str:
+def _line(path: KeyPath, old: Any, new: Any) -> str:
     return f'{_dotted(path)}: {old!r} -> {new!r}'
 
 
-def _dotted(path: Path) -> str:
+def _dotted(path: KeyPath) -> str:
     return '.'.join(map(str, path))
 
 

@@ -1,7 +1,8 @@
 """Model parts.
 
-The parts that need only mmengine are imported here; ``dense_heads`` and
-``voxel_encoders`` import mmdet and mmdet3d, once they are asked for.
+The parts that need only mmengine are imported here; ``dense_heads``,
+``voxel_encoders`` and ``data_preprocessors`` import mmdet and mmdet3d, once
+they are asked for.
 """
 from .layers import ClipSigmoid, GeM, GeMContext
 from .losses import GaussianFocalLossWithLogits

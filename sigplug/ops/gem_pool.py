@@ -7,7 +7,7 @@ from torch import Tensor
 from .generalized_mean import check_power
 from .power_mean import (
     Dims,
-    Power,
+    PowerLike,
     Windows,
     check_input,
     is_full,
@@ -18,7 +18,7 @@ IntOrTuple = int | Sequence[int | None] | None
 
 
 def gem_pool(x: Tensor,
-             p: Power = 3.0,
+             p: PowerLike = 3.0,
              kernel_size: IntOrTuple = None,
              stride: IntOrTuple = None,
              padding: int | Sequence[int] = 0,

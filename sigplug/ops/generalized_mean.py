@@ -7,16 +7,15 @@ from torch import Tensor
 from ._checks import check_device, check_flag, check_tensor, fits_into
 from .power_mean import (
     Dims,
-    Power,
-    check_float_power,
+    PowerLike,
     check_input,
-    check_tensor_power,
     power_mean,
+    prepare_power,
 )
 
 
 def generalized_mean(x: Tensor,
-                     p: Power = 3.0,
+                     p: PowerLike = 3.0,
                      dim: int | Sequence[int] = (-2, -1),
                      *,
                      eps: float | None = 1e-6,
@@ -42,8 +41,9 @@ def generalized_mean(x: Tensor,
         p (float | Tensor): The power, above 0. A tensor of one element is
             shared; one of shape ``(C, )`` holds a value per channel, where
             the channels are dim 1 of ``x``, or its last dim if dim 1 is
-            pooled; any other shape must broadcast against the result with
-            ``keepdim=True``. Defaults to 3.0.
+            pooled (of three dims with the last two pooled, an image without
+            a batch, dim 0); any other shape must broadcast against the
+            result with ``keepdim=True``. Defaults to 3.0.
         dim (int | Sequence[int]): The dims to pool. Defaults to (-2, -1).
         eps (float, optional): Lower clamp of the input, which makes it
             positive. ``None`` does not clamp: the input must then be
@@ -59,8 +59,8 @@ def generalized_mean(x: Tensor,
         Tensor: The pooled values, in the dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` or ``p`` is not a floating point tensor, or ``mask``
-            or ``keepdim`` not boolean.
+        TypeError: ``x`` is not a floating point tensor, ``p`` complex or
+            boolean, or ``mask`` or ``keepdim`` not boolean.
         ValueError: ``p``, ``eps``, ``dim`` or the shape of ``mask`` is not
             as described, ``p`` or ``mask`` is on another device, or a pooled
             dim is empty.
@@ -87,15 +87,10 @@ def generalized_mean(x: Tensor,
     return (y if keepdim else y.squeeze(dims)).to(x.dtype)
 
 
-def check_power(p: Power, x: Tensor, dims: tuple[int, ...]) -> Power:
+def check_power(p: PowerLike, x: Tensor, dims: tuple[int, ...]) -> PowerLike:
     """Shape ``p`` to broadcast against ``x`` with ``dims`` of size 1."""
-    if not isinstance(p, Tensor):
-        return check_float_power(p)
-    check_tensor_power(p)
-    p = p.to(torch.promote_types(x.dtype, torch.float32))
-    p = p.reshape(()) if p.numel() == 1 else p
-    check_device('p', p, x)
-    if p.dim() == 0:
+    p = prepare_power(p, x)
+    if not isinstance(p, Tensor) or p.dim() == 0:
         return p
     pooled = [1 if d in dims else size for d, size in enumerate(x.shape)]
     if p.dim() == 1:

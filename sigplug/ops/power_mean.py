@@ -29,9 +29,9 @@ from torch import Tensor
 
 from . import backends
 from ._autograd import is_exporting, needs_closed_form, widen
-from ._checks import check_number, find_range, is_number
+from ._checks import check_device, check_number, find_range, is_number
 
-Power = float | Tensor
+PowerLike = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ Sets: TypeAlias = Dims | Windows | Segments
 Members: TypeAlias = Any
 
 
-def power_mean(x: Tensor, p: Power, sets: Sets, members: Members,
+def power_mean(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                eps: float | None, backend: str = 'auto') -> Tensor:
     """Power mean of each set, in float32 for half types.
 
@@ -217,7 +217,7 @@ def power_mean(x: Tensor, p: Power, sets: Sets, members: Members,
     return _PowerMean.forward(x, p, sets, members, eps, kernels)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                        eps: float | None) -> Tensor:
     """The plain form, whose gradient autograd derives."""
     c = sets.arrange(_clamp(x, eps), members)
@@ -260,7 +260,7 @@ def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
     return y
 
 
-def _exported_power_mean(c: Tensor, p: Power, sets: Sets, members: Members,
+def _exported_power_mean(c: Tensor, p: PowerLike, sets: Sets, members: Members,
                          eps: float | None) -> Tensor:
     """The plain form of arranged elements, without float64 and in few nodes.
 
@@ -289,7 +289,7 @@ def _exported_power_mean(c: Tensor, p: Power, sets: Sets, members: Members,
     return y
 
 
-def power_mean_slopes(x: Tensor, p: Power, sets: Sets, members: Members,
+def power_mean_slopes(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                       eps: float | None, y: Tensor,
                       wants_p: bool) -> tuple[Tensor, Tensor | None]:
     r"""The closed form of the derivatives.
@@ -324,7 +324,7 @@ def power_mean_slopes(x: Tensor, p: Power, sets: Sets, members: Members,
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
+        grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets, members: Members,
         eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """The gradients with respect to ``x`` and ``p`` that are wanted."""
@@ -351,7 +351,7 @@ class _PowerMean(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, p: Power, sets: Sets, members: Members,
+    def forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                 eps: float | None, kernels: ModuleType | None) -> Tensor:
         form = kernels.power_mean_forward if kernels else power_mean_forward
         return form(x, p, sets, members, eps)
@@ -422,18 +422,18 @@ def _slope_of_max(c: Tensor, sets: Sets, members: Members,
     return attained / sets.spread(ties, members)
 
 
-def _is_float(p: Power, value: float) -> bool:
+def _is_float(p: PowerLike, value: float) -> bool:
     return not isinstance(p, Tensor) and p == value
 
 
-def _replace_inf(p: Power) -> Power:
+def _replace_inf(p: PowerLike) -> PowerLike:
     """1 in the places where a tensor that is not trained is ``inf``."""
     if not isinstance(p, Tensor) or p.requires_grad:
         return p
     return torch.where(p.isinf(), torch.ones_like(p), p)
 
 
-def _double(p: Power) -> Power:
+def _double(p: PowerLike) -> PowerLike:
     return p.double() if isinstance(p, Tensor) else p
 
 
@@ -467,7 +467,7 @@ def _replace(c: Tensor, where: Tensor | None,
                                               device=c.device), c)
 
 
-def _is_one(p: Power) -> float | Tensor:
+def _is_one(p: PowerLike) -> float | Tensor:
     """0 to the power ``p - 1``, were it not for ``p`` below 1."""
     return p.eq(1).float() if isinstance(p, Tensor) else 0.0
 
@@ -495,7 +495,18 @@ def check_input(x: Tensor, eps: float | None) -> None:
                          f'got {eps}')
 
 
-def check_tensor_power(p: Tensor) -> None:
+def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
+    """A float, or a tensor as precise as the sums; of one element, 0-d."""
+    if not isinstance(p, Tensor):
+        return _check_float_power(p)
+    _check_tensor_power(p)
+    p = p.to(torch.promote_types(x.dtype, torch.float32))
+    p = p.reshape(()) if p.numel() == 1 else p
+    check_device('p', p, x)
+    return p
+
+
+def _check_tensor_power(p: Tensor) -> None:
     """Raise an error if a power that can be looked at is not above 0."""
     if p.is_complex() or p.dtype == torch.bool:
         raise TypeError(f'p must hold real numbers, but is of {p.dtype}')
@@ -504,8 +515,7 @@ def check_tensor_power(p: Tensor) -> None:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
 
 
-def check_float_power(p: float) -> float:
-    """A power that is not a tensor."""
+def _check_float_power(p: float) -> float:
     if not is_number(p) or not p > 0:
         raise ValueError('p must be a number above 0 (inf gives the maximum) '
                          f'or a tensor of such numbers, but got {p!r}')

@@ -10,19 +10,18 @@ from ._checks import (
     fits_into,
 )
 from .power_mean import (
-    Power,
+    PowerLike,
     Segments,
-    check_float_power,
     check_input,
-    check_tensor_power,
     power_mean,
+    prepare_power,
 )
 
 
 def segment_generalized_mean(x: Tensor,
                              index: Tensor,
                              num_segments: int,
-                             p: Power = 3.0,
+                             p: PowerLike = 3.0,
                              *,
                              eps: float | None = 1e-6,
                              backend: str = 'auto') -> Tensor:
@@ -89,15 +88,10 @@ def _check_index(index: Tensor, num_segments: int) -> None:
             f'values from {values[0]} to {values[1]}')
 
 
-def _check_row_power(p: Power, x: Tensor) -> Power:
+def _check_row_power(p: PowerLike, x: Tensor) -> PowerLike:
     """A float, or a tensor that broadcasts against one row of ``x``."""
-    if not isinstance(p, Tensor):
-        return check_float_power(p)
-    check_tensor_power(p)
-    p = p.to(torch.promote_types(x.dtype, torch.float32))
-    p = p.reshape(()) if p.numel() == 1 else p
-    check_device('p', p, x)
-    if p.dim() == 0:
+    p = prepare_power(p, x)
+    if not isinstance(p, Tensor) or p.dim() == 0:
         return p
     if not fits_into(p.shape, x.shape[1:]):
         raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '

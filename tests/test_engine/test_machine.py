@@ -11,7 +11,11 @@ from sigplug.engine.machine import describe_machine, list_versions
 def test_machine_without_its_name():
     machine = describe_machine()
     assert machine['cpu'] and machine['cores'] >= 1
-    assert platform.release() in machine['system']
+    name, version = machine['system'].split()
+    assert name == platform.system() and len(version.split('.')) > 1
+    # Without the name of the build.
+    assert platform.release().startswith(version)
+    assert set(version) <= set('0123456789.')
     assert not any(socket.gethostname() in str(value).split()
                    for value in machine.values())
 

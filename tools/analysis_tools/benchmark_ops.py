@@ -509,6 +509,8 @@ HEADLINES = (
     Headline(GEM.format(LARGE), OURS, MMPRETRAIN, at_least=5.0),
     Headline(GEM.format(LARGE), OURS, 'adaptive_avg_pool2d', at_most=2.2),
     Headline(GEM.format(SMALL), OURS, MMPRETRAIN, at_least=3.5),
+    *(Headline(WINDOWS.format(*window), OURS, TEXTBOOK)
+      for window in ((2, 2), (3, 2))),
     Headline(TARGETS.format(400), OURS, MMDET3D, at_least=20.0),
     Headline(TARGETS.format(30), OURS, MMDET3D, at_least=5.0),
     Headline(SEGMENTS, OURS, PYG),

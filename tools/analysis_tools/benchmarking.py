@@ -50,7 +50,8 @@ def add_common_arguments(parser: argparse.ArgumentParser,
         '--device', default='cpu',
         help='cpu, cuda or cuda:N (default: %(default)s)')
     parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/bench'), metavar='DIR',
+        '--out-dir', '--out', type=Path, dest='out', metavar='DIR',
+        default=Path('work_dirs/bench'),
         help='folder of the results (default: %(default)s)')
     parser.add_argument(
         '--page', action='store_true',
@@ -68,7 +69,8 @@ def check_common_arguments(parser: argparse.ArgumentParser,
             parser.error(f'--{name} must be at least 1, got '
                          f'{getattr(args, name)}')
     if args.out.exists() and not args.out.is_dir():
-        parser.error(f'--out {args.out} must be a folder, but is a file')
+        parser.error(f'--out-dir {args.out} must be a folder, but is a '
+                     'file')
     try:
         args.device = torch.device(args.device)
     except RuntimeError:

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from report_numerics import Table, markdown
 
 from sigplug.visualization import save_png
@@ -25,8 +26,10 @@ TEMPLATE = Path(__file__).with_name('performance_template.md')
 PAGE = REPOSITORY / 'docs/performance.md'
 OPS, TRAINING = 'ops.json', 'training.json'
 UNKNOWN = '*Not measured yet.*'
-COLORS = ('#d1352b', '#f59e0b', '#2563eb', '#059669', '#6b7280', '#a855f7')
-# Axes of the pictures: label, and whether the values are numbers.
+STOCK_COLOR = '#d1352b'
+COLORS = {'torch.compile of stock': '#f59e0b', 'sigplug': '#2563eb',
+          'sigplug eager': '#059669'}
+# Labels of the axes of the pictures.
 CURVES = {
     'loss': 'cells along each side of 4 x 10 heatmaps',
     'boxes': 'boxes drawn into ten maps of 128 x 128 cells',
@@ -222,7 +225,8 @@ def draw_curve(rows: list[Record]) -> Figure:
     numeric = all(isinstance(x, (int, float)) for x in values)
     places = values if numeric else range(len(values))
     place = dict(zip(values, places))
-    for color, (name, points) in zip(COLORS, group(rows, 'form').items()):
+    for name, points in group(rows, 'form').items():
+        color = COLORS.get(name, STOCK_COLOR)
         # The same row order as the values.
         cells = [whole(part) for part in group(points, 'x').values()]
         cells = [row for row in cells if row['median_s'] is not None]
@@ -240,6 +244,8 @@ def draw_curve(rows: list[Record]) -> Figure:
     ax.set_xticks(list(places), [f'{x:g}' if numeric else str(x)
                                  for x in values])
     ax.minorticks_off()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter('{x:g}')
     style_axes(ax, '', xlabel=CURVES[rows[0]['curve']], ylabel='ms')
     ax.legend(fontsize=8, frameon=False)
     return figure

@@ -37,7 +37,7 @@ DIFFICULTIES = dict(
     hard=Difficulty(beams=16, loss=0.1, fade_range=40.0, spacing=0.6))
 
 
-def check_integer(name: str, value: Any) -> None:
+def require_integer(name: str, value: Any) -> None:
     """Raise a ``TypeError`` unless ``value`` is an integer."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f'{name} must be an integer, got {value!r}')
@@ -70,7 +70,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         for name in ('seed', 'samples_per_scene', 'intermediate_sweeps'):
-            check_integer(name, getattr(self, name))
+            require_integer(name, getattr(self, name))
         if self.seed < 0:
             raise ValueError(f'seed must be at least 0, got {self.seed}')
         if self.samples_per_scene < 2:

@@ -24,7 +24,7 @@ from .config import (
     VAL_SCENES,
     VERSION,
     GeneratorConfig,
-    check_integer,
+    require_integer,
 )
 from .infos import build_infos
 from .simulate import Frame, SceneRecord, cached_simulator, write_sweeps
@@ -71,7 +71,7 @@ def generate_synthetic_nuscenes(out: str | Path,
     if not isinstance(config, (GeneratorConfig, type(None))):
         raise TypeError(f'config must be a GeneratorConfig, got {config!r}')
     config = config or GeneratorConfig()
-    check_integer('workers', workers)
+    require_integer('workers', workers)
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
     out = Path(out).resolve()

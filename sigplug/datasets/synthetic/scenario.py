@@ -74,8 +74,8 @@ def make_scenario(duration: float, rng: np.random.Generator,
 
     ``spacing`` is a factor on the gaps between neighbours along the street.
 
-    Scenes are drawn again until every class is often enough near the ego
-    vehicle, so that each scene can train and test all of them.
+    A scene is drawn again, up to ``MAX_DRAWS`` times, until every class is
+    often enough near the ego vehicle to be trained and tested.
     """
     for _ in range(MAX_DRAWS):
         scenario = _Builder(duration, rng, spacing).build()

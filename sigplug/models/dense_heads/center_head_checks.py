@@ -87,7 +87,7 @@ def check_train_cfg(cfg: dict) -> None:
 
 
 def check_complete(cfg: dict | None) -> None:
-    """Whether a head that may be built for inference can be trained."""
+    """Refuse to train a head that was built for inference alone."""
     absent = [name for name in TARGET_VALUES if (cfg or {}).get(name) is None]
     if absent:
         raise ValueError(
@@ -96,7 +96,7 @@ def check_complete(cfg: dict | None) -> None:
 
 
 def check_batch(heatmap: Tensor, size: int) -> None:
-    """Whether a heatmap has the samples of the batch."""
+    """Refuse a heatmap without the samples of the batch."""
     if len(heatmap) != size:
         raise ValueError(
             f'the features are of {len(heatmap)} samples, but the batch has '
@@ -106,7 +106,7 @@ def check_batch(heatmap: Tensor, size: int) -> None:
 
 
 def check_grid(heatmap: Tensor, target: Tensor, cfg: dict) -> None:
-    """Whether a predicted heatmap has the classes and cells of its target."""
+    """Refuse a heatmap whose classes or cells are not its target's."""
     if heatmap.shape[1:] != target.shape[1:]:
         raise ValueError(
             'the predicted heatmaps have the shape (classes, y, x) = '

@@ -66,6 +66,7 @@ class GeMContext(Wrapper):
             Defaults to None.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of its range.
 
     Examples:

@@ -32,6 +32,7 @@ class GaussianFocalLossWithLogits(nn.Module):
             exact loss. Defaults to None.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of its range.
     """
 

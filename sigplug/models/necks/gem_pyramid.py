@@ -50,6 +50,7 @@ class GeMPyramid(Wrapper):
             come first. Defaults to None.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of its range.
 
     Examples:

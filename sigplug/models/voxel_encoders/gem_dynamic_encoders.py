@@ -12,41 +12,18 @@ from torch import Tensor
 
 from sigplug.ops._checks import (
     check_flag,
-    check_integer,
     check_tensor,
-    is_integer,
 )
-from sigplug.registry import MODELS, check_config
+from sigplug.registry import MODELS
 
 from ..arguments import name_arguments
+from .encoder_checks import check_arguments
 from .gem_dynamic_scatter import (
     Cells,
     CellScatter,
     GeMDynamicScatter,
     GeMLayerScatters,
-    check_numbers,
 )
-
-
-def check_arguments(encoder: object, arguments: dict[str, Any]) -> None:
-    """Raise a ``ValueError`` at what the encoder makes no sense of."""
-    if 'mode' in arguments:
-        raise ValueError(
-            f"mode={arguments['mode']!r} does not apply to "
-            f'{type(encoder).__name__}: p=1 is the mean and a fixed p=inf '
-            'the maximum')
-    channels = arguments.get('feat_channels', (1, ))
-    if not isinstance(channels, (tuple, list)) or not channels or not all(
-            is_integer(c, 1) for c in channels):
-        raise ValueError('feat_channels must be integers of at least 1, one '
-                         f'for each layer, but got {channels!r}')
-    if 'in_channels' in arguments:
-        check_integer('in_channels', arguments['in_channels'], 1)
-    if arguments.get('norm_cfg') is not None:
-        check_config('norm_cfg', arguments['norm_cfg'])
-    for name, size in (('voxel_size', 3), ('point_cloud_range', 6)):
-        if name in arguments:
-            check_numbers(name, arguments[name], size)
 
 
 class _GeMDynamicEncoder:

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 
 from sigplug.models.layers.power import Power
 from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_positive, check_tensor, is_number
+from sigplug.ops._checks import check_positive, check_tensor
 
-
-def check_numbers(name: str, values: Sequence[float], size: int) -> None:
-    """Raise a ``ValueError`` unless there are ``size`` numbers."""
-    if (isinstance(values, (str, int, float)) or values is None
-            or len(values) != size or not all(map(is_number, values))):
-        raise ValueError(
-            f'{name} must be {size} numbers, but got {values!r}')
+from .encoder_checks import check_numbers
 
 
 class Cells:

@@ -17,7 +17,7 @@ from sigplug.ops._checks import check_flag, check_positive, find_range
 from sigplug.registry import MODELS
 
 from ..arguments import name_arguments
-from .gem_dynamic_encoders import check_arguments
+from .encoder_checks import check_arguments
 
 
 class GeMPFNLayer(PFNLayer):

@@ -30,7 +30,7 @@ from ...gaussian_focal_loss import LOG_EPS
 from ...power_mean import (
     Dims,
     Members,
-    Power,
+    PowerLike,
     Segments,
     Sets,
     Windows,
@@ -220,7 +220,7 @@ def _focal(alpha: float, gamma: float, pos_weight: float, neg_weight: float,
                   high, LOG_EPS)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                        eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     plan = _PLANS[type(sets)](x, p, sets, members)
@@ -232,7 +232,7 @@ def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
+        grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets, members: Members,
         eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """See :func:`sigplug.ops.power_mean.power_mean_backward`."""
@@ -294,7 +294,7 @@ class _Plan:
         y = y.view([self.result_shape[d] for d in self.order])
         return _undo(y, self.order)[(..., ) + (None, ) * self.unit_dims]
 
-    def power(self, p: Power) -> tuple[Tensor, int]:
+    def power(self, p: PowerLike) -> tuple[Tensor, int]:
         """One value, or one for each result."""
         if not isinstance(p, Tensor):
             return self.x.new_tensor(p, dtype=torch.float64), 0
@@ -302,7 +302,8 @@ class _Plan:
         return (p, 0) if p.numel() == 1 else (self.arrange_result(p), 1)
 
 
-def _plan_dims(x: Tensor, p: Power, sets: Dims, mask: Tensor | None) -> _Plan:
+def _plan_dims(x: Tensor, p: PowerLike, sets: Dims,
+               mask: Tensor | None) -> _Plan:
     """Rows where the pooled dims are the last ones in memory, or columns."""
     order = tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
     places = [order.index(d) for d in sets.dims]
@@ -331,7 +332,7 @@ def _plan_dims(x: Tensor, p: Power, sets: Dims, mask: Tensor | None) -> _Plan:
     return plan
 
 
-def _plan_segments(x: Tensor, p: Power, sets: Segments,
+def _plan_segments(x: Tensor, p: PowerLike, sets: Segments,
                    index: Tensor) -> _Plan:
     """Columns of the rows of each segment."""
     plan = _Plan('columns', x.contiguous(), tuple(range(x.dim())),
@@ -355,7 +356,7 @@ def _plan_segments(x: Tensor, p: Power, sets: Segments,
     return plan
 
 
-def _plan_windows(x: Tensor, p: Power, sets: Windows, _: None) -> _Plan:
+def _plan_windows(x: Tensor, p: PowerLike, sets: Windows, _: None) -> _Plan:
     """The pixels of each window, with the channels as columns."""
     first = x.dim() - len(sets.kernel)
     extent = x.shape[first:]

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...power_mean import Dims, Members, Power, Segments, Sets, Windows
+from ...power_mean import Dims, Members, PowerLike, Segments, Sets, Windows
 from ._launch import OPTIONS, on_device_of
 from ._math import add, exp2_product, finish_sum, log2
 
@@ -29,7 +29,7 @@ SMALLEST = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
 INFINITY = tl.constexpr(math.inf)
 
 
-def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
+def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
                        eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     plan = _plan(x, sets, members)
@@ -53,7 +53,7 @@ def power_mean_forward(x: Tensor, p: Power, sets: Sets, members: Members,
 
 
 def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: Power, sets: Sets, members: Members,
+        grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets, members: Members,
         eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of ``x`` and ``p``, in their shapes and dtypes.
@@ -243,7 +243,7 @@ def _permute_back(t: Tensor, order: tuple[int, ...] | None) -> Tensor:
     return t.permute(sorted(range(t.dim()), key=order.__getitem__))
 
 
-def _power_of(p: Power, plan: _Plan) -> tuple[Tensor | None, dict]:
+def _power_of(p: PowerLike, plan: _Plan) -> tuple[Tensor | None, dict]:
     """The power as a tensor that the kernels read, and their variant.
 
     P_STEP is 0 for one power, and 1 for one per set.
