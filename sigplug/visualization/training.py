@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .bev import CLASS_COLORS
 from .figure import INK, MUTED, check_title, new_figure, style_axes
@@ -233,7 +234,9 @@ def _draw_losses(ax: Axes, losses: dict[str, np.ndarray],
     values = values[np.isfinite(values)]
     if len(values) and 0 < _LOG_SCALE_FROM * values.min() < values.max():
         ax.set_yscale('log')
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter('{x:g}')
+        ax.yaxis.set_minor_formatter(NullFormatter())
     style_axes(ax, 'Training loss', xlabel='iteration')
     ax.legend(**_LEGEND)
 
