@@ -148,12 +148,12 @@ def test_order_and_what_a_failure_leaves(tmp_path):
     (['a.py', '--out-dir', 'a.py'], 'a.py must be a folder'),
     (['a.py', '--difficulty', 'easy'], "invalid choice: 'easy'"),
 ])
-def test_wrong_arguments(tmp_path, run_tool, args, words):
+def test_wrong_arguments(tools_on_path, tmp_path, run_here, args, words):
     (tmp_path / 'b').mkdir()
     for name in ('a.py', 'b/a.py'):
         (tmp_path / name).touch()
-    assert words in run_tool(
-        'analysis_tools/ablate.py', *args, cwd=tmp_path, expect=2)
+    code, printed = run_here('analysis_tools/ablate.py', *args, cwd=tmp_path)
+    assert code == 2 and words in printed.err
 
 
 def test_names_are_what_differs(tools_on_path, tmp_path):
