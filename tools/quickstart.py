@@ -91,16 +91,16 @@ def main() -> None:
     summary_file = work_dir / 'summary.json'
     eval_dir, bev_dir = work_dir / 'eval', work_dir / 'bev'
     curve = work_dir / 'training_curve.png'
-    # The results of an earlier run must not pass for those of this one.
-    for old in (summary_file, curve, *bev_dir.glob('*.png')):
-        old.unlink(missing_ok=True)
     # The configs read these, see configs/_base_/datasets.
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
-    hide_unusable_gpus()
     config = relative(args.config)
     preflight.check_data_root(
         preflight.load_config(config), str(args.data_root))
+    # The results of an earlier run must not pass for those of this one.
+    for old in (summary_file, curve, *bev_dir.glob('*.png')):
+        old.unlink(missing_ok=True)
+    hide_unusable_gpus()
 
     stages = {}
     stages['data'] = run_stage(

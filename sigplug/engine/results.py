@@ -58,6 +58,6 @@ def write_text(path: Path | str, text: str) -> None:
     os.replace(partial, path)
 
 
-def write_json(path: Path | str, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, never a part of one."""
     write_text(path, json.dumps(content, indent=2) + '\n')

@@ -81,8 +81,6 @@ def refused(*args, **kwargs):
     return str(error.value)
 
 
-# Slow when traced, and others cover what it calls.
-@pytest.mark.no_cover
 @pytest.mark.parametrize('path', HEATMAPS, ids=lambda path: path.stem)
 def test_every_shipped_heatmap_config(path, load):
     stock, name = Config.fromfile(path), str(path)
@@ -149,8 +147,6 @@ def test_other_shipped_configs_are_refused(name, found):
     assert found in refused(name, logits=True, gem=True)
 
 
-# Slow when traced, and others cover what it calls.
-@pytest.mark.no_cover
 @pytest.mark.parametrize('folder', ['pointpillars', 'votenet', 'pv_rcnn'])
 @pytest.mark.parametrize('gem', [False, True])
 def test_nothing_but_refusals(folder, gem):

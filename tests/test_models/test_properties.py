@@ -5,7 +5,6 @@
 import copy
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -37,9 +36,6 @@ from sigplug.models.voxel_encoders.gem_dynamic_scatter import (
     CellScatter,
     GeMDynamicScatter,
 )
-
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
 
 GRID = (0.5, 0.5, 8), (-10, -10, -5, 10, 10, 3)
 SEEDS = st.integers(0, 2**31 - 1)

@@ -11,9 +11,6 @@ from sigplug.ops import generalized_mean, segment_generalized_mean
 
 from .tolerances import assert_close
 
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
-
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')

@@ -5,7 +5,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -28,9 +27,6 @@ from sigplug.ops import (
 
 from . import references, strategies
 from .references import LD, assert_within, exact
-
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
 
 
 def run(function, x, p=None, upstream=1.0):

@@ -12,9 +12,6 @@ from sigplug.ops import (
     segment_generalized_mean,
 )
 
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHAPE = (2, 16, 12, 12)
 SIZE = 2 * 16 * 12 * 12

@@ -20,9 +20,6 @@ from sigplug.ops import (
 
 from .cases import CASES, MODULES
 
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
-
 every_case = pytest.mark.parametrize('name', CASES)
 every_module = pytest.mark.parametrize('name', MODULES)
 WIDE = torch.float64

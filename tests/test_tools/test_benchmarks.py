@@ -393,8 +393,6 @@ def test_page(results, run_tool, tmp_path, report):
     assert training.count(report.UNKNOWN) == 2
 
 
-@pytest.mark.skipif(not PAGE.is_file(),
-                    reason='make bench ARGS=--page writes the page')
 def test_committed_page_is_of_the_template(report):
     """Every paragraph of the template stands on the page."""
     page = PAGE.read_text(encoding='utf-8')

@@ -16,9 +16,6 @@ from mmengine.runner import save_checkpoint
 
 from sigplug.errors import PreflightError
 
-# Slow when traced, and others cover what these call.
-pytestmark = pytest.mark.no_cover
-
 # The quickstart with half of its channels, and two tasks.
 SMALL = f"""
 _base_ = ['{QUICKSTART}']

@@ -40,8 +40,12 @@ def test_config_with_a_data_set_of_its_own(tmp_path, run_tool):
     """That in plain Python, which cannot read the environment."""
     python, = (Path(__file__).parents[2] / 'sigplug/configs/centerpoint'
                ).glob('centerpoint_*.py')
+    earlier = tmp_path / 'work_dirs/quickstart/summary.json'
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
     printed = run_tool('quickstart.py', '--config', python, '--data-root',
                        'mine', cwd=tmp_path, expect=2)
+    assert earlier.exists()
     assert "train_dataloader.dataset.data_root = 'data/synthetic" in printed
     assert "in place of 'mine'" in printed
     assert not (tmp_path / 'mine').exists()

@@ -10,10 +10,7 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
 from torch import Tensor
 
-from sigplug.ops._checks import (
-    check_flag,
-    check_tensor,
-)
+from sigplug.ops._checks import check_flag, check_tensor
 from sigplug.registry import MODELS
 
 from ..arguments import name_arguments
