@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=['sigplug', 'sigplug.*']),
     package_data={
         # The CPU kernels, compiled on the machine that first calls them.
-        'sigplug.ops.backends.cpp': ['*.cpp', '*.h'],
+        'sigplug.ops.cpu_kernels': ['*.cpp', '*.h'],
         # The mark of typed code, and where mim looks: links here, copies in a
         # wheel.
         'sigplug': [

@@ -1,7 +1,7 @@
 """What is raised where the user can solve the problem."""
 
 
-class PreflightError(Exception):
+class UserError(Exception):
     """A problem that the user can solve; its text is the whole message.
 
     The command-line tools print it without a traceback and end with exit

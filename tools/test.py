@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,13 +54,13 @@ def parse_args() -> argparse.Namespace:
 def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Switch mmdet3d's visualization hook on."""
     if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
-        raise PreflightError(
+        raise UserError(
             '--show and --show-dir draw in an Open3D window, which needs a '
             'display. Pictures without one: python '
             f'tools/analysis_tools/visualize_bev.py {args.config} '
             f'{args.checkpoint} --out-dir DIR')
     if 'visualization' not in cfg.get('default_hooks', {}):
-        raise PreflightError(
+        raise UserError(
             '--show and --show-dir need the visualization hook in the '
             'config: default_hooks = dict(visualization=dict('
             "type='Det3DVisualizationHook'), ...).")
@@ -103,8 +103,8 @@ def main() -> None:
         # mmengine's LoggerHook writes the metrics from every process, all
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
-    with (preflight.clear_registry_errors(cfg),
-          preflight.clear_data_errors()):
+    with (preflight.explain_registry_errors(cfg),
+          preflight.explain_data_errors()):
         runner = cli.build_runner(cfg)
         runner.register_hook(CheckpointFitHook())
         runner.test()

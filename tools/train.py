@@ -49,8 +49,8 @@ def main() -> None:
         preflight.check_checkpoint(cfg.load_from, 'load_from of the config')
     preflight.check_stack(cfg)
     cli.set_launcher(cfg, args.launcher)
-    with (preflight.clear_registry_errors(cfg),
-          preflight.clear_data_errors()):
+    with (preflight.explain_registry_errors(cfg),
+          preflight.explain_data_errors()):
         runner = cli.build_runner(cfg)
         runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
         runner.train()

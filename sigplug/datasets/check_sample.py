@@ -11,7 +11,7 @@ import torch
 from mmengine.fileio import get
 from mmengine.logging import print_log
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.registry import TRANSFORMS
 
 # As if at least so many samples had been seen: one bad sample among the first
@@ -21,7 +21,7 @@ WARNED_SIZE = 2**20
 FLOAT_BYTES = 4
 
 
-class BadSampleError(PreflightError):
+class BadSampleError(UserError):
     """A sample that cannot be used; its text names the file and a remedy."""
 
     def __init__(self, text: str) -> None:

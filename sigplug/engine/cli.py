@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 from .hooks.checkpoint import find_checkpoint_dir
 from .optim_wrapper import cpu_amp_dtype
@@ -128,7 +128,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     # runs: there SIGTERM ends each at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise PreflightError(
+        raise UserError(
             '--launcher pytorch needs the processes to be started by '
             'torch.distributed.run: use tools/dist_train.sh or '
             'tools/dist_test.sh.')
@@ -137,7 +137,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     if get_device() != 'cpu':
         return
     if launcher != 'pytorch':
-        raise PreflightError(
+        raise UserError(
             f'--launcher {launcher} needs a GPU, and torch finds none. On '
             'the CPU, start the processes by tools/dist_train.sh or '
             'tools/dist_test.sh (--launcher pytorch).')
@@ -162,7 +162,7 @@ def enable_amp(cfg: Config) -> None:
         cfg (Config): The config, changed in place.
 
     Raises:
-        PreflightError: The config has another optimizer wrapper, or the CPU
+        UserError: The config has another optimizer wrapper, or the CPU
             has no mixed precision of that type.
     """
     wrapper = cfg.optim_wrapper
@@ -171,7 +171,7 @@ def enable_amp(cfg: Config) -> None:
     if name == 'AmpOptimWrapper' and get_device() != 'cpu':
         print_once('--amp: the config has mixed precision already.')
     elif name not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise PreflightError(
+        raise UserError(
             "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
             f'but it is {name!r}.')
     elif get_device() == 'cpu':
@@ -186,7 +186,7 @@ def enable_amp(cfg: Config) -> None:
         try:
             dtype = cpu_amp_dtype(wrapper.dtype)
         except ValueError as error:
-            raise PreflightError(f'--amp: optim_wrapper.{error}.') from error
+            raise UserError(f'--amp: optim_wrapper.{error}.') from error
         if dtype == torch.float16:
             print_once('--amp: float16 on the CPU, as optim_wrapper.dtype '
                        'says; on most processors bfloat16 is much faster.')
@@ -202,7 +202,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
         cfg (Config): The config, changed in place.
     """
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise PreflightError(
+        raise UserError(
             '--auto-scale-lr needs the batch size that the learning rate of '
             'the config is meant for: auto_scale_lr = dict(enable=False, '
             'base_batch_size=...).')
@@ -237,7 +237,7 @@ def set_resume(cfg: Config, resume: str) -> None:
             starts from the beginning.
 
     Raises:
-        PreflightError: Training cannot continue from the checkpoint, or from
+        UserError: Training cannot continue from the checkpoint, or from
             none of those in the work dir.
     """
     path = _last_checkpoint(cfg) if resume == 'auto' else resume
@@ -266,10 +266,10 @@ def build_runner(cfg: Config) -> Runner:
         Runner: The runner.
 
     Raises:
-        PreflightError: It describes no model.
+        UserError: It describes no model.
     """
     if 'model' not in cfg:
-        raise PreflightError(
+        raise UserError(
             f'The config {cfg.filename!r} has no model: choose one that '
             'describes a whole experiment, not a part in _base_.')
     if 'runner_type' in cfg:
@@ -289,13 +289,13 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         nn.Module: The model, in evaluation mode.
 
     Raises:
-        PreflightError: The checkpoint belongs to another model.
+        UserError: The checkpoint belongs to another model.
     """
     model = MODELS.build(cfg.model)
     try:
         load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     except RuntimeError as error:
-        raise PreflightError(
+        raise UserError(
             f'The checkpoint {checkpoint!r} does not fit the model of the '
             f'config {cfg.filename!r}. {textwrap.shorten(str(error), 400)}'
         ) from error
@@ -354,7 +354,7 @@ def _last_checkpoint(cfg: Config) -> str | None:
     for candidate in candidates:
         try:
             check_checkpoint(candidate, '--resume', resume=True)
-        except PreflightError as error:
+        except UserError as error:
             failures.append(str(error))
             continue
         if failures:
@@ -362,7 +362,7 @@ def _last_checkpoint(cfg: Config) -> str | None:
                        f'checkpoint that can be read: {candidate}.')
         return candidate
     if failures:
-        raise PreflightError(
+        raise UserError(
             f'{failures[0]}\nThere is no other one in {work_dir!r} to '
             'continue from. Name one with --resume CHECKPOINT, or train '
             'without --resume.')

@@ -6,7 +6,7 @@ from typing import IO
 
 from mmengine.logging import print_log
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 LOCK = '.lock'
 
@@ -23,7 +23,7 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
         IO[str]: What holds the lock; closing it is unlocking.
 
     Raises:
-        PreflightError: Another process has the lock.
+        UserError: Another process has the lock.
     """
     os.makedirs(folder, exist_ok=True)
     file = open(osp.join(folder, LOCK), 'a')
@@ -37,7 +37,7 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
     except (ImportError, OSError) as error:
         if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
             file.close()
-            raise PreflightError(
+            raise UserError(
                 f'Another process is writing to {folder!r}. Wait for its end, '
                 f'or give this one a folder of its own with {option}.'
             ) from error

@@ -18,7 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 from .preflight import load_config
 from .results import write_text
@@ -118,7 +118,7 @@ def migrate(config: str,
         Migration: The child and what it changes.
 
     Raises:
-        PreflightError: The config is not understood, or ``out`` cannot be
+        UserError: The config is not understood, or ``out`` cannot be
             written. Nothing was written then.
     """
     path = _find(config)
@@ -128,7 +128,7 @@ def migrate(config: str,
     if Config._is_lazy_import(path):
         changes = list(_changes(old, _edited(old, config, logits, gem)))
         if changes:
-            raise PreflightError(_by_hand(config, changes))
+            raise UserError(_by_hand(config, changes))
         return Migration('', [], [])
     named = '::' in config
     base = config if named else osp.abspath(path)
@@ -152,7 +152,7 @@ def migrate(config: str,
         try:
             write_text(out, text)
         except OSError as error:
-            raise PreflightError(
+            raise UserError(
                 f'--out {out!r} cannot be written. {_text(error)}') from error
     return Migration(text, [_line(*c) for c in _changes(old, new)], notes)
 
@@ -164,7 +164,7 @@ def _find(config: str) -> str:
     try:
         return Config._get_cfg_path(config, '')[0]
     except Exception as error:
-        raise PreflightError(
+        raise UserError(
             f'The config {config!r} cannot be found. {_text(error)}\n'
             'Such a name is mmdet3d:: or mmdet:: and a path below the '
             "package's configs, as in _base_.") from error
@@ -172,18 +172,18 @@ def _find(config: str) -> str:
 
 def _check_out(out: str, path: str, overwrite: bool) -> None:
     if not out.endswith('.py'):
-        raise PreflightError(f'--out must end in .py, but is {out!r}.')
+        raise UserError(f'--out must end in .py, but is {out!r}.')
     if osp.exists(out) and osp.exists(path) and osp.samefile(out, path):
-        raise PreflightError(
+        raise UserError(
             f'--out {out!r} is the config itself, which the result builds '
             'upon. Name another file.')
     folder = osp.dirname(osp.abspath(out))
     if not osp.isdir(folder):
-        raise PreflightError(
+        raise UserError(
             f'--out {out!r}: the folder {folder!r} does not exist. Make it '
             'first.')
     if osp.exists(out) and not (overwrite and osp.isfile(out)):
-        raise PreflightError(
+        raise UserError(
             f'--out {out!r} exists. Name another file, or replace a file by '
             'adding --overwrite.')
 
@@ -191,15 +191,15 @@ def _check_out(out: str, path: str, overwrite: bool) -> None:
 def _load(path: str, config: str) -> Config:
     try:
         return load_config(path)
-    except PreflightError as error:
+    except UserError as error:
         if 'custom modules' not in str(error):
             raise
-        raise PreflightError(
+        raise UserError(
             f'The config {config!r} cannot be read. {error.__cause__}\n'
             'Name its folder: PYTHONPATH=FOLDER python ...') from error
     # A config is a program.
     except Exception as error:
-        raise PreflightError(
+        raise UserError(
             f'The config {config!r} cannot be read. {_text(error)}') from error
 
 
@@ -211,7 +211,7 @@ def _load_text(text: str, folder: str, config: str) -> dict:
             file.write(f'{text}\n')
         return _load(path, config).to_dict()
     except OSError as error:
-        raise PreflightError(
+        raise UserError(
             f'A file in {folder!r} cannot be written. {_text(error)}'
         ) from error
     finally:
@@ -224,7 +224,7 @@ def _edited(old: dict, config: str, logits: bool, gem: bool) -> dict:
     new = copy.deepcopy(old)
     heads = list(_heads(new))
     if not heads:
-        raise PreflightError(
+        raise UserError(
             f'{config!r} has no heatmap head that sigplug replaces '
             f'({", ".join(HEADS)}){_instead(new, "head")}. The other parts '
             'of sigplug are chosen by hand, see "In your mmdet3d project" in '
@@ -281,7 +281,7 @@ def _head_derived_from(part: Part) -> str:
         remedy = ('If it derives from one of them, let it derive from the '
                   'one of the same name in sigplug.models.dense_heads '
                   'instead; sigplug has nothing for other heads.')
-    raise PreflightError(
+    raise UserError(
         f'{part} looks like a heatmap head, but is none of those that '
         f'sigplug replaces ({", ".join(HEADS)}). {remedy}')
 
@@ -292,7 +292,7 @@ def _take_logits(part: Part, key: str) -> None:
     if _name(loss) not in (LOSS, LOGITS_LOSS):
         value = (f'type = {loss["type"]!r}' if _name(loss) else
                  f'= {part.node.get(key, ABSENT)!r}')
-        raise PreflightError(
+        raise UserError(
             f'--loss logits replaces {LOSS}, but '
             f'{_dotted(part.path)}.{key} {value}. Write {key}=dict('
             f"type='{LOSS}', ...) into the config first, with the arguments "
@@ -310,7 +310,7 @@ def _take_generalised_mean(cfg: dict, config: str) -> None:
     is_done = any(part.name in PILLAR_NETS.values()
                   and part.package == 'sigplug' for part in _parts(cfg))
     if not nets and not is_done:
-        raise PreflightError(
+        raise UserError(
             f'--pillar gem replaces {" and ".join(PILLAR_NETS)}, and '
             f'{config!r} has neither{_instead(cfg, "voxel_encoder")}. '
             'Leave out --pillar gem.')
@@ -334,7 +334,7 @@ def _train_power(cfg: dict, path: KeyPath) -> None:
     optimizer = wrapper.get('optimizer')
     if (constructor != 'DefaultOptimWrapperConstructor'
             or not isinstance(optimizer, dict)):
-        raise PreflightError(
+        raise UserError(
             '--pillar gem sets optim_wrapper.paramwise_cfg.custom_keys for '
             "mmengine's default constructor and one optimizer, but "
             f'optim_wrapper.constructor = {constructor!r} and '
@@ -347,7 +347,7 @@ def _train_power(cfg: dict, path: KeyPath) -> None:
         hiding = [key for key in keys if key in name and key != POWER
                   and len(key) >= len(POWER)]
         if hiding:
-            raise PreflightError(
+            raise UserError(
                 f'optim_wrapper.paramwise_cfg.custom_keys has {hiding[0]!r}, '
                 f'which mmengine would also take for the power, as it is '
                 f'longer than {POWER!r}. {remedy}')
@@ -502,7 +502,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, float) and not isfinite(value):
         return f"float('{value}')"
     if not isinstance(value, (str, bytes, int, float, type(None))):
-        raise PreflightError(
+        raise UserError(
             f'{value!r} cannot be written down, but would have to be repeated '
             'in the new config, beside what is changed in the same list or '
             'dict. Change the config by hand.')
@@ -514,7 +514,7 @@ def _check_child(text: str, folder: str, new: dict, config: str) -> None:
     wrong = [_line(*change) for change in _changes(
         new, _load_text(text, folder, config))]
     if wrong:
-        raise PreflightError(
+        raise UserError(
             f'{config!r} cannot be changed from a config on top of it, which '
             'would differ from what is meant (meant -> got):\n' +
             '\n'.join(wrong))
@@ -527,7 +527,7 @@ def _check_parts(old: dict, new: dict) -> list[str]:
         list[str]: What could not be checked.
 
     Raises:
-        PreflightError: What is replaced is not what its name says, or the new
+        UserError: What is replaced is not what its name says, or the new
             part cannot be built, or has other parameters.
     """
     notes = []
@@ -540,7 +540,7 @@ def _check_parts(old: dict, new: dict) -> list[str]:
             continue
         cls, ours = _find_class(before), _find_class(after)
         if cls and ours and cls not in ours.__mro__:
-            raise PreflightError(
+            raise UserError(
                 f'{before} is {cls.__module__}.{cls.__name__} here, which '
                 f'{after.node["type"]} is not derived from. Register your '
                 'own class under a name of its own, and let it derive from '
@@ -555,12 +555,12 @@ def _check_parts(old: dict, new: dict) -> list[str]:
         try:
             names = set(_build(after).state_dict())
         except Exception as error:
-            raise PreflightError(
+            raise UserError(
                 f'{after} cannot be built. {_text(error)}') from error
         wrong = sorted(name for name in expected ^ names
                        if name in expected or not name.endswith(POWER))
         if wrong:
-            raise PreflightError(
+            raise UserError(
                 f'{after} has other parameters than {before.node["type"]!r}, '
                 f'of which checkpoints would not load: {wrong}')
     return notes

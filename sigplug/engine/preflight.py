@@ -1,6 +1,6 @@
 """Checks before a run, and clear words for the failures that are known.
 
-Each check raises a :class:`sigplug.errors.PreflightError`, whose one message
+Each check raises a :class:`sigplug.errors.UserError`, whose one message
 names the problem and the remedy.
 """
 import difflib
@@ -21,7 +21,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, Registry
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 from .checkpoint import load_safely
 
@@ -36,14 +36,14 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         options (dict, optional): Values by dotted key.
 
     Raises:
-        PreflightError: The file is missing or broken, or an option does not
+        UserError: The file is missing or broken, or an option does not
             fit the config.
     """
     if osp.isdir(path):
-        raise PreflightError(f'The config {path!r} is a folder: name a file '
+        raise UserError(f'The config {path!r} is a folder: name a file '
                              'in it.')
     if not osp.isfile(path):
-        raise PreflightError(
+        raise UserError(
             f'The config {path!r} does not exist (working directory: '
             f'{os.getcwd()}).{_similar_files(path)}')
     try:
@@ -51,12 +51,12 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     # mmengine objects to a wrong _base_ in many ways.
     except (AssertionError, ConfigParsingError, ImportError, KeyError,
             OSError, SyntaxError, ValueError) as error:
-        raise PreflightError(
+        raise UserError(
             f'The config {path!r} cannot be read. {_text(error)}') from error
     try:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, ValueError) as error:
-        raise PreflightError(
+        raise UserError(
             f'--cfg-options {_as_options(options or {})} does not fit the '
             f'config {path!r}: {_text(error)}') from error
     return cfg
@@ -72,7 +72,7 @@ def check_stack(cfg: Config) -> None:
         cfg (Config): The config.
 
     Raises:
-        PreflightError: A package is missing, or not made for the others.
+        UserError: A package is missing, or not made for the others.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in ('mmcv', 'mmdet', 'mmdet3d'):
@@ -82,7 +82,7 @@ def check_stack(cfg: Config) -> None:
             import_module(name)
         # mmdet and mmdet3d assert the versions of their dependencies.
         except (ImportError, AssertionError, OSError) as error:
-            raise PreflightError(
+            raise UserError(
                 f'{name} cannot be imported: {error}\n'
                 f"The config's default_scope {scope!r} needs mmcv with its "
                 'compiled operators, mmdet and mmdet3d. `make env` builds a '
@@ -100,7 +100,7 @@ def check_data(cfg: Config, *splits: str) -> None:
         *splits (str): ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-        PreflightError: A data root, an annotation file or the folder of the
+        UserError: A data root, an annotation file or the folder of the
             point clouds is missing.
     """
     for split in splits:
@@ -109,7 +109,7 @@ def check_data(cfg: Config, *splits: str) -> None:
             for key, node in _dicts(cfg.get(section), section):
                 for name, path in _data_paths(node, section, version):
                     if not osp.exists(path):
-                        raise PreflightError(_missing_data(
+                        raise UserError(_missing_data(
                             f'{key}.{name}', path, node.get('data_root')))
 
 
@@ -121,14 +121,14 @@ def check_data_root(cfg: Config, root: str) -> None:
         root (str): The folder of the data set.
 
     Raises:
-        PreflightError: It reads another one.
+        UserError: It reads another one.
     """
     for split in ('train', 'val', 'test'):
         for key, node in _dicts(cfg.get(f'{split}_dataloader'),
                                 f'{split}_dataloader'):
             found = node.get('data_root')
             if found and osp.realpath(found) != osp.realpath(root):
-                raise PreflightError(
+                raise UserError(
                     f'{cfg.filename} reads {key}.data_root = {found!r} in '
                     f'place of {root!r}: it does not take SIGPLUG_DATA_ROOT '
                     'from the environment, as the nus-mini configs in '
@@ -147,7 +147,7 @@ def check_model(cfg: Config) -> None:
         cfg (Config): The config.
 
     Raises:
-        PreflightError: The grids of the parts differ, or the classes of the
+        UserError: The grids of the parts differ, or the classes of the
             head and of a data set.
     """
     model = cfg.get('model') or {}
@@ -160,11 +160,11 @@ def check_model(cfg: Config) -> None:
     for i, task in enumerate(head['tasks'] or ()):
         names = task.get('class_names')
         if names is None:
-            raise PreflightError(
+            raise UserError(
                 f'model.pts_bbox_head.tasks.{i} has no class_names, the names '
                 f'of the classes of the task: {dict(task)}.')
         if task.get('num_class', len(names)) != len(names):
-            raise PreflightError(
+            raise UserError(
                 f'model.pts_bbox_head.tasks.{i}: num_class is '
                 f'{task["num_class"]}, but class_names has {len(names)} '
                 f'names: {list(names)}.')
@@ -186,7 +186,7 @@ def check_model(cfg: Config) -> None:
                 kept = min([len(classes), *_filtered(node)])
             if kept != len(known) or kept > len(classes) or _is_shuffled(
                     known, classes):
-                raise PreflightError(
+                raise UserError(
                     f'The labels of the data are places in '
                     f'{key}.metainfo.classes = {list(classes)}, but the tasks '
                     f'of model.pts_bbox_head have the class_names {known}. '
@@ -228,7 +228,7 @@ def _check_grid(model: dict, coder: dict) -> None:
         value = np.ravel(np.asarray(value, dtype=float))[:2].tolist()
         first, wanted = seen.setdefault(name, (key, value))
         if len(value) != len(wanted) or not np.allclose(value, wanted):
-            raise PreflightError(
+            raise UserError(
                 f'model.{key} = {value} does not fit model.{first} = '
                 f'{wanted}. Give all parts of the model the same grid: '
                 'voxel_size, point_cloud_range and out_size_factor.')
@@ -273,28 +273,28 @@ def check_checkpoint(path: str,
         dict: The checkpoint; that of a URL is not loaded and empty.
 
     Raises:
-        PreflightError: The checkpoint is missing or unreadable, or training
+        UserError: The checkpoint is missing or unreadable, or training
             cannot continue from it.
     """
     if '://' in path:
         return {}
     if osp.isdir(path):
-        raise PreflightError(
+        raise UserError(
             f'{argument}: {path!r} is a folder. Name a checkpoint file, such '
             f'as {osp.join(path, "epoch_1.pth")!r}.')
     if not osp.isfile(path):
-        raise PreflightError(
+        raise UserError(
             f'{argument}: the checkpoint {path!r} does not exist (working '
             f'directory: {os.getcwd()}).{_similar_files(path)}')
     try:
         checkpoint = load_safely(path, map_location='cpu')
     # Whatever goes wrong here, this file is of no use to the run.
     except Exception as error:
-        raise PreflightError(
+        raise UserError(
             f'{argument}: the checkpoint {path!r} '
             f'{_why_unreadable(error)}') from error
     if not isinstance(checkpoint, dict):
-        raise PreflightError(
+        raise UserError(
             f'{argument}: {path!r} is no checkpoint, which is a dict with the '
             f'weights: it holds a {type(checkpoint).__name__}.')
     if not resume:
@@ -303,27 +303,27 @@ def check_checkpoint(path: str,
         f'meta[{key!r}]' for key in ('epoch', 'iter')
     } - {f'meta[{key!r}]' for key in checkpoint['meta']}
     if absent:
-        raise PreflightError(
+        raise UserError(
             f'{argument}: training cannot continue from {path!r}, which has '
             f'no {", ".join(sorted(absent))}. To start from its weights, use '
             f'--cfg-options load_from={path} instead of --resume.')
     # mmengine never writes this entry, but would execute it as Python.
     if 'config' in checkpoint['meta']:
-        raise PreflightError(
+        raise UserError(
             f"{argument}: {path!r} holds a config in meta['config'], which "
             'mmengine would execute. Remove it if you trust the file.')
     return checkpoint
 
 
 @contextmanager
-def clear_registry_errors(cfg: Config) -> Iterator[None]:
+def explain_registry_errors(cfg: Config) -> Iterator[None]:
     """Name the misspelt ``type`` when something cannot be built.
 
     Args:
         cfg (Config): The config that is built from.
 
     Raises:
-        PreflightError: In place of the registry's error.
+        UserError: In place of the registry's error.
     """
     try:
         yield
@@ -336,28 +336,28 @@ def clear_registry_errors(cfg: Config) -> Iterator[None]:
         message = '\n'.join(
             f'{key}.type = {name!r} is not registered.{hint}'
             for key, name, hint in unknown)
-        raise PreflightError(message or _text(error)) from error
+        raise UserError(message or _text(error)) from error
 
 
 @contextmanager
-def clear_data_errors() -> Iterator[None]:
+def explain_data_errors() -> Iterator[None]:
     """Name the info file, and the sample in it, that a dataset cannot read.
 
     The file is read once, by the dataset, and not before: that of nuScenes
     takes a while.
 
     Raises:
-        PreflightError: In place of the error.
+        UserError: In place of the error.
     """
     try:
         yield
-    except PreflightError:
+    except UserError:
         raise
     except Exception as error:
         reason = _why_no_samples(error)
         if reason is None:
             raise
-        raise PreflightError(reason) from error
+        raise UserError(reason) from error
 
 
 def _why_no_samples(error: BaseException) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 from .checkpoint import safe_loading
 
@@ -36,7 +36,7 @@ def run_tool(main: Callable[[], None]) -> int:
         main (Callable): The tool.
 
     Returns:
-        int: The exit code: 0; 2 after a :class:`PreflightError` or on a full
+        int: The exit code: 0; 2 after a :class:`UserError` or on a full
         disk, with a message on the standard error (of the first process; after
         the start of a distributed run, of each); 130 or 143 where Ctrl-C or
         SIGTERM have stopped it.
@@ -44,7 +44,7 @@ def run_tool(main: Callable[[], None]) -> int:
     try:
         with _sigterm_as_exception(), safe_loading():
             main()
-    except PreflightError as error:
+    except UserError as error:
         if is_first_process():
             print(f'error: {error}', file=sys.stderr, flush=True)
         # Once the processes work together, it may be one of them alone.

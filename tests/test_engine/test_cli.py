@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 
 from sigplug.engine import cli, process
 from sigplug.engine.hooks import CheckpointHook as SafeHook
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 
 def parse(monkeypatch, *args):
@@ -81,7 +81,7 @@ def test_amp(monkeypatch):
     cli.enable_amp(cfg)
     assert cfg.optim_wrapper == dict(type=cli.CPU_AMP, optimizer={})
     cfg.optim_wrapper.type = 'OtherWrapper'
-    with pytest.raises(PreflightError, match="'OtherWrapper'"):
+    with pytest.raises(UserError, match="'OtherWrapper'"):
         cli.enable_amp(cfg)
 
 
@@ -111,7 +111,7 @@ def test_amp_takes_the_dtype_of_the_config(monkeypatch, capsys, kind, dtype,
 def test_amp_with_a_dtype_that_the_cpu_has_not(monkeypatch):
     cfg = Config(dict(optim_wrapper=dict(dtype='float64')))
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
-    with pytest.raises(PreflightError) as info:
+    with pytest.raises(UserError) as info:
         cli.enable_amp(cfg)
     for word in ('--amp', "optim_wrapper.dtype must be 'bfloat16'",
                  "'float64'"):
@@ -122,19 +122,19 @@ def test_auto_scale_lr():
     cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=4)))
     cli.enable_auto_scale_lr(cfg)
     assert cfg.auto_scale_lr.enable
-    with pytest.raises(PreflightError, match='base_batch_size'):
+    with pytest.raises(UserError, match='base_batch_size'):
         cli.enable_auto_scale_lr(Config())
 
 
 def test_launcher_pytorch_needs_torchrun(monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
-    with pytest.raises(PreflightError, match='tools/dist_train.sh'):
+    with pytest.raises(UserError, match='tools/dist_train.sh'):
         cli.set_launcher(Config(), 'pytorch')
 
 
 def test_launcher_slurm_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
-    with pytest.raises(PreflightError, match='launcher slurm needs a GPU'):
+    with pytest.raises(UserError, match='launcher slurm needs a GPU'):
         cli.set_launcher(Config(), 'slurm')
 
 
@@ -254,7 +254,7 @@ def test_resume_takes_the_newest_that_is_whole(tmp_path, capsys, damage):
 def test_resume_where_nothing_is_whole(tmp_path):
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
     (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
-    with pytest.raises(PreflightError) as info:
+    with pytest.raises(UserError) as info:
         cli.set_resume(Config(dict(work_dir=str(tmp_path))), 'auto')
     for word in ('epoch_3.pth', 'does not exist', '--resume CHECKPOINT'):
         assert word in str(info.value)
@@ -318,5 +318,5 @@ def test_resume_from_a_given_checkpoint(tmp_path):
     path = save(tmp_path / 'epoch_2.pth')
     cli.set_resume(cfg, path)
     assert cfg.resume and cfg.load_from == path
-    with pytest.raises(PreflightError, match='does not exist'):
+    with pytest.raises(UserError, match='does not exist'):
         cli.set_resume(cfg, str(tmp_path / 'epoch_9.pth'))

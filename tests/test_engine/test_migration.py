@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 import sigplug.models.dense_heads as heads
 from sigplug.engine import migration
 from sigplug.engine.migration import migrate
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SMALL = str(ROOT / 'configs/centerpoint/centerpoint_pillar04_second_secfpn_'
@@ -76,7 +76,7 @@ def load(tmp_path):
 
 
 def refused(*args, **kwargs):
-    with pytest.raises(PreflightError) as error:
+    with pytest.raises(UserError) as error:
         migrate(*args, **kwargs)
     return str(error.value)
 

@@ -14,7 +14,7 @@ from mmengine.registry import build_model_from_cfg, init_default_scope
 
 from sigplug.engine import preflight
 from sigplug.engine.checkpoint import allow_mmengine_checkpoints
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def data_config(root):
 
 
 def test_load_config_of_a_folder(tmp_path):
-    with pytest.raises(PreflightError, match='is a folder'):
+    with pytest.raises(UserError, match='is a folder'):
         preflight.load_config(str(tmp_path))
 
 
@@ -80,13 +80,13 @@ def test_load_config_merges_options(tmp_path):
     path.write_text('a = dict(b=1, c=[dict(d=2)])\n')
     cfg = preflight.load_config(str(path), {'a.b': 3, 'a.c.0.d': 4})
     assert cfg.a == dict(b=3, c=[dict(d=4)])
-    with pytest.raises(PreflightError, match=r'--cfg-options a.c.7.d=4'):
+    with pytest.raises(UserError, match=r'--cfg-options a.c.7.d=4'):
         preflight.load_config(str(path), {'a.c.7.d': 4})
 
 
 def test_load_config_names_a_similar_file(tmp_path):
     (tmp_path / 'centerpoint.py').touch()
-    with pytest.raises(PreflightError, match="Did you mean 'centerpoint.py'"):
+    with pytest.raises(UserError, match="Did you mean 'centerpoint.py'"):
         preflight.load_config(str(tmp_path / 'centrepoint.py'))
 
 
@@ -101,14 +101,14 @@ def test_load_config_names_a_similar_file(tmp_path):
 def test_load_config_broken(tmp_path, text):
     path = tmp_path / 'config.py'
     path.write_text(text)
-    with pytest.raises(PreflightError, match='config.py.* cannot be read'):
+    with pytest.raises(UserError, match='config.py.* cannot be read'):
         preflight.load_config(str(path))
 
 
 def test_load_config_wrong_suffix(tmp_path):
     path = tmp_path / 'config.txt'
     path.touch()
-    with pytest.raises(PreflightError, match='cannot be read.*py/yml/yaml'):
+    with pytest.raises(UserError, match='cannot be read.*py/yml/yaml'):
         preflight.load_config(str(path))
 
 
@@ -116,7 +116,7 @@ def test_check_stack_names_the_broken_package(monkeypatch):
     # None in sys.modules makes an import fail.
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     preflight.check_stack(Config(dict(default_scope='mmengine')))
-    with pytest.raises(PreflightError, match='mmcv.ops cannot be imported'):
+    with pytest.raises(UserError, match='mmcv.ops cannot be imported'):
         preflight.check_stack(Config(dict(default_scope='mmdet3d')))
 
 
@@ -159,7 +159,7 @@ def test_check_data_accepts_what_is_there(data_root):
 def test_check_data_names_what_is_missing(data_root, missing, key):
     cfg = data_config(data_root)
     os.rename(data_root / missing, data_root.parent / 'elsewhere')
-    with pytest.raises(PreflightError) as error:
+    with pytest.raises(UserError) as error:
         preflight.check_data(cfg, 'train')
     assert str(error.value).startswith(
         f'The data is missing: {os.path.join(f"{data_root}/", missing)!r} '
@@ -172,9 +172,9 @@ def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
     sampler = cfg.train_dataloader.dataset.dataset.pipeline[1].db_sampler
     sampler.info_path = 'dbinfos.pkl'
     cfg.val_evaluator[0].ann_file = 'nowhere.pkl'
-    with pytest.raises(PreflightError, match=r'pipeline\.1\.db_sampler\.info'):
+    with pytest.raises(UserError, match=r'pipeline\.1\.db_sampler\.info'):
         preflight.check_data(cfg, 'train')
-    with pytest.raises(PreflightError, match=r'val_evaluator\.0\.ann_file'):
+    with pytest.raises(UserError, match=r'val_evaluator\.0\.ann_file'):
         preflight.check_data(cfg, 'val')
     preflight.check_data(cfg, 'test')
 
@@ -182,10 +182,10 @@ def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
 def test_check_data_looks_for_the_tables_that_are_evaluated(data_root):
     cfg = data_config(data_root)
     cfg.val_evaluator[0].type = 'NuScenesMetric'
-    with pytest.raises(PreflightError, match='nuscenes/v1.0-trainval'):
+    with pytest.raises(UserError, match='nuscenes/v1.0-trainval'):
         preflight.check_data(cfg, 'val')
     cfg.val_dataloader.dataset.metainfo = dict(version='v1.0-mini')
-    with pytest.raises(PreflightError, match='nuscenes/v1.0-mini'):
+    with pytest.raises(UserError, match='nuscenes/v1.0-mini'):
         preflight.check_data(cfg, 'val')
     (data_root / 'v1.0-mini').mkdir()
     preflight.check_data(cfg, 'val')
@@ -193,7 +193,7 @@ def test_check_data_looks_for_the_tables_that_are_evaluated(data_root):
 
 def test_check_data_gives_the_command_that_makes_synthetic_data(tmp_path):
     cfg = data_config('data/synthetic_nuscenes')
-    with pytest.raises(PreflightError) as error:
+    with pytest.raises(UserError) as error:
         preflight.check_data(cfg, 'train')
     assert ('python tools/dataset_converters/create_synthetic_nuscenes.py '
             '--out data/synthetic_nuscenes --seed 0') in str(error.value)
@@ -277,8 +277,8 @@ def test_info_file_is_named(damageable, fault):
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = f'{damageable}/'
     init_default_scope('mmdet3d')
-    with pytest.raises(PreflightError, match=words) as error:
-        with preflight.clear_data_errors():
+    with pytest.raises(UserError, match=words) as error:
+        with preflight.explain_data_errors():
             DATASETS.build(dataset)
     assert f"The info file '{path}' cannot be used" in str(error.value)
     assert 'Make it anew: docs/datasets.md' in str(error.value)
@@ -290,7 +290,7 @@ def test_data_root_by_any_spelling(monkeypatch, root):
     cfg = Config.fromfile(QUICKSTART)
     preflight.check_data_root(cfg, root)
     cfg.val_dataloader.dataset.data_root = 'elsewhere'
-    with pytest.raises(PreflightError, match="val_dataloader.dataset.data_root"
+    with pytest.raises(UserError, match="val_dataloader.dataset.data_root"
                        " = 'elsewhere' in place of '.*data/mine"):
         preflight.check_data_root(cfg, root)
 
@@ -301,7 +301,7 @@ def test_data_root_by_any_spelling(monkeypatch, root):
 def test_tables_of_the_evaluation_are_looked_for(data_root, kind):
     cfg = data_config(data_root)
     cfg.val_evaluator[0]['type'] = kind
-    with pytest.raises(PreflightError, match='data_root with its tables'):
+    with pytest.raises(UserError, match='data_root with its tables'):
         preflight.check_data(cfg, 'val')
 
 
@@ -319,16 +319,16 @@ def test_indices_are_not_blamed_on_the_info_file(damageable, indices, words):
     dataset = cfg.train_dataloader.dataset
     dataset.update(data_root=f'{damageable}/', indices=indices)
     init_default_scope('mmdet3d')
-    with pytest.raises(PreflightError, match=words) as error:
-        with preflight.clear_data_errors():
+    with pytest.raises(UserError, match=words) as error:
+        with preflight.explain_data_errors():
             DATASETS.build(dataset)
     assert 'cannot be used' not in str(error.value)
 
 
 def test_other_errors_than_those_of_info_files_pass():
-    for error in (KeyError('x'), PreflightError('y')):
+    for error in (KeyError('x'), UserError('y')):
         with pytest.raises(type(error)) as caught:
-            with preflight.clear_data_errors():
+            with preflight.explain_data_errors():
                 raise error
         assert caught.value is error
 
@@ -385,14 +385,14 @@ def test_check_model_accepts_those_of_mmdet3d(name):
 def test_check_model_names_what_does_not_fit(option, value, words):
     cfg = Config.fromfile(QUICKSTART)
     cfg.merge_from_dict({f'model.{option}': value})
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(UserError, match=words):
         preflight.check_model(cfg)
 
 
 def test_check_model_compares_each_data_set():
     cfg = Config.fromfile(QUICKSTART)
     cfg.val_dataloader.dataset.metainfo.classes = ['car']
-    with pytest.raises(PreflightError, match='val_dataloader.dataset.meta'):
+    with pytest.raises(UserError, match='val_dataloader.dataset.meta'):
         preflight.check_model(cfg)
 
 
@@ -410,7 +410,7 @@ def test_check_model_takes_a_head_of_the_first_classes(names, accepted):
     assert first == ['car', 'truck', 'construction_vehicle']
     cfg.model.pts_bbox_head.tasks = [dict(num_class=len(names),
                                           class_names=names)]
-    with pytest.raises(PreflightError, match='with these'):
+    with pytest.raises(UserError, match='with these'):
         preflight.check_model(cfg)
     step, = (step for step in dataset.pipeline
              if step.type == 'ObjectNameFilter')
@@ -418,7 +418,7 @@ def test_check_model_takes_a_head_of_the_first_classes(names, accepted):
     if accepted:
         preflight.check_model(cfg)
         return
-    with pytest.raises(PreflightError, match='in the same order'):
+    with pytest.raises(UserError, match='in the same order'):
         preflight.check_model(cfg)
 
 
@@ -430,7 +430,7 @@ def test_check_model_takes_other_names_for_the_same_places():
     task.class_names = names
     preflight.check_model(cfg)
     task.class_names = [*names[1::-1], *names[2:]]
-    with pytest.raises(PreflightError, match='in the same order'):
+    with pytest.raises(UserError, match='in the same order'):
         preflight.check_model(cfg)
 
 
@@ -447,19 +447,19 @@ def test_check_checkpoint(tmp_path):
                       scores=np.zeros(3))
     preflight.check_checkpoint(good, 'checkpoint', resume=True)
     assert not preflight.check_checkpoint('https://a.org/x.pth', 'checkpoint')
-    with pytest.raises(PreflightError, match="Did you mean 'good.pth'"):
+    with pytest.raises(UserError, match="Did you mean 'good.pth'"):
         preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'checkpoint')
     with open(good, 'rb') as file:
         half = file.read()[:-400]
     for name, data in (('cut', half), ('empty', b''), ('text', b'no weights')):
         path = tmp_path / f'{name}.pth'
         path.write_bytes(data)
-        with pytest.raises(PreflightError, match='cannot be loaded'):
+        with pytest.raises(UserError, match='cannot be loaded'):
             preflight.check_checkpoint(str(path), 'checkpoint')
-    with pytest.raises(PreflightError, match="is a folder. .*epoch_1.pth'"):
+    with pytest.raises(UserError, match="is a folder. .*epoch_1.pth'"):
         preflight.check_checkpoint(str(tmp_path), 'checkpoint')
     torch.save(torch.zeros(2), tmp_path / 'tensor.pth')
-    with pytest.raises(PreflightError, match='it holds a Tensor'):
+    with pytest.raises(UserError, match='it holds a Tensor'):
         preflight.check_checkpoint(str(tmp_path / 'tensor.pth'), 'checkpoint')
 
 
@@ -472,27 +472,27 @@ def test_check_checkpoint_does_not_run_code(tmp_path):
             return os.system, (f'touch {marker}', )
 
     path = checkpoint(tmp_path / 'bad.pth', state_dict=Attack())
-    with pytest.raises(PreflightError, match='holds posix.system, which'):
+    with pytest.raises(UserError, match='holds posix.system, which'):
         preflight.check_checkpoint(path, 'checkpoint')
     assert not marker.exists()
     other = checkpoint(tmp_path / 'other.pth', meta=datetime.timezone.utc)
-    with pytest.raises(PreflightError, match='holds datetime.timezone, which'):
+    with pytest.raises(UserError, match='holds datetime.timezone, which'):
         preflight.check_checkpoint(other, 'checkpoint')
 
 
 def test_check_checkpoint_for_resuming(tmp_path):
     weights = checkpoint(tmp_path / 'best.pth', meta={}, message_hub={})
     preflight.check_checkpoint(weights, '--resume')
-    with pytest.raises(PreflightError, match='has no optimizer'):
+    with pytest.raises(UserError, match='has no optimizer'):
         preflight.check_checkpoint(weights, '--resume', resume=True)
     # Runner.resume would execute this text.
     code = checkpoint(tmp_path / 'code.pth', message_hub={}, optimizer={},
                       meta=dict(config='import os', epoch=1, iter=2))
-    with pytest.raises(PreflightError, match='would execute'):
+    with pytest.raises(UserError, match='would execute'):
         preflight.check_checkpoint(code, '--resume', resume=True)
     other = checkpoint(tmp_path / 'other.pth', message_hub={}, optimizer={},
                        meta=dict(epoch=1))
-    with pytest.raises(PreflightError, match=r"has no meta\['iter'\]\."):
+    with pytest.raises(UserError, match=r"has no meta\['iter'\]\."):
         preflight.check_checkpoint(other, '--resume', resume=True)
 
 
@@ -504,8 +504,8 @@ def test_check_checkpoint_for_resuming(tmp_path):
 def test_registry_errors_name_the_type(name, hint):
     import sigplug  # noqa: F401
     cfg = Config(dict(model=dict(type='Sequential', act=[dict(type=name)])))
-    with pytest.raises(PreflightError) as error:
-        with preflight.clear_registry_errors(cfg):
+    with pytest.raises(UserError) as error:
+        with preflight.explain_registry_errors(cfg):
             build_model_from_cfg(cfg.model.act[0], preflight_models())
     assert f"model.act.0.type = '{name}' is not registered." in str(
         error.value)
@@ -519,13 +519,13 @@ def preflight_models():
 
 def test_other_key_errors_keep_their_traceback():
     with pytest.raises(KeyError, match='gt_bboxes_3d'):
-        with preflight.clear_registry_errors(Config()):
+        with preflight.explain_registry_errors(Config()):
             dict()['gt_bboxes_3d']
 
 
 def test_a_type_of_the_wrong_kind_is_named():
     """It is registered, but elsewhere: the registry's own words serve."""
     cfg = Config(dict(model=dict(type='EMAHook')))
-    with pytest.raises(PreflightError, match='EMAHook is not in the .*model'):
-        with preflight.clear_registry_errors(cfg):
+    with pytest.raises(UserError, match='EMAHook is not in the .*model'):
+        with preflight.explain_registry_errors(cfg):
             build_model_from_cfg(cfg.model, preflight_models())

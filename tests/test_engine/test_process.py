@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 
 from sigplug.engine import process
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 
 def test_run_tool_prints_a_known_error(capsys):
 
     def tool():
-        raise PreflightError('no data at x')
+        raise UserError('no data at x')
 
     assert process.run_tool(tool) == 2
     captured = capsys.readouterr()

@@ -13,7 +13,7 @@ import torch
 from sigplug import ops
 from sigplug.ops import backends
 from sigplug.ops.backends import BackendError, available_backends, select
-from sigplug.ops.backends.cpp import library
+from sigplug.ops.cpu_kernels import library
 
 needs_cpp = pytest.mark.skipif(
     'cpp' not in available_backends(), reason='needs a C++ compiler')
@@ -211,7 +211,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
 
 def test_triton_that_cannot_launch(monkeypatch):
     """It wants a C compiler, which it looks for at its first launch."""
-    kernels = pytest.importorskip('sigplug.ops.backends.triton')
+    kernels = pytest.importorskip('sigplug.ops.cuda_kernels')
 
     def fail(*args, **kwargs):
         raise RuntimeError('Failed to find C compiler.')

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from sigplug.ops.backends import triton as kernels
+from sigplug.ops import cuda_kernels as kernels
 from sigplug.ops.power_mean import Dims, Segments, Windows
 
 ARCH = int(os.environ['SIGPLUG_TEST_ARCH'])

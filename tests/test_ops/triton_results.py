@@ -14,7 +14,7 @@ import torch
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 from sigplug.ops import gaussian_heatmap  # noqa: E402
-from sigplug.ops.backends import triton as kernels  # noqa: E402
+from sigplug.ops import cuda_kernels as kernels  # noqa: E402
 from sigplug.ops.power_mean import (  # noqa: E402
     Dims,
     Segments,

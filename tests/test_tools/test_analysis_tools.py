@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, load_tool
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 CONFIG, = REPOSITORY.glob(
     'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
@@ -155,13 +155,13 @@ def test_a_foreign_checkpoint_is_refused(tool, cfg, tmp_path):
     import torch
     path = tmp_path / 'foreign.pth'
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
-    with pytest.raises(PreflightError, match='does not fit'):
+    with pytest.raises(UserError, match='does not fit'):
         tool.cli.build_model(cfg, str(path), 'cpu')
 
 
 def test_a_model_without_heatmap_is_named(tool):
     from torch import nn
-    with pytest.raises(PreflightError, match='--no-heatmap'):
+    with pytest.raises(UserError, match='--no-heatmap'):
         tool.Predictor(nn.Linear(1, 1), with_heatmap=True)
 
 
@@ -176,5 +176,5 @@ def test_choice_of_samples(tool, num, indices, chosen):
     args = Namespace(num=num, indices=indices, split='val')
     assert tool.choose_samples(args, 80) == chosen
     args.indices = [80, 5]
-    with pytest.raises(PreflightError, match='--indices 80: '):
+    with pytest.raises(UserError, match='--indices 80: '):
         tool.choose_samples(args, 80)

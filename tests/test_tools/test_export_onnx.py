@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 # The quickstart with half of its channels, and two tasks.
 SMALL = f"""
@@ -306,7 +306,7 @@ def test_deformable_convolution_is_refused(tool, run_here,
 
 
 def test_another_detector_is_refused(tool):
-    with pytest.raises(PreflightError, match='Linear with .*'
+    with pytest.raises(UserError, match='Linear with .*'
                        'NoneType has no dense part .* CenterNetUpdateHead'):
         tool.dense_part(torch.nn.Linear(1, 1), False)
 
@@ -398,13 +398,13 @@ def test_float64_and_other_domains_are_refused(tool):
     opset = [onnx.helper.make_opsetid('', 18)]
     model = make_model(
         onnx.helper.make_graph(cast, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(PreflightError, match='float64'):
+    with pytest.raises(UserError, match='float64'):
         tool.check_standard(model, 18)
-    with pytest.raises(PreflightError, match='opset 18'):
+    with pytest.raises(UserError, match='opset 18'):
         tool.check_standard(model, 17)
     custom = [onnx.helper.make_node('F', ['x'], ['y'], domain='mmcv')]
     opset.append(onnx.helper.make_opsetid('mmcv', 1))
     model = make_model(
         onnx.helper.make_graph(custom, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(PreflightError, match='mmcv::F'):
+    with pytest.raises(UserError, match='mmcv::F'):
         tool.check_standard(model, 18)

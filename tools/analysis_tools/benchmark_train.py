@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
 from sigplug.engine import preflight, process
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 REPEAT = 15
 FOLDER = Path(__file__).resolve().parents[2] / 'configs/centerpoint'
@@ -207,7 +207,7 @@ def collate(dataset: dict[str, Any], batch_size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     samples = DATASETS.build(dataset)
     if len(samples) < batch_size:
-        raise PreflightError(
+        raise UserError(
             f'--batch-size {batch_size}: the data set has only '
             f'{len(samples)} samples')
     return pseudo_collate([

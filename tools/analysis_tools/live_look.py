@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 
 from sigplug.engine import process
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
               flush=True)
     if find_spec('tensorboard') is None:
-        raise PreflightError(
+        raise UserError(
             'TensorBoard is not installed: pip install tensorboard.')
     from tensorboard import default, program
     server = program.TensorBoard(plugins=default.get_static_plugins())

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from sigplug.engine import process
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.visualization import draw_training, read_training_log, save_png
 
 
@@ -43,7 +43,7 @@ def main() -> None:
             metrics=args.metrics,
             title=args.title or args.work_dir.resolve().name)
     except (FileNotFoundError, ValueError) as error:
-        raise PreflightError(str(error)) from error
+        raise UserError(str(error)) from error
     save_png(figure, args.out)
     print(args.out)
 

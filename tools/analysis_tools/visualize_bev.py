@@ -23,7 +23,7 @@ from sigplug.engine.bev_frame import (
     predictions,
     spread,
 )
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.visualization import draw_bev, save_png
 
 
@@ -98,7 +98,7 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
     """The config of a split with the pipeline of the validation."""
     for name in ('val', split):
         if cfg.get(f'{name}_dataloader') is None:
-            raise PreflightError(
+            raise UserError(
                 f'The config {cfg.filename!r} has no {name}_dataloader.')
     dataset = copy.deepcopy(innermost(cfg.val_dataloader.dataset))
     source = innermost(cfg[f'{split}_dataloader'].dataset)
@@ -119,7 +119,7 @@ def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
         return spread(args.num, length)
     outside = [index for index in args.indices if not 0 <= index < length]
     if outside:
-        raise PreflightError(
+        raise UserError(
             f'--indices {" ".join(map(str, outside))}: the split '
             f'{args.split!r} has the samples 0 to {length - 1}.')
     return args.indices
@@ -140,7 +140,7 @@ class Predictor:
             try:
                 self.keeper = HeatmapKeeper(model)
             except ValueError as error:
-                raise PreflightError(
+                raise UserError(
                     f'{error}: use --no-heatmap.') from error
 
     @torch.no_grad()
@@ -179,8 +179,8 @@ def main() -> None:
         preflight.check_checkpoint(args.checkpoint, 'checkpoint')
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
-    with (preflight.clear_registry_errors(cfg),
-          preflight.clear_data_errors()):
+    with (preflight.explain_registry_errors(cfg),
+          preflight.explain_data_errors()):
         dataset = DATASETS.build(dataset_cfg)
         predict = None
         if args.checkpoint:
@@ -192,7 +192,7 @@ def main() -> None:
         try:
             data = dataset[index]
         except FileNotFoundError as error:
-            raise PreflightError(
+            raise UserError(
                 f'A file of sample {index} is missing: {error}') from error
         path = args.out_dir / f'bev_{index:04d}.png'
         figure = draw_bev(

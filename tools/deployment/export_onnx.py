@@ -23,7 +23,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from sigplug.engine import cli, preflight, process
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
 TOLERANCE = 1e-4
@@ -185,7 +185,7 @@ def dense_part(model: nn.Module, probability: bool) -> DensePart:
     kind = next((part for head_type, part in parts.items()
                  if isinstance(head, head_type)), None)
     if kind is None:
-        raise PreflightError(
+        raise UserError(
             f'{type(model).__name__} with the head {type(head).__name__} has '
             'no dense part that this tool knows. It exports CenterPoint with '
             "a CenterHead (mmdet3d's or sigplug's), and image detectors with "
@@ -200,7 +200,7 @@ def refuse_deformable_convolution(part: nn.Module) -> None:
     names = [name for name, layer in part.named_modules()
              if isinstance(layer, (DeformConv2d, ModulatedDeformConv2d))]
     if names:
-        raise PreflightError(
+        raise UserError(
             f'{names[0]} is a deformable convolution ({len(names)} in all). '
             'It is an operator of mmcv, and none of those that ONNX runtimes '
             'share. Train a model without, e.g. with separate_head=dict('
@@ -228,7 +228,7 @@ def find_divisor(part: DensePart) -> int:
             problem = error
         else:
             return divisor
-    raise PreflightError(
+    raise UserError(
         'The backbone, neck and head do not fit each other, in no size of '
         f'the input with {part.in_channels} channels: {problem}') from problem
 
@@ -264,7 +264,7 @@ def check_standard(model: Any, opset: int) -> int:
               if node.domain not in ('', 'ai.onnx')}
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if custom or versions.get('') != opset:
-        raise PreflightError(
+        raise UserError(
             f'torch {torch.__version__} cannot export this model to opset '
             f'{opset} of the standard operators: it came to opset '
             f'{versions.get("")}, with {sorted(custom) or "no"} others. Try '
@@ -274,7 +274,7 @@ def check_standard(model: Any, opset: int) -> int:
     types = {value.type.tensor_type.elem_type for value in values}
     types |= {tensor.data_type for tensor in graph.initializer}
     if onnx.TensorProto.DOUBLE in types:
-        raise PreflightError(
+        raise UserError(
             'The model computes in float64, which not all runtimes have: '
             'convert it by model.float() before it is saved.')
     return len(nodes)
@@ -307,7 +307,7 @@ def check_values(part: DensePart, path: Path, divisor: int) -> float:
             error = (float('inf') if array.shape != shape else
                      (torch.from_numpy(array) - wanted).abs().max().item())
             if not error <= TOLERANCE * scale:
-                raise PreflightError(
+                raise UserError(
                     f'What was exported is wrong and was not kept: {name} is '
                     f'off by {error:.3g} for an input of shape '
                     f'{tuple(x.shape)}. The result has the shape '
@@ -323,7 +323,7 @@ def check_packages() -> None:
         for name in ('onnx', 'onnxruntime', 'onnxscript'):
             import_module(name)
     except ImportError as error:
-        raise PreflightError(
+        raise UserError(
             f'{error}. The export needs three packages more: pip install onnx '
             'onnxruntime onnxscript') from error
 
@@ -366,9 +366,9 @@ def main() -> None:
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.get('model') is None:
-        raise PreflightError(
+        raise UserError(
             f'The config {args.config!r} has no model.')
-    with preflight.clear_registry_errors(cfg):
+    with preflight.explain_registry_errors(cfg):
         model = cli.build_model(cfg, args.checkpoint, 'cpu')
     part = dense_part(model, args.heatmap == 'probability')
     write(part, args.out, args.opset, dict(

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.ops._checks import check_integer
 from sigplug.registry import register_hook_everywhere
 
@@ -60,7 +60,7 @@ class CheckLossHook(Hook):
                 logged may be NaN.
 
         Raises:
-            PreflightError: One of them is not finite.
+            UserError: One of them is not finite.
         """
         wrong = [name for name, value in (outputs or {}).items()
                  if 'loss' in name and isinstance(value, Tensor)
@@ -78,7 +78,7 @@ class CheckLossHook(Hook):
                 'no step by gradients that overflow, and training goes on.',
                 logger='current', level=logging.WARNING)
             return
-        raise PreflightError(
+        raise UserError(
             f'The training ends in iteration {runner.iter + 1}: {what} If '
             'these files are sound, which sigplug.CheckSample in the pipeline '
             'tells, train with a smaller learning rate or without mixed '

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
 from sigplug.engine.lock import lock_folder
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'
@@ -91,7 +91,7 @@ class CheckpointHook(BaseCheckpointHook):
             runner (Runner): The runner.
 
         Raises:
-            PreflightError: Another training writes there; in each process.
+            UserError: Another training writes there; in each process.
         """
         folder = find_checkpoint_dir(self.out_dir, runner.work_dir)
         local = '://' not in folder and (
@@ -196,12 +196,12 @@ def _lock_for_all(folders: set[str]) -> ExitStack:
         try:
             for folder in sorted(folders):
                 locks.enter_context(lock_folder(folder))
-        except PreflightError as error:
+        except UserError as error:
             locks.close()
             refusal = [str(error)]
     broadcast_object_list(refusal)
     if refusal[0]:
-        raise PreflightError(refusal[0])
+        raise UserError(refusal[0])
     return locks
 
 

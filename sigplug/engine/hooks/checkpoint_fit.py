@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.registry import HOOKS
 
 STATISTICS = ('running_mean', 'running_var')
@@ -46,12 +46,12 @@ class CheckpointFitHook(Hook):
             checkpoint (dict): The checkpoint.
 
         Raises:
-            PreflightError: It does not fit, or training would continue from
+            UserError: It does not fit, or training would continue from
                 one that holds Python code.
         """
         # mmengine never writes this entry, but would execute it.
         if runner._resume and 'config' in checkpoint.get('meta', {}):
-            raise PreflightError(
+            raise UserError(
                 f"{runner._load_from!r} holds a config in meta['config'], "
                 'which mmengine would execute. Remove it if you trust the '
                 'file.')
@@ -75,7 +75,7 @@ class CheckpointFitHook(Hook):
                     f'{len(learnt)} weights of the model, or has them in '
                     f'another shape: {", ".join(shown)}.')
             if not self.partial or len(missing) == len(learnt):
-                raise PreflightError(
+                raise UserError(
                     f'The checkpoint {what} It belongs to another model: '
                     'give the config that it was trained with, or another '
                     'checkpoint.')
@@ -129,7 +129,7 @@ def _compare_optimizers(runner: Runner, checkpoint: dict[str, Any]) -> None:
         for state in (checkpoint['optimizer'],
                       runner.optim_wrapper.state_dict()))
     if found != wanted:
-        raise PreflightError(
+        raise UserError(
             f'Training cannot continue from {runner._load_from!r}: its '
             f'optimizer has {sum(found)} parameters in {len(found)} groups, '
             f'that of the config {sum(wanted)} in {len(wanted)}. Resume with '

@@ -8,7 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 from .interval import IntervalHook
 
@@ -54,12 +54,12 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
             runner (Runner): The runner of the training.
 
         Raises:
-            PreflightError: The model has no head that can be observed.
+            UserError: The model has no head that can be observed.
         """
         self._detach()
         heads = find_observable_heads(runner.model)
         if not heads:
-            raise PreflightError(
+            raise UserError(
                 f'{type(self).__name__}: {type(unwrap(runner.model)).__name__}'
                 ' has no head whose heatmaps can be observed. Choose '
                 "type='sigplug.CenterHead' for its head (in CenterPoint "

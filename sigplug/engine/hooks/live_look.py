@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.models.layers.power import Power
 from sigplug.registry import register_hook_everywhere
 
@@ -52,14 +52,14 @@ class LiveLookHook(Hook):
             runner (Runner): The runner.
 
         Raises:
-            PreflightError: TensorBoard is not installed.
+            UserError: TensorBoard is not installed.
         """
         # A hook that comes in before this one has mmengine call it again.
         if self._ready:
             return
         self._ready = True
         if find_spec('tensorboard') is None:
-            raise PreflightError(
+            raise UserError(
                 'LiveLookHook needs TensorBoard: pip install tensorboard, or '
                 'train without default_hooks.live.')
         visualizer = runner.visualizer

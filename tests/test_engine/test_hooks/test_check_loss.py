@@ -10,7 +10,7 @@ from torch import nn
 
 from sigplug.engine.hooks import CheckLossHook, check_loss
 from sigplug.engine.optim_wrapper import CPUAmpOptimWrapper
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 RUNNER = SimpleNamespace(iter=6, optim_wrapper=SimpleNamespace())
 needs_scaler = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def test_loss_and_files_are_named(hook, value):
         loss=torch.tensor(value),
         **{'task0.loss_bbox': torch.tensor(value),
            'task0.loss_heatmap': torch.tensor(1.0)})
-    with pytest.raises(PreflightError) as error:
+    with pytest.raises(UserError) as error:
         hook.after_train_iter(RUNNER, 6, batch('a.bin', 'b.bin'), outputs)
     text = str(error.value)
     assert 'in iteration 7: loss, task0.loss_bbox are NaN' in text
@@ -50,7 +50,7 @@ def test_finite_losses_pass(hook):
 
 @pytest.mark.parametrize('data_batch', [None, [1], dict(inputs=1)])
 def test_batch_of_another_kind(hook, data_batch):
-    with pytest.raises(PreflightError, match='Batch: unknown'):
+    with pytest.raises(UserError, match='Batch: unknown'):
         hook.after_train_iter(
             RUNNER, 0, data_batch, dict(loss=torch.tensor(math.nan)))
 
@@ -104,9 +104,9 @@ def test_overflows_in_a_row_end_the_training():
     training = Training(patience=2)
     for value in (1e5, 1e5, 1.0, 1e5, 1e5):
         training.step(value)
-    with pytest.raises(PreflightError, match='in iteration 6: loss is NaN'):
+    with pytest.raises(UserError, match='in iteration 6: loss is NaN'):
         training.step(1e5)
-    with pytest.raises(PreflightError, match='in iteration 1: loss is NaN'):
+    with pytest.raises(UserError, match='in iteration 1: loss is NaN'):
         Training(patience=0).step(1e5)
     with pytest.raises(ValueError, match='patience must be .*-1'):
         CheckLossHook(patience=-1)
@@ -116,7 +116,7 @@ def test_overflows_in_a_row_end_the_training():
 def test_an_overflow_that_leaves_a_trace_ends_the_training():
     training = Training(nn.BatchNorm1d(2))
     training.step(1.0)
-    with pytest.raises(PreflightError, match='in iteration 2: loss is NaN'):
+    with pytest.raises(UserError, match='in iteration 2: loss is NaN'):
         training.step(1e5)
     assert not training.model[1].running_mean.isfinite().all()
 
@@ -124,12 +124,12 @@ def test_an_overflow_that_leaves_a_trace_ends_the_training():
 @needs_scaler
 def test_a_scale_that_cannot_help_ends_the_training():
     training = Training(patience=100)
-    with pytest.raises(PreflightError, match='in iteration 17: loss is NaN'):
+    with pytest.raises(UserError, match='in iteration 17: loss is NaN'):
         for _ in range(100):
             training.step(1e5)
     assert training.optim_wrapper.loss_scaler.get_scale() == 0.5
 
 
 def test_without_a_loss_scaler_the_first_one_counts():
-    with pytest.raises(PreflightError, match='in iteration 1: loss is NaN'):
+    with pytest.raises(UserError, match='in iteration 1: loss is NaN'):
         Training(dtype='bfloat16').step(math.inf)

@@ -8,7 +8,7 @@ from torch import nn
 from toy_training import ToyModel, make_runner
 
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.models import GeM
 
 
@@ -35,7 +35,7 @@ def load(tmp_path, checkpoint, partial=False, model=None):
 
 
 def refusal(*args, **kwargs):
-    with pytest.raises(PreflightError) as info:
+    with pytest.raises(UserError) as info:
         load(*args, **kwargs)
     assert len(str(info.value)) < 700
     return str(info.value)
@@ -159,7 +159,7 @@ def test_resuming_with_another_optimizer(tmp_path):
         groups = checkpoint['optimizer']['param_groups']
         groups.append(dict(groups[0], params=[2]))
 
-    with pytest.raises(PreflightError) as info:
+    with pytest.raises(UserError) as info:
         resume(tmp_path, add_group)
     for word in ('epoch_1.pth', '3 parameters in 2 groups',
                  'that of the config 2 in 1', 'load_from='):
@@ -170,6 +170,6 @@ def test_resuming_does_not_run_a_config(tmp_path):
     """Nor where no tool has looked at the checkpoint before."""
     ran = tmp_path / 'ran'
     code = f"open({str(ran)!r}, 'w').close()"
-    with pytest.raises(PreflightError, match="config in meta.'config'"):
+    with pytest.raises(UserError, match="config in meta.'config'"):
         resume(tmp_path, lambda c: c['meta'].update(config=code))
     assert not ran.exists()

@@ -17,7 +17,7 @@ from toy_training import exit_code, fork, make_runner
 from sigplug.engine.hooks import CheckpointHook, checkpoint
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
 from sigplug.engine.lock import lock_folder
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 STOCK = dict(type='mmengine.CheckpointHook')
 SCRIPT = toy_training.__file__
@@ -135,7 +135,7 @@ def test_one_training_at_a_time(tmp_path):
     worker = int((tmp_path / 'worker').read_text())
     (tmp_path / 'epoch_1.pth.partial').touch()
     try:
-        with pytest.raises(PreflightError, match='Another process') as info:
+        with pytest.raises(UserError, match='Another process') as info:
             make_runner(tmp_path).train()
         for word in (str(tmp_path), '--work-dir'):
             assert word in str(info.value)
@@ -170,7 +170,7 @@ def test_all_that_is_written_to_is_locked(tmp_path, folder):
     os.close(locked[1])
     try:
         assert os.read(locked[0], 1) == b'.'
-        with pytest.raises(PreflightError, match=f"/{folder}'"):
+        with pytest.raises(UserError, match=f"/{folder}'"):
             make_runner(tmp_path / 'a/run', hook=hook).train()
     finally:
         os.close(ended[1])
@@ -183,7 +183,7 @@ def test_each_process_learns_that_the_lock_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'is_main_process', lambda: False)
     monkeypatch.setattr(checkpoint, 'broadcast_object_list',
                         lambda objects: objects.__setitem__(0, 'It is taken.'))
-    with pytest.raises(PreflightError, match='It is taken'):
+    with pytest.raises(UserError, match='It is taken'):
         CheckpointHook().before_train(make_runner(tmp_path))
 
 

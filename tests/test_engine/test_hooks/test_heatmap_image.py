@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sigplug.engine.hooks import HeatmapImageHook
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.visualization import draw_heatmap_pair
 
 
@@ -115,5 +115,5 @@ def test_what_cannot_be_drawn_does_not_end_the_training(monkeypatch):
 
 
 def test_a_model_without_such_a_head():
-    with pytest.raises(PreflightError, match='HeatmapImageHook: Linear has'):
+    with pytest.raises(UserError, match='HeatmapImageHook: Linear has'):
         HeatmapImageHook().before_train(make_runner(nn.Linear(1, 1)))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.hooks import HeatmapSaturationHook
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 from sigplug.models.dense_heads import CenterHead
 
 CHANNELS, SIZE = 4, 16
@@ -499,7 +499,7 @@ def test_two_heads_are_told_apart():
 def test_model_without_such_a_head(tmp_path):
     runner = make_runner(tmp_path / 'work', NoHead(), [
         dict(type='HeatmapSaturationHook')])
-    with pytest.raises(PreflightError) as info:
+    with pytest.raises(UserError) as info:
         runner.train()
     for word in ('HeatmapSaturationHook', 'NoHead', 'sigplug.CenterHead',
                  'custom_hooks'):

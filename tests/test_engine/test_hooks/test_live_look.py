@@ -23,7 +23,7 @@ from sigplug.engine.hooks import (
     HeatmapSaturationHook,
     LiveLookHook,
 )
-from sigplug.errors import PreflightError
+from sigplug.errors import UserError
 
 SWITCH = {'default_hooks.live.type': 'sigplug.LiveLookHook'}
 P = 'p/pts_voxel_encoder.pfn_layers.0.gem'
@@ -303,7 +303,7 @@ def test_without_tensorboard(tmp_path, monkeypatch):
         'sigplug.engine.hooks.live_look.find_spec', lambda name: None)
     runner = make_runner(tmp_path)
     runner.register_hook(LiveLookHook())
-    with pytest.raises(PreflightError, match='pip install tensorboard'):
+    with pytest.raises(UserError, match='pip install tensorboard'):
         runner.train()
 
 

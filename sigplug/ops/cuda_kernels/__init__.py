@@ -6,7 +6,7 @@ waits for the device.
 import torch
 import triton
 
-from ...power_mean import Dims
+from ..power_mean import Dims
 from .clip_sigmoid import clip_sigmoid_backward, clip_sigmoid_forward
 from .gaussian_focal_loss import (
     gaussian_focal_loss_backward,

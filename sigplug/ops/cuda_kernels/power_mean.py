@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...power_mean import Dims, Members, PowerLike, Segments, Sets, Windows
+from ..power_mean import Dims, Members, PowerLike, Segments, Sets, Windows
 from ._launch import OPTIONS, on_device_of
 from ._math import add, exp2_product, finish_sum, log2
 

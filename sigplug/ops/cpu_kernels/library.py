@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import BackendError
+from ..backends import BackendError
 
 SOURCES = Path(__file__).parent
 COMPILERS = ('c++', 'g++', 'clang++')

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...clip_sigmoid import representable_bounds
-from ...gaussian_focal_loss import LOG_EPS
-from ...power_mean import (
+from ..clip_sigmoid import representable_bounds
+from ..gaussian_focal_loss import LOG_EPS
+from ..power_mean import (
     Dims,
     Members,
     PowerLike,

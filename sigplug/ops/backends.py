@@ -20,11 +20,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .._autograd import is_compiling
+from ._autograd import is_compiling
 
 EAGER = 'eager'
 # The type of device that each one runs on.
 DEVICES = {'cpp': 'cpu', 'triton': 'cuda'}
+PACKAGES = {'cpp': 'cpu_kernels', 'triton': 'cuda_kernels'}
 NAMES = ('auto', EAGER, *DEVICES)
 VARIABLE = 'SIGPLUG_BACKEND'
 
@@ -125,7 +126,8 @@ def _require(name: str, device: str, dtype: torch.dtype) -> ModuleType:
 def _load(name: str) -> ModuleType | str:
     """The module of a backend, or why it is not there."""
     try:
-        module = importlib.import_module(f'{__name__}.{name}')
+        module = importlib.import_module(
+            f'sigplug.ops.{PACKAGES[name]}')
         module.prepare()
     except (ImportError, OSError, BackendError) as error:
         return str(error)

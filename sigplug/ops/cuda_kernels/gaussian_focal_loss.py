@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...clip_sigmoid import representable_bounds
-from ...gaussian_focal_loss import LOG_EPS
+from ..clip_sigmoid import representable_bounds
+from ..gaussian_focal_loss import LOG_EPS
 from ._launch import OPTIONS, on_device_of
 from ._math import (
     add,
