@@ -1,4 +1,4 @@
-"""Checks that the operations share."""
+"""Checks of arguments that several operations take."""
 import math
 from numbers import Integral, Real
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import is_compiling
+from ._tracing import is_compiling
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8,
+                  torch.uint8)
 
 
 def check_number(name: str, value: object) -> None:
@@ -16,12 +20,12 @@ def check_number(name: str, value: object) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number; Python counts True as one."""
+    """Return whether ``value`` is a real number; a bool is not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_integer(value: Any, least: int) -> bool:
-    """Whether ``value`` is an integer of at least ``least``."""
+    """Return whether ``value`` is an integer of at least ``least``."""
     # As Any: to a type checker, an Integral has no order.
     kinds: Any = (Integral, torch.SymInt)
     return (isinstance(value, kinds) and not isinstance(value, bool)
@@ -42,7 +46,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_weight(name: str, value: Any) -> None:
-    """Raise an error unless ``value`` is a finite number from 0 on."""
+    """Raise an error unless ``value`` is a finite number of at least 0."""
     check_number(name, value)
     if not 0.0 <= value < math.inf:
         raise ValueError(
@@ -65,6 +69,23 @@ def check_tensor(name: str, value: object) -> None:
             'convert it by torch.as_tensor()')
 
 
+def check_float_tensor(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a tensor to compute with."""
+    check_tensor(name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f'{name} must be a float16, bfloat16, float32 or float64 tensor, '
+            f'but got {value.dtype}: convert it, e.g. {name}.float()')
+
+
+def check_integer_tensor(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a tensor of integers."""
+    check_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f'{name} must be an integer tensor, but got '
+                        f'{value.dtype}')
+
+
 def check_device(name: str, value: Tensor, x: Tensor) -> None:
     """Raise a ``ValueError`` unless ``value`` can meet ``x``."""
     if value.device != x.device and (value.dim()
@@ -74,7 +95,7 @@ def check_device(name: str, value: Tensor, x: Tensor) -> None:
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest value; None where they cannot be looked at.
+    """Return the smallest and largest value, None where they are not known.
 
     On a GPU that would wait for the device; compilers, fake tensors and vmap
     have no values.
@@ -89,7 +110,7 @@ def find_range(x: Tensor) -> tuple[float, float] | None:
 
 
 def fits_into(shape: torch.Size, larger: torch.Size) -> bool:
-    """Whether a tensor of ``shape`` broadcasts to just ``larger``."""
+    """Return whether ``shape`` broadcasts to just ``larger``."""
     try:
         return torch.broadcast_shapes(shape, larger) == larger
     except RuntimeError:

@@ -1,32 +1,37 @@
-"""Which code computes an operation: the eager forms, or kernels of ours.
+"""Which form of an operation is computed: plain PyTorch, or kernels.
 
-The eager forms, in plain PyTorch, stand beside each operation and specify it;
-they run everywhere. A backend is a module with the same functions for one
-kind of device:
+The plain form of an operation stands in its file and specifies it; it runs
+everywhere. A backend is a package with faster forms of some operations for
+one kind of device, with the same functions and arguments:
 
-- ``cpp`` (CPU): C++ kernels, compiled once with the machine's compiler;
-- ``triton`` (CUDA): Triton kernels.
+- ``cpp`` (CPU), in ``cpu_kernels``: C++, compiled once with the machine's
+  compiler;
+- ``triton`` (CUDA), in ``cuda_kernels``: Triton.
 
 ``backend='auto'``, the default of each operation, takes the one for the
-device of the input and falls back to the eager form with one warning. The
-environment variable ``SIGPLUG_BACKEND`` says what ``'auto'`` means.
+device of the input and falls back to the plain form with one warning;
+``'eager'`` is the plain form. The environment variable ``SIGPLUG_BACKEND``
+says what ``'auto'`` means. An operation that a backend has no kernel for is
+as fast in its plain form, which is then taken.
 """
 import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from ._autograd import is_compiling
+from ._tracing import is_compiling
 
-EAGER = 'eager'
-# The type of device that each one runs on.
-DEVICES = {'cpp': 'cpu', 'triton': 'cuda'}
-PACKAGES = {'cpp': 'cpu_kernels', 'triton': 'cuda_kernels'}
-NAMES = ('auto', EAGER, *DEVICES)
+# The device and the package of each backend.
+BACKENDS = {'cpp': ('cpu', 'cpu_kernels'), 'triton': ('cuda', 'cuda_kernels')}
+NAMES = ('auto', 'eager', *BACKENDS)
 VARIABLE = 'SIGPLUG_BACKEND'
 
 
@@ -34,8 +39,24 @@ class BackendError(RuntimeError):
     """A requested backend cannot be used."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """The functions that compute an operation.
+
+    Attributes:
+        operation (str): The name of the operation.
+        forward (Callable): Its value.
+        backward (Callable, optional): Its gradients, from those of the value
+            and the arguments of ``forward``. None leaves them to autograd.
+    """
+
+    operation: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+
+
 def available_backends() -> tuple[str, ...]:
-    """The names that the argument ``backend`` takes on this machine.
+    """Return the names that the argument ``backend`` takes on this machine.
 
     Compiles the C++ kernels if that has not been done yet.
 
@@ -43,61 +64,82 @@ def available_backends() -> tuple[str, ...]:
         tuple[str, ...]: ``'auto'``, ``'eager'`` and the backends whose
         device, compiler and libraries are there.
     """
-    return ('auto', EAGER, *(name for name in DEVICES
-                             if not isinstance(_load(name), str)))
+    return ('auto', 'eager', *(name for name in BACKENDS
+                               if not isinstance(_load(name), str)))
 
 
-def select(backend: str, *tensors: Tensor) -> ModuleType | None:
-    """The module to compute with; None stands for the eager form.
+def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
+    """Return the form to compute with.
 
-    Compilers, exporters, ``torch.func``, forward mode and subclasses of
-    tensors always get the eager form, as they have to look inside; so do
-    tensors on several devices, for its error.
+    Compilers, exporters, ``torch.func``, forward mode, dispatch modes and
+    subclasses of tensors get the plain form, as they have to look inside; so
+    do tensors on several devices, for its error.
 
     Args:
+        plain (Form): The plain form of the operation.
         backend (str): One of ``NAMES``.
         *tensors (Tensor): Inputs. If the first is a floating point tensor,
-            its dtype has to be one that can be computed.
+            its dtype has to be one that the kernels compute.
 
     Returns:
-        ModuleType | None: The module of a backend.
+        Form: ``plain``, or kernels for the same operation.
 
     Raises:
         ValueError: There is no backend of this name.
         BackendError: One is asked for that cannot compute these tensors.
     """
     name = _resolve(backend)
-    if (name == EAGER or _is_watched() or not all(map(_is_plain, tensors))
-            or not _share_device(*tensors)):
-        return None
-    device, dtype = tensors[0].device.type, tensors[0].dtype
-    if name != 'auto':
-        return _require(name, device, dtype)
-    for name, runs_on in DEVICES.items():
-        if device != runs_on:
-            continue
-        module = _load(name)
-        if isinstance(module, str):
-            _warn_once(name, module)
-        elif dtype in module.DTYPES or not dtype.is_floating_point:
-            return module
-    return None
+    if name == 'eager' or _is_watched() or not all(map(_has_memory, tensors)):
+        return plain
+    device, dtype = tensors[0].device, tensors[0].dtype
+    # Single values may come from the CPU.
+    if any(x.device != device and (x.dim() or x.device.type != 'cpu')
+           for x in tensors):
+        return plain
+    asked = name != 'auto'
+    if not asked:
+        name = next((known for known, (kind, _) in BACKENDS.items()
+                     if kind == device.type), 'eager')
+        if name == 'eager':
+            return plain
+    package = _load(name)
+    if isinstance(package, str):
+        problem = package
+    elif device.type != BACKENDS[name][0]:
+        problem = f'it computes {BACKENDS[name][0]} tensors, not {device.type}'
+    elif dtype.is_floating_point and dtype not in package.DTYPES:
+        if not asked:
+            return plain
+        problem = f'it does not compute {str(dtype)[6:]}'
+    else:
+        return package.FORMS.get(plain.operation, plain)
+    if asked:
+        raise BackendError(f'backend={name!r} cannot be used: {problem}. '
+                           f'Available: {", ".join(available_backends())}')
+    _warn_once(name, problem)
+    return plain
 
 
-def usable(module: ModuleType | None, *tensors: Tensor) -> bool:
-    """Whether a backward pass may stay with the backend of its forward.
+def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
+    """Return the form for a backward pass whose forward took ``form``.
 
-    A second derivative, or one that is mapped, needs the eager form.
+    A derivative of the gradient, or one that is mapped, needs the plain form.
     """
-    return (module is not None and not torch.is_grad_enabled()
-            and not _is_watched() and all(map(_is_plain, tensors)))
+    kernels_may = (not torch.is_grad_enabled() and not _is_watched()
+                   and all(map(_has_memory, tensors)))
+    return form if kernels_may else plain
 
 
-def _resolve(backend: str) -> str:
-    """What is asked for, with the environment variable behind ``'auto'``."""
+def check_backend(backend: str) -> None:
+    """Raise a ``ValueError`` unless there is a backend of this name."""
     if backend not in NAMES:
         raise ValueError(f'backend must be one of {NAMES}, but got '
                          f'{backend!r}')
+
+
+def _resolve(backend: str) -> str:
+    """Return the name asked for, by the environment for ``'auto'``."""
+    check_backend(backend)
     if backend != 'auto' or is_compiling():
         return backend
     name = os.environ.get(VARIABLE) or 'auto'
@@ -107,31 +149,16 @@ def _resolve(backend: str) -> str:
     return name
 
 
-def _require(name: str, device: str, dtype: torch.dtype) -> ModuleType:
-    module = _load(name)
-    if isinstance(module, str):
-        problem = module
-    elif device != DEVICES[name]:
-        problem = f'it computes {DEVICES[name]} tensors, not {device} ones'
-    elif dtype.is_floating_point and dtype not in module.DTYPES:
-        problem = 'it computes {}, not {}'.format(
-            ', '.join(str(d)[6:] for d in module.DTYPES), str(dtype)[6:])
-    else:
-        return module
-    raise BackendError(f'backend={name!r} cannot be used: {problem}. '
-                       f'Available: {", ".join(available_backends())}')
-
-
 @functools.cache
 def _load(name: str) -> ModuleType | str:
-    """The module of a backend, or why it is not there."""
+    """Return the package of a backend, or why it is not there."""
     try:
-        module = importlib.import_module(
-            f'sigplug.ops.{PACKAGES[name]}')
-        module.prepare()
+        package = importlib.import_module(
+            f'.{BACKENDS[name][1]}', __package__)
+        package.prepare()
     except (ImportError, OSError, BackendError) as error:
         return str(error)
-    return module
+    return package
 
 
 @functools.cache
@@ -143,24 +170,23 @@ def _warn_once(name: str, problem: str) -> None:
         stacklevel=2)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor has memory of its own that a kernel may read."""
-    return (type(x) in (Tensor, torch.nn.Parameter)
-            and x.layout is torch.strided
+def _has_memory(x: Tensor) -> bool:
+    """Return whether kernels may read the memory of a tensor as it is."""
+    if (type(x) not in (Tensor, torch.nn.Parameter)
+            or x.layout is not torch.strided
             # The memory of a negative view has the other sign.
-            and not x.is_neg()
-            and not torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
-def _share_device(first: Tensor, *others: Tensor) -> bool:
-    """Whether tensors may meet: single values can come from the CPU."""
-    return all(x.device == first.device
-               or (x.dim() == 0 and x.device.type == 'cpu') for x in others)
+            or x.is_neg() or unpack_dual(x).tangent is not None):
+        return False
+    try:
+        return x.data_ptr() != 0 or x.numel() == 0
+    # The wrappers of torch.func have no memory.
+    except RuntimeError:
+        return False
 
 
 def _is_watched() -> bool:
-    """Whether a compiler, a tracer or a mode sees each operation."""
+    """Return whether a compiler, a tracer or a mode sees each operation."""
     return (is_compiling() or torch.jit.is_tracing()
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack() > 0
-            or torch.autograd.forward_ad._current_level >= 0)
+            # A mode that records operations would miss a kernel's. torch has
+            # no public way to ask for one.
+            or torch._C._len_torch_dispatch_stack() > 0)

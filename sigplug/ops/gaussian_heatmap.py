@@ -4,15 +4,16 @@ import math
 import torch
 from torch import Tensor
 
-from . import backends
 from ._checks import (
     check_device,
     check_integer,
+    check_integer_tensor,
     check_number,
     check_tensor,
     find_range,
     is_integer,
 )
+from .backends import Form, select
 
 # Bounds the memory of the drawing, some 70 bytes a cell, and lets its
 # temporaries stay in a cache.
@@ -22,7 +23,7 @@ CELLS_AT_ONCE = 2**17
 def gaussian_radius(height: Tensor,
                     width: Tensor,
                     min_overlap: float = 0.5) -> Tensor:
-    r"""Radius within which a shifted box still overlaps the true one.
+    r"""Return the radius within which a shifted box overlaps the true one.
 
     The smallest of the three radii of CornerNet (`Law and Deng, 2018
     <https://arxiv.org/abs/1808.01244>`_), one for each way in which two
@@ -118,11 +119,7 @@ def gaussian_heatmap(centers: Tensor,
     """
     for name, value in (('centers', centers), ('radii', radii), ('labels',
                                                                  labels)):
-        check_tensor(name, value)
-        if (value.is_floating_point() or value.is_complex()
-                or value.dtype == torch.bool):
-            raise TypeError(f'{name} must be an integer tensor, but got '
-                            f'{value.dtype}: round it first')
+        check_integer_tensor(name, value)
         check_device(name, value, centers)
     if centers.dim() != 2 or centers.shape[1] != 2:
         raise ValueError('centers must have the shape (K, 2), but got '
@@ -143,15 +140,13 @@ def gaussian_heatmap(centers: Tensor,
         if values and not least <= values[0] <= values[1] <= most:
             raise ValueError(f'{name} must lie in [{least}, {most}], but has '
                              f'values from {values[0]} to {values[1]}')
-    kernels = backends.select(backend, centers, radii, labels)
-    form = kernels.gaussian_heatmap if kernels else gaussian_heatmap_forward
-    return form(centers, radii, labels, num_classes, size)
+    form = select(PLAIN, backend, centers, radii, labels)
+    return form.forward(centers, radii, labels, num_classes, size)
 
 
-def gaussian_heatmap_forward(centers: Tensor, radii: Tensor, labels: Tensor,
-                             num_classes: int,
-                             size: tuple[int, int]) -> Tensor:
-    """The plain form, without a loop over the objects.
+def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
+                 num_classes: int, size: tuple[int, int]) -> Tensor:
+    """Draw in plain PyTorch, without a loop over the objects.
 
     Beside the heatmap its memory is bounded whatever the radii: the cells of
     all squares are numbered through and drawn ``CELLS_AT_ONCE`` at a time. It
@@ -188,3 +183,6 @@ def gaussian_heatmap_forward(centers: Tensor, radii: Tensor, labels: Tensor,
         heatmap.scatter_reduce_(
             0, corner[owner] + row * width + column, value, 'amax')
     return heatmap.view(num_classes, height, width)
+
+
+PLAIN = Form('gaussian_heatmap', draw_heatmap)

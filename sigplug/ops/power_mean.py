@@ -20,16 +20,16 @@ every :math:`p \ne 1`.
 """
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends
-from ._autograd import is_exporting, needs_closed_form, widen
 from ._checks import check_device, check_number, find_range, is_number
+from ._dtypes import upcast_half
+from ._tracing import is_compiling, is_exporting
+from .backends import Form, select, select_backward
 
 PowerLike = float | Tensor
 
@@ -211,10 +211,12 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, members: Members,
         Tensor: One value per set.
     """
     others = [t for t in (p, members) if isinstance(t, Tensor)]
-    kernels = backends.select(backend, x, *others)
-    if needs_closed_form(x, p):
-        return _PowerMean.apply(x, p, sets, members, eps, kernels)
-    return _PowerMean.forward(x, p, sets, members, eps, kernels)
+    form = select(PLAIN, backend, x, *others)
+    # Compilers and tracers derive and fuse the backward themselves.
+    if (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
+            and not is_compiling() and not torch.jit.is_tracing()):
+        return _PowerMean.apply(x, p, sets, members, eps, form)
+    return form.forward(x, p, sets, members, eps)
 
 
 def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
@@ -345,6 +347,9 @@ def sum_to_power(g: Tensor, p: Tensor) -> Tensor:
     return g.double().sum_to_size(p.shape).to(g.dtype)
 
 
+PLAIN = Form('power_mean', power_mean_forward, power_mean_backward)
+
+
 class _PowerMean(torch.autograd.Function):
     """Saves the input and tensors of the size of the result."""
 
@@ -352,13 +357,12 @@ class _PowerMean(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
-                eps: float | None, kernels: ModuleType | None) -> Tensor:
-        form = kernels.power_mean_forward if kernels else power_mean_forward
-        return form(x, p, sets, members, eps)
+                eps: float | None, form: Form) -> Tensor:
+        return form.forward(x, p, sets, members, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, p, ctx.sets, members, ctx.eps, ctx.kernels = inputs
+        x, p, ctx.sets, members, ctx.eps, ctx.form = inputs
         ctx.float_p = None if isinstance(p, Tensor) else p
         tensors = x, None if ctx.float_p else p, members, output
         ctx.save_for_backward(*tensors)
@@ -368,12 +372,12 @@ class _PowerMean(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, p, members, y = ctx.saved_tensors
         tensors = [t for t in (p, members) if t is not None]
-        form = (ctx.kernels.power_mean_backward
-                if backends.usable(ctx.kernels, grad_y, x, y, *tensors)
-                else power_mean_backward)
+        form = select_backward(ctx.form, PLAIN, grad_y, x, y, *tensors)
+        assert form.backward is not None
         wants_x, wants_p, *_ = ctx.needs_input_grad
-        return *form(grad_y, x, ctx.float_p or p, ctx.sets, members, ctx.eps,
-                     y, wants_x, wants_p), None, None, None, None
+        return *form.backward(
+            grad_y, x, ctx.float_p or p, ctx.sets, members, ctx.eps, y,
+            wants_x, wants_p), None, None, None, None
 
     @staticmethod
     def jvp(ctx, tangent_x, tangent_p, *_):
@@ -438,7 +442,7 @@ def _double(p: PowerLike) -> PowerLike:
 
 
 def _clamp(x: Tensor, eps: float | None) -> Tensor:
-    x = widen(x)
+    x = upcast_half(x)
     return x if eps is None else x.clamp(min=eps)
 
 
@@ -446,7 +450,7 @@ def _where_kept(x: Tensor, g: Tensor, eps: float | None) -> Tensor:
     """``g`` where the clamp lets the input pass."""
     if eps is None:
         return g
-    return torch.where(widen(x) >= eps, g, g.new_zeros(()))
+    return torch.where(upcast_half(x) >= eps, g, g.new_zeros(()))
 
 
 def _zeros(ratio: Tensor, sets: Sets, members: Members,

@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import torch
-from mmdet.models.losses import GaussianFocalLoss, L1Loss, l1_loss
+from mmdet.models.losses import L1Loss, l1_loss
 from mmdet3d.models.dense_heads.centerpoint_head import (
     CenterHead as _CenterHead,
 )
@@ -11,15 +11,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from sigplug.models.layers import ClipSigmoid
-from sigplug.models.losses import GaussianFocalLossWithLogits
 from sigplug.ops import (
-    gaussian_focal_loss_with_logits,
     gaussian_heatmap,
     gaussian_radius,
 )
-from sigplug.ops._checks import is_number
 from sigplug.ops.clip_sigmoid import representable_bounds
-from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS, focal_loss_sums
 from sigplug.registry import MODELS
 
 from ..arguments import name_arguments
@@ -55,8 +51,6 @@ class CenterHead(_CenterHead):
     - Targets are computed for the whole batch without a loop per box, and
       neither they nor the losses wait for a GPU (``gaussian_heatmap`` may),
       as far as ``loss_cls`` and ``loss_bbox`` do not.
-    - ``heatmap_act`` and ``loss_cls`` are computed in one operation where
-      both are of a known type and without hooks; the losses stay the same.
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
@@ -208,65 +202,12 @@ class CenterHead(_CenterHead):
     def _heatmap_losses(self, logits: list[Tensor],
                         targets: list[Tensor]) -> Sequence[Tensor]:
         """Gaussian focal loss of each task, over its number of peaks."""
-        arguments = self._focal_arguments()
-        if arguments is not None and logits[0].is_cuda:
-            return self._joint_heatmap_losses(logits, targets, **arguments)
         losses = []
         for x, target in zip(logits, targets, strict=True):
             num_peaks = target.eq(1).sum().float().clamp(min=1)
-            if arguments is None:
-                losses.append(self.loss_cls(
-                    self.heatmap_act(x), target, avg_factor=num_peaks))
-            else:
-                options = dict(arguments)
-                losses.append(options.pop('loss_weight') *
-                              gaussian_focal_loss_with_logits(
-                                  x, target, **options, avg_factor=num_peaks))
+            losses.append(self.loss_cls(
+                self.heatmap_act(x), target, avg_factor=num_peaks))
         return losses
-
-    def _joint_heatmap_losses(self, logits: list[Tensor],
-                              targets: list[Tensor], loss_weight: float,
-                              **arguments: Any) -> Sequence[Tensor]:
-        """All tasks at once: small heatmaps cost a GPU mostly launches."""
-        x, target = torch.cat(logits, dim=1), torch.cat(targets, dim=1)
-        shape = x.shape[:2]
-        sums = focal_loss_sums(x, target, shape.numel(), **arguments,
-                               backend='auto').view(shape).sum(0)
-        peaks = target.eq(1).sum((0, 2, 3))
-        # By a sum: adding at an index has no order on a GPU.
-        tasks = torch.arange(len(logits), device=x.device)
-        is_of_task = self._task_of_class.unsqueeze(1) == tasks
-        sums = (sums.unsqueeze(1) * is_of_task).sum(0)
-        peaks = (peaks.unsqueeze(1) * is_of_task).sum(0).clamp(min=1)
-        return (loss_weight * sums / (peaks + AVG_FACTOR_EPS)).unbind()
-
-    def _focal_arguments(self) -> dict[str, Any] | None:
-        """How one operation on logits can replace activation and loss.
-
-        Returns:
-            dict[str, Any] | None: ``loss_weight`` and the arguments
-            ``alpha``, ``gamma``, ``pos_weight``, ``neg_weight`` and ``clip``
-            of :func:`sigplug.ops.gaussian_focal_loss_with_logits`; None where
-            the two modules do, or may do, anything else.
-        """
-        act, loss = self.heatmap_act, self.loss_cls
-        if (_does_only(loss, GaussianFocalLossWithLogits)
-                and _does_only(act, nn.Identity)):
-            clip = loss.clip
-        elif (_does_only(loss, GaussianFocalLoss)
-              and _does_only(act, ClipSigmoid) and act.grad == 'zero'
-              and act.max_val == 1 - act.min_val):
-            clip = act.min_val
-        else:
-            return None
-        arguments: dict[str, Any] = {
-            name: getattr(loss, name, None) for name in
-            ('loss_weight', 'alpha', 'gamma', 'pos_weight', 'neg_weight')}
-        usual = all(is_number(value) and value >= 0
-                    for value in arguments.values())
-        if not usual or getattr(loss, 'reduction', None) != 'mean':
-            return None
-        return dict(arguments, clip=clip)
 
     def _box_loss(self, preds: dict[str, Tensor], target: Tensor,
                   index: Tensor, mask: Tensor) -> Tensor:

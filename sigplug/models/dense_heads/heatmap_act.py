@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops._autograd import widen
+from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS, check_config
 
 
@@ -66,7 +66,7 @@ class HeatmapLogits:
 
     def sigmoid(self) -> Tensor:
         """Activate."""
-        return self.act(widen(self.logits))
+        return self.act(upcast_half(self.logits))
 
     def size(self, *dim: int) -> Any:
         """Size of the logits."""

@@ -11,7 +11,7 @@ from mmdet.models.dense_heads.centernet_update_head import (
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from sigplug.ops._autograd import widen
+from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS
 
 from ..arguments import check_keywords
@@ -66,7 +66,7 @@ class CenterNetHead(_CenterNetHead):
     def loss_by_feat(self, center_heatmap_preds: list[Tensor], *args: Any,
                      **kwargs: Any) -> dict[str, Tensor]:
         """Losses of mmdet, of the logits that ``forward`` returns."""
-        probs = [self.heatmap_act(widen(logits))
+        probs = [self.heatmap_act(upcast_half(logits))
                  for logits in center_heatmap_preds]
         return super().loss_by_feat(probs, *args, **kwargs)
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from sigplug.ops._checks import check_tensor, check_weight, find_range
 from sigplug.ops.gaussian_focal_loss import (
-    REDUCTIONS,
-    check_focal_arguments,
+    FocalOptions,
+    check_reduction,
     gaussian_focal_loss_with_logits,
 )
 from sigplug.registry import register_everywhere
@@ -48,8 +48,8 @@ class GaussianFocalLossWithLogits(nn.Module):
                  neg_weight: float = 1.0,
                  clip: float | None = None) -> None:
         super().__init__()
-        check_focal_arguments(alpha, gamma, pos_weight, neg_weight, clip,
-                              reduction)
+        FocalOptions(alpha, gamma, pos_weight, neg_weight, clip)
+        check_reduction('reduction', reduction)
         check_weight('loss_weight', loss_weight)
         self.alpha = alpha
         self.gamma = gamma
@@ -96,9 +96,8 @@ class GaussianFocalLossWithLogits(nn.Module):
             ValueError: ``pos_inds`` and ``pos_labels`` are not given together,
                 or with ``weight``, or an argument is out of its range.
         """
-        if reduction_override not in (None, *REDUCTIONS):
-            raise ValueError(f'reduction_override must be None or one of '
-                             f'{REDUCTIONS}, but got {reduction_override!r}')
+        if reduction_override is not None:
+            check_reduction('reduction_override', reduction_override)
         reduction = reduction_override or self.reduction
         focal_loss = partial(
             gaussian_focal_loss_with_logits, alpha=self.alpha,

@@ -14,10 +14,16 @@ namespace {
 
 struct Focal {
   float alpha, gamma, pos_weight, neg_weight;
-  bool clips;
-  float low, high;  // of the clipped probability
+  float low, high;  // bounds of the probability, 0 and 1 without a clip
   float eps;        // inside the logarithm
+
+  bool clips() const { return low > 0.0f; }
 };
+
+// In the order in which gaussian_focal_loss.py writes them.
+inline Focal read(const float* o) {
+  return {o[0], o[1], o[2], o[3], o[4], o[5], o[6]};
+}
 
 // What is added up between two roundings to double.
 constexpr int64_t kBlock = 16 * kWidth;
@@ -104,7 +110,7 @@ void choose_cells(const Focal& f, const Function& function) {
   const auto with = [&](auto alpha, auto gamma) {
     constexpr int kAlpha = decltype(alpha)::value;
     constexpr int kGamma = decltype(gamma)::value;
-    if (f.clips) {
+    if (f.clips()) {
       function([&](Vec x, Vec t) { return cells<kAlpha, kGamma, true>(f, x, t); });
     } else {
       function([&](Vec x, Vec t) { return cells<kAlpha, kGamma, false>(f, x, t); });
@@ -125,8 +131,7 @@ void choose_cells(const Focal& f, const Function& function) {
 // the bits of a sum do not depend on the number of threads.
 template <typename T, typename CellsOf>
 void sums(const CellsOf& cells, const T* logits, const float* target,
-          int64_t rows, int64_t columns, double* out, float* slopes,
-          int threads) {
+          int64_t rows, int64_t columns, double* out, int threads) {
   const int64_t pieces = (columns + kPiece - 1) / kPiece;
   std::vector<double> partial(rows * pieces);
 #pragma omp parallel for num_threads(threads)
@@ -141,7 +146,6 @@ void sums(const CellsOf& cells, const T* logits, const float* target,
         const Cells c = cells(load_upto(logits + first + i, n),
                               load_upto(target + first + i, n));
         part += first_of(c.loss, n);
-        if (slopes) store_upto(c.slope, slopes + first + i, n);
       });
       total += sum(part);
     }
@@ -174,30 +178,31 @@ void map_rows(const CellsOf& cells, const T* logits, const float* target,
 }  // namespace
 }  // namespace sigplug
 
-using sigplug::Focal;
 using sigplug::Vec;
 
-// The sum of each of `rows` equal rows; the slopes where they are wanted.
-extern "C" bool gaussian_focal_loss_sums(int dtype, const void* logits,
+// The sum of each of `rows` equal rows.
+extern "C" void gaussian_focal_loss_sums(int dtype, const void* logits,
                                          const float* target, int64_t rows,
-                                         int64_t columns, const Focal* f,
-                                         double* out, float* slopes,
+                                         int64_t columns,
+                                         const float* options, double* out,
                                          int threads) {
-  return sigplug::dispatch(dtype, [&](auto type) {
-    sigplug::choose_cells(*f, [&](const auto& cells) {
+  const sigplug::Focal f = sigplug::read(options);
+  sigplug::dispatch(dtype, [&](auto type) {
+    sigplug::choose_cells(f, [&](const auto& cells) {
       sigplug::sums(cells, static_cast<const decltype(type)*>(logits), target,
-                    rows, columns, out, slopes, threads);
+                    rows, columns, out, threads);
     });
   });
 }
 
 // The loss of each cell.
-extern "C" bool gaussian_focal_loss_forward(int dtype, const void* logits,
-                                            const float* target, int64_t n,
-                                            const Focal* f, float* out,
-                                            int threads) {
-  return sigplug::dispatch(dtype, [&](auto type) {
-    sigplug::choose_cells(*f, [&](const auto& cells) {
+extern "C" void gaussian_focal_loss_cells(int dtype, const void* logits,
+                                          const float* target, int64_t n,
+                                          const float* options, float* out,
+                                          int threads) {
+  const sigplug::Focal f = sigplug::read(options);
+  sigplug::dispatch(dtype, [&](auto type) {
+    sigplug::choose_cells(f, [&](const auto& cells) {
       sigplug::map_rows(
           cells, static_cast<const decltype(type)*>(logits), target, 1, n,
           out, threads,
@@ -206,18 +211,19 @@ extern "C" bool gaussian_focal_loss_forward(int dtype, const void* logits,
   });
 }
 
-// The slopes times `grad`, one for each row or, with one row, for each cell.
-extern "C" bool gaussian_focal_loss_backward(int dtype, const void* logits,
+// The slopes times `grad`, one for each row or for each cell.
+extern "C" void gaussian_focal_loss_backward(int dtype, const void* logits,
                                              const float* target,
                                              int64_t rows, int64_t columns,
                                              const float* grad, bool per_cell,
-                                             const Focal* f, void* out,
+                                             const float* options, void* out,
                                              int threads) {
-  return sigplug::dispatch(dtype, [&](auto type) {
+  const sigplug::Focal f = sigplug::read(options);
+  sigplug::dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const x = static_cast<const T*>(logits);
     T* const to = static_cast<T*>(out);
-    sigplug::choose_cells(*f, [&](const auto& cells) {
+    sigplug::choose_cells(f, [&](const auto& cells) {
       if (per_cell) {
         sigplug::map_rows(
             cells, x, target, rows, columns, to, threads,

@@ -1,4 +1,4 @@
-"""Builds the C++ kernels with the machine's compiler, once, and loads them.
+"""Build the C++ kernels with the machine's compiler, once, and load them.
 
 The library stays in ``$SIGPLUG_CACHE``, else ``$XDG_CACHE_HOME/sigplug``, else
 ``~/.cache/sigplug``, under a name made of all that its content depends on.
@@ -13,8 +13,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..backends import BackendError
 
@@ -24,7 +28,34 @@ FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',
          '-fno-trapping-math', '-fopenmp', '-fPIC', '-shared', '-Wno-psabi')
 TIMEOUT = 600
 
+# With fewer elements, a further thread costs more than it gives.
+ELEMENTS_PER_THREAD = 8192
+
 logger = logging.getLogger('sigplug')
+
+
+@functools.cache
+def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
+    """Return a function of the library.
+
+    Args:
+        name (str): Its name.
+        *arguments: Its types of ctypes, as the C++ declares them.
+    """
+    function = getattr(load(), name)
+    function.argtypes, function.restype = arguments, ctypes.c_bool
+    return function
+
+
+def count_threads(x: Tensor) -> int:
+    """Return how many threads a tensor is worth."""
+    return max(1, min(torch.get_num_threads(),
+                      x.numel() // ELEMENTS_PER_THREAD))
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Return the address of a tensor without gaps; None for None."""
+    return None if x is None else x.data_ptr()
 
 
 @functools.cache

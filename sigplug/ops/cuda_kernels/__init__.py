@@ -1,4 +1,4 @@
-"""Kernels for CUDA, with the signatures and results of the plain forms.
+"""Kernels for CUDA, in Triton.
 
 float16, bfloat16 and float32 tensors; the arithmetic is in float32. Nothing
 waits for the device.
@@ -6,25 +6,14 @@ waits for the device.
 import torch
 import triton
 
-from ..power_mean import Dims
-from .clip_sigmoid import clip_sigmoid_backward, clip_sigmoid_forward
-from .gaussian_focal_loss import (
-    gaussian_focal_loss_backward,
-    gaussian_focal_loss_forward,
-    gaussian_focal_loss_sums,
-)
-from .gaussian_heatmap import gaussian_heatmap
-from .power_mean import power_mean_backward, power_mean_forward
-
-__all__ = [
-    'DTYPES', 'prepare', 'clip_sigmoid_backward', 'clip_sigmoid_forward',
-    'gaussian_focal_loss_backward', 'gaussian_focal_loss_forward',
-    'gaussian_focal_loss_sums', 'gaussian_heatmap', 'power_mean_backward',
-    'power_mean_forward'
-]
+from . import gaussian_focal_loss, gaussian_heatmap, power_mean
 
 # What the kernels load and store.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FORMS = {form.operation: form for form in (
+    gaussian_focal_loss.FORM, gaussian_heatmap.FORM, power_mean.FORM)}
+
+__all__ = ['DTYPES', 'FORMS', 'prepare']
 
 
 def prepare() -> None:
@@ -39,8 +28,8 @@ def prepare() -> None:
     if not torch.cuda.is_available():
         raise OSError('PyTorch finds no CUDA device: see '
                       'torch.cuda.is_available()')
+    zeros = torch.zeros(1, 2, dtype=torch.int64, device='cuda')
     try:
-        power_mean_forward(torch.ones(1, device='cuda'), 3.0, Dims((0, )),
-                           None, None)
+        gaussian_heatmap.forward(zeros, zeros[0, :1], zeros[0, :1], 1, (1, 1))
     except Exception as error:  # Those of Triton have no common type.
         raise OSError(f'Triton cannot launch a kernel: {error}') from error

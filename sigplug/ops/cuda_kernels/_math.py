@@ -1,9 +1,26 @@
-"""Functions for the kernels, accurate where the GPU's own are approximate.
+"""Functions for the kernels.
 
-The polynomials are near-minimax fits in float32. A NaN stays one.
+Exponentials and logarithms are libdevice's, of at most 2 ulp in float32 (CUDA
+Math API, "Single Precision Mathematical Functions"). Triton's interpreter has
+none of libdevice and takes NumPy's.
 """
+import os
+
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+exp = tl.exp if INTERPRETED else libdevice.exp
+log = tl.log if INTERPRETED else libdevice.log
+
+
+@triton.jit
+def log1p(e):
+    """Return ``ln(1 + e)`` for e in [0, 1], with the rounding of the sum."""
+    u = 1.0 + e
+    return log(u) + tl.div_rn(e - (u - 1.0), u)
 
 
 @triton.jit
@@ -24,24 +41,6 @@ def _round(x):
 
 
 @triton.jit
-def exp(x):
-    """The exponential to 1 ulp."""
-    x = tl.where(x > 89.5, 89.5, tl.where(x < -104.5, -104.5, x))
-    n, whole = _round(x * 1.4426950408889634)
-    # ln(2) in two parts, the first of few bits.
-    r = tl.fma(n, -0.693145751953125, x)
-    r = tl.fma(n, -1.428606765330187e-06, r)
-    q = tl.fma(r, 0.0013814613158182234, 0.008368709825350687)
-    q = tl.fma(q, r, 0.04166838736333026)
-    q = tl.fma(q, r, 0.16666520689819897)
-    q = tl.fma(q, r, 0.499999934516982)
-    # What 1 + r rounds away goes with the small rest.
-    y = 1.0 + r
-    y += tl.fma(r * r, q, r - (y - 1.0))
-    return _times_power_of_two(y, whole)
-
-
-@triton.jit
 def _split(c):
     """Exponent k and g in ``c = 2**k (1 + g)``, with g in [-0.3, 0.42]."""
     subnormal = c < 1.1754943508222875e-38
@@ -52,37 +51,6 @@ def _split(c):
     k = tl.where(subnormal, k - 24, k).to(tl.float32)
     # NaN for NaN and for infinity, which the callers replace.
     return k, g + (c - c)
-
-
-@triton.jit
-def _log_of_split(k, g):
-    """``k ln(2) + ln(1 + g)``."""
-    q = tl.fma(g, -0.07634498635292267, 0.1276157788658954)
-    q = tl.fma(q, g, -0.13160181994611223)
-    q = tl.fma(q, g, 0.1420175785820935)
-    q = tl.fma(q, g, -0.1662335737117008)
-    q = tl.fma(q, g, 0.20001226882963233)
-    q = tl.fma(q, g, -0.250008210336499)
-    q = tl.fma(q, g, 0.3333333170763731)
-    square = g * g
-    low = tl.fma(square * g, q, k * 1.428606765330187e-06)
-    return tl.fma(k, 0.693145751953125, g - tl.fma(square, 0.5, -low))
-
-
-@triton.jit
-def log(c):
-    """The natural logarithm of a positive number to 1 ulp."""
-    k, g = _split(c)
-    return _log_of_split(k, g)
-
-
-@triton.jit
-def log1p(e):
-    """``ln(1 + e)`` for e in [0, 1] to 2 ulp."""
-    upper = e > 0.41421356
-    # Half of 1 + e, without rounding the sum.
-    g = tl.where(upper, 0.5 * (e - 1.0), e)
-    return _log_of_split(tl.where(upper, 1.0, 0.0), g)
 
 
 @triton.jit

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..clip_sigmoid import representable_bounds
-from ..gaussian_focal_loss import LOG_EPS
+from ..backends import Form
+from ..gaussian_focal_loss import LOG_EPS, FocalOptions
 from ._launch import OPTIONS, on_device_of
 from ._math import (
     add,
@@ -23,85 +23,68 @@ BLOCK = 1024
 CHUNK = 8 * BLOCK
 
 
-def gaussian_focal_loss_forward(logits: Tensor, target: Tensor, alpha: float,
-                                gamma: float, pos_weight: float,
-                                neg_weight: float,
-                                clip: float | None) -> Tensor:
-    """The loss of each cell, float32 in the shape of ``logits``."""
-    logits, target = logits.contiguous(), target.contiguous()
-    loss = torch.empty_like(logits, dtype=torch.float32)
-    size = logits.numel()
-    if size:
-        with on_device_of(logits):
-            _cells[(triton.cdiv(size, BLOCK), )](
-                logits, target, loss, size,
-                *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
-                BLOCK=BLOCK, **_variant(alpha, gamma, clip))
-    return loss
+def forward(logits: Tensor, target: Tensor, options: FocalOptions,
+            rows: int | None) -> Tensor:
+    """See :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
-
-def gaussian_focal_loss_sums(logits: Tensor, target: Tensor, rows: int,
-                             alpha: float, gamma: float, pos_weight: float,
-                             neg_weight: float, clip: float | None,
-                             wants_slope: bool) -> tuple[Tensor, None]:
-    """The loss summed over ``rows`` equal pieces of the flat input.
-
-    Returns:
-        tuple[Tensor, None]: float32 sums of shape ``(rows, )``. They do not
-        depend on the order in which the device works. The slopes are never
-        kept: to read them costs a GPU as much as to compute them again.
+    The sums do not depend on the order in which the device works.
     """
     logits, target = logits.contiguous(), target.contiguous()
     size = logits.numel()
+    if rows is None:
+        loss = torch.empty_like(logits, dtype=torch.float32)
+        if size:
+            with on_device_of(logits):
+                _cells[(triton.cdiv(size, BLOCK), )](
+                    logits, target, loss, size, *_numbers(options),
+                    BLOCK=BLOCK, **_variant(options))
+        return loss
     if not size:
-        return logits.new_zeros(rows, dtype=torch.float32), None
+        return logits.new_zeros(rows, dtype=torch.float32)
     piece = size // rows
     chunks = triton.cdiv(piece, CHUNK)
     sums = logits.new_empty(rows, chunks, dtype=torch.float64)
     with on_device_of(logits):
         _sums[(rows * chunks, )](
-            logits, target, sums, piece, chunks,
-            *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
-            CHUNK=CHUNK, BLOCK=BLOCK, **_variant(alpha, gamma, clip))
-    return sums.sum(1).float(), None
+            logits, target, sums, piece, chunks, *_numbers(options),
+            CHUNK=CHUNK, BLOCK=BLOCK, **_variant(options))
+    return sums.sum(1).float()
 
 
-def gaussian_focal_loss_backward(grad_loss: Tensor, logits: Tensor,
-                                 target: Tensor, alpha: float, gamma: float,
-                                 pos_weight: float, neg_weight: float,
-                                 clip: float | None) -> Tensor:
-    """The gradient of the logits, in their dtype.
+def backward(grad: Tensor, logits: Tensor, target: Tensor,
+             options: FocalOptions, rows: int | None) -> Tensor:
+    """Return the gradient of the logits, in their dtype.
 
-    ``grad_loss`` has one value per cell, or one for each of equal pieces.
+    The slopes are computed again: to keep them costs a GPU as much.
     """
     logits, target = logits.contiguous(), target.contiguous()
-    grad_loss = grad_loss.contiguous()
-    grad = torch.empty_like(logits)
-    size = logits.numel()
-    if size:
-        by_cell = grad_loss.numel() == size
-        rows = 1 if by_cell else grad_loss.numel()
-        piece = size // rows
+    grad = grad.contiguous()
+    grad_logits = torch.empty_like(logits)
+    if logits.numel():
+        piece = logits.numel() // (rows or 1)
         blocks = triton.cdiv(piece, BLOCK)
         with on_device_of(logits):
-            _slopes[(rows * blocks, )](
-                grad_loss, logits, target, grad, piece, blocks,
-                *_numbers(alpha, gamma, pos_weight, neg_weight, clip),
-                BY_CELL=by_cell, BLOCK=BLOCK, **_variant(alpha, gamma, clip))
-    return grad
+            _slopes[((rows or 1) * blocks, )](
+                grad, logits, target, grad_logits, piece, blocks,
+                *_numbers(options), BY_CELL=rows is None, BLOCK=BLOCK,
+                **_variant(options))
+    return grad_logits
 
 
-def _numbers(alpha, gamma, pos_weight, neg_weight, clip) -> tuple[float, ...]:
-    low, high = (0.0, 1.0) if clip is None else representable_bounds(
-        clip, 1 - clip, torch.float32)
-    return tuple(map(float, (alpha, gamma, pos_weight, neg_weight, low,
-                             high, LOG_EPS)))
+FORM = Form('gaussian_focal_loss', forward, backward)
 
 
-def _variant(alpha, gamma, clip) -> dict[str, int | bool]:
-    """What the kernels are compiled for."""
-    return dict(ALPHA=small_whole(alpha), GAMMA=small_whole(gamma),
-                CLIP=clip is not None, **OPTIONS)
+def _numbers(options: FocalOptions) -> tuple[float, ...]:
+    return tuple(map(float, (
+        options.alpha, options.gamma, options.pos_weight, options.neg_weight,
+        *options.bounds(torch.float32), LOG_EPS)))
+
+
+def _variant(options: FocalOptions) -> dict[str, int | bool]:
+    """Return what the kernels are compiled for."""
+    return dict(ALPHA=small_whole(options.alpha),
+                GAMMA=small_whole(options.gamma),
+                CLIP=options.clip is not None, **OPTIONS)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import Form
 from ._launch import OPTIONS, on_device_of
 from ._math import exp
 
@@ -12,9 +13,9 @@ BLOCK = 256
 SLOTS = 8
 
 
-def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
-                     num_classes: int, size: tuple[int, int]) -> Tensor:
-    """See :func:`sigplug.ops.gaussian_heatmap`.
+def forward(centers: Tensor, radii: Tensor, labels: Tensor, num_classes: int,
+            size: tuple[int, int]) -> Tensor:
+    """See :func:`sigplug.ops.gaussian_heatmap.draw_heatmap`.
 
     The memory is that of the result, whatever the radii are. An object whose
     radius is below 0, or whose label is out of range, draws nothing.
@@ -31,6 +32,9 @@ def gaussian_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
                 labels.contiguous(), bits, num_classes, height, width, slots,
                 BLOCK, **OPTIONS)
     return bits.view(torch.float32)
+
+
+FORM = Form('gaussian_heatmap', forward)
 
 
 @triton.jit

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import Form
 from ..power_mean import Dims, Members, PowerLike, Segments, Sets, Windows
 from ._launch import OPTIONS, on_device_of
 from ._math import add, exp2_product, finish_sum, log2
@@ -105,6 +106,8 @@ def power_mean_backward(
         by_p = by_p.to(p.dtype)
     return grad_x, by_p
 
+
+FORM = Form('power_mean', power_mean_forward, power_mean_backward)
 
 # --- where the members lie --------------------------------------------------
 
