@@ -100,7 +100,8 @@ def find_range(x: Tensor) -> tuple[float, float] | None:
     On a GPU that would wait for the device; compilers, fake tensors and vmap
     have no values.
     """
-    if x.device.type != 'cpu' or x.numel() == 0 or is_compiling():
+    if (x.device.type != 'cpu' or is_compiling() or torch.jit.is_tracing()
+            or x.numel() == 0):
         return None
     try:
         low, high = torch.aminmax(x)

@@ -177,16 +177,13 @@ def _has_memory(x: Tensor) -> bool:
             # The memory of a negative view has the other sign.
             or x.is_neg() or unpack_dual(x).tangent is not None):
         return False
-    try:
-        return x.data_ptr() != 0 or x.numel() == 0
-    # The wrappers of torch.func have no memory.
-    except RuntimeError:
-        return False
+    return True
 
 
 def _is_watched() -> bool:
     """Return whether a compiler, a tracer or a mode sees each operation."""
+    # Modes and torch.func would miss what a kernel does. torch has no public
+    # way to ask for either.
     return (is_compiling() or torch.jit.is_tracing()
-            # A mode that records operations would miss a kernel's. torch has
-            # no public way to ask for one.
+            or torch._C._are_functorch_transforms_active()
             or torch._C._len_torch_dispatch_stack() > 0)

@@ -7,7 +7,7 @@ from sigplug.ops import backends
 
 @pytest.fixture(scope='module', params=['eager', 'auto'], autouse=True)
 def backend(request):
-    """Every test of an operation holds its eager form and its kernels."""
+    """Every test of an operation holds its plain form and its kernels."""
     before = os.environ.get(backends.VARIABLE)
     os.environ[backends.VARIABLE] = request.param
     yield request.param

@@ -16,10 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sigplug.ops import cuda_kernels as kernels
+from sigplug.ops.gaussian_focal_loss import FocalOptions
 from sigplug.ops.power_mean import Dims, Segments, Windows
 
 ARCH = int(os.environ['SIGPLUG_TEST_ARCH'])
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+MEAN = kernels.FORMS['power_mean']
 POWERS = (0.5, 1.0, 3.0, math.inf, 'shared', 'one per set')
 COMPILED = {}
 
@@ -61,15 +63,6 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device='meta')
 
 
-@pytest.mark.parametrize('dtype, size', [
-    (torch.float16, 4096), (torch.bfloat16, 4096), (torch.float32, 1)])
-def test_clip_sigmoid(dtype, size):
-    x = empty(size, dtype=dtype)
-    assert kernels.clip_sigmoid_forward(x, 0.1, 0.9, 'zero').dtype == dtype
-    for grad in ('zero', 'straight_through'):
-        kernels.clip_sigmoid_backward(x, x, 0.1, 0.9, grad)
-
-
 # The number 1 and those beyond int32 are compiled apart.
 @pytest.mark.parametrize('alpha, gamma, clip, rows, cells', [
     (2.0, 4.0, None, 1, 1), (2.0, 4.0, None, 2, 2**31),
@@ -78,30 +71,29 @@ def test_clip_sigmoid(dtype, size):
 def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
     logits, target = empty(rows, cells, dtype=torch.bfloat16), empty(
         rows, cells)
-    arguments = alpha, gamma, 1.0, 1.0, clip
-    kernels.gaussian_focal_loss_forward(logits, target, *arguments)
-    sums, _ = kernels.gaussian_focal_loss_sums(
-        logits, target, rows, *arguments, wants_slope=False)
-    assert sums.shape == (rows, )
-    for grad in (sums, target):
-        kernels.gaussian_focal_loss_backward(grad, logits, target, *arguments)
+    options = FocalOptions(alpha, gamma, clip=clip)
+    form = kernels.FORMS['gaussian_focal_loss']
+    for pieces in (rows, None):
+        loss = form.forward(logits, target, options, pieces)
+        assert loss.shape == ((rows, ) if pieces else logits.shape)
+        form.backward(loss, logits, target, options, pieces)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (128, 128), (2**16, 2**16)])
 def test_gaussian_heatmap(size):
     numbers = empty(5, 4, dtype=torch.int64).unbind(1)
-    kernels.gaussian_heatmap(empty(5, 2, dtype=torch.int64), numbers[0],
-                             numbers[1], 1, size)
+    kernels.FORMS['gaussian_heatmap'].forward(
+        empty(5, 2, dtype=torch.int64), numbers[0], numbers[1], 1, size)
 
 
 def pool(x, sets, members, result_shape, powers=POWERS, eps=1e-6):
     for p in powers:
         if isinstance(p, str):
             p = empty(*(result_shape if p == 'one per set' else ()))
-        y = kernels.power_mean_forward(x, p, sets, members, eps)
+        y = MEAN.forward(x, p, sets, members, eps)
         assert y.shape == result_shape and y.dtype == torch.float32
         for wants_p in {False, isinstance(p, torch.Tensor)}:
-            grad_x, grad_p = kernels.power_mean_backward(
+            grad_x, grad_p = MEAN.backward(
                 y, x, p, sets, members, eps, y, True, wants_p)
             assert grad_x.shape == x.shape and grad_x.dtype == x.dtype
             assert not wants_p or grad_p.shape == p.shape
@@ -142,7 +134,7 @@ def test_power_mean_of_windows():
 
 def test_no_registers_spill(tmp_path):
     """The last test: of all that was compiled before it."""
-    assert len({name for name, _ in COMPILED.values()}) == 11
+    assert len({name for name, _ in COMPILED.values()}) == 9
     for name, cubin in COMPILED.values():
         path = tmp_path / 'kernel.cubin'
         path.write_bytes(cubin)

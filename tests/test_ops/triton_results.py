@@ -5,7 +5,6 @@ bfloat16 truncated where a GPU rounds.
 """
 import math
 import os
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ import torch
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-from sigplug.ops import gaussian_heatmap  # noqa: E402
 from sigplug.ops import cuda_kernels as kernels  # noqa: E402
+from sigplug.ops import gaussian_heatmap  # noqa: E402
+from sigplug.ops.gaussian_focal_loss import FocalOptions  # noqa: E402
 from sigplug.ops.power_mean import (  # noqa: E402
     Dims,
     Segments,
@@ -43,14 +43,6 @@ def call(function, *arguments):
         result, tuple) else result.cpu()
 
 
-def focal_sums(*arguments):
-    sums, slope = call(
-        partial(kernels.gaussian_focal_loss_sums, wants_slope=True),
-        *arguments)
-    assert slope is None
-    return sums
-
-
 def assert_rounded(actual, expected, allowed):
     """As ``assert_within``, but truncated is also right if interpreted."""
     if INTERPRETED and actual.dtype == torch.bfloat16:
@@ -69,7 +61,7 @@ def test_says_that_there_is_no_device():
         kernels.prepare()
 
 
-# --- clip_sigmoid and the focal loss ----------------------------------------
+# --- the focal loss ---------------------------------------------------------
 
 
 def logits(dtype):
@@ -78,69 +70,38 @@ def logits(dtype):
     return torch.cat([x, torch.tensor(special)]).to(dtype)
 
 
-@pytest.mark.parametrize('grad', ['zero', 'straight_through'])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_clip_sigmoid(dtype, grad):
-    x = logits(dtype)
-    low, high = map(float, references.bounds(1e-4, 1 - 1e-4, dtype))
-    value, slope = references.clip_sigmoid(x, low, high, grad)
-    y = call(kernels.clip_sigmoid_forward, x, low, high, grad)
-    assert y.dtype == dtype
-    assert_rounded(y, *value)
-    dx = call(kernels.clip_sigmoid_backward, torch.ones_like(x), x, low, high,
-              grad)
-    assert dx.dtype == dtype
-    assert_rounded(dx, *slope)
-
-
-def test_clip_sigmoid_keeps_the_layout_of_views_and_nan():
-    x = torch.randn(6, 4).t()[:, ::2]
-    y = call(kernels.clip_sigmoid_forward, x, 0.1, 0.9, 'zero')
-    torch.testing.assert_close(y, x.sigmoid().clamp(0.1, 0.9))
-    nan = torch.tensor([math.nan, 0.0])
-    y = call(kernels.clip_sigmoid_forward, nan, 0.1, 0.9, 'zero')
-    assert y[0].isnan() and y[1] == 0.5
-
-
-@pytest.mark.skipif(INTERPRETED, reason='PyTorch on a GPU is the reference')
-def test_clip_sigmoid_is_close_to_the_sigmoid_of_the_gpu():
-    x = torch.linspace(-9, 9, 10**6, device='cuda')
-    y = kernels.clip_sigmoid_forward(x, 1e-4, 1 - 1e-4, 'zero')
-    expected = x.sigmoid().clamp(1e-4, 1 - 1e-4)
-    steps = y.view(torch.int32) - expected.view(torch.int32)
-    assert steps.abs().max() <= 2
-
-
 FOCAL = (
     dict(), dict(clip=1e-4), dict(alpha=1.5, gamma=0.0, pos_weight=2.0),
     dict(alpha=0.0, gamma=2.5), dict(gamma=0.0, clip=1e-2, neg_weight=0.5),
     dict(alpha=1.0, gamma=1.0, clip=1e-4))
 
 
+LOSS = kernels.FORMS['gaussian_focal_loss']
+HEATMAP = kernels.FORMS['gaussian_heatmap']
+
+
 @pytest.mark.parametrize('settings', FOCAL, ids=str)
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_gaussian_focal_loss(dtype, settings):
-    arguments = tuple({**dict(alpha=2.0, gamma=4.0, pos_weight=1.0,
-                              neg_weight=1.0, clip=None), **settings}.values())
+    options = FocalOptions(**settings)
     x = logits(dtype)
     t = torch.rand(x.shape)**3
     t[::5], t[-10:-5] = 1.0, 1.0
     value, slope = references.focal_loss(x, t, **settings)
-    loss = call(kernels.gaussian_focal_loss_forward, x, t, *arguments)
+    loss = call(LOSS.forward, x, t, options, None)
     assert loss.dtype == torch.float32
     assert_within(loss, *value)
-    dx = call(kernels.gaussian_focal_loss_backward, torch.ones_like(loss), x,
-              t, *arguments)
+    dx = call(LOSS.backward, torch.ones_like(loss), x, t, options, None)
     assert dx.dtype == dtype
     assert_rounded(dx, *slope)
 
-    sums = focal_sums(x, t, 5, *arguments)
+    sums = call(LOSS.forward, x, t, options, 5)
     assert sums.dtype == torch.float32 and sums.shape == (5, )
     torch.testing.assert_close(
         sums.double(), loss.double().view(5, -1).sum(1), rtol=1e-7, atol=0)
-    by_row, by_cell = (
-        call(kernels.gaussian_focal_loss_backward, grad, x, t, *arguments)
-        for grad in (sums, sums.repeat_interleave(len(x) // 5)))
+    by_row = call(LOSS.backward, sums, x, t, options, 5)
+    by_cell = call(LOSS.backward, sums.repeat_interleave(len(x) // 5), x, t,
+                   options, None)
     assert by_row.equal(by_cell)
 
 
@@ -148,9 +109,8 @@ def test_sum_of_large_losses_and_many_small_ones():
     """In plain float32 each of the small ones would be lost."""
     x = torch.full((8192, ), -1.5)
     x[:1024] = 3e5
-    arguments = 2.0, 4.0, 1.0, 1.0, None
-    loss = call(kernels.gaussian_focal_loss_forward, x, 0 * x, *arguments)
-    sums = focal_sums(x, 0 * x, 1, *arguments)
+    loss = call(LOSS.forward, x, 0 * x, FocalOptions(), None)
+    sums = call(LOSS.forward, x, 0 * x, FocalOptions(), 1)
     expected = loss.double().sum()
     assert abs(sums.item() - expected) <= 2**-24 * expected
     assert expected > (1 + 2**-23) * 1024 * loss[0].double()
@@ -159,9 +119,12 @@ def test_sum_of_large_losses_and_many_small_ones():
 # --- the power mean ---------------------------------------------------------
 
 
+MEAN = kernels.FORMS['power_mean']
+
+
 def check(x, p, sets, members, eps, reference_sets):
     """Value and gradients; ``reference_sets`` knows nothing of ``sets``."""
-    y = call(kernels.power_mean_forward, x, p, sets, members, eps)
+    y = call(MEAN.forward, x, p, sets, members, eps)
     trained = isinstance(p, torch.Tensor) and bool(p.isfinite().all())
     upstream = torch.linspace(0.5, 1.5, max(y.numel(), 1))[:y.numel()]
     upstream = upstream.view(y.shape)
@@ -171,14 +134,14 @@ def check(x, p, sets, members, eps, reference_sets):
     assert y.dtype == torch.float32
     assert_within(y.reshape(reference_sets.shape), expected.y,
                   expected.y_allowed)
-    dx, dp = call(kernels.power_mean_backward, upstream, x, p, sets, members,
+    dx, dp = call(MEAN.backward, upstream, x, p, sets, members,
                   eps, y, True, trained)
     assert dx.dtype == x.dtype
     assert_rounded(dx, expected.dx, expected.dx_allowed)
     assert (dp is not None) == trained
     if trained:
         assert_within(dp, expected.dp, expected.dp_allowed)
-        only_dp = call(kernels.power_mean_backward, upstream, x, p, sets,
+        only_dp = call(MEAN.backward, upstream, x, p, sets,
                        members, eps, y, False, True)
         assert only_dp[0] is None and only_dp[1].equal(dp)
 
@@ -243,7 +206,7 @@ def test_one_large_element_and_many_small_ones():
     x = torch.full((20000, ), 2.0**-26)
     x[7] = 1.0
     for p in (1.0, torch.tensor(1.0)):
-        y = call(kernels.power_mean_forward, x, p, Dims((0, )), None, 1e-30)
+        y = call(MEAN.forward, x, p, Dims((0, )), None, 1e-30)
         assert y.item() == x.double().mean().float()
 
 
@@ -303,7 +266,7 @@ def test_special_values_as_in_the_plain_form(p, eps):
             (Segments(12), torch.arange(40) // 4, SPECIAL.view(-1, 1)),
             (Windows((2, ), (4, ), (4, ), (0, )), None,
              SPECIAL.view(1, 1, -1).view(1, -1))):
-        y = call(kernels.power_mean_forward, x, p, sets, members, eps)
+        y = call(MEAN.forward, x, p, sets, members, eps)
         # Of the plain form in float64, which cannot overflow here.
         wide = x.double().requires_grad_()
         wide_p = p.double() if isinstance(p, torch.Tensor) else p
@@ -325,7 +288,7 @@ def test_gradients_of_special_values_as_in_the_plain_form(p):
     y = power_mean(x, given_p, Dims((1, )), None, None)
     upstream = torch.rand(y.shape)
     dx, = torch.autograd.grad(y, x, upstream)
-    actual, dp = call(kernels.power_mean_backward, upstream, x.detach(), p,
+    actual, dp = call(MEAN.backward, upstream, x.detach(), p,
                       Dims((1, )), None, None, y.detach(), True, trained)
     torch.testing.assert_close(actual, dx, rtol=2e-5, atol=1e-37,
                                equal_nan=True)
@@ -336,21 +299,17 @@ def test_of_nothing():
     index = torch.empty(0, dtype=torch.long)
     for p in (1.0, 3.0, math.inf, torch.tensor(3.0)):
         x = torch.empty(0, 3)
-        y = call(kernels.power_mean_forward, x, p, Segments(2), index, 1e-6)
+        y = call(MEAN.forward, x, p, Segments(2), index, 1e-6)
         assert y.equal(torch.zeros(2, 3))
-        dx, dp = call(kernels.power_mean_backward, y, x, p, Segments(2),
+        dx, dp = call(MEAN.backward, y, x, p, Segments(2),
                       index, 1e-6, y, True, True)
         assert dx.shape == (0, 3) and (dp is None or dp == 0)
     x = torch.empty(0, 3, 2, 2)
-    assert call(kernels.power_mean_forward, x, 3.0, Dims((2, 3)), None,
+    assert call(MEAN.forward, x, 3.0, Dims((2, 3)), None,
                 None).shape == (0, 3, 1, 1)
-    assert call(kernels.clip_sigmoid_forward, x, 0.1, 0.9,
-                'zero').shape == x.shape
-    arguments = 2.0, 4.0, 1.0, 1.0, None
-    assert call(kernels.gaussian_focal_loss_forward, x, x,
-                *arguments).shape == x.shape
-    assert focal_sums(x, x, 2, *arguments).equal(
-        torch.zeros(2))
+    options = FocalOptions()
+    assert call(LOSS.forward, x, x, options, None).shape == x.shape
+    assert call(LOSS.forward, x, x, options, 2).equal(torch.zeros(2))
 
 
 # --- gaussian_heatmap -------------------------------------------------------
@@ -361,8 +320,7 @@ def test_gaussian_heatmap():
     centers = torch.randint(-3, 25, (12, 2))
     radii = torch.tensor([0, 1, 3, 7, 60, 2, 3, 0, 5, 1, 4, 2])
     labels = torch.randint(0, 3, (12, ))
-    heatmap = call(kernels.gaussian_heatmap, centers, radii, labels, 3,
-                   (20, 22))
+    heatmap = call(HEATMAP.forward, centers, radii, labels, 3, (20, 22))
     expected = gaussian_heatmap(centers, radii, labels, 3, (20, 22))
     assert heatmap.dtype == torch.float32
     torch.testing.assert_close(heatmap, expected, rtol=0, atol=1e-6)
@@ -372,9 +330,9 @@ def test_gaussian_heatmap():
 
 def test_skipped_objects_draw_nothing():
     centers, labels = torch.full((4, 2), 3), torch.tensor([0, 1, -1, 2])
-    heatmap = call(kernels.gaussian_heatmap, centers,
+    heatmap = call(HEATMAP.forward, centers,
                    torch.tensor([-1, -9, 2, 2]), labels, 2, (8, 8))
     assert heatmap.equal(torch.zeros(2, 8, 8))
     empty = torch.empty(0, dtype=torch.long)
-    assert call(kernels.gaussian_heatmap, empty.view(0, 2), empty, empty, 2,
+    assert call(HEATMAP.forward, empty.view(0, 2), empty, empty, 2,
                 (8, 8)).equal(heatmap)

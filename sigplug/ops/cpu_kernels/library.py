@@ -1,7 +1,8 @@
 """Build the C++ kernels with the machine's compiler, once, and load them.
 
 The library stays in ``$SIGPLUG_CACHE``, else ``$XDG_CACHE_HOME/sigplug``, else
-``~/.cache/sigplug``, under a name made of all that its content depends on.
+``~/.cache/sigplug``, under a name made of the sources and the processor. One
+that is there is loaded, also where there is no compiler.
 """
 import contextlib
 import ctypes
@@ -60,50 +61,26 @@ def pointer(x: Tensor | None) -> int | None:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The library, built if it is not in the cache.
+    """Load the library; build it if it is not in the cache.
 
     Raises:
         BackendError: There is no compiler, or it fails.
     """
-    compiler = _find_compiler()
-    command = (*compiler, *FLAGS, _native_flag())
-    sources = sorted(SOURCES.glob('*.cpp'))
-    name = f'kernels-{_fingerprint(command)}.so'
+    name = f'kernels-{_fingerprint()}.so'
     with _folder_of(name) as folder:
         library = folder / name
-        if not _is_whole(library):
+        if not library.is_file():
             with _lock(folder / 'kernels.lock'):
-                if not _is_whole(library):
-                    _compile((*command, *map(str, sources)), library)
+                if not library.is_file():
+                    _compile(library)
         return ctypes.CDLL(str(library))
 
 
-def _find_compiler() -> tuple[str, ...]:
-    names = (os.environ['CXX'], ) if os.environ.get('CXX') else COMPILERS
-    for name in names:
-        command = name.split()
-        if command and shutil.which(command[0]):
-            return tuple(command)
-    raise BackendError(f'no C++ compiler was found (looked for '
-                       f'{", ".join(names)}): install one, or set CXX')
-
-
-def _native_flag() -> str:
-    """For the instructions of this machine; the file never leaves it."""
-    arm = platform.machine().lower() in ('aarch64', 'arm64')
-    return '-mcpu=native' if arm else '-march=native'
-
-
-def _fingerprint(command: tuple[str, ...]) -> str:
-    """Of the sources, the compiler and the processor."""
-    digest = hashlib.sha256(' '.join(command).encode())
+def _fingerprint() -> str:
+    """Return a digest of the sources, the flags and the processor."""
+    digest = hashlib.sha256(' '.join((*FLAGS, platform.machine())).encode())
     for path in sorted((*SOURCES.glob('*.cpp'), *SOURCES.glob('*.h'))):
         digest.update(path.read_bytes())
-    # With all words: the first one may be a launcher, such as ccache.
-    version = subprocess.run((*command, '--version'), capture_output=True,
-                             timeout=TIMEOUT)
-    digest.update(version.stdout)
-    digest.update(platform.machine().encode())
     # The instruction sets, by the names of x86 and of ARM.
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -114,27 +91,14 @@ def _fingerprint(command: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_whole(library: Path) -> bool:
-    """Whether a library is there and ends with the digest of its content.
-
-    A process that loads one that was cut off is killed.
-    """
-    try:
-        content = library.read_bytes()
-    except OSError:
-        return False
-    size = hashlib.sha256().digest_size
-    return content[-size:] == hashlib.sha256(content[:-size]).digest()
-
-
 @contextlib.contextmanager
 def _folder_of(name: str) -> Iterator[Path]:
-    """The cache if it holds the library, or can; else one of this process."""
+    """Yield the cache if it holds the library or can, else a passing one."""
     user = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     path = os.environ.get('SIGPLUG_CACHE') or f'{user}/sigplug'
     try:
         folder = Path(path).expanduser()
-        if not _is_whole(folder / name):
+        if not (folder / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError
@@ -148,39 +112,51 @@ def _folder_of(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Lets one of several processes build while the others wait."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+    """Let one of several processes build while the others wait."""
     with contextlib.ExitStack() as stack:
-        # Some network file systems know no locks, and the file may belong to
-        # someone else: then all of them build.
-        with contextlib.suppress(OSError):
+        # Some systems and network file systems know no locks: then all build.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
             file = stack.enter_context(path.open('w'))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning('sigplug waits for its CPU kernels, which '
+                               'another process compiles')
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _compile(command: tuple[str, ...], library: Path) -> None:
-    logger.warning('sigplug compiles its CPU kernels: some ten seconds, once')
+def _compile(library: Path) -> None:
+    compiler = _find_compiler()
+    logger.warning('sigplug compiles its CPU kernels into %s: about half a '
+                   'minute, once', library.parent)
+    arm = platform.machine().lower() in ('aarch64', 'arm64')
     # Under another name until it is whole: a build may be killed.
     unfinished = library.with_suffix(f'.{os.getpid()}.tmp')
+    command = (*compiler, *FLAGS, '-mcpu=native' if arm else '-march=native',
+               *map(str, sorted(SOURCES.glob('*.cpp'))), '-o',
+               str(unfinished))
     try:
-        result = subprocess.run((*command, '-o', str(unfinished)),
-                                capture_output=True, text=True,
+        result = subprocess.run(command, capture_output=True, text=True,
                                 errors='replace', timeout=TIMEOUT)
         if result.returncode:
             raise BackendError(
-                f'{command[0]} could not compile the kernels:\n'
+                f'{compiler[0]} could not compile the kernels:\n'
                 f'{result.stderr.strip()[:2000]}')
-        digest = hashlib.sha256(unfinished.read_bytes()).digest()
-        with unfinished.open('ab') as file:
-            file.write(digest)
         os.replace(unfinished, library)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendError(
             f'the kernels could not be compiled: {error}') from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _find_compiler() -> list[str]:
+    names = [os.environ['CXX']] if os.environ.get('CXX') else COMPILERS
+    for name in names:
+        command = name.split()
+        if command and shutil.which(command[0]):
+            return command
+    raise BackendError(f'no C++ compiler was found (looked for '
+                       f'{", ".join(names)}): install one, or set CXX')

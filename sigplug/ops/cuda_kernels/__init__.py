@@ -28,8 +28,8 @@ def prepare() -> None:
     if not torch.cuda.is_available():
         raise OSError('PyTorch finds no CUDA device: see '
                       'torch.cuda.is_available()')
-    zeros = torch.zeros(1, 2, dtype=torch.int64, device='cuda')
     try:
+        zeros = torch.zeros(1, 2, dtype=torch.int64, device='cuda')
         gaussian_heatmap.forward(zeros, zeros[0, :1], zeros[0, :1], 1, (1, 1))
     except Exception as error:  # Those of Triton have no common type.
         raise OSError(f'Triton cannot launch a kernel: {error}') from error

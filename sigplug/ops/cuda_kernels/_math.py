@@ -12,8 +12,19 @@ from triton.language.extra import libdevice
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-exp = tl.exp if INTERPRETED else libdevice.exp
-log = tl.log if INTERPRETED else libdevice.log
+if INTERPRETED:
+
+    @triton.jit
+    def exp(x):
+        """Return the exponential."""
+        return tl.exp(x)
+
+    @triton.jit
+    def log(x):
+        """Return the natural logarithm."""
+        return tl.log(x)
+else:
+    exp, log = libdevice.exp, libdevice.log
 
 
 @triton.jit

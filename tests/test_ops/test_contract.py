@@ -1,0 +1,525 @@
+"""What holds for every operation, in each of its modes.
+
+The plain form in float64 specifies an operation; the tests of each operation
+hold it against mathematics. Here are the dtypes, layouts and sizes that all
+of them take, with and without kernels, and PyTorch's transformations, which
+take the plain form.
+"""
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.graph import saved_tensors_hooks
+from torch.testing import assert_close
+
+from sigplug import ops
+from sigplug.models import GeM, GeMNeck
+from sigplug.ops import (
+    clip_sigmoid,
+    gaussian_focal_loss_with_logits,
+    gem_pool,
+    generalized_mean,
+    segment_generalized_mean,
+)
+
+from .cases import CASES, MODULES
+
+every_case = pytest.mark.parametrize('name', CASES)
+every_module = pytest.mark.parametrize('name', MODULES)
+every_backend = pytest.mark.parametrize(
+    'backend', ['eager', 'auto'], indirect=True)
+every_dtype = pytest.mark.parametrize('dtype', [
+    torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+WIDE = torch.float64
+INF = float('inf')
+
+
+@pytest.fixture
+def backend(request, monkeypatch) -> str:
+    """Only for tests that ask for it: transformations take the plain form."""
+    monkeypatch.setenv(ops.backends.VARIABLE, request.param)
+    return request.param
+
+
+@pytest.fixture
+def cpp(monkeypatch) -> None:
+    """The kernels for CPUs."""
+    if 'cpp' not in ops.available_backends():
+        pytest.skip('needs a C++ compiler')
+    monkeypatch.setenv(ops.backends.VARIABLE, 'auto')
+
+
+def value_and_grads(function, inputs, constants):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    y = function(*inputs, *constants)
+    # Weights tell outputs apart that a sum would mix up.
+    weight = torch.linspace(0.5, 1.5, max(y.numel(), 1), dtype=y.dtype)
+    grads = torch.autograd.grad(
+        y, inputs, weight[:y.numel()].view(y.shape).to(y.device))
+    return y.detach(), grads
+
+
+def scalar(function):
+    return lambda *tensors: function(*tensors).square().sum()
+
+
+# --- dtypes, layouts, sizes: by the plain form and by kernels --------------
+
+
+def with_gaps(x):
+    """The same values, transposed in memory and with gaps."""
+    if x.dim() == 0:
+        return x
+    room = x.new_zeros((*x.shape[::-1], 2))[..., 0]
+    return room.permute(*range(x.dim())[::-1]).copy_(x)
+
+
+LAYOUTS = {
+    'contiguous': lambda x: x,
+    'with gaps': with_gaps,
+    'channels last': lambda x: x.movedim(1, -1).contiguous().movedim(
+        -1, 1) if x.dim() > 1 else x,
+}
+# Two roundings of a half-precision result; float32 adds up a few of its own.
+CLOSE = {
+    torch.float16: dict(rtol=2**-9, atol=2**-23),
+    torch.bfloat16: dict(rtol=2**-6, atol=1e-12),
+    torch.float32: dict(rtol=1e-5, atol=1e-9),
+}
+
+
+@every_backend
+@every_case
+@pytest.mark.parametrize('dtype', CLOSE, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_equals_the_plain_form_in_float64(name, dtype, layout, backend):
+    case = CASES[name]
+    inputs, constants = case.tensors(dtype)
+    y, grads = value_and_grads(
+        case.function, map(LAYOUTS[layout], inputs),
+        [LAYOUTS[layout](c) for c in constants])
+    # The numbers that the half-precision inputs hold.
+    expected, slopes = value_and_grads(
+        case.function, [x.double() for x in inputs],
+        [c.double() if c.is_floating_point() else c for c in constants])
+    upcast = name.startswith('focal')
+    assert y.dtype == (torch.promote_types(dtype, torch.float32)
+                       if upcast else dtype)
+    close = dict(CLOSE[dtype])
+    if 'clip' in name or upcast:
+        # 1 - y cancels, and so do the two terms of a peak if gamma is 0.
+        close['atol'] = 2**-22
+    assert_close(y.double(), expected, **close)
+    for x, got, slope in zip(inputs, grads, slopes):
+        assert got.dtype == dtype and got.shape == x.shape
+        if name.startswith('clip_sigmoid'):
+            # Half-precision bounds lie further inside.
+            slope = torch.where(got == 0, 0, slope)
+        assert_close(got.double(), slope, **close)
+
+
+@every_backend
+@every_case
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_changes_no_bit(name, dtype, backend):
+    case = CASES[name]
+    inputs, constants = case.tensors(dtype)
+    y, grads = value_and_grads(case.function, inputs, constants)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        cast, cast_grads = value_and_grads(case.function, inputs, constants)
+    assert cast.dtype == y.dtype and cast.equal(y)
+    assert all(map(torch.equal, cast_grads, grads))
+
+
+@every_backend
+@every_case
+def test_without_gradient_and_each_gradient_alone(name, backend):
+    case = CASES[name]
+    inputs, constants = case.tensors()
+    y, grads = value_and_grads(case.function, inputs, constants)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert_close(case.function(*inputs, *constants), y)
+    for i, expected in enumerate(grads):
+        def one(x, i=i):
+            return case.function(*inputs[:i], x, *inputs[i + 1:], *constants)
+
+        alone, (grad, ) = value_and_grads(one, [inputs[i]], [])
+        assert_close(alone, y)
+        assert_close(grad, expected)
+
+
+@every_backend
+@pytest.mark.parametrize('shape', [(), (0, ), (2, 0, 3)])
+@pytest.mark.parametrize('function, value', [
+    (clip_sigmoid, 0.5),
+    (lambda x: clip_sigmoid(x, grad='straight_through'), 0.5),
+    (lambda x: gaussian_focal_loss_with_logits(
+        x, torch.zeros(x.shape), reduction='none'), 0.25 * 0.6931472),
+    (lambda x: gaussian_focal_loss_with_logits(
+        x, torch.zeros(x.shape), clip=1e-4, reduction='none'),
+     0.25 * 0.6931472),
+])
+def test_elementwise_of_no_dims_and_no_elements(
+        function, value, shape, backend):
+    y, (dx, ) = value_and_grads(function, [torch.zeros(shape)], [])
+    assert y.shape == dx.shape == shape
+    assert_close(y, torch.full(shape, value))
+
+
+@every_backend
+@pytest.mark.parametrize('p', [1.0, 3.0, INF, torch.tensor([3.0]),
+                               torch.tensor([2.0, 3.0])], ids=str)
+@pytest.mark.parametrize('function, shape, out', [
+    (generalized_mean, (0, 2, 4, 4), (0, 2)),
+    (lambda x, p: gem_pool(x, p, 2), (0, 2, 4, 4), (0, 2, 2, 2)),
+    (lambda x, p: segment_generalized_mean(
+        x, torch.zeros(0, dtype=torch.int64), 3, p), (0, 2), (3, 2)),
+    (lambda x, p: segment_generalized_mean(
+        x, torch.zeros(0, dtype=torch.int64), 0, p), (0, 2), (0, 2)),
+])
+def test_generalized_means_of_no_elements(function, shape, out, p, backend):
+    inputs = [torch.zeros(shape)]
+    if isinstance(p, torch.Tensor):
+        y, (dx, dp) = value_and_grads(function, [*inputs, p], [])
+        assert dp.equal(torch.zeros_like(p))
+    else:
+        y, (dx, ) = value_and_grads(lambda x: function(x, p), inputs, [])
+    assert y.shape == out and (y == 0).all() and dx.shape == shape
+
+
+# The generalised mean of the same sets, the rows of a matrix.
+ROWS = {
+    'dense': lambda x, p, eps: generalized_mean(x, p, 1, eps=eps),
+    'masked': lambda x, p, eps: generalized_mean(
+        x, p, 1, eps=eps, mask=torch.ones_like(x, dtype=torch.bool)),
+    'segments': lambda x, p, eps: segment_generalized_mean(
+        x.flatten(), torch.arange(x.numel()) // x.shape[1], len(x), p,
+        eps=eps),
+    'windows': lambda x, p, eps: gem_pool(
+        x.reshape(1, 1, 1, -1), p, (1, x.shape[1]), eps=eps),
+}
+every_form = pytest.mark.parametrize('form', ROWS)
+
+
+@every_backend
+@every_form
+@every_dtype
+@pytest.mark.parametrize('p', [1.0, 3.0, torch.tensor([3.0])], ids=str)
+def test_kink_at_the_clamp(form, dtype, p, backend):
+    """Passed at equality, as ``torch.clamp`` does; nothing one step below."""
+    at = torch.tensor(0.5, dtype=dtype)
+    below = torch.nextafter(at, torch.zeros_like(at))
+    x = torch.stack([at, below]).expand(2, 2).contiguous().requires_grad_()
+    dx, = torch.autograd.grad(ROWS[form](x, p, 0.5).sum(), x)
+    assert dx.tolist() == [[0.5, 0.0]] * 2
+
+
+@every_backend
+@pytest.mark.parametrize('form', ['dense', 'masked', 'segments'])
+@pytest.mark.parametrize('p', [INF, torch.tensor([INF])], ids=str)
+def test_ties_of_the_maximum_share_its_gradient(form, p, backend):
+    """The limit of the closed form for a growing ``p``."""
+    x = torch.tensor([[3., 1., 3., 2.], [4., 4., 4., 4.]],
+                     requires_grad=True)
+    dx, = torch.autograd.grad(ROWS[form](x, p, 1e-6).sum(), x)
+    assert dx.tolist() == [[0.5, 0.0, 0.5, 0.0], [0.25] * 4]
+
+
+@every_backend
+@every_form
+@pytest.mark.parametrize('p', [1.0, torch.tensor([1.0])], ids=str)
+def test_zeros_have_a_share_of_the_mean(form, p, backend):
+    x = torch.tensor([[3., 0., 0., 2.]], requires_grad=True)
+    dx, = torch.autograd.grad(ROWS[form](x, p, None).sum(), x)
+    assert dx.tolist() == [[0.25] * 4]
+
+
+def saved(function, *tensors):
+    """Elements of each storage that is saved beyond the inputs'."""
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        # The tensor is kept: a freed address may be used again.
+        sizes[storage.data_ptr()] = (
+            storage.nbytes() // tensor.element_size(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = function(*tensors)
+    assert y.requires_grad and sizes
+    known = {t.untyped_storage().data_ptr() for t in tensors}
+    return [n for place, (n, _) in sizes.items() if place not in known]
+
+
+@every_backend
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('p', [3.0, 1.0, INF, torch.tensor([3.0]),
+                               torch.linspace(1, 9, 16)], ids=str)
+def test_pooling_saves_its_input_alone(dtype, p, backend):
+    """Beside it, a few tensors of the size of the result."""
+    x = torch.rand(2, 16, 12, 12).to(dtype).requires_grad_()
+    mask = torch.rand(2, 1, 12, 12) > 0.3
+    index = torch.randint(0, 3, (2 * 16 * 12, ))
+    trained = [p.requires_grad_()] if isinstance(p, torch.Tensor) else []
+    shared = trained[:1] if not trained or p.numel() == 1 else []
+    for function, pooled, power in (
+            (lambda x, p=p: generalized_mean(x, p), 32, trained),
+            (lambda x, m, p=p: generalized_mean(x, p, mask=m), 32, trained),
+            (lambda x, i, p=3.0: segment_generalized_mean(
+                x.view(-1, 12), i, 3, p), 36, shared)):
+        rest = {32: [mask], 36: [index]}[pooled]
+        rest = rest if len(inspect.signature(function).parameters) == 3 else []
+        others = saved(function, x, *rest, *power)
+        assert max(others, default=0) <= pooled
+        assert sum(others) <= 6 * pooled
+
+
+def test_losses_and_activations_save_little(cpp):
+    x = torch.randn(2, 16, 12, 12, requires_grad=True)
+    t = torch.rand(x.shape)
+    assert sum(saved(clip_sigmoid, x)) <= x.numel()
+    for clip in (None, 1e-4):
+        assert saved(lambda x, t, clip=clip: gaussian_focal_loss_with_logits(
+            x, t, clip=clip, avg_factor=7.0), x, t) == []
+
+
+# --- derivatives of all kinds ----------------------------------------------
+
+
+@every_case
+def test_gradcheck(name):
+    """Reverse and forward mode, once and twice, by finite differences."""
+    case = CASES[name]
+    inputs, constants = case.tensors(WIDE)
+    inputs = [x.requires_grad_() for x in inputs]
+
+    def function(*x):
+        return case.function(*x, *constants)
+
+    assert gradcheck(function, inputs, check_forward_ad=True,
+                     check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_second_derivative_behind_kernels(name, cpp):
+    """The plain form goes on from the gradient that a kernel gave."""
+    case = CASES[name]
+    inputs, constants = case.tensors()
+
+    def second(inputs, constants):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        y = case.function(*inputs, *constants)
+        grads = torch.autograd.grad(
+            y.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(
+            sum(g.square().sum() for g in grads), inputs, allow_unused=True,
+            materialize_grads=True)
+
+    exact = second([x.double() for x in inputs],
+                   [c.double() if c.is_floating_point() else c
+                    for c in constants])
+    for got, expected in zip(second(inputs, constants), exact):
+        assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_func(name):
+    """``grad``, ``vmap``, gradients per sample and ``jvp``."""
+    case = CASES[name]
+    inputs, constants = case.tensors(WIDE)
+    argnums = tuple(range(len(inputs)))
+    gradient = torch.func.grad(scalar(case.function), argnums)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    assert_close(
+        gradient(*inputs, *constants),
+        torch.autograd.grad(scalar(case.function)(*leaves, *constants),
+                            leaves))
+
+    scale = torch.linspace(0.9, 1.1, 3, dtype=WIDE)
+    batches = [torch.stack([s * x for s in scale]) for x in inputs]
+    in_dims = (*[0] * len(inputs), *[None] * len(constants))
+    assert_close(
+        torch.func.vmap(case.function, in_dims)(*batches, *constants),
+        torch.stack([case.function(*(x[i] for x in batches), *constants)
+                     for i in range(3)]))
+    each = [gradient(*(x[i] for x in batches), *constants) for i in range(3)]
+    assert_close(torch.func.vmap(gradient, in_dims)(*batches, *constants),
+                 tuple(map(torch.stack, zip(*each))))
+
+    def function(*x):
+        return case.function(*x, *constants)
+
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+    y, along = torch.func.jvp(function, tuple(inputs), tangents)
+    weight = torch.randn_like(y)
+    _, pull = torch.func.vjp(function, *inputs)
+    assert_close((weight * along).sum(), sum(
+        (g * t).sum() for g, t in zip(pull(weight), tangents)))
+
+
+# --- compilers and tracers ---------------------------------------------------
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Wrapper(nn.Module):
+    """What ``torch.export`` takes."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
+
+
+@every_case
+def test_compile_and_export(name, dynamo):
+    """One graph; the backward is derived by the compiler."""
+    case = CASES[name]
+    inputs, constants = case.tensors()
+    compiled = torch.compile(
+        case.function, fullgraph=True, backend='aot_eager')
+    assert_close(value_and_grads(compiled, inputs, constants),
+                 value_and_grads(case.function, inputs, constants))
+    tensors = (*inputs, *constants)
+    program = torch.export.export(Wrapper(case.function), tensors)
+    assert_close(program.module()(*tensors), case.function(*tensors))
+
+
+@every_module
+def test_export_of_a_module_with_an_open_batch(name):
+    make, inputs = MODULES[name]
+    module, tensors = make(), [x() for x in inputs]
+    batch = torch.export.Dim('batch')
+    program = torch.export.export(
+        module, tuple(tensors),
+        dynamic_shapes=tuple({0: batch} for _ in tensors))
+    larger = [torch.cat([x, x, x.flip(0)]) for x in tensors]
+    assert_close(program.module()(*larger), module(*larger))
+
+
+@pytest.mark.slow
+def test_inductor_at_several_sizes(dynamo):
+    """From the second size on, sizes are open to the real compiler."""
+    def function(x, z, p, t, i):
+        return torch.cat([y.flatten() for y in (
+            clip_sigmoid(x, grad='straight_through'),
+            gaussian_focal_loss_with_logits(x, t, clip=1e-4),
+            generalized_mean(z, p),
+            gem_pool(z, p, 3, 2, 1),
+            segment_generalized_mean(z[0].flatten(1).T, i, 3))])
+
+    compiled = torch.compile(function, fullgraph=True)
+    for size in (6, 9, 14):
+        x, t = torch.randn(2, 3, size, size), torch.rand(2, 3, size, size)
+        z, p = t + 0.1, torch.tensor([1.5, 3.0, 6.5])
+        i = torch.arange(size * size) % 3
+        assert_close(value_and_grads(compiled, [x, z, p], [t, i]),
+                     value_and_grads(function, [x, z, p], [t, i]))
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('make', [GeM, GeMNeck])
+def test_jit_trace(make):
+    x = torch.rand(2, 3, 6, 5)
+    module = make().eval()
+    traced = torch.jit.trace(module, x)
+    larger = torch.rand(3, 3, 6, 5)
+    assert_close(traced(larger), module(larger))
+
+
+@every_case
+def test_meta_and_fake_tensors(name):
+    case = CASES[name]
+    inputs, constants = case.tensors(torch.bfloat16)
+    y, grads = value_and_grads(case.function, inputs, constants)
+    found = [value_and_grads(
+        case.function, [x.to('meta') for x in inputs],
+        [c.to('meta') for c in constants])]
+    with FakeTensorMode() as mode:
+        found.append(value_and_grads(
+            case.function, [mode.from_tensor(x) for x in inputs],
+            [mode.from_tensor(c) for c in constants]))
+        for value, slopes in found:
+            for got, expected in zip((value, *slopes), (y, *grads)):
+                assert got.dtype == expected.dtype
+                assert got.shape == expected.shape
+
+
+# --- arguments that all operations take --------------------------------------
+
+
+@pytest.mark.parametrize('function', [
+    clip_sigmoid, generalized_mean, gem_pool,
+    lambda x: gaussian_focal_loss_with_logits(x, torch.zeros(2)),
+    lambda x: segment_generalized_mean(x, torch.tensor([0]), 1)])
+@pytest.mark.parametrize('x, got', [
+    (torch.zeros(2, dtype=torch.int64), 'int64'),
+    (torch.zeros(2, dtype=torch.complex64), 'complex64'),
+    ([0.0, 1.0], 'list: convert it by torch.as_tensor'),
+])
+def test_input_that_is_no_floating_point_tensor(function, x, got):
+    with pytest.raises(TypeError, match=rf'^(x|logits) must .*{got}'):
+        function(x)
+
+
+@pytest.mark.parametrize('name', ops.__all__)
+def test_every_operation_takes_a_backend_and_is_documented(name):
+    function = getattr(ops, name)
+    assert inspect.getdoc(function)
+    if name not in ('available_backends', 'gaussian_radius'):
+        assert inspect.signature(function).parameters['backend'].default == (
+            'auto')
+
+
+# --- modules -----------------------------------------------------------------
+
+
+@every_module
+@pytest.mark.parametrize('duplicate', [
+    copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))
+], ids=['deepcopy', 'pickle'])
+def test_copies_of_modules(name, duplicate):
+    """Also in the middle of a training, with gradients and a changed p."""
+    make, inputs = MODULES[name]
+    module, tensors = make(), [x() for x in inputs]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.1)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    other = duplicate(module)
+    assert other(*tensors).equal(module(*tensors))
+    assert repr(other) == repr(module)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    if list(module.parameters()):
+        assert not other(*tensors).equal(module(*tensors))
+
+
+@every_module
+def test_compile_module(name, dynamo):
+    make, inputs = MODULES[name]
+    module, tensors = make(), [x() for x in inputs]
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    loss, expected = (m(*tensors).sum() for m in (compiled, module))
+    assert_close(loss, expected)
+    parameters = list(module.parameters())
+    if parameters:
+        assert_close(torch.autograd.grad(loss, parameters),
+                     torch.autograd.grad(expected, parameters))
