@@ -9,12 +9,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sigplug.models import (
-    ClipSigmoid,
-    GaussianFocalLossWithLogits,
-    GeM,
-    GeMNeck,
-)
 from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
@@ -45,28 +39,6 @@ def run(function, x, p=None, upstream=1.0):
 # --- clip_sigmoid ---------------------------------------------------------
 
 
-def check_clip_sigmoid(function, x, low, high, grad, data):
-    upstream = data.draw(strategies.upstreams(x.shape, x.dtype))
-    y, dx = run(function, x, upstream=upstream)
-    assert y.shape == x.shape and y.dtype == x.dtype
-    # Strictly inside, and so is what the loss takes the logarithm of.
-    assert (y > 0).all() and (y < 1).all() and (1 - y > 0).all()
-    lo, hi = references.bounds(low, high, x.dtype)
-    assert ((exact(y) >= lo) & (exact(y) <= hi)).all()
-    assert dx.isfinite().all()
-    value, slope = references.clip_sigmoid(x, low, high, grad)
-    assert_within(y, *value)
-    assert_within(dx, *times(slope, upstream))
-
-
-def times(slope, upstream):
-    """A gradient and its error for other upstream gradients than 1."""
-    g = exact(upstream)
-    # What is subnormal has a fixed step.
-    return slope[0] * g, slope[1] * np.abs(g) + references.ulp(
-        LD(0), upstream.dtype) * (slope[1] > 0)
-
-
 @given(st.data())
 def test_clip_sigmoid(data):
     dtype = data.draw(strategies.DTYPES)
@@ -75,27 +47,21 @@ def test_clip_sigmoid(data):
     x = data.draw(strategies.tensors(
         data.draw(strategies.shapes()), dtype,
         strategies.logits(dtype, (low, high), infinite=True)))
-    check_clip_sigmoid(
-        lambda x: clip_sigmoid(x, low, high, grad=grad), x, low, high, grad,
-        data)
-
-
-@given(st.data())
-def test_clip_sigmoid_module(data):
-    dtype = data.draw(strategies.DTYPES)
-    eps = data.draw(st.sampled_from((1e-4, 1e-3, 1e-2)) | st.floats(
-        1e-15, 0.3))
-    grad = data.draw(st.sampled_from(('zero', 'straight_through')))
-    inplace = data.draw(st.booleans())
-    x = data.draw(strategies.tensors(
-        data.draw(strategies.shapes()), dtype,
-        strategies.logits(dtype, (eps, 1 - eps))))
-    act = ClipSigmoid(eps=eps, grad=grad, inplace=inplace)
-    before = x.clone()
-    check_clip_sigmoid(act, x, eps, 1 - eps, grad, data)
-    assert x.equal(before)
-    # Without autograd: the same bits, also where x is overwritten.
-    assert act(x).equal(clip_sigmoid(before, eps, 1 - eps))
+    upstream = data.draw(strategies.upstreams(x.shape, x.dtype))
+    y, dx = run(lambda x: clip_sigmoid(x, low, high, grad=grad), x,
+                upstream=upstream)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    # Strictly inside, and so is what the loss takes the logarithm of.
+    assert (y > 0).all() and (y < 1).all() and (1 - y > 0).all()
+    lo, hi = references.bounds(low, high, x.dtype)
+    assert ((exact(y) >= lo) & (exact(y) <= hi)).all()
+    assert dx.isfinite().all()
+    value, slope = references.clip_sigmoid(x, low, high, grad)
+    assert_within(y, *value)
+    g = exact(upstream)
+    # What is subnormal has a fixed step.
+    assert_within(dx, slope[0] * g, slope[1] * np.abs(g) + references.ulp(
+        LD(0), x.dtype) * (slope[1] > 0))
 
 
 # --- gaussian_focal_loss_with_logits --------------------------------------
@@ -146,49 +112,6 @@ def test_focal_loss_clipped(data):
     clip = data.draw(st.sampled_from((1e-4, 1e-2, 0.3)) | st.floats(
         1e-9, 0.49))
     check_focal_loss(*draw_focal(data, clip), data)
-
-
-@given(st.data())
-def test_focal_loss_module(data):
-    """Weights, the reductions and ``loss_weight``."""
-    x, t, settings = draw_focal(
-        data, data.draw(st.sampled_from((None, 1e-4, 1e-2))))
-    # A sum of the largest floats may truly overflow.
-    x = x.clamp(-1e4, 1e4)
-    weight = data.draw(st.none() | strategies.tensors(
-        x.shape, torch.float32, st.floats(0, 4)))
-    reduction = data.draw(st.sampled_from(('none', 'mean', 'sum')))
-    override = data.draw(st.sampled_from((None, 'none', 'mean', 'sum')))
-    used = override or reduction
-    avg_factor = None if used == 'sum' else data.draw(
-        st.sampled_from((None, 1.0, 7.0, 0.5)))
-    scale = data.draw(st.sampled_from((1.0, 0.25, 3.0)))
-    # The mean of nothing is NaN.
-    assume(used != 'mean' or avg_factor is not None or x.numel())
-    module = GaussianFocalLossWithLogits(
-        reduction=reduction, loss_weight=scale, **settings)
-    loss, dx = run(
-        lambda x: module(x, t, None, None, weight, avg_factor, override), x)
-
-    factor = scale * (1 if weight is None else exact(weight))
-    if used == 'mean':
-        factor = factor / (
-            x.numel() if avg_factor is None else LD(avg_factor) +
-            LD(torch.finfo(torch.float32).eps))
-    value, slope = references.focal_loss(x, t, **settings)
-    # The factors, and a sum that is rounded relative to its terms.
-    u = references.rounding(x.dtype)
-    value, slope = (
-        (factor * v, factor * allowed + (8 + x.numel()) * u * np.abs(
-            factor * v) + references.smallest_normal(torch.float32))
-        for v, allowed in (value, slope))
-    if used != 'none':
-        value = tuple(np.sum(v) for v in value)
-    assert loss.dtype == references.wide(x.dtype) and loss.isfinite().all()
-    assert dx.isfinite().all()
-    assert_within(loss, *map(np.asarray, value))
-    # Factors come after the gradient has been rounded, or before.
-    assert_within(dx, slope[0], slope[1] + references.ulp(slope[0], x.dtype))
 
 
 # --- targets --------------------------------------------------------------
@@ -405,42 +328,3 @@ def test_segment_generalized_mean(data):
         lambda x, p=p: segment_generalized_mean(
             x, index, num_segments, p, eps=eps),
         x, p, sets, eps, data)
-
-
-@given(st.data())
-def test_gem_modules(data):
-    """The layer and the neck, trained and fixed, also cast to half."""
-    clamp = data.draw(st.booleans())
-    eps = data.draw(st.sampled_from((1e-6, 1e-3)))
-    x = draw_features(data, eps if clamp else None, 3, 5)
-    assume(all(x.shape[2:]))
-    trained = data.draw(st.booleans())
-    channels = x.shape[1] if x.shape[1] and data.draw(
-        st.booleans()) else None
-    p = data.draw(st.lists(
-        strategies.powers(infinite=False).map(lambda p: min(p, 50.0)),
-        min_size=channels or 1, max_size=channels or 1))
-    kind = data.draw(st.sampled_from((GeM, GeMNeck)))
-    module = kind(
-        p=p, eps=eps, clamp=clamp, p_trainable=trained, channels=channels)
-    if data.draw(st.booleans()):
-        module = module.to(x.dtype)
-    size = tuple(x.shape[2:])
-    sets = references.window_sets(
-        x.shape, size, size, (0, ) * len(size), channels is not None)
-    if kind is GeMNeck:
-        sets.shape = sets.shape[:2]
-
-    # A fixed power that is shared stays exact when the module is cast.
-    held = module.p.detach()
-    if not trained and len(set(p)) == 1:
-        held = torch.tensor(p) if channels else float(torch.tensor(p[0]))
-    y, dx = run(module, x)
-    expected = references.pooled(
-        x, held, sets, eps if clamp else None, 1.0)
-    assert y.dtype == x.dtype
-    assert_within(y, expected.y, expected.y_allowed)
-    assert_within(dx, expected.dx, expected.dx_allowed)
-    if trained:
-        module(x).backward(torch.ones_like(y))
-        assert_within(module.p.grad, expected.dp, expected.dp_allowed)
