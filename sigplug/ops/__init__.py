@@ -9,10 +9,11 @@ from .gaussian_focal_loss import gaussian_focal_loss_with_logits
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
 from .gem_pool import gem_pool
 from .generalized_mean import generalized_mean
+from .hard_voxelize import hard_voxelize
 from .segment_generalized_mean import segment_generalized_mean
 
 __all__ = [
     'available_backends', 'clip_sigmoid', 'gaussian_focal_loss_with_logits',
     'gaussian_heatmap', 'gaussian_radius', 'gem_pool', 'generalized_mean',
-    'segment_generalized_mean'
+    'hard_voxelize', 'segment_generalized_mean'
 ]

@@ -1,0 +1,185 @@
+"""Points sorted into the voxels of a grid."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import check_float_tensor, check_integer, is_number
+from ._dtypes import upcast_half
+
+
+def voxel_coordinates(points: Tensor, voxel_size: Sequence[float],
+                      point_cloud_range: Sequence[float]) -> Tensor:
+    r"""Return the voxel of each point, mmcv's dynamic voxelisation.
+
+    .. math::
+        c = \lfloor (x - x_{\min}) / s \rfloor
+
+    in float32 (float64 for such points), of which the points outside of the
+    grid and those with a NaN have none.
+
+    Args:
+        points (Tensor): Points ``(x, y, z, ...)`` in metres, shape
+            ``(N, C)``.
+        voxel_size (Sequence[float]): Extents along x, y, z in metres.
+        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
+            y_max, z_max)`` in metres.
+
+    Returns:
+        Tensor: ``(z, y, x)``, shape ``(N, 3)`` int32; -1 for a point without
+        a voxel.
+
+    Raises:
+        TypeError: ``points`` is no floating point tensor.
+        ValueError: An argument is not of the shape described.
+    """
+    _check_points(points)
+    grid, origin, size = _read_grid(voxel_size, point_cloud_range, points)
+    cells, inside = _find_cells(points, grid, origin, size)
+    return torch.where(inside.unsqueeze(1), cells, -1).int().flip(1)
+
+
+def hard_voxelize(
+        points: Tensor | Sequence[Tensor], voxel_size: Sequence[float],
+        point_cloud_range: Sequence[float], max_points: int,
+        max_voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather the points of each voxel, at most ``max_points`` of them.
+
+    The result is that of mmcv's deterministic hard voxelisation, bit for bit
+    and in its order: voxels in the order of their first points, of which the
+    first ``max_voxels`` are kept, and in each its first ``max_points``
+    points. It takes a stable sort in place of a loop over the points (on
+    CUDA mmcv numbers the voxels in a single thread), and waits once for the
+    device, for the number of voxels.
+
+    Args:
+        points (Tensor | Sequence[Tensor]): Points ``(x, y, z, ...)`` in
+            metres, shape ``(N, C)``; or those of each sample of a batch.
+        voxel_size (Sequence[float]): Extents along x, y, z in metres.
+        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
+            y_max, z_max)`` in metres.
+        max_points (int): Points that are kept of a voxel.
+        max_voxels (int): Voxels that are kept of a sample.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: The points of the voxels, shape
+        ``(M, max_points, C)``, 0 where there is none; the coordinates of the
+        voxels, ``(z, y, x)`` of shape ``(M, 3)`` or, of a batch,
+        ``(sample, z, y, x)`` of shape ``(M, 4)``, int32; and their numbers of
+        points, ``(M, )`` int32.
+
+    Raises:
+        TypeError: ``points`` is no floating point tensor, or no sequence of
+            them.
+        ValueError: An argument is not of the shape described.
+
+    Examples:
+        >>> points = torch.tensor([[0.6, 0.1, 0.1], [0.2, 0.1, 0.1],
+        ...                        [0.7, 0.2, 0.3]])
+        >>> voxels, coordinates, counts = hard_voxelize(
+        ...     points, (0.5, 0.5, 1.0), (0, 0, 0, 1, 1, 1), 5, 10)
+        >>> coordinates.tolist(), counts.tolist()
+        ([[0, 0, 1], [0, 0, 0]], [2, 1])
+    """
+    batch = [points] if isinstance(points, Tensor) else list(points)
+    if not batch:
+        raise ValueError('points must hold at least one sample, but is empty')
+    for sample in batch:
+        _check_points(sample)
+    check_integer('max_points', max_points, 1)
+    check_integer('max_voxels', max_voxels, 1)
+    x = torch.cat(batch)
+    grid, origin, size = _read_grid(voxel_size, point_cloud_range, x)
+    cells, inside = _find_cells(x, grid, origin, size)
+    lengths = [len(sample) for sample in batch]
+    place = torch.arange(len(x), device=x.device)
+    sample = torch.cat([place.new_full((n, ), i)
+                        for i, n in enumerate(lengths)])
+
+    # The points of a voxel, in their order, become neighbours.
+    key = sample
+    for axis in (2, 1, 0):
+        key = key * grid[axis] + cells[:, axis]
+    key = torch.where(inside, key, len(batch) * grid[0] * grid[1] * grid[2])
+    key, order = key.sort(stable=True)
+    starts = torch.ones_like(inside)
+    starts[1:] = key[1:] != key[:-1]
+    start = torch.where(starts, place, 0).cummax(0).values
+    rank = place - start
+
+    # Voxels are numbered by their first points, in each sample from 0 on.
+    first = order[start]
+    is_first = torch.zeros_like(inside).index_put(
+        (order, ), starts & inside[order])
+    number = is_first.cumsum(0) - 1
+    offsets, found = [], []
+    end = 0
+    totals = torch.cat([number.new_zeros(1), is_first.cumsum(0)])
+    for n in lengths:
+        found.append(totals[end + n] - totals[end])
+        offsets.append(totals[end])
+        end += n
+    kept = torch.stack(found).clamp(max=max_voxels)
+    number = number - torch.stack(offsets)[sample]
+    row = number + (kept.cumsum(0) - kept)[sample]
+    fits = inside & (number < max_voxels)
+    # Here a GPU is waited for.
+    count = int(kept.sum())
+
+    # What is not kept goes to one more row, which is cut off.
+    row = torch.where(fits, row, count)
+    voxel = row[first]
+    in_voxel = fits[first] & inside[order]
+    slot = torch.where(in_voxel & (rank < max_points),
+                       voxel * max_points + rank, count * max_points)
+    voxels = x.new_zeros(count * max_points + 1, x.shape[1])
+    voxels[slot] = x[order]
+    coordinates = torch.cat(
+        [sample.unsqueeze(1), cells.flip(1)], dim=1).int()
+    result = coordinates.new_zeros(count + 1, 4)
+    result[torch.where(is_first, row, count)] = coordinates
+    counts = torch.zeros(count + 1, dtype=torch.int32, device=x.device)
+    counts.index_add_(0, torch.where(in_voxel, voxel, count),
+                      torch.ones_like(voxel, dtype=torch.int32))
+    if isinstance(points, Tensor):
+        result = result[:, 1:]
+    return (voxels[:-1].view(count, max_points, x.shape[1]), result[:-1],
+            counts[:-1].clamp(max=max_points))
+
+
+def _check_points(points: Tensor) -> None:
+    check_float_tensor('points', points)
+    if points.dim() != 2 or points.shape[1] < 3:
+        raise ValueError('points must have the shape (N, C) with (x, y, z) '
+                         f'first, but got {tuple(points.shape)}')
+
+
+def _read_grid(
+        voxel_size: Sequence[float], point_cloud_range: Sequence[float],
+        points: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Return the number of voxels per axis, the origin and the voxel size."""
+    for name, values, n in (('voxel_size', voxel_size, 3),
+                            ('point_cloud_range', point_cloud_range, 6)):
+        if len(values) != n or not all(map(is_number, values)):
+            raise ValueError(f'{name} must be {n} numbers, but got {values}')
+    # In float32 as mmcv, whose grid is rounded like this.
+    bounds = torch.tensor(point_cloud_range, dtype=torch.float32)
+    size = torch.tensor(voxel_size, dtype=torch.float32)
+    grid = ((bounds[3:] - bounds[:3]) / size).round().long().tolist()
+    if min(grid) < 1:
+        raise ValueError(f'voxel_size={tuple(voxel_size)} and '
+                         f'point_cloud_range={tuple(point_cloud_range)} give '
+                         f'a grid of {grid} voxels: each must be at least 1')
+    # As tensors: on CUDA, a division by a number multiplies by its inverse.
+    return (grid, bounds[:3].to(points.device, non_blocking=True),
+            size.to(points.device, non_blocking=True))
+
+
+def _find_cells(points: Tensor, grid: list[int], origin: Tensor,
+                size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cell ``(x, y, z)`` of each point, and whether it has one."""
+    cells = ((upcast_half(points[:, :3]) - origin) / size).floor()
+    # Compared as numbers: a NaN has no integer.
+    last = torch.stack([cells[:, axis] < n for axis, n in enumerate(grid)], 1)
+    inside = ((cells >= 0) & last).all(1)
+    return torch.where(inside.unsqueeze(1), cells, 0).long(), inside
