@@ -65,11 +65,7 @@ class BEVImageHook(Hook):
         self._reader: HeatmapReader | None = None
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the samples.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Choose the samples."""
         loader = runner.val_dataloader
         # None where a sampler makes whole batches.
         size = loader.batch_size or 1
@@ -81,27 +77,14 @@ class BEVImageHook(Hook):
 
     def before_val_iter(self, runner: Runner, batch_idx: int,
                         data_batch: Any = None) -> None:
-        """Read the heatmaps of a batch that is drawn.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the validation.
-            data_batch (Any): Ignored.
-        """
+        """Read the heatmaps of a batch that is drawn."""
         if any(batch == batch_idx for batch, _ in self._chosen):
             self._reader = HeatmapReader.find(unwrap(runner.model))
 
     def after_val_iter(self, runner: Runner, batch_idx: int,
                        data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
-        """Draw.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the validation.
-            data_batch (Any): The batch, whose points are drawn.
-            outputs (Sequence, optional): What the model has returned.
-        """
+        """Draw."""
         for batch, place in self._chosen:
             if batch == batch_idx:
                 self._draw(runner, place, data_batch, outputs)

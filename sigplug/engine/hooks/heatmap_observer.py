@@ -43,17 +43,10 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     @abstractmethod
     def _report(self, runner: Runner) -> None:
-        """Hand on what was taken, if anything was.
-
-        Args:
-            runner (Runner): The runner of the training.
-        """
+        """Hand on what was taken, if anything was."""
 
     def before_train(self, runner: Runner) -> None:
         """Find the heads.
-
-        Args:
-            runner (Runner): The runner of the training.
 
         Raises:
             UserError: The model has no head that can be observed.
@@ -68,13 +61,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Any = None) -> None:
-        """Observe the heads if the iteration is due.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the loop.
-            data_batch (Any): Ignored.
-        """
+        """Observe the heads if the iteration is due."""
         if not self.is_due(runner, batch_idx):
             return
         for name, head in self._heads.items():
@@ -85,14 +72,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Any = None, outputs: Any = None) -> None:
-        """Leave the heads alone, and report what was measured.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the loop.
-            data_batch (Any): Ignored.
-            outputs (Any): Ignored.
-        """
+        """Leave the heads alone, and report what was measured."""
         for observers, observer in self._attached:
             observers.remove(observer)
         self._attached.clear()
@@ -106,14 +86,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_observable_heads(model: nn.Module) -> dict[str, Any]:
-    """Find the heads with a list ``heatmap_observers``, by name.
-
-    Args:
-        model (nn.Module): The model, or its wrapper.
-
-    Returns:
-        dict[str, Any]: The heads.
-    """
+    """Find the heads with a list ``heatmap_observers``, by name."""
     return {
         name: module
         for name, module in unwrap(model).named_modules()

@@ -46,9 +46,6 @@ class LiveLookHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Add the backend and the hooks.
 
-        Args:
-            runner (Runner): The runner.
-
         Raises:
             UserError: TensorBoard is not installed.
         """
