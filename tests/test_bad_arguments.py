@@ -52,8 +52,10 @@ from sigplug.ops import (
 from sigplug.visualization import (
     TrainingLog,
     bev_corners,
+    draw_bev,
     draw_training,
     read_training_log,
+    save_png,
 )
 
 T, V = TypeError, ValueError
@@ -67,6 +69,7 @@ GRID = dict(voxel_size=(0.2, 0.2, 4),
             point_cloud_range=(0, -40, -3, 70.4, 40, 1))
 POINTS, COORS = torch.rand(5, 4), torch.zeros(5, 4, dtype=torch.int)
 PILLARS, COUNTS = torch.rand(2, 5, 4), torch.tensor([5, 3])
+CLOUD = np.random.default_rng(0).random((10, 3))
 BOX = np.array([[0, 0, 0, 2, 2, 2, 0.0]])
 HEADS = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
 TRAIN = dict(
@@ -399,8 +402,18 @@ CASES = [
      'config', 'GeneratorConfig', "{'seed': 0}"),
     (lambda: generate_synthetic_nuscenes('never', workers=1.5), T,
      'workers', 'integer', '1.5'),
-    (lambda: bev_corners(BOX[:, :6]), V, 'bboxes', '(M, >=7)', '(1, 6)'),
-    (lambda: bev_corners('a'), V, 'bboxes', '2 dimensions', '()'),
+    (lambda: draw_bev(CLOUD, gt_bboxes=BOX, gt_labels=[0],
+                      class_names='car'), V, 'class_names', "'car'"),
+    (lambda: draw_bev(CLOUD, size=5), V, 'size', 'width, height', '5'),
+    (lambda: draw_bev(CLOUD, size=(300.5, 300)), V, 'size', '300.5'),
+    (lambda: draw_bev(CLOUD, size=(10**9, 300)), V, 'size', '65535'),
+    (lambda: draw_bev(CLOUD, ego_yaw='a'), V, 'ego_yaw', 'numbers'),
+    (lambda: draw_bev(CLOUD, ego_yaw=nan), V, 'ego_yaw', 'finite'),
+    (lambda: draw_bev(CLOUD, title=5), T, 'title', 'text', '5'),
+    (lambda: bev_corners(BOX[0]), V, 'bboxes', '(M, >=7)', '(7,)'),
+    (lambda: bev_corners('a'), V, 'bboxes', '(M, >=7)', '()'),
+    (lambda: save_png(None, 'a.png'), T, 'figure', 'Figure', 'None'),
+    (lambda: save_png(draw_bev(CLOUD), 5), T, 'path', '5'),
     (lambda: read_training_log(None), T, 'work_dir', 'path', 'None'),
     (lambda: draw_training('a'), T, 'log', 'read_training_log', "'a'"),
     (lambda: draw_training(TrainingLog(), metrics='mAP'), T, 'metrics',

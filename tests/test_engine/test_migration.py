@@ -417,6 +417,11 @@ def test_read_base_is_explained(write, tmp_path, logits):
     assert migrate(str(path), logits=logits, gem=True).text == ''
 
 
+def test_config_in_plain_python_that_has_it_already():
+    path, = (ROOT / 'sigplug/configs/centerpoint').glob('*_gem_*.py')
+    assert migrate(str(path)).text == ''
+
+
 @pytest.mark.parametrize('text, found', [
     ('x = (', 'SyntaxError'),
     ('x = 1 / 0', 'ZeroDivisionError'),

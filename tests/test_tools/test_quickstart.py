@@ -5,9 +5,10 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART, TOOLS, tool_command
+from conftest import TOOLS, tool_command
 
 
 def test_failing_stage_is_named_with_its_command(tmp_path):
@@ -36,16 +37,13 @@ def test_missing_config(tmp_path, run_tool):
 
 
 def test_config_with_a_data_set_of_its_own(tmp_path, run_tool):
-    """It does not read the environment."""
-    config = tmp_path / 'own.py'
-    config.write_text(
-        f"_base_ = {str(QUICKSTART)!r}\n"
-        "train_dataloader = dict(dataset=dict("
-        "data_root='data/synthetic_nuscenes/'))\n")
+    """That in plain Python, which cannot read the environment."""
+    python, = (Path(__file__).parents[2] / 'sigplug/configs/centerpoint'
+               ).glob('centerpoint_*.py')
     earlier = tmp_path / 'work_dirs/quickstart/summary.json'
     earlier.parent.mkdir(parents=True)
     earlier.touch()
-    printed = run_tool('quickstart.py', '--config', config, '--data-root',
+    printed = run_tool('quickstart.py', '--config', python, '--data-root',
                        'mine', cwd=tmp_path, expect=2)
     assert earlier.exists()
     assert "train_dataloader.dataset.data_root = 'data/synthetic" in printed

@@ -16,6 +16,8 @@ from sigplug.engine.checkpoint import load_safely
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / ('configs/centerpoint/centerpoint_pillar04_second_secfpn_gem_'
                '1xb4-onecycle-8e_nus-mini-3d.py')
+PYTHON = ROOT / ('sigplug/configs/centerpoint/centerpoint_pillar04_second_'
+                 'secfpn_gem_1xb4_onecycle_8e_nus_mini_3d.py')
 
 
 def build(cfg):
@@ -42,8 +44,9 @@ def scan(synthetic_nuscenes):
     return str(sorted(synthetic_nuscenes.glob('samples/LIDAR_TOP/*.bin'))[0])
 
 
-def test_dump_and_reload(tmp_path):
-    cfg = Config.fromfile(TEXT)
+@pytest.mark.parametrize('path', [TEXT, PYTHON], ids=['text', 'python'])
+def test_dump_and_reload(path, tmp_path):
+    cfg = Config.fromfile(path)
     cfg.dump(tmp_path / 'dumped.py')
     again = Config.fromfile(tmp_path / 'dumped.py')
     first, second = build(cfg), build(again)
@@ -127,8 +130,9 @@ def test_sync_batch_norm_and_back(scan):
     assert features(reverted).equal(expected)
 
 
-def test_print_config(run_here, tmp_path):
-    code, printed = run_here('misc/print_config.py', TEXT, '--cfg-options',
+@pytest.mark.parametrize('path', [TEXT, PYTHON], ids=['text', 'python'])
+def test_print_config(path, run_here, tmp_path):
+    code, printed = run_here('misc/print_config.py', path, '--cfg-options',
                              'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
     assert code == 0, printed.err
     (tmp_path / 'printed.py').write_text(printed.out)

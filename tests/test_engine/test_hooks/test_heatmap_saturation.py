@@ -404,6 +404,29 @@ def test_training_ema_and_resume_are_not_disturbed(tmp_path, caplog):
                 and r.levelname == 'WARNING']
 
 
+def test_a_copy_of_the_model_keeps_to_itself(tmp_path):
+    snapshot = Snapshot()
+    hook = HeatmapSaturationHook(interval=2)
+    runner = make_runner(tmp_path / 'work', Detector(), [hook, snapshot])
+    runner.train()
+    observer, = snapshot.copy.head.heatmap_observers
+    assert observer.func.__self__ is not hook
+    snapshot.copy(**collate(make_data(2)))
+    assert not hook._shares
+
+
+def test_interrupted_training_is_not_observed_twice():
+    model = Detector()
+    runner = SimpleNamespace(model=model)
+    hook = HeatmapSaturationHook()
+    hook.before_train(runner)
+    hook.before_train(runner)
+    assert len(model.head.heatmap_observers) == 1
+    HeatmapSaturationHook().before_train(runner)
+    hook.after_train(runner)
+    assert len(model.head.heatmap_observers) == 1
+
+
 def test_what_else_the_head_does_is_not_measured():
     """A validation that computes its losses, or any other use."""
     model = Detector()
