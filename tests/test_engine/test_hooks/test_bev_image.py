@@ -103,3 +103,13 @@ def test_what_cannot_be_drawn_does_not_end_the_training(said):
     assert validate(BEVImageHook(num_samples=2), Dataset(), label=7) == [8]
     text, = said
     assert 'sample 2: pred_labels must be indices' in text
+
+
+@pytest.mark.parametrize('kwargs, error', [
+    (dict(num_samples=0), ValueError), (dict(score_thr=3), ValueError),
+    (dict(score_thr=float('nan')), ValueError),
+    (dict(score_thr='a'), TypeError)])
+def test_bad_arguments(kwargs, error):
+    name, = kwargs
+    with pytest.raises(error, match=name):
+        BEVImageHook(**kwargs)
