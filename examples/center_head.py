@@ -35,9 +35,7 @@ stock = dict(
 # What changes: the type, and then whatever the stock head does not offer.
 ours = dict(stock, type='sigplug.CenterHead')
 logits = dict(
-    ours, heatmap_act=None,
-    loss_cls=dict(
-        type='sigplug.GaussianFocalLossWithLogits', reduction='mean'))
+    ours, loss_cls=dict(type='sigplug.GaussianFocalLossWithLogits'))
 
 # A scene of four boxes: x, y, z, length, width, height, yaw and velocity.
 scene = InstanceData(

@@ -4,6 +4,4 @@ _base_ = './centerpoint_pillar04_second_secfpn_stock_1xb2-onecycle-8e_nus-mini-h
 model = dict(
     pts_bbox_head=dict(
         type='sigplug.CenterHead',
-        heatmap_act=None,
-        loss_cls=dict(
-            _delete_=True, type='sigplug.GaussianFocalLossWithLogits')))
+        loss_cls=dict(type='sigplug.GaussianFocalLossWithLogits')))

@@ -49,7 +49,6 @@ model = dict(
         use_conv_for_no_stride=True),
     pts_bbox_head=dict(
         type='sigplug.CenterHead',
-        heatmap_act=dict(type='ClipSigmoid'),
         in_channels=sum([128, 128, 128]),
         # In the order of the data set's classes.
         tasks=[
@@ -68,7 +67,9 @@ model = dict(
             code_size=7),
         separate_head=dict(
             type='SeparateHead', init_bias=-2.19, final_kernel=3),
-        loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
+        # ClipSigmoid() and mmdet's loss in one operation.
+        loss_cls=dict(
+            type='sigplug.GaussianFocalLossWithLogits', clip=1e-4),
         loss_bbox=dict(
             type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
         norm_bbox=True),

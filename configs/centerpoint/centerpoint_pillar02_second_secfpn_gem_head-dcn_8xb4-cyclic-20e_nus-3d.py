@@ -7,7 +7,9 @@ model = dict(
     data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
     pts_bbox_head=dict(
-        type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
+        type='sigplug.CenterHead',
+        # ClipSigmoid() and mmdet's loss in one operation.
+        loss_cls=dict(type='sigplug.GaussianFocalLossWithLogits', clip=1e-4)))
 optim_wrapper = dict(paramwise_cfg=_base_.power_paramwise_cfg)
 default_hooks = dict(
     check_loss=dict(type='sigplug.CheckLossHook'),

@@ -1,4 +1,4 @@
-"""What a bird's-eye view of a sample needs, as arguments of ``draw_bev``."""
+"""From samples and detectors to the arguments of ``draw_bev``."""
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,14 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 
-def spread(num: int, length: int) -> list[int]:
-    """Up to ``num`` indices below ``length``, evenly spaced."""
+def space_evenly(num: int, length: int) -> list[int]:
+    """Return up to ``num`` indices below ``length``, evenly spaced."""
     num = min(num, length)
     return [int((i + 0.5) * length / num) for i in range(num)]
 
 
 def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, Any]:
-    """The annotated boxes of a sample as arguments of ``draw_bev``.
+    """Return the annotated boxes of a sample as arguments of ``draw_bev``.
 
     Args:
         dataset (BaseDataset): A data set of mmdet3d for validation.
@@ -36,25 +36,21 @@ def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, Any]:
             gt_labels=annotations['gt_labels_3d'],
             gt_num_points=annotations.get('num_lidar_pts'))
     # NuScenesDataset drops the objects that no point lies on.
-    instances = [
-        instance for instance in info['instances']
-        if dataset.label_mapping[instance['bbox_label_3d']] >= 0
-    ]
-    bboxes = [[*instance['bbox_3d'], *instance['velocity']]
-              for instance in instances]
-    labels = [
-        dataset.label_mapping[instance['bbox_label_3d']]
-        for instance in instances
-    ]
+    labels = [dataset.label_mapping[instance['bbox_label_3d']]
+              for instance in info['instances']]
+    known = [(label, instance) for label, instance
+             in zip(labels, info['instances']) if label >= 0]
     return dict(
-        gt_bboxes=np.array(bboxes, dtype=np.float64).reshape(-1, 9),
-        gt_labels=np.array(labels, dtype=np.int64),
+        gt_bboxes=np.array(
+            [[*instance['bbox_3d'], *instance['velocity']]
+             for _, instance in known], dtype=np.float64).reshape(-1, 9),
+        gt_labels=np.array([label for label, _ in known], dtype=np.int64),
         gt_num_points=np.array(
-            [instance['num_lidar_pts'] for instance in instances], dtype=int))
+            [instance['num_lidar_pts'] for _, instance in known], dtype=int))
 
 
 def ego_yaw(info: dict) -> float | None:
-    """The heading of the vehicle in the coordinates of the LiDAR."""
+    """Return the heading of the vehicle in the coordinates of the LiDAR."""
     lidar2ego = info.get('lidar_points', {}).get('lidar2ego')
     if lidar2ego is None:
         return None
@@ -64,7 +60,7 @@ def ego_yaw(info: dict) -> float | None:
 
 def predictions(sample: BaseDataElement,
                 score_thr: float) -> dict[str, Any]:
-    """The predicted boxes of a sample as arguments of ``draw_bev``.
+    """Return the predicted boxes of a sample as arguments of ``draw_bev``.
 
     Args:
         sample (BaseDataElement): What the detector returned for it.
@@ -84,54 +80,44 @@ def predictions(sample: BaseDataElement,
         pred_scores=found.scores_3d.numpy())
 
 
-class HeatmapKeeper:
-    """Keeps what a head like ``CenterHead`` says about its heatmaps.
+class HeatmapReader:
+    """Reads the heatmaps that a ``CenterHead`` gives, until it is closed.
 
     Args:
-        model (nn.Module): The detector.
-
-    Raises:
-        ValueError: It has no such head.
+        head (nn.Module): mmdet3d's ``CenterHead``, or one derived from it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.head: Any = getattr(model, 'pts_bbox_head', None)
-        coder = getattr(self.head, 'bbox_coder', None)
-        if self.head is None or not all(
-                hasattr(coder, name) for name in
-                ('pc_range', 'voxel_size', 'out_size_factor')):
-            raise ValueError(f'{type(model).__name__} has no heatmap like '
-                             'that of CenterHead')
-        self.outputs: Any = None
-        self._handle = self.head.register_forward_hook(self._keep)
+    def __init__(self, head: Any) -> None:
+        self.head = head
+        self._outputs: Any = None
+        self._handle = head.register_forward_hook(self._keep)
+
+    @classmethod
+    def find(cls, model: nn.Module) -> 'HeatmapReader | None':
+        """Attach a reader to the head of a detector, if it has such one."""
+        from mmdet3d.models import CenterHead
+        head = getattr(model, 'pts_bbox_head', None)
+        return cls(head) if isinstance(head, CenterHead) else None
 
     def _keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        self.outputs = outputs
+        self._outputs = outputs
 
-    def remove(self) -> None:
-        """Leave the head alone again."""
+    def close(self) -> None:
+        """Leave the head alone."""
         self._handle.remove()
-        self.outputs = None
+        self._outputs = None
 
-    def heatmap(self, index: int = 0) -> dict[str, Any]:
-        """The highest score of all classes and the place of the map.
+    def read(self, index: int = 0) -> dict[str, Any]:
+        """Return the highest score of all classes and the place of the map.
 
         Args:
             index (int): The sample of the last batch. Defaults to 0.
 
         Returns:
             dict[str, Any]: Arguments of ``draw_bev``.
-
-        Raises:
-            ValueError: The head gives no heatmaps as ``CenterHead`` does.
         """
-        try:
-            logits = torch.cat(
-                [task[0]['heatmap'][index] for task in self.outputs])
-        except (TypeError, KeyError, IndexError) as error:
-            raise ValueError(
-                f'{type(self.head).__name__} gives no heatmaps like those of '
-                'CenterHead') from error
+        logits = torch.cat(
+            [task[0]['heatmap'][index] for task in self._outputs])
         heatmap = logits.float().sigmoid().amax(dim=0).cpu().numpy()
         coder = self.head.bbox_coder
         low = np.array(coder.pc_range[:2])

@@ -1,6 +1,5 @@
 """Figures of a fixed size in pixels, drawn without a display."""
 import os
-from numbers import Integral
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,8 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 DPI = 150
-# What matplotlib can draw.
-MOST_PIXELS = 2**16 - 1
 INK = '#1a1a1a'
 MUTED = '#6b7280'
 # Of scores in [0, 1]; nothing is white.
@@ -29,11 +26,6 @@ def new_figure(size: tuple[int, int]) -> Figure:
     Returns:
         Figure: An empty figure with constrained layout.
     """
-    if (not isinstance(size, (tuple, list)) or len(size) != 2 or not all(
-            isinstance(side, Integral) and 200 <= side <= MOST_PIXELS
-            for side in size)):
-        raise ValueError('size must be (width, height) of 200 to '
-                         f'{MOST_PIXELS} pixels each, but is {size!r}')
     figure = Figure(
         figsize=(size[0] / DPI, size[1] / DPI),
         dpi=DPI,
@@ -41,12 +33,6 @@ def new_figure(size: tuple[int, int]) -> Figure:
         facecolor='white')
     FigureCanvasAgg(figure)
     return figure
-
-
-def check_title(title: str) -> None:
-    """Raise a ``TypeError`` unless ``title`` is a text."""
-    if not isinstance(title, str):
-        raise TypeError(f'title must be a text, but is {title!r}')
 
 
 def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
@@ -61,7 +47,7 @@ def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
 
 
 def to_image(figure: Figure) -> np.ndarray:
-    """The pixels of a figure, for ``Visualizer.add_image`` of mmengine.
+    """Return the pixels of a figure, for mmengine's ``Visualizer.add_image``.
 
     Args:
         figure (Figure): The figure.
@@ -81,20 +67,36 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
     Args:
         figure (Figure): The figure.
         path (str | PathLike): The file; its folder is made if missing.
+
+    Raises:
+        ValueError: ``path`` does not end in ``.png``.
     """
-    if not isinstance(figure, Figure):
-        raise TypeError(f'figure must be a Figure, but is {figure!r}')
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f'path must be a path, but is {path!r}')
     path = os.fspath(path)
     if not path.lower().endswith('.png'):
         raise ValueError(f'path must end in .png, but is {path!r}')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    partial = f'{path}.part'
     # Stated, because a user's matplotlibrc may ask for another size.
     figure.savefig(
-        partial,
-        format='png',
-        dpi=figure.dpi,
+        f'{path}.part', format='png', dpi=figure.dpi,
         bbox_inches=figure.bbox_inches)
-    os.replace(partial, path)
+    os.replace(f'{path}.part', path)
+
+
+def check_array(name: str, value: object, ndim: int) -> np.ndarray:
+    """Return numbers as a float64 array of the right number of dimensions."""
+    array = np.asarray(value)
+    if array.ndim != ndim or array.dtype.kind not in 'fiu':
+        raise ValueError(
+            f'{name} must be numbers in {ndim} dimensions, but has the shape '
+            f'{array.shape} and the dtype {array.dtype}')
+    return array.astype(np.float64)
+
+
+def check_scores(name: str, value: object, ndim: int) -> np.ndarray:
+    """Return probabilities as an array; refuse logits and NaN."""
+    array = check_array(name, value, ndim)
+    if array.size and not 0 <= array.min() <= array.max() <= 1:
+        raise ValueError(
+            f'{name} must lie in [0, 1], but reaches from {array.min():.4g} '
+            f'to {array.max():.4g}: apply the sigmoid to logits')
+    return array

@@ -1,8 +1,7 @@
 """A heatmap beside its target, one cell for some whole number of pixels."""
 import numpy as np
 
-from .bev_boxes import check_array, check_scores
-from .figure import HEAT_CMAP
+from .figure import HEAT_CMAP, check_scores
 
 # Of the longer side of each map, about.
 SIDE = 512
@@ -28,27 +27,19 @@ def draw_heatmap_pair(predicted: np.ndarray,
         ``(k * H + 8, 2 * k * W + 12, 3)``.
 
     Raises:
-        ValueError: The maps differ in shape, or are no scores.
+        ValueError: The maps differ in shape, or hold no scores.
     """
-    maps = dict(predicted=predicted, target=target)
-    for name, value in maps.items():
-        maps[name] = check_array(name, value, ndim=2, min_columns=1)
-        check_scores(name, maps[name])
-    if maps['predicted'].shape != maps['target'].shape:
-        raise ValueError(
-            'predicted and target must have one shape, but have '
-            f'{maps["predicted"].shape} and {maps["target"].shape}')
-    cell = max(1, round(SIDE / max(maps['target'].shape)))
-    framed = []
-    for scores in maps.values():
+    predicted = check_scores('predicted', predicted, ndim=2)
+    target = check_scores('target', target, ndim=2)
+    if predicted.shape != target.shape:
+        raise ValueError('predicted and target must have one shape, but have '
+                         f'{predicted.shape} and {target.shape}')
+    cell = max(1, round(SIDE / max(target.shape)))
+    height, width = cell * target.shape[0], cell * target.shape[1]
+    image = np.full((height + 2 * FRAME, 2 * width + 3 * FRAME, 3),
+                    FRAME_COLOR, dtype=np.uint8)
+    for scores, left in ((predicted, FRAME), (target, width + 2 * FRAME)):
         colors = (255 * HEAT_CMAP(scores[::-1])[..., :3]).round()
-        framed.append(colors.astype(np.uint8).repeat(cell, 0).repeat(cell, 1))
-        framed.append(_bar(len(framed[-1])))
-    pair = np.concatenate([framed[-1], *framed], axis=1)
-    bar = _bar(pair.shape[1]).transpose(1, 0, 2)
-    return np.concatenate([bar, pair, bar])
-
-
-def _bar(length: int) -> np.ndarray:
-    """A piece of the frame, upright."""
-    return np.full((length, FRAME, 3), FRAME_COLOR, dtype=np.uint8)
+        image[FRAME:-FRAME, left:left + width] = colors.repeat(
+            cell, 0).repeat(cell, 1)
+    return image

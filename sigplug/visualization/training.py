@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .bev import CLASS_COLORS
-from .figure import INK, MUTED, check_title, new_figure, style_axes
+from .figure import INK, MUTED, new_figure, style_axes
 
 # The precision at one matching distance in NuScenesMetric's results.
 _CLASS_AP = re.compile(r'(?:.*/)?(\w+)_AP_dist_[\d.]+')
@@ -144,7 +144,6 @@ def draw_training(log: TrainingLog,
     if metrics is not None and not isinstance(metrics, (tuple, list)):
         raise TypeError('metrics must be a tuple or list of names, but is '
                         f'{metrics!r}')
-    check_title(title)
     losses = _losses(log.train)
     if not losses:
         raise ValueError('the log holds no loss, only '

@@ -1,9 +1,11 @@
 """Arguments of ``draw_bev`` from the real data set, against mmdet3d's."""
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import QUICKSTART
+from mmdet3d.models import CenterHead
 from mmdet3d.structures import (
     CameraInstance3DBoxes,
     Det3DDataSample,
@@ -15,23 +17,20 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from sigplug.engine.bev_frame import (
-    HeatmapKeeper,
+    HeatmapReader,
     ego_yaw,
     ground_truth,
     predictions,
-    spread,
+    space_evenly,
 )
 from sigplug.visualization import bev_corners
-
-CONFIG, = Path(__file__).parents[2].glob(
-    'configs/centerpoint/centerpoint_pillar*_gem_*_nus-mini-3d.py')
 
 
 @pytest.fixture(scope='module')
 def dataset(synthetic_nuscenes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
-        cfg = Config.fromfile(CONFIG)
+        cfg = Config.fromfile(QUICKSTART)
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         return DATASETS.build(cfg.val_dataloader.dataset)
 
@@ -64,13 +63,9 @@ def test_objects_of_other_classes_are_not_drawn(dataset):
     np.testing.assert_allclose(
         drawn['gt_bboxes'], [[*second['bbox_3d'], *second['velocity']]])
     assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (1, )
-
-
-def test_no_object_is_an_array_of_no_boxes(dataset):
-    drawn = ground_truth(dataset,
-                         dict(dataset.get_data_info(0), instances=[]))
-    assert drawn['gt_bboxes'].shape == (0, 9)
-    assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (0, )
+    none = ground_truth(dataset, dict(info, instances=[other]))
+    assert none['gt_bboxes'].shape == (0, 9)
+    assert none['gt_labels'].shape == none['gt_num_points'].shape == (0, )
 
 
 def test_boxes_of_a_camera_are_drawn_where_the_points_are():
@@ -86,13 +81,13 @@ def test_boxes_of_a_camera_are_drawn_where_the_points_are():
         drawn['gt_bboxes'],
         [[z, -x, -y, length, width, height, -angle - np.pi / 2]], rtol=1e-6)
     assert drawn['gt_labels'] == [2] and drawn['gt_num_points'] is counts
+    assert ground_truth(object(), {}) == {}
 
 
 def test_points_lie_in_the_boxes_they_were_counted_in(dataset):
     """Boxes, points and the picture share one coordinate system."""
     from matplotlib.path import Path as Polygon
-    info = dataset.get_data_info(0)
-    truth = ground_truth(dataset, info)
+    truth = ground_truth(dataset, dataset.get_data_info(0))
     points = dataset[0]['inputs']['points'].numpy()
     near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
         truth['gt_num_points'] > 4)
@@ -110,15 +105,11 @@ def test_ego_yaw(yaw):
     assert ego_yaw({}) is None
 
 
-def test_without_annotations_nothing_is_drawn():
-    assert ground_truth(object(), {}) == {}
-
-
 @pytest.mark.parametrize(('num', 'length', 'chosen'), [
     (4, 80, [10, 30, 50, 70]), (1, 80, [40]), (9, 3, [0, 1, 2]), (4, 0, []),
 ])
-def test_spread(num, length, chosen):
-    assert spread(num, length) == chosen
+def test_evenly_spaced(num, length, chosen):
+    assert space_evenly(num, length) == chosen
 
 
 def test_predictions_are_sure_and_finite():
@@ -133,16 +124,13 @@ def test_predictions_are_sure_and_finite():
     np.testing.assert_allclose(drawn['pred_scores'], [.9, .3])
 
 
-def test_a_model_without_heatmap_is_named():
-    with pytest.raises(ValueError, match='Linear has no heatmap'):
-        HeatmapKeeper(nn.Linear(1, 1))
+class Head(CenterHead):
+    """Two tasks, two samples, 2 x 3 cells."""
 
-
-class Head(nn.Module):
-    """What CenterHead offers: two tasks, two samples, 2 x 3 cells."""
-
-    class bbox_coder:
-        pc_range, voxel_size, out_size_factor = [-3, 5], [0.5, 0.25], 2
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.bbox_coder = SimpleNamespace(
+            pc_range=[-3, 5], voxel_size=[0.5, 0.25], out_size_factor=2)
 
     def forward(self, x):
         return [dict(heatmap=x[:, :1])], [dict(heatmap=x[:, 1:])]
@@ -150,39 +138,18 @@ class Head(nn.Module):
 
 def test_heatmap_of_a_sample_and_its_place():
     model = nn.Module()
+    assert HeatmapReader.find(model) is None
     model.pts_bbox_head = Head()
-    keeper = HeatmapKeeper(model)
-    x = torch.zeros(2, 3, 2, 3)
-    x[1, 2, 0, 1] = x[1, 0, 1, 2] = 1.0
+    reader = HeatmapReader.find(model)
+    # numpy has no bfloat16; the scores are not rounded to it either.
+    x = torch.zeros(2, 3, 2, 3, dtype=torch.bfloat16)
+    x[1, 2, 0, 1] = x[1, 0, 1, 2] = 1.5
     model.pts_bbox_head(x)
-    drawn = keeper.heatmap(1)
-    one = 1 / (1 + np.exp(-1))
+    drawn = reader.read(1)
+    high = 1 / (1 + np.exp(-1.5))
     np.testing.assert_allclose(
-        drawn['heatmap'], [[.5, one, .5], [.5, .5, one]], rtol=1e-6)
+        drawn['heatmap'], [[.5, high, .5], [.5, .5, high]], rtol=1e-6)
     # Three cells of 1 m and two of half a metre.
     assert drawn['heatmap_extent'] == pytest.approx((-3, 5, 0, 6))
-    keeper.remove()
-    model.pts_bbox_head(x)
-    assert keeper.outputs is None
-
-
-def test_heatmap_in_half_precision():
-    """numpy has no bfloat16; the scores are not rounded to it either."""
-    model = nn.Module()
-    model.pts_bbox_head = Head()
-    keeper = HeatmapKeeper(model)
-    model.pts_bbox_head(torch.full((1, 3, 2, 3), 1.5).bfloat16())
-    np.testing.assert_allclose(
-        keeper.heatmap()['heatmap'], 1 / (1 + np.exp(-1.5)), rtol=1e-6)
-
-
-@pytest.mark.parametrize('output', [
-    {'all_cls_scores': torch.zeros(1)}, [dict(heatmap=torch.zeros(1))],
-    [[dict(scores=torch.zeros(1))]], [[]], None])
-def test_a_head_that_gives_something_else_is_named(output):
-    model = nn.Module()
-    model.pts_bbox_head = Head()
-    keeper = HeatmapKeeper(model)
-    keeper.outputs = output
-    with pytest.raises(ValueError, match='Head gives no heatmaps like those'):
-        keeper.heatmap()
+    reader.close()
+    assert not model.pts_bbox_head._forward_hooks

@@ -62,14 +62,9 @@ def test_serves_the_work_dir(server):
         assert [image['step'] for image in json.load(answer)] == [*range(12)]
 
 
-def test_help_says_whose_options_are_passed_on(tmp_path, run_tool):
-    assert '--port' in run_tool(TOOL, '--help', cwd=tmp_path)
-
-
-def test_work_dir_comes_first(tmp_path, run_tool):
-    printed = run_tool('analysis_tools/live_look.py', '--port', '6007',
-                       'work', cwd=tmp_path, expect=2)
-    assert 'the work dir comes first' in printed
+def test_work_dir_comes_first(tmp_path, run_here):
+    code, printed = run_here(TOOL, '--port', '6007', 'work', cwd=tmp_path)
+    assert code == 2 and 'the work dir comes first' in printed.err
 
 
 @pytest.mark.parametrize('code', [0, 3])

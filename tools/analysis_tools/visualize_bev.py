@@ -6,22 +6,20 @@ import argparse
 import copy
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
-from torch import nn
 
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.bev_frame import (
-    HeatmapKeeper,
+    HeatmapReader,
     ego_yaw,
     ground_truth,
     predictions,
-    spread,
+    space_evenly,
 )
 from sigplug.errors import UserError
 from sigplug.visualization import draw_bev, save_png
@@ -87,21 +85,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def innermost(dataset: ConfigDict) -> ConfigDict:
-    """The config of the dataset inside wrappers like ``CBGSDataset``."""
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
-
-
 def dataset_config(cfg: Config, split: str) -> ConfigDict:
-    """The config of a split with the pipeline of the validation."""
+    """Return the config of a split with the pipeline of the validation."""
     for name in ('val', split):
         if cfg.get(f'{name}_dataloader') is None:
             raise UserError(
                 f'The config {cfg.filename!r} has no {name}_dataloader.')
-    dataset = copy.deepcopy(innermost(cfg.val_dataloader.dataset))
-    source = innermost(cfg[f'{split}_dataloader'].dataset)
+    dataset, source = (cfg[f'{name}_dataloader'].dataset
+                       for name in ('val', split))
+    dataset = copy.deepcopy(dataset)
+    # Inside wrappers like CBGSDataset.
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    while 'dataset' in source:
+        source = source.dataset
     for key in ('data_root', 'data_prefix', 'ann_file'):
         if key in source:
             dataset[key] = source[key]
@@ -114,9 +111,9 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
 
 
 def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
-    """The indices of the samples to draw."""
+    """Return the indices of the samples to draw."""
     if args.indices is None:
-        return spread(args.num, length)
+        return space_evenly(args.num, length)
     outside = [index for index in args.indices if not 0 <= index < length]
     if outside:
         raise UserError(
@@ -125,43 +122,8 @@ def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
     return args.indices
 
 
-class Predictor:
-    """Runs a model and keeps what its head says about the heatmap.
-
-    Args:
-        model (nn.Module): The detector.
-        with_heatmap (bool): Whether the heatmap is wanted.
-    """
-
-    def __init__(self, model: nn.Module, with_heatmap: bool) -> None:
-        self.model = model
-        self.keeper = None
-        if with_heatmap:
-            try:
-                self.keeper = HeatmapKeeper(model)
-            except ValueError as error:
-                raise UserError(
-                    f'{error}: use --no-heatmap.') from error
-
-    @torch.no_grad()
-    def __call__(self, data: dict, score_thr: float) -> dict[str, Any]:
-        """Run one sample of the dataset.
-
-        Args:
-            data (dict): The sample.
-            score_thr (float): The least score of a prediction.
-
-        Returns:
-            dict[str, Any]: Arguments of ``draw_bev``.
-        """
-        result, = self.model.test_step(pseudo_collate([data]))
-        return dict(
-            **predictions(result, score_thr),
-            **(self.keeper.heatmap() if self.keeper else {}))
-
-
 def describe(args: argparse.Namespace, index: int, info: dict) -> str:
-    """The title of a picture."""
+    """Return the title of a picture."""
     title = f'{args.split} sample {index}'
     if 'token' in info:
         title += f' ({info["token"][:8]})'
@@ -182,11 +144,14 @@ def main() -> None:
     with (preflight.explain_registry_errors(cfg),
           preflight.explain_data_errors()):
         dataset = DATASETS.build(dataset_cfg)
-        predict = None
+        model = reader = None
         if args.checkpoint:
-            predict = Predictor(
-                cli.build_model(cfg, args.checkpoint, args.device),
-                with_heatmap=not args.no_heatmap)
+            model = cli.build_model(cfg, args.checkpoint, args.device)
+    if model is not None and not args.no_heatmap:
+        reader = HeatmapReader.find(model)
+        if reader is None:
+            raise UserError(f'{type(model).__name__} has no heatmap like that '
+                            'of CenterHead: use --no-heatmap.')
     for index in choose_samples(args, len(dataset)):
         info = dataset.get_data_info(index)
         try:
@@ -194,11 +159,18 @@ def main() -> None:
         except FileNotFoundError as error:
             raise UserError(
                 f'A file of sample {index} is missing: {error}') from error
+        found: dict = {}
+        if model is not None:
+            with torch.no_grad():
+                result, = model.test_step(pseudo_collate([data]))
+            found = predictions(result, args.score_thr)
+        if reader is not None:
+            found |= reader.read()
         path = args.out_dir / f'bev_{index:04d}.png'
         figure = draw_bev(
             data['inputs']['points'].numpy(),
             **ground_truth(dataset, info),
-            **(predict(data, args.score_thr) if predict else {}),
+            **found,
             class_names=dataset.metainfo['classes'],
             bev_range=args.bev_range,
             ego_yaw=ego_yaw(info),

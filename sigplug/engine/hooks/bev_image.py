@@ -1,6 +1,5 @@
 """Bird's-eye views of validation samples."""
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 
 from sigplug.engine.bev_frame import (
-    HeatmapKeeper,
+    HeatmapReader,
     ego_yaw,
     ground_truth,
     predictions,
-    spread,
+    space_evenly,
 )
 from sigplug.ops._checks import check_integer, check_number
 from sigplug.registry import HOOKS
@@ -31,9 +30,9 @@ class BEVImageHook(Hook):
     the runner and so to each of its backends, with the iteration of the
     training as their step. They are those of
     ``tools/analysis_tools/visualize_bev.py``: the points, the annotated and
-    the predicted boxes, and below them the heatmap, where the head has one
-    like that of ``CenterHead``. The samples are evenly spaced over those of
-    rank 0, which alone draws, and the same in each validation.
+    the predicted boxes, and below them the heatmap, where the head is a
+    ``CenterHead``. The samples are evenly spaced over those of rank 0, which
+    alone draws, and the same in each validation.
 
     A validation without LiDAR points or without boxes in space is left alone,
     with a word in the log.
@@ -60,73 +59,54 @@ class BEVImageHook(Hook):
                 f'score_thr must lie in [0, 1], but got {score_thr}')
         self.num_samples = num_samples
         self.score_thr = score_thr
-        self._said = False
-        # Positions in the batch by the number of the batch.
-        self._chosen: dict[int, list[int]] = {}
-        self._keeper: HeatmapKeeper | None = None
+        self._warned = False
+        # Batch and place in the batch of each sample that is drawn.
+        self._chosen: list[tuple[int, int]] = []
+        self._reader: HeatmapReader | None = None
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the samples.
-
-        Args:
-            runner (Runner): The runner.
-        """
-        self._chosen = defaultdict(list)
-        if not is_main_process():
-            return
+        """Choose the samples."""
         loader = runner.val_dataloader
         # None where a sampler makes whole batches.
         size = loader.batch_size or 1
         length = min(len(loader.sampler), size * len(loader))
-        for position in spread(self.num_samples, length):
-            self._chosen[position // size].append(position % size)
+        self._chosen = [
+            divmod(place, size)
+            for place in space_evenly(self.num_samples, length)
+        ] if is_main_process() else []
 
     def before_val_iter(self, runner: Runner, batch_idx: int,
                         data_batch: Any = None) -> None:
-        """Have the head's output kept if a picture needs it.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the validation.
-            data_batch (Any): Ignored.
-        """
-        if batch_idx in self._chosen:
-            try:
-                self._keeper = HeatmapKeeper(unwrap(runner.model))
-            except ValueError:
-                self._keeper = None
+        """Read the heatmaps of a batch that is drawn."""
+        if any(batch == batch_idx for batch, _ in self._chosen):
+            self._reader = HeatmapReader.find(unwrap(runner.model))
 
     def after_val_iter(self, runner: Runner, batch_idx: int,
                        data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
-        """Draw.
+        """Draw."""
+        for batch, place in self._chosen:
+            if batch == batch_idx:
+                self._draw(runner, place, data_batch, outputs)
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): Index of the batch in the validation.
-            data_batch (Any): The batch, whose points are drawn.
-            outputs (Sequence, optional): What the model has returned.
-        """
-        for position in self._chosen.get(batch_idx, []):
-            self._draw(runner, position, data_batch, outputs)
-        if self._keeper is not None:
-            self._keeper.remove()
-            self._keeper = None
-
-    def _draw(self, runner: Runner, position: int, data_batch: Any,
+    def _draw(self, runner: Runner, place: int, data_batch: Any,
               outputs: Any) -> None:
         dataset = runner.val_dataloader.dataset
         inputs = data_batch.get('inputs') if isinstance(
             data_batch, dict) else None
-        sample = outputs[position]
+        sample = outputs[place]
         index = getattr(sample, 'metainfo', {}).get('sample_idx')
         if not (isinstance(dataset, BaseDataset) and isinstance(inputs, dict)
                 and 'points' in inputs and index is not None
                 and hasattr(sample, 'pred_instances_3d')):
-            self._say_once(
-                'BEVImageHook: no pictures, since the validation has no '
-                'LiDAR points or no boxes in space, or its data set is '
-                f'wrapped in another ({type(dataset).__name__}).')
+            if not self._warned:
+                _warn('no pictures, since the validation has no LiDAR points '
+                      'or no boxes in space, or its data set is wrapped in '
+                      f'another ({type(dataset).__name__}).')
+            self._warned = True
             return
         # matplotlib is imported with the first picture.
         from sigplug.visualization import draw_bev, to_image
@@ -136,22 +116,20 @@ class BEVImageHook(Hook):
         step = loop.iter if isinstance(loop, BaseLoop) else 0
         try:
             figure = draw_bev(
-                inputs['points'][position].cpu().numpy(),
+                inputs['points'][place].cpu().numpy(),
                 **ground_truth(dataset, info),
                 **predictions(sample, self.score_thr),
-                **(self._keeper.heatmap(position) if self._keeper else {}),
+                **(self._reader.read(place) if self._reader else {}),
                 class_names=dataset.metainfo['classes'],
                 ego_yaw=ego_yaw(info),
                 title=f'val sample {index}, iteration {step}: predictions '
                 f'with score \u2265 {self.score_thr:g}')
         except ValueError as error:
-            print_log(
-                f'BEVImageHook: no picture of the sample {index}: {error}',
-                logger='current', level=logging.WARNING)
+            _warn(f'no picture of the sample {index}: {error}')
             return
         runner.visualizer.add_image(f'bev_val_{index}', to_image(figure), step)
 
-    def _say_once(self, text: str) -> None:
-        if not self._said:
-            print_log(text, logger='current', level=logging.WARNING)
-        self._said = True
+
+def _warn(text: str) -> None:
+    print_log(f'BEVImageHook: {text}', logger='current',
+              level=logging.WARNING)

@@ -38,6 +38,7 @@ class HeatmapImageHook(HeatmapObserverHook):
 
     def __init__(self, interval: int = 500) -> None:
         super().__init__(interval)
+        # Score and target of each task, by the prefix of the head.
         self._maps: dict[str, list[Tensor]] = {}
 
     def _measure(self, head: nn.Module, prefix: str, task: int, logits: Tensor,
@@ -63,8 +64,4 @@ class HeatmapImageHook(HeatmapObserverHook):
                 continue
             runner.visualizer.add_image(
                 f'{prefix}heatmap_beside_target', image, runner.iter + 1)
-        self._maps.clear()
-
-    def _detach(self) -> None:
-        super()._detach()
         self._maps.clear()

@@ -16,15 +16,17 @@ from .interval import IntervalHook
 class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
     """Base of hooks that observe every head like :class:`sigplug.CenterHead`.
 
+    In the iterations that are due it stands in the list
+    ``heatmap_observers`` of each head, and nowhere else in between.
+
     Args:
         interval (int): See :class:`IntervalHook`.
     """
 
     def __init__(self, interval: int) -> None:
         super().__init__(interval)
-        # Heads, which have attributes of any type, and their observers.
-        self._attached: list[tuple[Any, Callable]] = []
-        self._measuring = False
+        self._heads: dict[str, Any] = {}
+        self._attached: list[tuple[list[Callable], Callable]] = []
 
     @abstractmethod
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
@@ -41,95 +43,50 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     @abstractmethod
     def _report(self, runner: Runner) -> None:
-        """Hand on what was taken, if anything was.
-
-        Args:
-            runner (Runner): The runner of the training.
-        """
+        """Hand on what was taken, if anything was."""
 
     def before_train(self, runner: Runner) -> None:
-        """Start to observe the heads.
-
-        Args:
-            runner (Runner): The runner of the training.
+        """Find the heads.
 
         Raises:
             UserError: The model has no head that can be observed.
         """
-        self._detach()
-        heads = find_observable_heads(runner.model)
-        if not heads:
+        self._heads = find_observable_heads(runner.model)
+        if not self._heads:
             raise UserError(
                 f'{type(self).__name__}: {type(unwrap(runner.model)).__name__}'
                 ' has no head whose heatmaps can be observed. Choose '
                 "type='sigplug.CenterHead' for its head (in CenterPoint "
                 'model.pts_bbox_head), or remove the hook from custom_hooks.')
-        for name, head in heads.items():
-            prefix = f'{name}.' if len(heads) > 1 else ''
-            # No closure: a copy of the model is to observe itself.
-            observer = partial(self._observe, head, prefix)
-            head.heatmap_observers.append(observer)
-            self._attached.append((head, observer))
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
-                          *args: Any, **kwargs: Any) -> None:
-        """Decide whether this iteration is measured.
+                          data_batch: Any = None) -> None:
+        """Observe the heads if the iteration is due."""
+        if not self.is_due(runner, batch_idx):
+            return
+        for name, head in self._heads.items():
+            prefix = f'{name}.' if len(self._heads) > 1 else ''
+            observer = partial(self._measure, head, prefix)
+            head.heatmap_observers.append(observer)
+            self._attached.append((head.heatmap_observers, observer))
 
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the loop.
-            *args: Ignored.
-            **kwargs: Ignored.
-        """
-        self._measuring = self.is_due(runner, batch_idx)
-
-    def after_train_iter(self, runner: Runner, *args: Any,
-                         **kwargs: Any) -> None:
-        """Report what was measured.
-
-        Args:
-            runner (Runner): The runner of the training.
-            *args: Ignored.
-            **kwargs: Ignored.
-        """
-        self._measuring = False
-        self._report(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        """Leave the heads alone again.
-
-        Args:
-            runner (Runner): The runner of the training.
-        """
-        self._detach()
-
-    def _observe(self, *args: Any) -> None:
-        if self._measuring:
-            self._measure(*args)
-
-    def _detach(self) -> None:
-        for head, observer in self._attached:
-            if observer in head.heatmap_observers:
-                head.heatmap_observers.remove(observer)
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Any = None, outputs: Any = None) -> None:
+        """Leave the heads alone, and report what was measured."""
+        for observers, observer in self._attached:
+            observers.remove(observer)
         self._attached.clear()
-        self._measuring = False
+        self._report(runner)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper of a distributed training."""
+    """Return the model inside the wrapper of a distributed training."""
     return cast(nn.Module, model.module) if is_model_wrapper(
         model) else model
 
 
 def find_observable_heads(model: nn.Module) -> dict[str, Any]:
-    """The heads with a list ``heatmap_observers``, by name.
-
-    Args:
-        model (nn.Module): The model, or its wrapper.
-
-    Returns:
-        dict[str, Any]: The heads.
-    """
+    """Find the heads with a list ``heatmap_observers``, by name."""
     return {
         name: module
         for name, module in unwrap(model).named_modules()

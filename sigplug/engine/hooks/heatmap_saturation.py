@@ -85,7 +85,3 @@ class HeatmapSaturationHook(HeatmapObserverHook):
             for name, share in zip(NAMES, shares, strict=True):
                 runner.message_hub.update_scalar(f'train/{task}.{name}', share)
         self._shares.clear()
-
-    def _detach(self) -> None:
-        super()._detach()
-        self._shares.clear()

@@ -41,30 +41,21 @@ class LiveLookHook(Hook):
     the quickstart, whose training takes some minutes.
     """
 
-    def __init__(self) -> None:
-        self._ready = False
-
-    # In before_run, so that the hooks that it adds miss nothing of a training.
+    # Before the run, so that the hooks that it adds miss nothing of it. With a
+    # low priority mmengine calls it twice, which adds nothing.
     def before_run(self, runner: Runner) -> None:
         """Add the backend and the hooks.
-
-        Args:
-            runner (Runner): The runner.
 
         Raises:
             UserError: TensorBoard is not installed.
         """
-        # A hook that comes in before this one has mmengine call it again.
-        if self._ready:
-            return
-        self._ready = True
         if find_spec('tensorboard') is None:
             raise UserError(
                 'LiveLookHook needs TensorBoard: pip install tensorboard, or '
                 'train without default_hooks.live.')
         visualizer = runner.visualizer
         if visualizer.get_backend(BACKEND) is None:
-            # It makes no file before it has something to write.
+            # mmengine's Visualizer has no method that adds one.
             visualizer._vis_backends[BACKEND] = VISBACKENDS.build(dict(
                 type=f'mmengine.{BACKEND}',
                 save_dir=osp.join(runner.log_dir, 'vis_data')))

@@ -21,13 +21,6 @@ class Dataset(BaseDataset):
         return [{} for _ in range(11)]
 
 
-class Pictures(list):
-
-    def add_image(self, name, image, step):
-        assert image.shape[2] == 3 and step == 0
-        self.append(name)
-
-
 @pytest.fixture
 def said(monkeypatch):
     texts = []
@@ -43,27 +36,30 @@ def quick(monkeypatch):
                         lambda *args, **kwargs: new_figure((200, 200)))
 
 
-def validate(hook, dataset, size=4, make_points=lambda i: torch.rand(9, 4),
-             points='points', found='pred_instances_3d', **kwargs):
+def validate(hook, dataset, size=4, label=0, points='points',
+             found='pred_instances_3d', **kwargs):
     """A validation by itself, whose samples have one box each."""
-    loader = kwargs or dict(batch_size=size)
+    drawn = []
     runner = SimpleNamespace(
-        val_dataloader=DataLoader(dataset, **loader), model=nn.Linear(1, 1),
-        visualizer=Pictures(), _train_loop=dict(type='never built'))
+        val_dataloader=DataLoader(
+            dataset, **(kwargs or dict(batch_size=size))),
+        model=nn.Linear(1, 1), _train_loop=dict(type='never built'),
+        visualizer=SimpleNamespace(
+            add_image=lambda name, image, step: drawn.append(name)))
     hook.before_val_epoch(runner)
     for number in range(-(-11 // size)):
         indices = range(number * size, min(11, number * size + size))
-        batch = dict(inputs={points: [make_points(i) for i in indices]})
+        batch = dict(inputs={points: [torch.rand(9, 4) for _ in indices]})
         outputs = [
             Det3DDataSample(
                 metainfo=dict(sample_idx=i),
                 **{found: InstanceData(
                     bboxes_3d=LiDARInstance3DBoxes(torch.ones(1, 7)),
-                    labels_3d=torch.zeros(1, dtype=torch.long),
+                    labels_3d=torch.tensor([label if i == 2 else 0]),
                     scores_3d=torch.ones(1))}) for i in indices]
         hook.before_val_iter(runner, number, batch)
         hook.after_val_iter(runner, number, batch, outputs)
-    return [int(name.removeprefix('bev_val_')) for name in runner.visualizer]
+    return [int(name.removeprefix('bev_val_')) for name in drawn]
 
 
 @pytest.mark.usefixtures('quick')
@@ -90,26 +86,30 @@ def test_other_ranks_draw_nothing(monkeypatch):
     assert validate(BEVImageHook(), Dataset()) == []
 
 
-def test_another_kind_of_data_is_named_once(said):
+@pytest.mark.parametrize('dataset, names, word', [
+    (list(range(11)), dict(), 'wrapped in another (list)'),
+    (Dataset(), dict(points='img'), 'no LiDAR points or no boxes in space'),
+    (Dataset(), dict(found='pred_instances'), 'no boxes in space'),
+])
+def test_another_kind_of_data_is_named_once(said, dataset, names, word):
     hook = BEVImageHook()
     for _ in range(2):
-        assert validate(hook, list(range(11))) == []
+        assert validate(hook, dataset, **names) == []
     text, = said
-    assert 'wrapped in another (list)' in text
-
-
-@pytest.mark.parametrize('names', [
-    dict(points='img'), dict(found='pred_instances')])
-def test_images_alone_are_named(said, names):
-    assert validate(BEVImageHook(), Dataset(), **names) == []
-    text, = said
-    assert 'no LiDAR points or no boxes in space' in text
+    assert word in text
 
 
 def test_what_cannot_be_drawn_does_not_end_the_training(said):
-    chosen = validate(
-        BEVImageHook(num_samples=2), Dataset(),
-        make_points=lambda i: torch.full((9, 4), torch.nan if i == 2 else 1.))
-    assert chosen == [8]
+    assert validate(BEVImageHook(num_samples=2), Dataset(), label=7) == [8]
     text, = said
-    assert 'sample 2: points must be finite' in text
+    assert 'sample 2: pred_labels must be indices' in text
+
+
+@pytest.mark.parametrize('kwargs, error', [
+    (dict(num_samples=0), ValueError), (dict(score_thr=3), ValueError),
+    (dict(score_thr=float('nan')), ValueError),
+    (dict(score_thr='a'), TypeError)])
+def test_bad_arguments(kwargs, error):
+    name, = kwargs
+    with pytest.raises(error, match=name):
+        BEVImageHook(**kwargs)

@@ -1,1 +1,0 @@
-"""Configs in plain Python, to be read with ``read_base``."""

@@ -1,1 +1,0 @@
-"""CenterPoint with the parts of sigplug."""

@@ -1,0 +1,127 @@
+"""Pictures of the samples of a data set, with and without a model."""
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from conftest import QUICKSTART, load_tool
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import save_checkpoint
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load_tool('analysis_tools/visualize_bev.py')
+
+
+@pytest.fixture(scope='module')
+def cfg(synthetic_nuscenes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+        cfg = Config.fromfile(QUICKSTART)
+    init_default_scope('mmdet3d')
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def checkpoint(cfg, tmp_path_factory):
+    """Untrained weights, but every box is in the middle of its cell."""
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    offset = model.pts_bbox_head.task_heads[0].reg[-1]
+    torch.nn.init.zeros_(offset.weight)
+    torch.nn.init.constant_(offset.bias, 0.5)
+    path = tmp_path_factory.mktemp('checkpoint') / 'untrained.pth'
+    save_checkpoint(dict(state_dict=model.state_dict()), str(path))
+    return path
+
+
+@pytest.fixture
+def drawn(tool, monkeypatch, synthetic_nuscenes):
+    """The arguments of each picture that is drawn."""
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+    calls, draw_bev = [], tool.draw_bev
+
+    def spy(points, **kwargs):
+        calls.append(dict(kwargs, points=points))
+        return draw_bev(points, **kwargs)
+
+    monkeypatch.setattr(tool, 'draw_bev', spy)
+    return calls
+
+
+def test_heatmap_and_predictions_agree(tool, drawn, checkpoint, tmp_path,
+                                       run_here):
+    code, printed = run_here(
+        tool, QUICKSTART, checkpoint, '--out-dir', tmp_path, '--num', 2,
+        '--score-thr', 0.05, '--device', 'cpu')
+    assert code == 0, printed.err
+    # Six samples: two scenes of three key frames.
+    pictures = [tmp_path / 'bev_0001.png', tmp_path / 'bev_0004.png']
+    assert printed.out.splitlines()[-2:] == list(map(str, pictures))
+    assert sorted(tmp_path.iterdir()) == pictures
+    for path, call in zip(pictures, drawn, strict=True):
+        assert matplotlib.image.imread(path).shape[:2] == (1200, 1530)
+        heatmap, extent = call['heatmap'], np.array(call['heatmap_extent'])
+        np.testing.assert_allclose(extent, [-51.2, -51.2, 51.2, 51.2])
+        row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        cell = (extent[2:] - extent[:2]) / heatmap.shape[::-1]
+        scores = call['pred_scores']
+        assert scores.min() >= 0.05
+        assert scores.max() == pytest.approx(heatmap.max())
+        np.testing.assert_allclose(
+            call['pred_bboxes'][scores.argmax(), :2],
+            extent[:2] + cell * (column + 0.5, row + 0.5), atol=1e-3)
+        assert 'score \u2265 0.05' in call['title']
+
+
+def test_data_alone(tool, drawn, tmp_path, run_here):
+    code, printed = run_here(
+        tool, QUICKSTART, '--out-dir', tmp_path, '--split', 'train',
+        '--indices', 20, 3, '--bev-range', -20, -10, 20, 10)
+    assert code == 0, printed.err
+    assert [call['title'][:15] for call in drawn] == [
+        'train sample 20', 'train sample 3 ']
+    for call in drawn:
+        assert len(call['gt_bboxes']) > 5
+        assert call['bev_range'] == [-20, -10, 20, 10]
+        assert not {'pred_bboxes', 'heatmap'} & call.keys()
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['config.py'], "The config 'config.py' does not exist"),
+    ([QUICKSTART, 'none.pth'], "the checkpoint 'none.pth' does not exist"),
+    ([QUICKSTART, '--cfg-options', 'val_dataloader.dataset.data_root=no/'],
+     "'no/' (val_dataloader.dataset.data_root) does not exist"),
+    ([QUICKSTART, '--indices', '6', '1'],
+     "--indices 6: the split 'val' has the samples 0 to 5"),
+    ([QUICKSTART, '--num', '0'], '--num must be at least 1, got 0'),
+    ([QUICKSTART, '--score-thr', '3'],
+     '--score-thr must lie in [0, 1], got 3.0'),
+    ([QUICKSTART, '--bev-range', *'1001'], '--bev-range must have min < max'),
+])
+def test_errors(tool, drawn, tmp_path, monkeypatch, fail, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fail(tool, *args, '--out-dir', 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_model_without_heatmap_is_named(tool, drawn, monkeypatch, fail,
+                                          checkpoint):
+    monkeypatch.setattr(tool.cli, 'build_model',
+                        lambda *args: torch.nn.Linear(1, 1))
+    assert 'Linear has no heatmap like that of CenterHead: use --no' in fail(
+        tool, QUICKSTART, checkpoint, '--out-dir', 'out')
+
+
+def test_training_samples_are_not_augmented(tool, cfg):
+    dataset = DATASETS.build(tool.dataset_config(cfg, 'train'))
+    assert len(dataset) == 24
+    info = dataset.get_data_info(2)
+    points = np.fromfile(info['lidar_path'], np.float32).reshape(-1, 5)
+    drawn = dataset[2]['inputs']['points'].numpy()
+    # Those of the key frame, not of earlier sweeps.
+    drawn = drawn[drawn[:, -1] == 0]
+    assert 1000 < len(drawn) <= len(points)
+    rows = set(map(tuple, points[:, :3]))
+    assert all(tuple(row) in rows for row in drawn[:, :3])
