@@ -3,12 +3,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .primitives import rotate
+from .solids import rotate
 
 
 def overlap(pose_a: np.ndarray, half_a: np.ndarray, pose_b: np.ndarray,
             half_b: np.ndarray) -> np.ndarray:
-    """Separating-axis test of pairs of rectangles.
+    """Test pairs of rectangles by the separating-axis theorem.
 
     Args:
         pose_a (np.ndarray): x, y, yaw, shape (N, 3).

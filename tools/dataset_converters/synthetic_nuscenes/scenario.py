@@ -7,9 +7,9 @@ import numpy as np
 from . import clutter
 from . import road as cross_section
 from .footprints import Footprints
-from .primitives import join, moved
 from .road import Road
 from .shapes import OBJECT_CLASSES, build_solids, sample_size
+from .solids import Solid
 from .tracks import Track, clock, speed_profile
 
 REACH = 75.0  # the street is filled this far around the ego vehicle
@@ -55,16 +55,17 @@ class Scenario:
         road (Road): Its road.
         ego (np.ndarray): Arc length of the ego vehicle at every instant.
         tracks (list[Track]): The annotated objects.
-        clutter (np.ndarray): Solids that stand still, in the global frame.
+        clutter (list): What else stands there: solids, and the x, y, z, yaw
+            of their frame.
     """
 
     road: Road
     ego: np.ndarray
     tracks: list[Track]
-    clutter: np.ndarray
+    clutter: list[tuple[list[Solid], np.ndarray]]
 
     def ego_poses(self, times: np.ndarray) -> np.ndarray:
-        """x, y, z, yaw of the ego vehicle, shape (T, 4)."""
+        """Return x, y, z, yaw of the ego vehicle, shape (T, 4)."""
         return _ego_track(self.ego).poses(self.road, times)
 
 
@@ -86,7 +87,7 @@ def make_scenario(duration: float, rng: np.random.Generator,
 
 
 def mean_counts(scenario: Scenario, times: np.ndarray) -> dict[str, float]:
-    """Objects of each class within its evaluation range, mean over time."""
+    """Count each class within its evaluation range, mean over time."""
     ego = scenario.ego_poses(times)
     counts = dict.fromkeys(EVALUATION_RANGE, 0.0)
     for track in scenario.tracks:
@@ -123,7 +124,7 @@ class _Builder:
         self.spacing = spacing
         self.times = clock(duration)
         self.tracks: list[Track] = []
-        self.clutter: list[np.ndarray] = []
+        self.clutter: list[tuple[list[Solid], np.ndarray]] = []
         self.footprints = Footprints()
 
         stop = rng.uniform(0.3, 0.7) * duration if rng.random() < 0.3 else None
@@ -150,7 +151,7 @@ class _Builder:
         self._fill_sidewalks()
         self._fill_crossings()
         self._fill_background()
-        return Scenario(self.road, self.ego, self.tracks, join(self.clutter))
+        return Scenario(self.road, self.ego, self.tracks, self.clutter)
 
     def _gap(self, low: float, high: float) -> float:
         return self.spacing * self.rng.uniform(low, high)
@@ -376,7 +377,7 @@ class _Builder:
         instants = len(self.times[::CHECK_EVERY])
         footprint = np.broadcast_to(pose[[0, 1, 3]], (instants, 3))
         if self.footprints.try_add(footprint, item.half):
-            self._place(join(item.build(self.rng)), pose)
+            self.clutter.append((item.build(self.rng), pose))
 
     def _fill_background(self) -> None:
         """Building fronts and hedges behind the sidewalks."""
@@ -390,8 +391,8 @@ class _Builder:
                 make = clutter.facade if rng.random() < 0.65 else clutter.hedge
                 # The front is drawn from x = 0 on, in its own direction.
                 start = s if side > 0 else s + length
-                self._place(
-                    make(length, rng), self._clutter_pose(start, lateral))
+                self.clutter.append(
+                    (make(length, rng), self._clutter_pose(start, lateral)))
                 s += length + rng.uniform(1, 9)
 
     def _clutter_pose(self, s: float, lateral: float) -> np.ndarray:
@@ -399,6 +400,3 @@ class _Builder:
         x, y, heading = self.road.to_global(s, lateral)
         z = cross_section.ground_height(lateral)
         return np.array([x, y, z, heading + np.pi * (lateral < 0)])
-
-    def _place(self, solids: np.ndarray, pose: np.ndarray) -> None:
-        self.clutter.append(moved(solids, pose[:3], pose[3]))
