@@ -1,1 +1,4 @@
-"""What is done to data before a model sees it."""
+"""Checks of the data that a model is given."""
+from .check_sample import BadSampleError, CheckSample
+
+__all__ = ['BadSampleError', 'CheckSample']

@@ -18,8 +18,8 @@ try:
         generate_synthetic_nuscenes,
     )
 except ModuleNotFoundError as error:
-    sys.exit(f'error: {error}; its rays are cast by a library: '
-             'pip install trimesh embreex')
+    sys.exit(f'error: {error}; the rays are cast by a library: '
+             'pip install embreex')
 
 
 def parse_args() -> argparse.Namespace:

@@ -118,8 +118,8 @@ def cast(grid: RayGrid, bodies: Sequence[Body], poses: np.ndarray,
     to_grid[:, 0, 0] = to_grid[:, 1, 1] = np.cos(yaw)
     to_grid[:, 1, 0], to_grid[:, 0, 1] = np.sin(yaw), -np.sin(yaw)
     to_grid[:, 2, 2] = 1
-    centers = poses[:, :3] + np.einsum(
-        'mij,mj->mi', to_grid, np.stack([body.center for body in bodies]))
+    centers = np.reshape([body.center for body in bodies], (-1, 3))
+    centers = poses[:, :3] + np.einsum('mij,mj->mi', to_grid, centers)
     origins = -np.einsum('mji,mj->mi', to_grid, poses[:, :3])
     candidates = grid.towards(
         centers, np.array([body.radius for body in bodies]),

@@ -3,27 +3,50 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import trimesh
 
 from .materials import Material
 
-# The unit solids fill [-1, 1]^3; the round ones have the mean silhouette of
-# the body that they stand for.
-SECTIONS = 16
-UNIT_BOX = trimesh.creation.box((2, 2, 2))
-UNIT_CYLINDER = trimesh.creation.cylinder(
-    np.pi / SECTIONS / np.sin(np.pi / SECTIONS), 2, sections=SECTIONS)
-UNIT_SPHERE = trimesh.creation.icosphere(subdivisions=1)
-UNIT_SPHERE.apply_scale(np.sqrt(4 * np.pi / UNIT_SPHERE.area))
+
+class Unit(NamedTuple):
+    """Triangles of a solid that fills [-1, 1]^3."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+
+def lathe(radii: Sequence[float] | np.ndarray,
+          heights: Sequence[float] | np.ndarray, sections: int) -> Unit:
+    """Stack rings of so many corners, the lowest first, and close the ends."""
+    angle = 2 * np.pi * (np.arange(sections) + 0.5) / sections
+    ring = np.stack([np.cos(angle), np.sin(angle), np.ones(sections)], 1)
+    vertices = [ring * (r, r, z) for r, z in zip(radii, heights)]
+    here = np.arange(sections)
+    there = np.roll(here, -1)
+    wall = np.concatenate([
+        np.stack([here, there, there + sections], 1),
+        np.stack([here, there + sections, here + sections], 1)])
+    cap = np.stack([0 * here, here, there], 1)[1:-1]
+    steps = np.arange(len(vertices)) * sections
+    faces = [cap[:, ::-1], *(wall + step for step in steps[:-1]),
+             cap + steps[-1]]
+    return Unit(np.concatenate(vertices), np.concatenate(faces))
+
+
+# The corners of the round ones lie a little outside: seen from afar, they are
+# as large on average as what they stand for.
+LATITUDES = np.deg2rad([-70, -35, 0, 35, 70])
+UNIT_BOX = lathe([2**0.5, 2**0.5], [-1, 1], 4)
+UNIT_CYLINDER = lathe([1.0064, 1.0064], [-1, 1], 16)
+UNIT_SPHERE = lathe(1.04 * np.cos(LATITUDES), 1.04 * np.sin(LATITUDES), 10)
 
 Interval = tuple[float, float]
 
 
 class Solid(NamedTuple):
-    """A unit solid, stretched and turned.
+    """A unit solid that is stretched and turned.
 
     Attributes:
-        unit (trimesh.Trimesh): One of the unit solids.
+        unit (Unit): What to stretch.
         low (tuple): Least x, y, z before it is turned, in metres.
         high (tuple): Greatest x, y, z before it is turned, in metres.
         material (Material): What its surface is made of.
@@ -31,7 +54,7 @@ class Solid(NamedTuple):
         pitch (float): Angle about its y axis, nose down positive, in radians.
     """
 
-    unit: trimesh.Trimesh
+    unit: Unit
     low: tuple[float, ...]
     high: tuple[float, ...]
     material: Material
@@ -39,7 +62,7 @@ class Solid(NamedTuple):
     pitch: float = 0.0
 
 
-def _make(unit: trimesh.Trimesh, x: Interval | float, y: Interval | float,
+def _make(unit: Unit, x: Interval | float, y: Interval | float,
           z: Interval, material: Material, **kwargs: float) -> Solid:
     x, y = (v if isinstance(v, tuple) else (-v, v) for v in (x, y))
     return Solid(unit, *zip(x, y, z), material, **kwargs)
@@ -99,7 +122,7 @@ def triangulate(solids: Sequence[Solid],
     """Make one mesh of solids whose own frame lies at x, y, z, yaw."""
     meshes = []
     for unit, low, high, material, taper, pitch in solids:
-        points = np.array(unit.vertices)
+        points = unit.vertices.copy()
         points[points[:, 2] > 0, :2] *= taper
         points *= np.subtract(high, low) / 2
         if pitch:

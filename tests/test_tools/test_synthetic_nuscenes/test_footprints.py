@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sigplug.datasets.synthetic.footprints import Footprints, overlap
+from synthetic_nuscenes.footprints import Footprints, overlap
 
 shapely = pytest.importorskip('shapely')
 

@@ -81,7 +81,7 @@ def test_metainfo_and_keys(data_root):
         assert infos['metainfo'] == dict(
             categories={c: i for i, c in enumerate(CLASSES)},
             dataset='nuscenes', version='v1.0-mini', info_version='1.1')
-        assert [i['sample_idx'] for i in infos['data_list']] == list(range(8))
+        assert [i['sample_idx'] for i in infos['data_list']] == list(range(6))
         for i, info in enumerate(infos['data_list']):
             keys = {
                 'sample_idx', 'token', 'timestamp', 'ego2global',
@@ -157,7 +157,7 @@ def check_sweeps(info, nusc, data, sensor, pose, converter):
 @pytest.mark.parametrize('name', INFO_FILES)
 def test_dataset_boxes_hold_their_points(data_root, name):
     dataset = make_dataset(data_root, name, use_valid_flag=True)
-    assert len(dataset) == 8
+    assert len(dataset) == 6
     labels = []
     for i in range(len(dataset)):
         example = dataset[i]
