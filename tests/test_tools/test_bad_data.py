@@ -12,7 +12,6 @@ import torch
 from conftest import replace, tool_command
 
 
-
 # -- security ---------------------------------------------------------------
 class Attack:
 

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 from pyquaternion import Quaternion
-
-from synthetic_nuscenes import DIFFICULTIES
-from synthetic_nuscenes import lidar
+from synthetic_nuscenes import DIFFICULTIES, lidar
 from synthetic_nuscenes.materials import Material
 from synthetic_nuscenes.raycast import Body
 from synthetic_nuscenes.road import KERB, KERB_HEIGHT, Road

@@ -12,10 +12,10 @@ ALL_AROUND = RayGrid(720, np.deg2rad(np.linspace(-89, 89, 180)), phase=0.003)
 
 def distances(solid, max_range=100.0):
     """Distance along every ray of GRID, inf without a hit."""
-    hits, = cast(GRID, [Body(triangulate([solid]))], np.zeros((1, 4)),
-                 max_range)
+    (ray, distance, _), = cast(
+        GRID, [Body(triangulate([solid]))], np.zeros((1, 4)), max_range)
     out = np.full(len(GRID.directions), np.inf)
-    out[hits.ray] = hits.distance
+    out[ray] = distance
     return out
 
 
@@ -79,7 +79,7 @@ def test_no_ray_is_left_out(seed):
     bodies = [Body(triangulate([solid])) for solid in solids]
     directions = ALL_AROUND.directions
     met = 0
-    for body, (*center, yaw), hits in zip(
+    for body, (*center, yaw), (ray, distance, _) in zip(
             bodies, poses, cast(ALL_AROUND, bodies, np.array(poses), 14.0)):
         back = Quaternion(axis=[0, 0, 1], radians=-yaw).rotation_matrix
         local = (directions @ back.T).astype(np.float32)
@@ -88,10 +88,10 @@ def test_no_ray_is_left_out(seed):
                                output=True)
         every = np.flatnonzero(found['primID'] >= 0)
         # A ray along an edge may go either way.
-        assert len(np.setxor1d(hits.ray, every)) <= 3 + 0.001 * len(every)
-        both = np.intersect1d(hits.ray, every)
+        assert len(np.setxor1d(ray, every)) <= 3 + 0.001 * len(every)
+        both = np.intersect1d(ray, every)
         there = np.zeros(len(directions))
-        there[hits.ray] = hits.distance
+        there[ray] = distance
         np.testing.assert_allclose(there[both], found['tfar'][both],
                                    rtol=1e-3)
         met += len(every)
@@ -102,8 +102,9 @@ def test_materials_and_range():
     near = box((5, 6), 0.3, (-1, 1), M.PAINT)
     far = box((50, 51), 9.0, (-2, 2), M.GLASS)
     bodies = [Body(triangulate(solids)) for solids in ([near, far], [far])]
-    both, alone = cast(GRID, bodies, np.zeros((2, 4)), 52.0)
-    assert set(both.material) == {M.PAINT, M.GLASS}
-    assert set(both.material[both.distance < 8]) == {M.PAINT}
-    assert set(alone.material) == {M.GLASS} and len(alone.ray) > 0
+    (_, distance, both), (_, _, alone) = cast(
+        GRID, bodies, np.zeros((2, 4)), 52.0)
+    assert set(both) == {M.PAINT, M.GLASS}
+    assert set(both[distance < 8]) == {M.PAINT}
+    assert set(alone) == {M.GLASS}
     assert np.isinf(distances(far, max_range=49.0)).all()

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from synthetic_nuscenes.road import KERB, Road, ground_height
 
 

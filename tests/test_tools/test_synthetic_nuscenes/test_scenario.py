@@ -2,7 +2,8 @@ import collections
 
 import numpy as np
 import pytest
-
+import shapely
+from shapely import affinity
 from synthetic_nuscenes.scenario import (
     EGO_CENTER,
     EGO_HALF,
@@ -10,9 +11,6 @@ from synthetic_nuscenes.scenario import (
     mean_counts,
 )
 from synthetic_nuscenes.tracks import clock
-
-shapely = pytest.importorskip('shapely')
-affinity = pytest.importorskip('shapely.affinity')
 
 DURATION = 19.5
 # Evaluation range of the nuScenes detection task, in metres.

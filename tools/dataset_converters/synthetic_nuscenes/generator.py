@@ -89,7 +89,7 @@ def _arguments(config: GeneratorConfig) -> dict[str, Any]:
 
 
 def _size(root: Path) -> dict[str, int]:
-    """Number and total size of the files that this module writes."""
+    """Count the files that this module writes, and their bytes."""
     entries = [root / name for name in CONTENT]
     entries += [path for folder in entries for path in folder.rglob('*')]
     files = [path for path in entries if path.is_file()]
@@ -97,7 +97,7 @@ def _size(root: Path) -> dict[str, int]:
 
 
 def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
-    """Whether to write ``out``; an error if that would destroy something."""
+    """Decide whether to write ``out``; refuse if that would destroy it."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return True
     try:
@@ -199,7 +199,7 @@ def _write_tables(root: Path, boxes: dict[str, list[list[Box]]],
     """Write everything but the sweeps."""
     for folder in (VERSION, 'maps'):
         (root / folder).mkdir()
-    scenes = [Scene(name, config) for name in config.scenes]
+    scenes = [cached_scene(name, config) for name in config.scenes]
     for scene in scenes:
         _draw_map(scene, root / map_filename(scene.name))
     for name, rows in build_tables(scenes, boxes, config).items():
@@ -212,7 +212,7 @@ def _write_tables(root: Path, boxes: dict[str, list[list[Box]]],
 
 
 def _draw_map(scene: Scene, path: Path) -> None:
-    """Road surface as a mask; the devkit puts row 0 at the largest y."""
+    """Draw the road as a mask; the devkit has the largest y in row 0."""
     s = np.linspace(-REACH, scene.scenario.ego[-1] + REACH, 200)
     left, right = (np.stack(scene.road.to_global(s, edge)[:2], 1)
                    for edge in (KERB, -KERB))

@@ -100,7 +100,7 @@ def _instance(box: Box, scene: Scene, lidar2global: np.ndarray,
 
 
 def _velocity(boxes: list[tuple[Box, int]]) -> np.ndarray:
-    """Difference between the neighbouring key frames, as the devkit does."""
+    """Divide the way between key frames by the time, like the devkit."""
     boxes = sorted(boxes, key=lambda pair: pair[1])
     (first, start), (last, end) = boxes[0], boxes[-1]
     travel = np.array(last.translation) - np.array(first.translation)
@@ -108,13 +108,13 @@ def _velocity(boxes: list[tuple[Box, int]]) -> np.ndarray:
 
 
 def _poses(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """lidar2ego and ego2global at one sweep, 4 x 4 each."""
+    """Return lidar2ego and ego2global at one sweep, 4 x 4 each."""
     *position, yaw = scene.ego[index]
     return _matrix(YAW, TRANSLATION), _matrix(yaw, position)
 
 
 def _matrix(yaw: float, translation: Sequence[float]) -> np.ndarray:
-    """Rigid transform of a turn about the z axis and a shift."""
+    """Return the 4 x 4 matrix of a turn about z and a shift."""
     w, _, _, z = quaternion(yaw)
     cos, sin = w * w - z * z, 2 * w * z
     out = np.eye(4)

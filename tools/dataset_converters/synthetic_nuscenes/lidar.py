@@ -69,8 +69,8 @@ def scan(road: Road, bodies: Sequence[Body], poses: np.ndarray,
     first = np.full(len(distance), -1)
     alone = np.zeros(len(bodies), int)
     for i, hits in enumerate(cast(grid, bodies, poses, MAX_RANGE)):
-        alone[i] = len(hits.ray)
-        nearer = hits.distance < distance[hits.ray]
+        alone[i] = len(hits[0])
+        nearer = hits[1] < distance[hits[0]]
         ray, distance[ray], material[ray] = (part[nearer] for part in hits)
         first[ray] = i
     seen = np.bincount(first + 1, minlength=len(bodies) + 1)[1:]

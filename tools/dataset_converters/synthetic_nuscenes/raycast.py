@@ -1,12 +1,11 @@
 """Where the rays of a spinning LiDAR meet meshes, found by Embree."""
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
-from .solids import Mesh, rotate
+from .solids import Mesh
 
 
 class Body:
@@ -85,22 +84,8 @@ class RayGrid:
             yield (columns[:, None] * len(self.elevations) + rows).ravel()
 
 
-class Hits(NamedTuple):
-    """Where rays meet one body first.
-
-    Attributes:
-        ray (np.ndarray): Index of the ray, shape (N, ).
-        distance (np.ndarray): Metres along the ray, shape (N, ).
-        material (np.ndarray): What they meet, shape (N, ).
-    """
-
-    ray: np.ndarray
-    distance: np.ndarray
-    material: np.ndarray
-
-
 def cast(grid: RayGrid, bodies: Sequence[Body], poses: np.ndarray,
-         max_range: float) -> Iterator[Hits]:
+         max_range: float) -> Iterator[tuple[np.ndarray, ...]]:
     """Cast all rays at each body as if it were alone.
 
     Args:
@@ -111,7 +96,8 @@ def cast(grid: RayGrid, bodies: Sequence[Body], poses: np.ndarray,
         max_range (float): Farthest distance in metres.
 
     Yields:
-        Hits: For each body in turn.
+        tuple: Of each body in turn the rays that meet it, and at what distance
+        in metres and on what material they do so first, shape (N, ) each.
     """
     yaw = poses[:, 3]
     to_grid = np.zeros((len(bodies), 3, 3))  # v @ to_grid.T
@@ -131,5 +117,5 @@ def cast(grid: RayGrid, bodies: Sequence[Body], poses: np.ndarray,
         found = body.scene.run(np.full_like(local, origin), local,
                                max_range, output=True)
         met = found['primID'] >= 0
-        yield Hits(rays[met], found['tfar'][met],
-                   body.material[found['primID'][met]])
+        yield (rays[met], found['tfar'][met],
+               body.material[found['primID'][met]])

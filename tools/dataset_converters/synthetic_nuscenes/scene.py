@@ -101,14 +101,14 @@ class Scene:
 
     @cached_property
     def _bodies(self) -> list[Body]:
-        """The objects, and all the clutter in the global frame."""
+        """Build the objects, and all clutter in the global frame."""
         clutter = [triangulate(*item) for item in self.scenario.clutter]
         return [Body(mesh) for mesh in (
             *(triangulate(track.solids) for track in self.tracks),
             join(clutter))]
 
     def _speeds(self) -> np.ndarray:
-        """Speed of all objects at all sweeps, shape (T, num_objects)."""
+        """Return the objects' speed at all sweeps, (T, num_objects)."""
         index = np.arange(len(self.times))
         before = np.maximum(index - 1, 0)
         after = np.minimum(index + 1, index[-1])
@@ -117,7 +117,7 @@ class Scene:
         return np.linalg.norm(travel, axis=2) / duration[:, None]
 
     def _annotated(self) -> np.ndarray:
-        """Which object is annotated at which sweep, (T, num_objects).
+        """Find which objects are annotated when, (T, num_objects).
 
         An object is annotated without a gap from the first to the last key
         frame that has it in range, if these are at least two: a velocity is a

@@ -1,5 +1,6 @@
 """Convex solids, the building blocks of everything the LiDAR can see."""
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ class Unit(NamedTuple):
 
 def lathe(radii: Sequence[float] | np.ndarray,
           heights: Sequence[float] | np.ndarray, sections: int) -> Unit:
-    """Stack rings of so many corners, the lowest first, and close the ends."""
+    """Stack rings of so many corners, the lowest first; close both ends."""
     angle = 2 * np.pi * (np.arange(sections) + 0.5) / sections
     ring = np.stack([np.cos(angle), np.sin(angle), np.ones(sections)], 1)
     vertices = [ring * (r, r, z) for r, z in zip(radii, heights)]
@@ -62,28 +63,16 @@ class Solid(NamedTuple):
     pitch: float = 0.0
 
 
-def _make(unit: Unit, x: Interval | float, y: Interval | float,
-          z: Interval, material: Material, **kwargs: float) -> Solid:
+def _make(unit: Unit, x: Interval | float, y: Interval | float, z: Interval,
+          material: Material, **kwargs: float) -> Solid:
+    """A single x or y is half the extent of a symmetric solid."""
     x, y = (v if isinstance(v, tuple) else (-v, v) for v in (x, y))
     return Solid(unit, *zip(x, y, z), material, **kwargs)
 
 
-def box(x: Interval | float, y: Interval | float, z: Interval,
-        material: Material, **kwargs: float) -> Solid:
-    """Make a box; a single x or y is half the extent of a symmetric one."""
-    return _make(UNIT_BOX, x, y, z, material, **kwargs)
-
-
-def frustum(x: Interval | float, y: Interval | float, z: Interval,
-            material: Material, **kwargs: float) -> Solid:
-    """Make an upright cylinder or, with ``taper``, a part of a cone."""
-    return _make(UNIT_CYLINDER, x, y, z, material, **kwargs)
-
-
-def ellipsoid(x: Interval | float, y: Interval | float, z: Interval,
-              material: Material) -> Solid:
-    """Make an ellipsoid."""
-    return _make(UNIT_SPHERE, x, y, z, material)
+box = partial(_make, UNIT_BOX)
+frustum = partial(_make, UNIT_CYLINDER)  # a cylinder unless it tapers
+ellipsoid = partial(_make, UNIT_SPHERE)
 
 
 def rotate(xy: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Track:
         lateral (float or np.ndarray): Distance to the left of the road's axis,
             fixed or at every instant.
         turn (float): Yaw relative to the road, in radians.
-        idle (str): nuScenes attribute while it does not move.
+        idle (str): nuScenes attribute while it stands still.
         moving (str): nuScenes attribute while it moves.
         solids (list[Solid]): Its parts in the object frame, if any.
     """
