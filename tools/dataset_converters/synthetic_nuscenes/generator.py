@@ -31,7 +31,7 @@ MANIFEST = 'synthetic_nuscenes.json'
 CONTENT = (VERSION, 'samples', 'sweeps', 'maps', 'nuscenes_infos_train.pkl',
            'nuscenes_infos_val.pkl')
 MAP_RESOLUTION = 0.1  # metres per pixel, the devkit's default
-SWEEPS_PER_JOB = 10
+SWEEPS_PER_JOB = 5
 
 
 class TargetFolderError(RuntimeError):

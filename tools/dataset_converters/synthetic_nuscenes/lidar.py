@@ -68,10 +68,12 @@ def scan(road: Road, bodies: Sequence[Body], poses: np.ndarray,
     poses[:, :2] = rotate(poses[:, :2], -yaw)
     first = np.full(len(distance), -1)
     alone = np.zeros(len(bodies), int)
-    for i, hits in enumerate(cast(grid, bodies, poses, MAX_RANGE)):
-        alone[i] = len(hits[0])
-        nearer = hits[1] < distance[hits[0]]
-        ray, distance[ray], material[ray] = (part[nearer] for part in hits)
+    hits = cast(grid, bodies, poses, MAX_RANGE)
+    for i, (ray, at, surface) in enumerate(hits):
+        alone[i] = len(ray)
+        nearer = at < distance[ray]
+        ray = ray[nearer]
+        distance[ray], material[ray] = at[nearer], surface[nearer]
         first[ray] = i
     seen = np.bincount(first + 1, minlength=len(bodies) + 1)[1:]
     points = _returns(grid.directions, distance, material, rng, difficulty)

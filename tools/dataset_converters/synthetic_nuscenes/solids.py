@@ -65,7 +65,7 @@ class Solid(NamedTuple):
 
 def _make(unit: Unit, x: Interval | float, y: Interval | float, z: Interval,
           material: Material, **kwargs: float) -> Solid:
-    """A single x or y is half the extent of a symmetric solid."""
+    """Make a solid; a single x or y is half the extent about 0."""
     x, y = (v if isinstance(v, tuple) else (-v, v) for v in (x, y))
     return Solid(unit, *zip(x, y, z), material, **kwargs)
 
