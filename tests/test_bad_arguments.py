@@ -8,7 +8,6 @@ import torch
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
 from sigplug.engine.hooks import (
     BEVImageHook,
     GeMPowerHook,
@@ -389,19 +388,6 @@ CASES = [
     (lambda: BEVImageHook(score_thr='a'), T, 'score_thr', 'number', "'a'"),
     (lambda: CPUAmpOptimWrapper('fp16', optimizer=torch.optim.SGD(
         [torch.nn.Parameter(X)], 0.1)), V, 'dtype', "'bfloat16'", "'fp16'"),
-    (lambda: GeneratorConfig(seed=1.5), T, 'seed', 'integer', '1.5'),
-    (lambda: GeneratorConfig(seed=True), T, 'seed', 'integer', 'True'),
-    (lambda: GeneratorConfig(samples_per_scene='4'), T, 'samples_per_scene',
-     "'4'"),
-    (lambda: GeneratorConfig(intermediate_sweeps=None), T,
-     'intermediate_sweeps', 'None'),
-    (lambda: GeneratorConfig(scenes='scene-0061'), T, 'scenes', 'tuple'),
-    (lambda: GeneratorConfig(scenes=[3]), V, 'scenes', '3'),
-    (lambda: generate_synthetic_nuscenes(None), T, 'out', 'path', 'None'),
-    (lambda: generate_synthetic_nuscenes('never', dict(seed=0)), T,
-     'config', 'GeneratorConfig', "{'seed': 0}"),
-    (lambda: generate_synthetic_nuscenes('never', workers=1.5), T,
-     'workers', 'integer', '1.5'),
     (lambda: draw_bev(CLOUD, gt_bboxes=BOX, gt_labels=[0],
                       class_names='car'), V, 'class_names', "'car'"),
     (lambda: draw_bev(CLOUD, size=5), V, 'size', 'width, height', '5'),

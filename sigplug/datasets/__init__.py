@@ -1,13 +1,4 @@
-"""Embedded data: a synthetic LiDAR data set in the nuScenes format."""
-from .synthetic import (
-    DIFFICULTIES,
-    SCENES,
-    GeneratorConfig,
-    TargetFolderError,
-    generate_synthetic_nuscenes,
-)
+"""Checks of the data that a model is given."""
+from .check_sample import BadSampleError, CheckSample
 
-__all__ = [
-    'DIFFICULTIES', 'SCENES', 'GeneratorConfig', 'TargetFolderError',
-    'generate_synthetic_nuscenes'
-]
+__all__ = ['BadSampleError', 'CheckSample']

@@ -11,8 +11,6 @@ import pytest
 import torch
 from conftest import replace, tool_command
 
-from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
-
 
 # -- security ---------------------------------------------------------------
 class Attack:
@@ -176,14 +174,15 @@ def test_training_and_evaluation_over_good_and_bad_samples(
 def test_generator_killed_at_a_random_moment(tmp_path, seed):
     """Nothing or all of it; the next run completes it, and cleans up."""
     out = tmp_path / 'out'
-    config = GeneratorConfig(samples_per_scene=2, scenes=('scene-0061', ))
     whole = tmp_path / 'whole'
-    generate_synthetic_nuscenes(whole, config)
+    command = tool_command(
+        'dataset_converters/create_synthetic_nuscenes.py',
+        '--samples-per-scene', 2, '--scenes', 'scene-0061', '--workers', 2,
+        '--out')
+    subprocess.run([*command, whole], check=True)
     expected = {path.relative_to(whole): path.read_bytes()
                 for path in whole.rglob('*') if path.is_file()}
-    command = tool_command(
-        'dataset_converters/create_synthetic_nuscenes.py', '--out', out,
-        '--samples-per-scene', 2, '--scenes', 'scene-0061', '--workers', 2)
+    command.append(str(out))
     # Twice: the second run is killed too, over what the first one left.
     for delay in np.random.default_rng(seed).uniform(0.3, 3.0, 2):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

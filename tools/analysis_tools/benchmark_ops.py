@@ -225,17 +225,16 @@ def power(value: float, device: torch.device) -> Tensor:
 @lru_cache
 def lidar_points() -> list[Tensor]:
     """Two synthetic scans, one per sample, shape ``(M, 5)``."""
-    from sigplug.datasets import GeneratorConfig
-    from sigplug.datasets.synthetic.simulate import SceneSimulator
-    simulator = SceneSimulator('scene-0061',
-                               GeneratorConfig(samples_per_scene=2))
+    generator = Path(__file__).resolve().parents[1] / (
+        'dataset_converters/create_synthetic_nuscenes.py')
     with tempfile.TemporaryDirectory() as folder:
-        root, scans = Path(folder), []
-        for name in ('samples', 'sweeps'):
-            (root / name / 'LIDAR_TOP').mkdir(parents=True)
-        for index in (0, 1):
-            frame = simulator.write_sweep(index, root)
-            scans.append(np.fromfile(root / frame.filename, np.float32))
+        root = Path(folder) / 'data'
+        subprocess.run(
+            [sys.executable, generator, '--out', root, '--workers', '1',
+             '--samples-per-scene', '2', '--scenes', 'scene-0061'],
+            check=True)
+        scans = [np.fromfile(min((root / name / 'LIDAR_TOP').iterdir()),
+                             np.float32) for name in ('samples', 'sweeps')]
     points = [torch.from_numpy(scan).view(-1, 5) for scan in scans]
     return [p[(p[:, :2].abs() < 51.2).all(1)] for p in points]
 

@@ -9,6 +9,7 @@ import argparse
 import copy
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -37,12 +38,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from tqdm import tqdm
 
-from sigplug.datasets import GeneratorConfig, generate_synthetic_nuscenes
 from sigplug.engine import preflight, process
 from sigplug.errors import UserError
 
 REPEAT = 15
 FOLDER = Path(__file__).resolve().parents[2] / 'configs/centerpoint'
+GENERATOR = Path(__file__).resolve().parents[1] / (
+    'dataset_converters/create_synthetic_nuscenes.py')
 QUICKSTART = [
     str(FOLDER / f'centerpoint_pillar04_second_secfpn_{kind}_'
         '1xb4-onecycle-8e_nus-mini-3d.py') for kind in ('stock', 'gem')
@@ -190,11 +192,11 @@ def load_batch(cfg: Config, batch_size: int) -> tuple[dict[str, Any], str]:
     sweeps = max(step.get('sweeps_num', 1) for step in dataset.pipeline)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / 'data'
-        generate_synthetic_nuscenes(
-            root,
-            GeneratorConfig(samples_per_scene=max(2, batch_size + 1),
-                            intermediate_sweeps=min(sweeps, 9),
-                            scenes=(SCENE, )))
+        subprocess.run(
+            [sys.executable, GENERATOR, '--out', root, '--scenes', SCENE,
+             '--samples-per-scene', str(max(2, batch_size + 1)),
+             '--intermediate-sweeps', str(min(sweeps, 9)), '--workers', '1'],
+            check=True)
         dataset.update(data_root=f'{root}/',
                        ann_file='nuscenes_infos_train.pkl')
         return collate(dataset, batch_size), 'the synthetic data set'

@@ -9,13 +9,17 @@ import os
 import signal
 import sys
 
-from sigplug.datasets import (
-    DIFFICULTIES,
-    SCENES,
-    GeneratorConfig,
-    TargetFolderError,
-    generate_synthetic_nuscenes,
-)
+try:
+    from synthetic_nuscenes import (
+        DIFFICULTIES,
+        SCENES,
+        GeneratorConfig,
+        TargetFolderError,
+        generate_synthetic_nuscenes,
+    )
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error}; the rays are cast by a library: '
+             'pip install embreex')
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,9 +7,9 @@ import numpy as np
 from . import clutter
 from . import road as cross_section
 from .footprints import Footprints
-from .primitives import join, moved
 from .road import Road
 from .shapes import OBJECT_CLASSES, build_solids, sample_size
+from .solids import Solid
 from .tracks import Track, clock, speed_profile
 
 REACH = 75.0  # the street is filled this far around the ego vehicle
@@ -37,14 +37,9 @@ FURNITURE_DECK = ('pole', 'pole', 'pole', 'tree', 'tree', 'tree', 'bush',
                   'bicycle_parked')
 SIDEWALK_DECK = ('adult', 'adult', 'adult', 'adult', 'adult', 'child')
 
-_ATTRIBUTES = {
-    'vehicle.moving': ('vehicle.stopped', 'vehicle.moving'),
-    'vehicle.parked': ('vehicle.parked', 'vehicle.parked'),
-    'cycle.with_rider': ('cycle.with_rider', 'cycle.with_rider'),
-    'cycle.without_rider': ('cycle.without_rider', 'cycle.without_rider'),
-    'pedestrian': ('pedestrian.standing', 'pedestrian.moving'),
-    '': ('', ''),
-}
+# What has another attribute while it stands still.
+IDLE = {'vehicle.moving': 'vehicle.stopped',
+        'pedestrian.moving': 'pedestrian.standing'}
 
 
 @dataclass
@@ -55,16 +50,17 @@ class Scenario:
         road (Road): Its road.
         ego (np.ndarray): Arc length of the ego vehicle at every instant.
         tracks (list[Track]): The annotated objects.
-        clutter (np.ndarray): Solids that stand still, in the global frame.
+        clutter (list): What else stands there: solids, and the x, y, z, yaw
+            of their frame.
     """
 
     road: Road
     ego: np.ndarray
     tracks: list[Track]
-    clutter: np.ndarray
+    clutter: list[tuple[list[Solid], np.ndarray]]
 
     def ego_poses(self, times: np.ndarray) -> np.ndarray:
-        """x, y, z, yaw of the ego vehicle, shape (T, 4)."""
+        """Return x, y, z, yaw of the ego vehicle, shape (T, 4)."""
         return _ego_track(self.ego).poses(self.road, times)
 
 
@@ -86,7 +82,7 @@ def make_scenario(duration: float, rng: np.random.Generator,
 
 
 def mean_counts(scenario: Scenario, times: np.ndarray) -> dict[str, float]:
-    """Objects of each class within its evaluation range, mean over time."""
+    """Count each class within its evaluation range, mean over time."""
     ego = scenario.ego_poses(times)
     counts = dict.fromkeys(EVALUATION_RANGE, 0.0)
     for track in scenario.tracks:
@@ -102,7 +98,7 @@ def _ego_track(s: np.ndarray) -> Track:
 
 
 def _room(key: str) -> float:
-    """Length that a card of a deck takes up, in metres."""
+    """Return the length that a card of a deck takes up, in metres."""
     if key == 'semi':
         return _room('truck') + _room('trailer')
     kind = OBJECT_CLASSES[key]
@@ -123,23 +119,21 @@ class _Builder:
         self.spacing = spacing
         self.times = clock(duration)
         self.tracks: list[Track] = []
-        self.clutter: list[np.ndarray] = []
-        self.footprints = Footprints()
+        self.clutter: list[tuple[list[Solid], np.ndarray]] = []
+        self.instants = len(self.times[::CHECK_EVERY])
+        self.footprints = Footprints(self.instants)
 
         stop = rng.uniform(0.3, 0.7) * duration if rng.random() < 0.3 else None
         self.ego = speed_profile(self.times, rng.uniform(4, 8), rng, stop)
         self.oncoming = speed_profile(self.times, rng.uniform(5, 9), rng)
         self.low, self.high = -REACH, self.ego[-1] + REACH
-        self.road = self._make_road()
-
-    def _make_road(self) -> Road:
-        """Place the road so that all coordinates are positive."""
-        rng = self.rng
         heading = rng.uniform(-np.pi, np.pi)
         curvature = rng.uniform(0.0005, 0.004) * rng.choice([-1, 1])
-        road = Road((0.0, 0.0), heading, curvature)
-        x, y, _ = road.to_global(np.linspace(self.low, self.high, 100), 0.0)
-        return Road((60 - x.min(), 60 - y.min()), heading, curvature)
+        x, y, _ = Road((0.0, 0.0), heading, curvature).to_global(
+            np.linspace(self.low, self.high, 100), 0.0)
+        # So that all coordinates are positive.
+        start = (60 - x.min(), 60 - y.min())
+        self.road = Road(start, heading, curvature)
 
     def build(self) -> Scenario:
         self._add_ego()
@@ -150,7 +144,7 @@ class _Builder:
         self._fill_sidewalks()
         self._fill_crossings()
         self._fill_background()
-        return Scenario(self.road, self.ego, self.tracks, join(self.clutter))
+        return Scenario(self.road, self.ego, self.tracks, self.clutter)
 
     def _gap(self, low: float, high: float) -> float:
         return self.spacing * self.rng.uniform(low, high)
@@ -173,10 +167,9 @@ class _Builder:
         kind = OBJECT_CLASSES[key]
         if size is None:
             size = sample_size(kind, self.rng)
-        idle, moving = _ATTRIBUTES[attribute]
-        solids = build_solids(kind, size, self.rng)
         track = Track(kind, size, np.broadcast_to(s, self.times.shape),
-                      lateral, turn, idle, moving, solids)
+                      lateral, turn, IDLE.get(attribute, attribute), attribute,
+                      build_solids(kind, size, self.rng))
         poses = track.poses(self.road, self.times[::CHECK_EVERY])
         if not self.footprints.try_add(poses[:, [0, 1, 3]],
                                        size[[1, 0]] / 2 + clearance):
@@ -186,7 +179,7 @@ class _Builder:
 
     # -- traffic ------------------------------------------------------------
     def _fill_lanes(self) -> None:
-        """Convoys around the ego vehicle and in the other direction."""
+        """Add convoys around the ego vehicle and opposite to it."""
         rng, lane = self.rng, cross_section.LANE
         # The leading vehicles pull away, the following ones fall back.
         ahead, behind = rng.uniform(1.0, 1.25), rng.uniform(0.8, 1.0)
@@ -198,7 +191,7 @@ class _Builder:
 
     def _fill_lane(self, lateral: float, driven: np.ndarray, direction: int,
                    span: tuple[float, float], gap: float) -> None:
-        """Vehicles with a common speed and small individual variations.
+        """Add vehicles of a common speed with small variations.
 
         They start within ``span`` (arc lengths), ``gap`` metres apart on
         average, and drive ``driven`` metres.
@@ -248,7 +241,7 @@ class _Builder:
 
     # -- parking strip ------------------------------------------------------
     def _fill_parking(self) -> None:
-        """Parked vehicles with gaps, and road works at regular distances."""
+        """Add parked vehicles with gaps, and road works now and then."""
         rng = self.rng
         first_works = self.low + rng.uniform(20, 60)
         for side in (-1, 1):
@@ -282,7 +275,7 @@ class _Builder:
         return room
 
     def _add_works(self, s: float, side: int) -> float:
-        """Road works from ``s`` on; return their length.
+        """Add road works from ``s`` on; return their length.
 
         A construction vehicle behind a row of barriers, cones at both ends.
         """
@@ -306,7 +299,7 @@ class _Builder:
                           rng.uniform(-np.pi, np.pi))
         self._add('worker', s + rng.uniform(0.2, 0.8) * length,
                   side * rng.uniform(edge + 0.8, kerb),
-                  rng.uniform(-np.pi, np.pi), 'pedestrian')
+                  rng.uniform(-np.pi, np.pi), 'pedestrian.moving')
         return length
 
     # -- sidewalk -----------------------------------------------------------
@@ -323,12 +316,12 @@ class _Builder:
                 s += self._gap(12, 36)
 
     def _add_group(self, s: float, side: int) -> float:
-        """Some people who stand together and talk."""
+        """Add people who stand together; return where they end."""
         rng = self.rng
         lateral = side * rng.uniform(*cross_section.SIDEWALK)
         for _ in range(int(rng.integers(2, 4))):
             self._add('adult', s, lateral + rng.uniform(-0.5, 0.5),
-                      rng.uniform(-np.pi, np.pi), 'pedestrian')
+                      rng.uniform(-np.pi, np.pi), 'pedestrian.moving')
             s += rng.uniform(1.0, 1.4)
         return s
 
@@ -337,10 +330,10 @@ class _Builder:
         direction = rng.choice([-1, 1])
         path = s + direction * rng.uniform(0.8, 1.7) * self.times
         self._add(key, path, side * rng.uniform(*cross_section.SIDEWALK),
-                  0.0 if direction > 0 else np.pi, 'pedestrian')
+                  0.0 if direction > 0 else np.pi, 'pedestrian.moving')
 
     def _fill_crossings(self) -> None:
-        """People who cross the road where the traffic leaves them room."""
+        """Add people who cross where the traffic leaves them room."""
         rng = self.rng
         wanted = 1 + int(self.times[-1] / 8)
         for _ in range(CROSSING_ATTEMPTS):
@@ -351,7 +344,7 @@ class _Builder:
             lateral = side * np.clip(edge - walked, -edge, edge)
             where = rng.uniform(0, self.ego[-1] + 40)
             wanted -= self._add('adult', where, lateral, -side * np.pi / 2,
-                                'pedestrian', clearance=0.8) is not None
+                                'pedestrian.moving', clearance=0.8) is not None
             if wanted == 0:
                 break
 
@@ -367,19 +360,16 @@ class _Builder:
                     self._add(key, s, lateral, rng.uniform(-0.5, 0.5),
                               'cycle.without_rider')
                 else:
-                    self._add_clutter(key, s, lateral)
+                    item = clutter.FURNITURE[key]
+                    pose = self._clutter_pose(s, lateral)
+                    if self.footprints.try_add(
+                            np.tile(pose[[0, 1, 3]], (self.instants, 1)),
+                            item.half):
+                        self.clutter.append((item.build(rng), pose))
                 s += self._gap(3.0, 9.0)
 
-    def _add_clutter(self, key: str, s: float, lateral: float) -> None:
-        item = clutter.FURNITURE[key]
-        pose = self._clutter_pose(s, lateral)
-        instants = len(self.times[::CHECK_EVERY])
-        footprint = np.broadcast_to(pose[[0, 1, 3]], (instants, 3))
-        if self.footprints.try_add(footprint, item.half):
-            self._place(join(item.build(self.rng)), pose)
-
     def _fill_background(self) -> None:
-        """Building fronts and hedges behind the sidewalks."""
+        """Add building fronts and hedges behind the sidewalks."""
         rng = self.rng
         for side in (-1, 1):
             s = self.low
@@ -390,15 +380,12 @@ class _Builder:
                 make = clutter.facade if rng.random() < 0.65 else clutter.hedge
                 # The front is drawn from x = 0 on, in its own direction.
                 start = s if side > 0 else s + length
-                self._place(
-                    make(length, rng), self._clutter_pose(start, lateral))
+                self.clutter.append(
+                    (make(length, rng), self._clutter_pose(start, lateral)))
                 s += length + rng.uniform(1, 9)
 
     def _clutter_pose(self, s: float, lateral: float) -> np.ndarray:
-        """x, y, z, yaw with the y axis towards the buildings."""
+        """Return x, y, z, yaw with y towards the buildings."""
         x, y, heading = self.road.to_global(s, lateral)
         z = cross_section.ground_height(lateral)
         return np.array([x, y, z, heading + np.pi * (lateral < 0)])
-
-    def _place(self, solids: np.ndarray, pose: np.ndarray) -> None:
-        self.clutter.append(moved(solids, pose[:3], pose[3]))

@@ -3,21 +3,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .primitives import join
 from .road import Road, ground_height
 from .shapes import ObjectClass
+from .solids import Solid
 
 STEP = 0.05  # seconds between two entries of a table
 
 
 def clock(duration: float) -> np.ndarray:
-    """Instants of the tables, from 0 to at least ``duration`` seconds."""
+    """Return the tables' instants: 0 to at least ``duration`` seconds."""
     return np.arange(int(np.ceil(duration / STEP)) + 1) * STEP
 
 
 def speed_profile(times: np.ndarray, cruise: float, rng: np.random.Generator,
                   stop_at: float | None = None) -> np.ndarray:
-    """Distance driven at every instant, in metres.
+    """Draw the distance driven at every instant, in metres.
 
     The speed varies piecewise linearly around ``cruise`` (m/s); with
     ``stop_at`` (s) it falls to zero within 4 s, stays there for 4 s and
@@ -44,9 +44,9 @@ class Track:
         lateral (float or np.ndarray): Distance to the left of the road's axis,
             fixed or at every instant.
         turn (float): Yaw relative to the road, in radians.
-        idle (str): nuScenes attribute while it does not move.
+        idle (str): nuScenes attribute while it stands still.
         moving (str): nuScenes attribute while it moves.
-        solids (np.ndarray): Its geometry in the object frame, if any.
+        solids (list[Solid]): Its parts in the object frame, if any.
     """
 
     kind: ObjectClass
@@ -56,10 +56,10 @@ class Track:
     turn: float
     idle: str = ''
     moving: str = ''
-    solids: np.ndarray = field(repr=False, default_factory=lambda: join([]))
+    solids: list[Solid] = field(default_factory=list)
 
     def poses(self, road: Road, times: np.ndarray) -> np.ndarray:
-        """Position on the ground and yaw: x, y, z, yaw, shape (T, 4)."""
+        """Return x, y, z on the ground and yaw, shape (T, 4)."""
         table = np.arange(len(self.s)) * STEP
         s = np.interp(times, table, self.s)
         lateral = np.broadcast_to(self.lateral, self.s.shape)

@@ -17,7 +17,7 @@ KERB_HEIGHT = 0.14
 
 
 def ground_height(lateral: float | np.ndarray) -> np.ndarray:
-    """Height of the ground: 0 on the road, a kerb higher on the sidewalk."""
+    """Return the ground's height: 0 on the road, a kerb beside it."""
     return np.where(np.abs(lateral) < KERB, 0.0, KERB_HEIGHT)
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from sigplug.datasets.synthetic.road import KERB, Road, ground_height
+from synthetic_nuscenes.road import KERB, Road, ground_height
 
 
 @pytest.mark.parametrize('curvature', [0.0, 1e-9, 0.004, -0.004])

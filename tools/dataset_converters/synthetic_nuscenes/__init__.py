@@ -1,8 +1,8 @@
 """Generator of a synthetic LiDAR data set in the nuScenes format.
 
 A street scene is drawn up (:mod:`scenario`), scanned by a ray-cast LiDAR
-(:mod:`lidar`), and written as nuScenes tables (:mod:`tables`) and mmdet3d info
-files (:mod:`infos`). NumPy, Pillow and tqdm are all it needs.
+(:mod:`scene`, :mod:`lidar`), and written (:mod:`generator`) as nuScenes tables
+(:mod:`tables`) and mmdet3d info files (:mod:`infos`).
 """
 from .config import DIFFICULTIES, SCENES, GeneratorConfig
 from .generator import TargetFolderError, generate_synthetic_nuscenes

@@ -1,9 +1,7 @@
 import numpy as np
-import pytest
-
-from sigplug.datasets.synthetic.footprints import Footprints, overlap
-
-shapely = pytest.importorskip('shapely')
+import shapely
+import shapely.affinity
+from synthetic_nuscenes.footprints import Footprints, overlap
 
 
 def polygon(pose, half):
@@ -14,7 +12,6 @@ def polygon(pose, half):
 
 
 def test_overlap_agrees_with_shapely():
-    pytest.importorskip('shapely.affinity')
     rng = np.random.default_rng(0)
     poses = rng.uniform([-3, -3, -4], [3, 3, 4], (2, 400, 3))
     halves = rng.uniform(0.2, 2.0, (2, 400, 2))
@@ -32,10 +29,10 @@ def test_paths_may_cross_at_different_times():
     east = np.stack([10 * t, 0 * t, 0 * t], 1)
     north = np.stack([0 * t, 10 * t, 0 * t + np.pi / 2], 1)
     half = np.array([1.0, 0.5])
-    late = Footprints()
+    late = Footprints(21)
     assert late.try_add(east, half)
     assert late.try_add(north + [0, 5, 0], half)
-    together = Footprints()
+    together = Footprints(21)
     assert together.try_add(east, half)
     assert not together.try_add(north, half)
     assert len(together.poses) == 1
@@ -45,6 +42,6 @@ def test_gap_is_kept():
     still = np.zeros((3, 3))
     half = np.array([1.0, 1.0])
     for distance, fits in ((2.29, False), (2.31, True)):
-        footprints = Footprints(gap=0.3)
+        footprints = Footprints(3, gap=0.3)
         assert footprints.try_add(still, half)
         assert footprints.try_add(still + [distance, 0, 0], half) is fits

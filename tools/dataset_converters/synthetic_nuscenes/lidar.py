@@ -1,13 +1,14 @@
 """A 32-beam spinning LiDAR, mounted as LIDAR_TOP of the nuScenes cars."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .config import DIFFICULTIES, Difficulty
 from .materials import DEPTH, INTENSITY_MEAN, INTENSITY_STD, LOSS, Material
-from .primitives import moved, rotate
-from .raycast import Hits, RayGrid, cast, nearest
+from .raycast import Body, RayGrid, cast
 from .road import KERB, KERB_HEIGHT, Road
+from .solids import rotate
 
 COLUMNS = 1080
 ELEVATIONS = np.deg2rad(np.linspace(-92 / 3, 32 / 3, 32))
@@ -20,38 +21,37 @@ YAW = -np.pi / 2
 
 
 class Scan(NamedTuple):
-    """One sweep and how much of each object it could see.
+    """One sweep and how much of each body it could see.
 
     Attributes:
         points (np.ndarray): x, y, z, intensity, ring in the sensor frame,
             shape (N, 5), float32.
-        alone (np.ndarray): Rays that would meet the object if it were alone,
-            shape (num_objects, ).
-        seen (np.ndarray): Rays that meet the object first, same shape.
+        alone (np.ndarray): Rays that would meet the body if it were alone,
+            shape (num_bodies, ).
+        seen (np.ndarray): Rays that meet the body first, same shape.
     """
+
     points: np.ndarray
     alone: np.ndarray
     seen: np.ndarray
 
 
 def sensor_pose(ego: np.ndarray) -> tuple[np.ndarray, float]:
-    """Global position (3, ) and yaw of the sensor for an ego x, y, z, yaw."""
+    """Return global position (3, ) and yaw of the sensor of an ego pose."""
     offset = np.append(rotate(np.array(TRANSLATION[:2]), ego[3]),
                        TRANSLATION[2])
     return ego[:3] + offset, ego[3] + YAW
 
 
-def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
+def scan(road: Road, bodies: Sequence[Body], poses: np.ndarray,
          ego: np.ndarray, rng: np.random.Generator,
          difficulty: Difficulty = DIFFICULTIES['standard']) -> Scan:
     """Simulate one sweep.
 
     Args:
         road (Road): The ground.
-        solids (np.ndarray): Everything on it in the global frame, shape
-            (M, ), dtype ``PRIMITIVE``.
-        owner (np.ndarray): Object of each solid, -1 for none, shape (M, ).
-        num_objects (int): Number of objects.
+        bodies (Sequence[Body]): Everything on it.
+        poses (np.ndarray): Global x, y, z, yaw of each body, shape (M, 4).
         ego (np.ndarray): Pose of the ego vehicle: x, y, z, yaw.
         rng (np.random.Generator): Source of all noise.
         difficulty (Difficulty): Number of beams, and how many returns get
@@ -63,33 +63,27 @@ def scan(road: Road, solids: np.ndarray, owner: np.ndarray, num_objects: int,
     position, yaw = sensor_pose(ego)
     elevations = ELEVATIONS[::len(ELEVATIONS) // difficulty.beams]
     grid = RayGrid(COLUMNS, elevations, rng.uniform(0, 2 * np.pi / COLUMNS))
-    shift = np.append(-rotate(position[:2], -yaw), -position[2])
-    hits = cast(grid, moved(solids, shift, -yaw), MAX_RANGE)
-    first = nearest(hits)
-
-    directions = grid.directions
-    distance, material = _ground(road, directions, position, yaw, rng)
-    above = first.distance < distance[first.ray]
-    first = Hits(*(values[above] for values in first))
-    distance[first.ray] = first.distance
-    material[first.ray] = solids['material'][first.solid]
-
-    points = _returns(directions, distance, material, rng, difficulty)
-    return Scan(points, _count_rays(hits, owner, num_objects),
-                _count_rays(first, owner, num_objects))
-
-
-def _count_rays(hits: Hits, owner: np.ndarray, num_objects: int) -> np.ndarray:
-    """Number of different rays that meet each object."""
-    mine = owner[hits.solid]
-    pairs = np.unique(hits.ray[mine >= 0] * num_objects + mine[mine >= 0])
-    return np.bincount(pairs % num_objects, minlength=num_objects)
+    distance, material = _ground(road, grid.directions, position, yaw, rng)
+    poses = poses - [*position, yaw]
+    poses[:, :2] = rotate(poses[:, :2], -yaw)
+    first = np.full(len(distance), -1)
+    alone = np.zeros(len(bodies), int)
+    hits = cast(grid, bodies, poses, MAX_RANGE)
+    for i, (ray, at, surface) in enumerate(hits):
+        alone[i] = len(ray)
+        nearer = at < distance[ray]
+        ray = ray[nearer]
+        distance[ray], material[ray] = at[nearer], surface[nearer]
+        first[ray] = i
+    seen = np.bincount(first + 1, minlength=len(bodies) + 1)[1:]
+    points = _returns(grid.directions, distance, material, rng, difficulty)
+    return Scan(points, alone, seen)
 
 
 def _ground(road: Road, directions: np.ndarray, position: np.ndarray,
             yaw: float, rng: np.random.Generator
             ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the rough ground, inf above the horizon, and its material.
+    """Return the distance to rough ground, else inf, and its material.
 
     The road and the sidewalk are two planes; a ray that passes over the edge
     of the sidewalk and under its plane meets the face of the kerb.

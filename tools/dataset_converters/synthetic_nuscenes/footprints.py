@@ -3,12 +3,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .primitives import rotate
+from .solids import rotate
 
 
 def overlap(pose_a: np.ndarray, half_a: np.ndarray, pose_b: np.ndarray,
             half_b: np.ndarray) -> np.ndarray:
-    """Separating-axis test of pairs of rectangles.
+    """Test pairs of rectangles by the separating-axis theorem.
 
     Args:
         pose_a (np.ndarray): x, y, yaw, shape (N, 3).
@@ -34,13 +34,14 @@ class Footprints:
     """Rectangles that move over the same instants and stay clear.
 
     Args:
+        instants (int): Number of instants, T.
         gap (float): Least distance between two rectangles, in metres.
     """
 
-    def __init__(self, gap: float = 0.3) -> None:
+    def __init__(self, instants: int, gap: float = 0.3) -> None:
         self.gap = gap
-        self.poses: list[np.ndarray] = []
-        self.halves: list[np.ndarray] = []
+        self.poses = np.zeros((0, instants, 3))
+        self.halves = np.zeros((0, 2))
 
     def try_add(self, poses: np.ndarray,
                 half: Sequence[float] | np.ndarray) -> bool:
@@ -54,15 +55,13 @@ class Footprints:
             bool: Whether it was added.
         """
         wide = np.asarray(half, float) + self.gap / 2
-        if self.poses:
-            others, halves = np.stack(self.poses), np.stack(self.halves)
-            reach = np.linalg.norm(wide) + np.linalg.norm(halves, axis=1)
-            offset = others[..., :2] - poses[:, :2]
-            near = (offset**2).sum(2) <= reach[:, None]**2
-            which, when = np.nonzero(near)
-            if overlap(poses[when], np.broadcast_to(wide, (len(when), 2)),
-                       others[which, when], halves[which]).any():
-                return False
-        self.poses.append(poses)
-        self.halves.append(wide)
+        reach = np.linalg.norm(wide) + np.linalg.norm(self.halves, axis=1)
+        offset = self.poses[..., :2] - poses[:, :2]
+        near = (offset**2).sum(2) <= reach[:, None]**2
+        which, when = np.nonzero(near)
+        if overlap(poses[when], np.broadcast_to(wide, (len(when), 2)),
+                   self.poses[which, when], self.halves[which]).any():
+            return False
+        self.poses = np.concatenate([self.poses, poses[None]])
+        self.halves = np.concatenate([self.halves, wide[None]])
         return True

@@ -1,0 +1,249 @@
+"""The folder: determinism, completeness, what is replaced and what never."""
+import filecmp
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tool_command
+from synthetic_nuscenes import (
+    GeneratorConfig,
+    TargetFolderError,
+    generate_synthetic_nuscenes,
+    generator,
+)
+
+TINY = GeneratorConfig(
+    samples_per_scene=2, intermediate_sweeps=0, scenes=('scene-0103', ))
+COMMAND = tool_command(
+    'dataset_converters/create_synthetic_nuscenes.py', '--samples-per-scene',
+    2, '--intermediate-sweeps', 0, '--scenes', 'scene-0103')
+
+
+def files(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob('*')
+                  if path.is_file())
+
+
+def assert_equal_folders(first, second):
+    assert files(first) == files(second)
+    _, differ, errors = filecmp.cmpfiles(
+        first, second, files(first), shallow=False)
+    assert not differ and not errors
+
+
+def state(root):
+    return [(name, (root / name).stat().st_mtime_ns,
+             (root / name).stat().st_size) for name in files(root)]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    root = tmp_path / 'tiny'
+    assert generate_synthetic_nuscenes(root, TINY)
+    return root
+
+
+# -- reproducible -----------------------------------------------------------
+def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
+    config = replace(TINY, samples_per_scene=5, seed=3)
+    monkeypatch.setattr(generator, 'SWEEPS_PER_JOB', 1)
+    for workers in (1, 2):
+        assert generate_synthetic_nuscenes(tmp_path / str(workers), config,
+                                           workers)
+    assert_equal_folders(tmp_path / '1', tmp_path / '2')
+
+
+def test_another_seed_gives_another_data_set(tiny, tmp_path):
+    generate_synthetic_nuscenes(tmp_path / 'other', replace(TINY, seed=1))
+    table = 'v1.0-mini/sample_annotation.json'
+    rows = [json.loads((root / table).read_text())
+            for root in (tiny, tmp_path / 'other')]
+    for key in ('token', 'size'):
+        one, other = ({str(row[key]) for row in part} for part in rows)
+        assert not one & other
+
+
+def test_key_frames_do_not_depend_on_the_sweeps_between(tiny, tmp_path):
+    generate_synthetic_nuscenes(
+        tmp_path / 'more', replace(TINY, intermediate_sweeps=2))
+    assert_equal_folders(tiny / 'samples', tmp_path / 'more/samples')
+    assert len(files(tmp_path / 'more/sweeps')) == 2
+
+
+def test_points_have_five_floats_and_no_path_is_in_the_files(tiny):
+    for path in (tiny / 'samples/LIDAR_TOP').iterdir():
+        points = np.fromfile(path, np.float32).reshape(-1, 5)
+        assert 20_000 < len(points) < 34_560
+        assert np.isfinite(points).all()
+    for name in files(tiny):
+        assert str(tiny.parent).encode() not in (tiny / name).read_bytes()
+
+
+# -- complete or absent -----------------------------------------------------
+def test_empty_folder_is_filled(tmp_path):
+    root = tmp_path / 'nested' / 'empty'
+    root.mkdir(parents=True)
+    assert generate_synthetic_nuscenes(root, TINY)
+    assert (root / generator.MANIFEST).is_file()
+    assert os.listdir(root.parent) == ['empty']
+
+
+def test_existing_data_set_is_kept_unless_forced(tiny):
+    before, other = state(tiny), replace(TINY, seed=5)
+    assert not generate_synthetic_nuscenes(tiny, TINY)
+    with pytest.raises(TargetFolderError, match=r'seed is 0, not 5.*--force'):
+        generate_synthetic_nuscenes(tiny, other)
+    assert state(tiny) == before
+    assert generate_synthetic_nuscenes(tiny, other, force=True)
+    assert not generate_synthetic_nuscenes(tiny, other)
+    assert os.listdir(tiny.parent) == ['tiny']
+
+
+def test_difficulty_is_another_data_set(tiny, tmp_path):
+    hard = replace(TINY, difficulty='hard')
+    with pytest.raises(TargetFolderError,
+                       match='difficulty is standard, not hard'):
+        generate_synthetic_nuscenes(tiny, hard)
+    generate_synthetic_nuscenes(tmp_path / 'hard', hard)
+    easy, less = (
+        sum(path.stat().st_size for path in root.rglob('*.bin'))
+        for root in (tiny, tmp_path / 'hard'))
+    assert 0.3 * easy < less < 0.5 * easy
+
+
+def test_damaged_data_set_is_noticed(tiny):
+    next((tiny / 'samples/LIDAR_TOP').iterdir()).unlink()
+    with pytest.raises(TargetFolderError, match='missing or changed.*--force'):
+        generate_synthetic_nuscenes(tiny, TINY)
+    assert generate_synthetic_nuscenes(tiny, TINY, force=True)
+    assert not generate_synthetic_nuscenes(tiny, TINY)
+
+
+@pytest.mark.parametrize('force', [False, True])
+@pytest.mark.parametrize('name', ['out', 'out/v1.0-mini/sample.json'])
+def test_what_is_foreign_is_never_touched(tmp_path, name, force):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('mine')
+    with pytest.raises(TargetFolderError, match='stays untouched'):
+        generate_synthetic_nuscenes(tmp_path / 'out', TINY, force=force)
+    assert path.read_text() == 'mine'
+    assert os.listdir(tmp_path) == ['out']
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError('disk full')])
+def test_failure_leaves_all_as_it_was(tiny, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    before = state(tiny)
+    monkeypatch.setattr(generator, 'build_infos', fail)
+    for out, force in ((tiny, True), (tiny.parent / 'out', False)):
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            generate_synthetic_nuscenes(out, TINY, force=force)
+        assert state(tiny) == before
+        assert os.listdir(tiny.parent) == ['tiny']
+
+
+def test_run_in_progress_is_left_alone(tmp_path):
+    out = tmp_path / 'out'
+    with generator._staging_folder(out) as other:
+        (other / 'file').write_text('in progress')
+        with pytest.raises(TargetFolderError, match='another run is writing'):
+            generate_synthetic_nuscenes(out, TINY)
+        assert (other / 'file').exists()
+        (other / 'file').unlink()
+    assert generate_synthetic_nuscenes(out, TINY)
+
+
+def list_workers(pid):
+    """Processes that a process has started and that still run."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            values = entry.read_text().rpartition(')')[2].split()
+            if values[0] != 'Z' and values[1] == str(pid) and (
+                    b'spawn_main' in (entry.parent / 'cmdline').read_bytes()):
+                found.append(entry.parent)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, 'waited for a minute'
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc')
+@pytest.mark.parametrize('number',
+                         [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_run(tmp_path, number):
+    out = tmp_path / 'out'
+    process = subprocess.Popen(
+        [*COMMAND, '--out', out, '--intermediate-sweeps', '9',
+         '--samples-per-scene', '20', '--workers', '2'],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts its background jobs with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    wait_until(lambda: any(tmp_path.glob('.out*/new/samples/*/*.bin')))
+    workers = list_workers(process.pid)
+    assert len(workers) == 2
+    if number == signal.SIGINT:  # Ctrl-C reaches the workers as well
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert 'Traceback' not in message
+    wait_until(lambda: not any(
+        (path / 'stat').exists() and ') Z ' not in (path / 'stat').read_text()
+        for path in workers))
+    if number != signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+        return
+    # Nobody could clean up: the next run does.
+    assert list(tmp_path.iterdir()) == [tmp_path / '.out.incomplete']
+    assert generate_synthetic_nuscenes(out, TINY)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# -- the tool ---------------------------------------------------------------
+def test_tool(tiny, tmp_path):
+    def run(*arguments):
+        done = subprocess.run(
+            [*COMMAND, '--out', tmp_path / 'made', '--workers', '1',
+             *arguments], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, printed = run()
+    assert code == 0 and 'Wrote' in printed and '2/2' in printed
+    assert_equal_folders(tiny, tmp_path / 'made')
+    code, printed = run()
+    assert code == 0 and 'already complete' in printed
+    for arguments, message in (
+            (('--seed', '1'), 'error: .*--force'),
+            (('--samples-per-scene', '0'), 'error: samples_per_scene .*got 0'),
+            (('--workers', '0'), 'error: workers .*got 0')):
+        code, printed = run(*arguments)
+        assert code == 1 and 'Traceback' not in printed
+        assert re.search(message, printed), printed
+
+
+def test_tool_names_a_missing_library(tmp_path):
+    (tmp_path / 'embreex.py').write_text(
+        'raise ModuleNotFoundError("No module named \'embreex\'")')
+    done = subprocess.run(
+        [*COMMAND, '--out', tmp_path / 'out'], capture_output=True, text=True,
+        env=os.environ | dict(PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'pip install embreex' in done.stderr

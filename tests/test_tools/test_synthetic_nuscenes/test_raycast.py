@@ -1,0 +1,110 @@
+"""Rays against formulas, and the choice of rays against all of them."""
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+from synthetic_nuscenes.materials import Material as M
+from synthetic_nuscenes.raycast import Body, RayGrid, cast
+from synthetic_nuscenes.solids import box, ellipsoid, triangulate
+
+GRID = RayGrid(720, np.deg2rad(np.linspace(-30, 10, 21)), phase=0.003)
+ALL_AROUND = RayGrid(720, np.deg2rad(np.linspace(-89, 89, 180)), phase=0.003)
+
+
+def distances(solid, max_range=100.0):
+    """Distance along every ray of GRID, inf without a hit."""
+    (ray, distance, _), = cast(
+        GRID, [Body(triangulate([solid]))], np.zeros((1, 4)), max_range)
+    out = np.full(len(GRID.directions), np.inf)
+    out[ray] = distance
+    return out
+
+
+def test_directions():
+    directions = GRID.directions
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1)
+    # Ray = column * rows + row; columns go counter-clockwise.
+    ray = directions[100 * 21 + 3]
+    azimuth, elevation = 0.003 + np.deg2rad(50), np.deg2rad(-24)
+    np.testing.assert_allclose(np.arctan2(ray[1], ray[0]), azimuth)
+    np.testing.assert_allclose(np.arcsin(ray[2]), elevation)
+
+
+def test_box():
+    low, high = np.array([5, -1, -1.5]), np.array([9, 1, -0.5])
+    expected = np.full(len(GRID.directions), np.inf)
+    for axis, plane in ((0, 5.0), (2, -0.5)):  # the front and the top
+        with np.errstate(divide='ignore', invalid='ignore'):
+            t = plane / GRID.directions[:, axis]
+            points = t[:, None] * GRID.directions
+            on_face = ((t > 0) & (points >= low - 1e-9).all(1) &
+                       (points <= high + 1e-9).all(1))
+        assert on_face.sum() > 30
+        expected[on_face] = np.minimum(expected[on_face], t[on_face])
+    found = distances(box((5, 9), 1.0, (-1.5, -0.5), M.PAINT))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sphere():
+    center, radius = np.array([-4.0, 6.0, -1.0]), 1.3
+    along = GRID.directions @ center
+    across = np.sqrt(center @ center - along**2)
+    found = distances(
+        ellipsoid(*zip(center - radius, center + radius), M.PAINT))
+    meets = np.isfinite(found)
+    assert (along[meets] > 0).all()
+    # The mesh has as large a silhouette, and facets of some centimetres.
+    assert meets.sum() == pytest.approx(
+        ((across < radius) & (along > 0)).sum(), rel=0.03)
+    inner = meets & (across < 0.8 * radius)
+    depth = np.sqrt(radius**2 - across[inner]**2)
+    assert inner.sum() > 60
+    np.testing.assert_allclose(found[inner], along[inner] - depth, atol=0.12)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_no_ray_is_left_out(seed):
+    """All bodies at once, each against Embree with every ray there is.
+
+    They lie on all sides, above, below and around the sensor, and turned.
+    """
+    rng = np.random.default_rng(seed)
+    solids, poses = [], []
+    for _ in range(40):
+        x, y, z = (np.sort(pair) for pair in rng.uniform(-3, 3, (3, 2)))
+        solids.append(box(tuple(x), tuple(y), tuple(z), M.PAINT,
+                          taper=rng.uniform(0.2, 1),
+                          pitch=rng.uniform(-1, 1)))
+        poses.append([*rng.uniform(-12, 12, 2), rng.uniform(-6, 6),
+                      rng.uniform(-7, 7)])
+    bodies = [Body(triangulate([solid])) for solid in solids]
+    directions = ALL_AROUND.directions
+    met = 0
+    for body, (*center, yaw), (ray, distance, _) in zip(
+            bodies, poses, cast(ALL_AROUND, bodies, np.array(poses), 14.0)):
+        back = Quaternion(axis=[0, 0, 1], radians=-yaw).rotation_matrix
+        local = (directions @ back.T).astype(np.float32)
+        origin = np.float32(back @ -np.array(center))
+        found = body.scene.run(np.full_like(local, origin), local, 14.0,
+                               output=True)
+        every = np.flatnonzero(found['primID'] >= 0)
+        # A ray along an edge may go either way.
+        assert len(np.setxor1d(ray, every)) <= 3 + 0.001 * len(every)
+        both = np.intersect1d(ray, every)
+        there = np.zeros(len(directions))
+        there[ray] = distance
+        np.testing.assert_allclose(there[both], found['tfar'][both],
+                                   rtol=1e-3)
+        met += len(every)
+    assert met > 20_000
+
+
+def test_materials_and_range():
+    near = box((5, 6), 0.3, (-1, 1), M.PAINT)
+    far = box((50, 51), 9.0, (-2, 2), M.GLASS)
+    bodies = [Body(triangulate(solids)) for solids in ([near, far], [far])]
+    (_, distance, both), (_, _, alone) = cast(
+        GRID, bodies, np.zeros((2, 4)), 52.0)
+    assert set(both) == {M.PAINT, M.GLASS}
+    assert set(both[distance < 8]) == {M.PAINT}
+    assert set(alone) == {M.GLASS}
+    assert np.isinf(distances(far, max_range=49.0)).all()

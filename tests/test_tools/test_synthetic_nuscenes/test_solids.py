@@ -1,0 +1,75 @@
+"""Meshes against the volumes and extents of what they stand for."""
+import numpy as np
+import pytest
+import trimesh
+from synthetic_nuscenes.materials import Material as M
+from synthetic_nuscenes.solids import (
+    box,
+    ellipsoid,
+    frustum,
+    join,
+    rotate,
+    triangulate,
+)
+
+Z = (1.0, 4.0)
+CONE = (1 + 0.5 + 0.25) / 3  # volume of a body that tapers to half its width
+
+
+def as_trimesh(mesh):
+    return trimesh.Trimesh(mesh.vertices, mesh.faces)
+
+
+@pytest.mark.parametrize('solid, volume, error', [
+    (box((2, 6), 1.0, Z, M.PAINT), 4 * 2 * 3, 1e-9),
+    (box((2, 6), 1.0, Z, M.PAINT, taper=0.5), 4 * 2 * 3 * CONE, 1e-9),
+    (box((2, 6), 1.0, Z, M.PAINT, pitch=0.3), 4 * 2 * 3, 1e-9),
+    (frustum((2, 6), 1.0, Z, M.PAINT), np.pi * 2 * 1 * 3, 0.03),
+    (frustum((2, 6), 1.0, Z, M.PAINT, taper=0.5),
+     np.pi * 2 * 1 * 3 * CONE, 0.03),
+])
+def test_volume(solid, volume, error):
+    mesh = as_trimesh(triangulate([solid]))
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(volume, rel=error)
+    np.testing.assert_allclose(mesh.center_mass[:2], [4, 0], atol=0.2)
+
+
+def test_round_bodies_are_as_large_as_they_look():
+    """The mean width of a cylinder, and the mean silhouette of a ball.
+
+    By Cauchy, the latter is a quarter of a convex body's surface.
+    """
+    points = triangulate([frustum(1.0, 1.0, (-1, 1), M.PAINT)]).vertices
+    widths = [np.ptp(rotate(points[:, :2], angle)[:, 0])
+              for angle in np.linspace(0, 2 * np.pi, 500)]
+    assert np.mean(widths) == pytest.approx(2, rel=1e-3)
+    ball = as_trimesh(triangulate([ellipsoid((4, 6), 1.0, (2, 4), M.PAINT)]))
+    assert ball.is_watertight and ball.is_convex
+    assert ball.area / 4 == pytest.approx(np.pi, rel=2e-3)
+    np.testing.assert_allclose(ball.center_mass, [5, 0, 3], atol=1e-9)
+
+
+def test_positive_pitch_is_nose_down():
+    mesh = triangulate([box(2.0, 0.1, (-0.1, 0.1), M.PAINT, pitch=0.5)])
+    nose = mesh.vertices[mesh.vertices[:, 0] > 0].mean(0)
+    np.testing.assert_allclose(
+        nose, [2 * np.cos(0.5), 0, -2 * np.sin(0.5)], atol=1e-9)
+
+
+def test_pose_turns_then_moves():
+    solid = box((1, 3), (0, 1), (0, 1), M.PAINT)
+    mesh = triangulate([solid], (10, 20, 0.5, np.pi / 2))
+    np.testing.assert_allclose(mesh.vertices.min(0), [9, 21, 0.5])
+    np.testing.assert_allclose(mesh.vertices.max(0), [10, 23, 1.5])
+
+
+def test_join_keeps_triangles_and_materials():
+    parts = [box(1.0, 1.0, (0, 1), M.PAINT), box((5, 6), 1.0, (0, 1), M.GLASS)]
+    whole = join([triangulate([part]) for part in parts])
+    for mesh in (whole, triangulate(parts)):
+        low = mesh.vertices[mesh.faces].min((1, 2))
+        high = mesh.vertices[mesh.faces, 0].max(1)
+        assert (high[mesh.material == M.PAINT] < 1.1).all()
+        assert (high[mesh.material == M.GLASS] > 4.9).all()
+        assert len(low) == 24 and as_trimesh(mesh).volume == pytest.approx(6)
