@@ -371,7 +371,7 @@ def to(batch, device):
 @pytest.mark.parametrize('name', ['random', 'all empty', 'too many'])
 def test_targets_do_not_wait(monkeypatch, device, name):
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
     head = CenterHead(**config()).to(device)
     batch = to(BATCHES[name], device)
     with NoWaiting():
@@ -385,7 +385,7 @@ def test_targets_do_not_wait(monkeypatch, device, name):
 @pytest.mark.parametrize('hooked', [False, True])
 def test_losses_do_not_wait(monkeypatch, name, loss, hooked):
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
     head = CenterHead(**config(loss_cls=dict(type=loss)))
     if hooked:
         # A hook keeps the activation and the loss apart.
@@ -404,7 +404,7 @@ def test_losses_do_not_wait_for_cuda(monkeypatch):
     preds = head([x.cuda() for x in features()])
     head.loss_by_feat(preds, batch)
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_head.gaussian_heatmap', no_peaks)
+        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
     torch.cuda.set_sync_debug_mode('error')
     try:
         losses = head.loss_by_feat(preds, batch)
@@ -430,7 +430,7 @@ def test_boxes_on_another_device_than_their_labels():
         gt.labels_3d = gt.labels_3d.to('meta')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            'sigplug.models.dense_heads.center_head.gaussian_heatmap',
+            'sigplug.models.dense_heads.center_targets.gaussian_heatmap',
             no_peaks)
         targets = head.get_targets(batch)
     assert all(x.device.type == 'meta' for part in targets for x in part)
