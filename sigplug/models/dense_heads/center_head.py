@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sigplug.models.layers import ClipSigmoid
 from sigplug.ops._dtypes import upcast_half
 from sigplug.ops.clip_sigmoid import representable_bounds
+from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
 from .center_targets import center_targets
@@ -206,7 +207,7 @@ class CenterHead(_CenterHead):
         # whether any is positive, and so wait for a GPU.
         loss = self.loss_bbox(pred, target, reduction_override='none')
         return (loss * known * self._code_weights).sum() / (
-            mask.sum() + 1e-4)
+            mask.sum() + 1e-4 + AVG_FACTOR_EPS)
 
     def predict_by_feat(self, preds_dicts: tuple[list[dict]],
                         batch_input_metas: list[dict], *args: Any,
