@@ -33,7 +33,10 @@ class CenterHead(_CenterHead):
 
     - ``heatmap_act`` is applied to a copy: the logits in ``preds_dicts`` are
       not overwritten, so that ``loss`` and ``predict`` may share a forward.
-    - The losses are computed in float32 also under autocast.
+    - The losses are computed in float32 also under autocast. That of the
+      boxes is averaged over the objects whatever the ``reduction`` of
+      ``loss_bbox``, which is ``'none'`` by default: upstream then averages
+      over all values of ``max_objs`` boxes.
     - Targets are computed for the whole batch without a loop per box, and
       neither they nor the losses wait for a GPU (``gaussian_heatmap`` may),
       as far as ``loss_cls`` and ``loss_bbox`` do not.
@@ -65,7 +68,7 @@ class CenterHead(_CenterHead):
     Raises:
         TypeError: ``heatmap_act`` is no config.
         ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits,
-            the reduction of a loss is not ``'mean'``, or ``code_weights`` in
+            its reduction is not ``'mean'``, or ``code_weights`` in
             ``train_cfg`` does not fit ``common_heads``.
     """
 
@@ -74,7 +77,7 @@ class CenterHead(_CenterHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_reductions(self)
+        check_reductions(self, 'loss_cls')
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, 'ClipSigmoid')
         self.heatmap_observers: list[Callable[[int, Tensor, Tensor],

@@ -52,7 +52,8 @@ class CenterNetHead(_CenterNetHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_reductions(self)
+        check_reductions(
+            self, 'loss_center_heatmap', 'loss_wh', 'loss_offset')
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_center_heatmap, 'Sigmoid')
 
@@ -113,7 +114,7 @@ class CenterNetUpdateHead(_CenterNetUpdateHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_reductions(self)
+        check_reductions(self, 'loss_cls', 'loss_bbox')
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, 'ClipSigmoid')
 
@@ -221,7 +222,7 @@ class CornerHead(_CornerHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_reductions(self)
+        check_reductions(self, 'loss_heatmap', 'loss_offset')
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_heatmap, 'Sigmoid')
 
@@ -288,4 +289,5 @@ class CentripetalHead(_CentripetalHead, CornerHead):
                  heatmap_act: dict | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, heatmap_act=heatmap_act, **kwargs)
-        check_reductions(self)
+        check_reductions(
+            self, 'loss_guiding_shift', 'loss_centripetal_shift')

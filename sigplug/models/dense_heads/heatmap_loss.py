@@ -68,21 +68,22 @@ def count_peaks(target: Tensor) -> Tensor:
     return target.eq(1).sum().clamp(min=1)
 
 
-def check_reductions(head: nn.Module) -> None:
-    """Check that each loss of a head divides its sum by ``avg_factor``.
+def check_reductions(head: nn.Module, *names: str) -> None:
+    """Check that losses of a head divide their sum by ``avg_factor``.
 
     With ``reduction='none'`` mmdet's losses ignore ``avg_factor``, and
     mmengine averages the map that they return: another scale, unannounced.
 
     Args:
-        head (nn.Module): A head, whose losses are named ``loss...``.
+        head (nn.Module): The head.
+        *names (str): Names of its losses.
 
     Raises:
         ValueError: A loss has another reduction than ``'mean'``.
     """
-    for name, loss in head.named_children():
-        reduction = getattr(loss, 'reduction', 'mean')
-        if name.startswith('loss') and reduction != 'mean':
+    for name in names:
+        reduction = getattr(getattr(head, name), 'reduction', 'mean')
+        if reduction != 'mean':
             raise ValueError(
                 f"{name} of {type(head).__name__} must have reduction='mean', "
                 'which divides its sum by the number of objects, but has '

@@ -263,8 +263,8 @@ def test_refused_configs(name, kwargs, error, words):
 
 
 @pytest.mark.parametrize('name, loss', [
-    ('CenterHead', 'loss_bbox'), ('CenterNetHead', 'loss_wh'),
-    ('CornerHead', 'loss_offset'), ('CentripetalHead', 'loss_guiding_shift'),
+    ('CenterNetHead', 'loss_wh'), ('CornerHead', 'loss_offset'),
+    ('CentripetalHead', 'loss_guiding_shift'),
     ('CenterNetUpdateHead', 'loss_bbox')])
 def test_reduction_of_the_other_losses(name, loss):
     with pytest.raises(ValueError, match=f"{loss} of .*reduction='sum'"):

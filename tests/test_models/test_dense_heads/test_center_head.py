@@ -125,6 +125,16 @@ def test_losses_do_not_wait_for_cuda(monkeypatch):
         torch.cuda.set_sync_debug_mode('default')
 
 
+def test_reduction_of_the_box_loss_does_not_matter(heads):
+    """Upstream's default is 'none', which mmengine averages its own way."""
+    head = CenterHead(**config(loss_bbox=dict(
+        type='mmdet.L1Loss', reduction='none', loss_weight=0.25)))
+    head.load_state_dict(heads[0].state_dict())
+    x, batch = features(), BATCHES['random']
+    compare_losses(head.loss_by_feat(head(x), batch),
+                   heads[0].loss_by_feat(heads[0](x), batch))
+
+
 def test_observers_see_what_the_loss_sees(heads):
     head, seen = heads[1], []
     head.heatmap_observers.append(lambda *args: seen.append(args))

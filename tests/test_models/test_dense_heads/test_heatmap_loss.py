@@ -62,9 +62,8 @@ def test_peaks_are_cells_of_value_one():
 
 def test_reductions():
     head = nn.Module()
-    head.loss_cls, head.lossless = nn.MSELoss(), nn.Identity()
-    head.other = nn.MSELoss(reduction='sum')
-    check_reductions(head)
-    head.loss_bbox = nn.MSELoss(reduction='none')
+    head.loss_cls, head.loss_own = nn.MSELoss(), nn.Identity()
+    head.loss_none, head.loss_bbox = None, nn.MSELoss(reduction='none')
+    check_reductions(head, 'loss_cls', 'loss_own', 'loss_none')
     with pytest.raises(ValueError, match="loss_bbox of .*reduction='none'"):
-        check_reductions(head)
+        check_reductions(head, 'loss_cls', 'loss_bbox')
