@@ -139,18 +139,10 @@ class CenterHead(_CenterHead):
     def get_targets(
         self, batch_gt_instances_3d: list[InstanceData]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the targets, see :func:`.center_targets.center_targets`.
+        """Return heatmaps, boxes, indices of their cells and masks by task.
 
-        Args:
-            batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` (7 or 9
-                values) and ``labels_3d`` of each sample.
-
-        Returns:
-            tuple[list[Tensor]]: Heatmaps, boxes, indices of their cells and
-            masks of each task.
-
-        Raises:
-            ValueError: ``train_cfg`` lacks a value, or the boxes a velocity.
+        Those of mmdet3d; the boxes have 7 values without a velocity. See
+        ``center_targets``, which also names the errors.
         """
         return center_targets(
             batch_gt_instances_3d, self.train_cfg, self.num_classes,

@@ -58,15 +58,7 @@ class CenterNetHead(_CenterNetHead):
             heatmap_act, self.loss_center_heatmap, 'Sigmoid')
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict from the features of one level.
-
-        Args:
-            x (Tensor): Features, ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[Tensor, Tensor, Tensor]: Logits of the heatmap
-            ``(B, num_classes, H, W)``, sizes and offsets ``(B, 2, H, W)``.
-        """
+        """Return the heatmap of one level as logits, sizes and offsets."""
         return self.heatmap_head(x), self.wh_head(x), self.offset_head(x)
 
     def loss_by_feat(self, center_heatmap_preds: list[Tensor], *args: Any,
@@ -128,19 +120,7 @@ class CenterNetUpdateHead(_CenterNetUpdateHead):
     ) -> dict[str, Tensor]:
         """Compute the losses of the heatmaps and of the boxes.
 
-        Args:
-            cls_scores (list[Tensor]): Logits of each level,
-                ``(B, num_classes, H, W)``.
-            bbox_preds (list[Tensor]): Distances from each cell to the sides
-                of its box in strides, ``(B, 4, H, W)``.
-            batch_gt_instances (list[InstanceData]): ``bboxes`` and
-                ``labels`` of each image.
-            batch_img_metas (list[dict]): Ignored, as upstream does.
-            batch_gt_instances_ignore (list[InstanceData], optional):
-                Ignored, as upstream does.
-
-        Returns:
-            dict[str, Tensor]: ``loss_cls`` and ``loss_bbox``.
+        The arguments are mmdet's, with logits as ``cls_scores``.
         """
         logits, boxes = _to_rows(cls_scores), _to_rows(bbox_preds)
         assert boxes.isfinite().all(), 'bbox_preds are not finite'
@@ -232,17 +212,7 @@ class CornerHead(_CornerHead):
                             targets: dict) -> tuple[Tensor | None, ...]:
         """Compute the losses of one level.
 
-        Args:
-            tl_hmp (Tensor): Logits of the top-left corners,
-                ``(B, num_classes, H, W)``.
-            br_hmp (Tensor): Those of the bottom-right corners.
-            tl_emb (Tensor, optional): Embeddings of the top-left corners,
-                ``(B, corner_emb_channels, H, W)``.
-            br_emb (Tensor, optional): Those of the bottom-right corners.
-            tl_off (Tensor): Offsets of the top-left corners,
-                ``(B, 2, H, W)``.
-            br_off (Tensor): Those of the bottom-right corners.
-            targets (dict): The targets of ``get_targets``.
+        The arguments are mmdet's, with logits as ``tl_hmp`` and ``br_hmp``.
 
         Returns:
             tuple[Tensor | None, ...]: Losses of the heatmaps, of embeddings

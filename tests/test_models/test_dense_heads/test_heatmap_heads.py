@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from .test_against_stock import (
+from .stock_twins import (
     METAS,
     both,
     build,
