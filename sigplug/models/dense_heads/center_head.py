@@ -33,10 +33,10 @@ class CenterHead(_CenterHead):
 
     - ``heatmap_act`` is applied to a copy: the logits in ``preds_dicts`` are
       not overwritten, so that ``loss`` and ``predict`` may share a forward.
-    - The losses are computed in float32 also under autocast. That of the
-      boxes is averaged over the objects whatever the ``reduction`` of
-      ``loss_bbox``, which is ``'none'`` by default: upstream then averages
-      over all values of ``max_objs`` boxes.
+    - The losses are computed in float32 also under autocast. ``loss_bbox`` is
+      called with ``reduction_override='none'`` and averaged over the objects
+      here; with its default reduction of ``'none'`` upstream averages over
+      all values of ``max_objs`` boxes.
     - Targets are computed for the whole batch without a loop per box, and
       neither they nor the losses wait for a GPU (``gaussian_heatmap`` may),
       as far as ``loss_cls`` and ``loss_bbox`` do not.
@@ -127,7 +127,7 @@ class CenterHead(_CenterHead):
         """Initialise the head, with the prior score of each heatmap.
 
         Only the bias is set. The heads' own ``init_weights``, which upstream
-        never reaches, also draws their convolutions anew, from a
+        never reaches, also draws their convolutions again, from a
         distribution so wide that the first losses are 20 times larger.
         """
         super().init_weights()
