@@ -4,7 +4,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_tensor, check_weight, find_range
+from sigplug.ops._checks import check_weight
 from sigplug.ops.gaussian_focal_loss import (
     FocalOptions,
     check_reduction,
@@ -36,7 +36,7 @@ class GaussianFocalLossWithLogits(nn.Module):
         ValueError: An argument is out of its range.
     """
 
-    # Tells a head to pass its logits as they are.
+    # A head passes its logits as they are.
     from_logits = True
 
     def __init__(self,
@@ -67,7 +67,7 @@ class GaussianFocalLossWithLogits(nn.Module):
                 weight: Tensor | None = None,
                 avg_factor: float | Tensor | None = None,
                 reduction_override: str | None = None) -> Tensor:
-        """Loss of heatmap logits.
+        """Compute the loss of heatmap logits.
 
         The peaks are the cells of target 1 or, as in mmdet's
         ``CenterNetUpdateHead``, those at ``pos_inds``, of which one cell may
@@ -93,8 +93,8 @@ class GaussianFocalLossWithLogits(nn.Module):
 
         Raises:
             TypeError: An argument is of another type.
-            ValueError: ``pos_inds`` and ``pos_labels`` are not given together,
-                or with ``weight``, or an argument is out of its range.
+            ValueError: ``pos_inds`` comes without ``pos_labels`` or with
+                ``weight``, or an argument is out of its range.
         """
         if reduction_override is not None:
             check_reduction('reduction_override', reduction_override)
@@ -104,20 +104,14 @@ class GaussianFocalLossWithLogits(nn.Module):
             gamma=self.gamma, clip=self.clip, reduction=reduction,
             avg_factor=avg_factor)
         if pos_inds is None:
-            if pos_labels is not None:
-                raise ValueError('pos_labels needs pos_inds, the row of each '
-                                 'peak, but got None')
             return self.loss_weight * focal_loss(
                 pred, target, pos_weight=self.pos_weight,
                 neg_weight=self.neg_weight, weight=weight)
-        if pos_labels is None:
-            raise ValueError('pos_inds needs pos_labels, the class of each '
-                             'peak, but got None')
-        if weight is not None:
-            raise ValueError('weight does not go with pos_inds: set it to '
-                             'None, or mark the peaks by a target of 1')
+        if pos_labels is None or weight is not None or pred.dim() != 2:
+            raise ValueError(
+                'pos_inds needs pos_labels, no weight, and pred of the shape '
+                f'(N, num_classes), which is {tuple(pred.shape)}')
         cells = pos_inds, pos_labels
-        _check_cells(*cells, pred)
         peaks = pred[cells]
         pos = focal_loss(peaks, torch.ones_like(peaks),
                          pos_weight=self.pos_weight, neg_weight=0.0)
@@ -126,21 +120,3 @@ class GaussianFocalLossWithLogits(nn.Module):
         return self.loss_weight * (
             neg.index_put(cells, pos, accumulate=True)
             if reduction == 'none' else pos + neg)
-
-
-def _check_cells(pos_inds: Tensor, pos_labels: Tensor, pred: Tensor) -> None:
-    check_tensor('pred', pred)
-    if pred.dim() != 2:
-        raise ValueError('pos_inds needs pred of the shape (N, num_classes), '
-                         f'but got {tuple(pred.shape)}')
-    for name, value, size in zip(('pos_inds', 'pos_labels'),
-                                 (pos_inds, pos_labels), pred.shape):
-        check_tensor(name, value)
-        if value.dtype != torch.int64 or value.shape != pos_inds.shape[:1]:
-            raise ValueError(
-                f'{name} must be int64 of the shape (M, ), but is '
-                f'{value.dtype} of the shape {tuple(value.shape)}')
-        values = find_range(value)
-        if values and not 0 <= values[0] <= values[1] < size:
-            raise ValueError(f'{name} must lie in [0, {size}), but has values '
-                             f'from {values[0]} to {values[1]}')

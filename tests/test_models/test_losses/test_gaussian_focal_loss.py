@@ -6,6 +6,7 @@ import torch
 from mmdet.models.losses import GaussianFocalLoss
 
 from sigplug.models import GaussianFocalLossWithLogits
+from sigplug.ops import gaussian_focal_loss_with_logits
 
 ROWS, CLASSES = 40, 5
 WEIGHTS = dict(pos_weight=0.25, neg_weight=0.75, loss_weight=2.0)
@@ -97,15 +98,40 @@ def test_no_peak_at_all():
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(pos_labels=None), ('pos_inds', 'pos_labels', 'None')),
-    (dict(weight=torch.ones(ROWS, CLASSES)), ('weight', 'pos_inds')),
-    (dict(reduction_override='sum', avg_factor=2.0), ('avg_factor', 'sum')),
-])
-def test_bad_arguments(kwargs, words):
+@pytest.mark.parametrize('clip', [None, 0.02])
+@pytest.mark.parametrize('override', [None, 'sum'])
+def test_loss_of_heatmaps_is_that_of_the_operation(clip, override):
+    """For the peaks of a heatmap, with every option handed on."""
+    logits, target = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    target[0, 0, 0, 0] = 1
+    options = dict(alpha=1.5, gamma=3.0, pos_weight=0.25, neg_weight=0.75,
+                   clip=clip)
+    loss = GaussianFocalLossWithLogits(
+        reduction='none', loss_weight=2.0, **options)
+    got = loss(logits, target, weight=target, reduction_override=override)
+    expected = 2 * gaussian_focal_loss_with_logits(
+        logits, target, weight=target, reduction=override or 'none',
+        **options)
+    assert got.equal(expected)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(pos_labels=None), dict(weight=torch.ones(ROWS, CLASSES)),
+    dict(pred=torch.zeros(2, 3, 4, 4))])
+def test_peaks_by_index_need_rows(kwargs):
     logits, target, rows, labels = case()
-    arguments = dict(dict(pos_inds=rows, pos_labels=labels), **kwargs)
-    with pytest.raises(ValueError) as info:
-        GaussianFocalLossWithLogits()(logits, target, **arguments)
-    for word in words:
-        assert word in str(info.value)
+    arguments = dict(pred=logits, target=target, pos_inds=rows,
+                     pos_labels=labels)
+    with pytest.raises(ValueError, match='pos_inds .*pos_labels.*weight'):
+        GaussianFocalLossWithLogits()(**dict(arguments, **kwargs))
+
+
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(pos_weight=-1), ValueError, 'pos_weight.*at least 0.*-1'),
+    (dict(alpha='2'), TypeError, "alpha.*number.*'2'"),
+    (dict(loss_weight=float('nan')), ValueError, 'loss_weight.*finite.*nan'),
+    (dict(clip=0.5), ValueError, 'clip.*0 and 0.5.*0.5'),
+    (dict(reduction='avg'), ValueError, "reduction.*'avg'")])
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        GaussianFocalLossWithLogits(**kwargs)

@@ -1,0 +1,90 @@
+"""The heatmap loss of every head: an activation and a loss by config."""
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigplug.ops._dtypes import upcast_half
+from sigplug.registry import MODELS, check_config
+
+
+def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
+                      default: str) -> nn.Module:
+    """Build the activation in front of a heatmap loss.
+
+    Args:
+        heatmap_act (dict, optional): Config of the activation, None for the
+            default.
+        loss (nn.Module, optional): The loss; one that takes logits has an
+            attribute ``from_logits`` that is true.
+        default (str): Type of the activation for a loss of probabilities.
+
+    Returns:
+        nn.Module: The activation, which leaves its input as it is; the
+        identity where ``loss`` takes logits.
+
+    Raises:
+        TypeError: ``heatmap_act`` is no config.
+        ValueError: ``heatmap_act`` is given and ``loss`` takes logits.
+    """
+    if getattr(loss, 'from_logits', False):
+        if heatmap_act is not None:
+            raise ValueError(
+                f'heatmap_act={heatmap_act} has no effect in front of '
+                f'{type(loss).__name__}, which takes logits: set it to None, '
+                'or choose a loss that takes probabilities')
+        return nn.Identity()
+    if heatmap_act is None:
+        heatmap_act = dict(type=default)
+    check_config('heatmap_act', heatmap_act)
+    act = MODELS.build(heatmap_act)
+    # The logits are still needed after the loss.
+    if getattr(act, 'inplace', False):
+        act.inplace = False
+    return act
+
+
+def heatmap_loss(act: nn.Module, loss: nn.Module, logits: Tensor,
+                 target: Tensor, **kwargs: Any) -> Tensor:
+    """Compute the loss of a heatmap, at least in float32.
+
+    Half-precision dtypes hold no probability close to 1, nor do they sum
+    thousands of cells well.
+
+    Args:
+        act (nn.Module): That of :func:`build_heatmap_act`.
+        loss (nn.Module): Loss of what ``act`` returns.
+        logits (Tensor): Logits of any shape; left as they are.
+        target (Tensor): The target, of the same shape.
+        **kwargs: Further arguments of ``loss``, such as ``avg_factor``.
+
+    Returns:
+        Tensor: The loss.
+    """
+    return loss(act(upcast_half(logits)), target, **kwargs)
+
+
+def count_peaks(target: Tensor) -> Tensor:
+    """Return the number of cells of value 1, at least 1, without a wait."""
+    return target.eq(1).sum().clamp(min=1)
+
+
+def check_reductions(head: nn.Module, *names: str) -> None:
+    """Check that losses of a head divide their sum by ``avg_factor``.
+
+    With ``reduction='none'`` mmdet's losses ignore ``avg_factor``, and
+    mmengine averages the map that they return: another scale, unannounced.
+
+    Args:
+        head (nn.Module): The head.
+        *names (str): Names of its losses.
+
+    Raises:
+        ValueError: A loss has another reduction than ``'mean'``.
+    """
+    for name in names:
+        reduction = getattr(getattr(head, name), 'reduction', 'mean')
+        if reduction != 'mean':
+            raise ValueError(
+                f"{name} of {type(head).__name__} must have reduction='mean', "
+                'which divides its sum by the number of objects, but has '
+                f'reduction={reduction!r}')

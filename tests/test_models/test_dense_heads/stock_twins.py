@@ -1,0 +1,188 @@
+"""All heads, their stock twins, and what both compute."""
+import copy
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
+
+NUM_CLASSES, CHANNELS, SIZE = 3, 8, 128
+NMS = dict(type='nms', iou_threshold=0.5)
+METAS = [dict(batch_input_shape=(SIZE, SIZE), img_shape=(SIZE, SIZE),
+              border=[0, SIZE, 0, SIZE], scale_factor=(0.5, 2.0),
+              box_type_3d=LiDARInstance3DBoxes)] * 2
+
+
+class Case(NamedTuple):
+    """A head, and what the tests have to know of it."""
+
+    cfg: dict
+    loss: str  # the name of its heatmap loss
+    # Of the feature maps, all of the same stride for CornerHead.
+    sizes: list[int]
+    test_cfg: dict
+    act: str = 'Sigmoid'
+    scope: str = 'mmdet'
+    num_heatmaps: int = 1  # how many of its outputs are heatmaps
+    positional: tuple = ()
+    # What is not given by position.
+    others: dict = {}
+
+
+CORNER_TEST = dict(
+    corner_topk=100, local_maximum_kernel=3, distance_threshold=50.0,
+    score_thr=0.01, max_per_img=30, nms=NMS)
+LIMITS = [-18.0, -18.0, -10.0, 18.0, 18.0, 10.0]
+TASKS = [dict(num_class=1, class_names=['car']),
+         dict(num_class=2, class_names=['truck', 'bus'])]
+CODER = dict(
+    type='CenterPointBBoxCoder', pc_range=[-16.0, -16.0],
+    post_center_range=LIMITS, max_num=60, score_threshold=0.1,
+    out_size_factor=4, voxel_size=[0.25, 0.25], code_size=9)
+CENTER = dict(
+    common_heads=dict(
+        reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+    share_conv_channel=CHANNELS,
+    separate_head=dict(
+        type='SeparateHead', init_bias=-2.19, final_kernel=3,
+        head_conv=CHANNELS),
+    loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
+    train_cfg=dict(
+        grid_size=[128, 128, 40], voxel_size=[0.25, 0.25, 0.2],
+        out_size_factor=4, dense_reg=1, gaussian_overlap=0.1, max_objs=12,
+        min_radius=2, point_cloud_range=[-16.0, -16.0, -5.0, 16.0, 16.0, 3.0],
+        code_weights=[1.0] * 8 + [0.2] * 2))
+CASES = dict(
+    CenterHead=Case(
+        dict(CENTER, in_channels=CHANNELS, tasks=TASKS, bbox_coder=CODER),
+        'loss_cls', [32],
+        dict(post_center_limit_range=LIMITS, max_per_img=60,
+             max_pool_nms=False, min_radius=[4, 12], score_threshold=0.1,
+             out_size_factor=4, voxel_size=[0.25, 0.25], nms_type='rotate',
+             pre_max_size=50, post_max_size=30, nms_thr=0.2),
+        'ClipSigmoid', 'mmdet3d',
+        positional=(CHANNELS, TASKS, CODER, CENTER['common_heads']),
+        others={key: CENTER[key] for key in (
+            'share_conv_channel', 'separate_head', 'loss_bbox')}),
+    CenterNetHead=Case(
+        dict(in_channels=CHANNELS, feat_channels=CHANNELS,
+             num_classes=NUM_CLASSES), 'loss_center_heatmap', [32],
+        dict(topk=30, local_maximum_kernel=3, max_per_img=30, nms=NMS),
+        positional=(CHANNELS, 4, NUM_CLASSES,
+                    dict(type='GaussianFocalLoss', loss_weight=3.0))),
+    CornerHead=Case(
+        dict(num_classes=NUM_CLASSES, in_channels=CHANNELS), 'loss_heatmap',
+        [16, 16], CORNER_TEST, num_heatmaps=2,
+        positional=(NUM_CLASSES, CHANNELS, 1, 2)),
+    CentripetalHead=Case(
+        dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
+             corner_emb_channels=0), 'loss_heatmap', [16, 16], CORNER_TEST,
+        num_heatmaps=2, positional=(NUM_CLASSES, CHANNELS, 1, 0)),
+    CenterNetUpdateHead=Case(
+        dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
+             feat_channels=CHANNELS, stacked_convs=1,
+             strides=[8, 16, 32, 64, 128],
+             norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
+        'loss_cls', [16, 8, 4, 2, 1],
+        dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=NMS,
+             max_per_img=30), 'ClipSigmoid',
+        positional=(NUM_CLASSES, 32, ((0, 80), (64, 1e9)), 2),
+        others=dict(strides=[8, 16])))
+
+every_head = pytest.mark.parametrize('name', CASES)
+focal = dict(type='mmdet.GaussianFocalLoss')
+of_logits = dict(type='GaussianFocalLossWithLogits')
+
+
+def build(name, prefix='sigplug.', loss=None, **kwargs):
+    case = CASES[name]
+    cfg = dict(copy.deepcopy(case.cfg), **kwargs)
+    cfg['test_cfg'] = ConfigDict(case.test_cfg)
+    if loss:
+        cfg[case.loss] = loss
+    with DefaultScope.overwrite_default_scope(case.scope):
+        return MODELS.build(dict(type=f'{prefix}{name}', **cfg))
+
+
+def stock_of(name):
+    return f'{CASES[name].scope}.'
+
+
+def both(name, stock_loss=None, dtype=torch.float32, scale=2, **kwargs):
+    """The stock head and ours, with the same weights."""
+    stock = build(name, stock_of(name), stock_loss)
+    ours = build(name, **kwargs)
+    # Scores all over (0, 1).
+    with torch.no_grad():
+        for param in stock.parameters():
+            if param.dim() > 1:
+                param.mul_(scale)
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    return stock.to(dtype), ours.to(dtype)
+
+
+def features(name, dtype=torch.float32):
+    return tuple(torch.randn(2, CHANNELS, size, size, dtype=dtype)
+                 for size in CASES[name].sizes)
+
+
+def instances(name, *counts, dtype=torch.float32):
+    """Boxes inside of the image, or of the range of the points."""
+    batch = []
+    for count in counts:
+        corner = torch.rand(count, 2, dtype=dtype) * 70
+        size = torch.rand(count, 2, dtype=dtype) * 45 + 8
+        labels = torch.randint(NUM_CLASSES, (count, ))
+        if name == 'CenterHead':
+            boxes = torch.cat((corner / 3 - 12, torch.randn(count, 1),
+                               size / 10, torch.rand(count, 4)), dim=1)
+            batch.append(InstanceData(
+                bboxes_3d=LiDARInstance3DBoxes(boxes.float(), box_dim=9),
+                labels_3d=labels))
+        else:
+            batch.append(InstanceData(
+                bboxes=torch.cat((corner, corner + size), dim=1),
+                labels=labels))
+    return batch
+
+
+def compute_losses(name, head, outs, batch) -> dict[str, torch.Tensor]:
+    """Return each loss of each level."""
+    losses = (head.loss_by_feat(outs, batch) if name == 'CenterHead' else
+              head.loss_by_feat(*outs, batch, METAS[:len(batch)]))
+    return {f'{key}.{i}': loss for key, value in losses.items()
+            for i, loss in enumerate(
+                [value] if isinstance(value, torch.Tensor) else value)}
+
+
+def change_heatmaps(name, outs, change):
+    """Return the outputs, with all of the heatmaps changed."""
+    if name == 'CenterHead':
+        return tuple([dict(pred, heatmap=change(pred['heatmap']))]
+                     for pred, in outs)
+    return tuple([change(x) for x in out]
+                 if i < CASES[name].num_heatmaps else out
+                 for i, out in enumerate(outs))
+
+
+def heatmaps_of(name, outs):
+    found = []
+    change_heatmaps(name, outs, found.append)
+    return found
+
+
+def cut(name, outs, change=lambda x: x):
+    """Return the outputs with heatmaps that collect a gradient."""
+    return change_heatmaps(
+        name, outs, lambda x: change(x.detach().clone()).requires_grad_())
+
+
+def flatten(outs) -> list[torch.Tensor]:
+    if isinstance(outs, torch.Tensor):
+        return [outs]
+    values = outs.values() if isinstance(outs, dict) else outs
+    return [x for value in values if value is not None
+            for x in flatten(value)]

@@ -1,0 +1,149 @@
+"""Targets of a batch against mmdet3d's loop over boxes."""
+import copy
+import math
+
+import pytest
+import torch
+
+from sigplug.models.dense_heads import CenterHead
+
+from .center_heads import (
+    BATCHES,
+    CLASSES,
+    NoWaiting,
+    both,
+    box,
+    config,
+    instances,
+    no_peaks,
+    random_instances,
+    to,
+)
+
+
+@pytest.fixture(scope='module')
+def heads():
+    return both()
+
+
+def compare_targets(stock, ours, batch):
+    actual = ours.get_targets(copy.deepcopy(batch))
+    expected = stock.get_targets(copy.deepcopy(batch))
+    for task in range(len(CLASSES)):
+        heatmap, target, index, mask = (part[task] for part in actual)
+        other, other_target, other_index, other_mask = (
+            part[task] for part in expected)
+        torch.testing.assert_close(heatmap, other, rtol=0, atol=1e-6)
+        assert heatmap.eq(1).equal(other.eq(1))
+        assert index.dtype == other_index.dtype and index.equal(other_index)
+        assert mask.dtype == other_mask.dtype and mask.equal(other_mask)
+        # Nothing is added to an offset: one other bit of a quotient shows.
+        assert target[..., :3].equal(other_target[..., :3])
+        torch.testing.assert_close(
+            target, other_target, rtol=1e-6, atol=1e-6)
+    return actual
+
+
+@pytest.mark.parametrize('name', BATCHES)
+def test_targets_equal_the_stock_loops(heads, name):
+    _, _, _, masks = compare_targets(*heads, BATCHES[name])
+    drawn = sum(mask.sum() for mask in masks).item()
+    if name in ('all empty', 'outside'):
+        assert drawn == 0
+    else:
+        assert drawn > 0
+
+
+@pytest.mark.parametrize('cfg', [
+    dict(norm_bbox=False),
+    dict(train=dict(dense_reg=2, max_objs=3)),
+    dict(train=dict(gaussian_overlap=0.7, min_radius=0)),
+    dict(train=dict(gaussian_overlap=0.5, min_radius=5)),
+    # Numbers that are none of float32, and other ones along y.
+    dict(train=dict(
+        voxel_size=[0.075, 0.3, 0.2], out_size_factor=3, grid_size=[426, 80],
+        point_cloud_range=[-16.1, -12.7, -5., 15.85, 11.3, 3.])),
+])
+def test_targets_under_other_settings(cfg):
+    kwargs = {k: v for k, v in cfg.items() if k != 'train'}
+    stock, ours = both(**kwargs)
+    for head in (stock, ours):
+        head.train_cfg.update(cfg.get('train', {}))
+    compare_targets(stock, ours, BATCHES['random'])
+
+
+@pytest.mark.parametrize('name', BATCHES)
+def test_targets_of_seven_values(heads, name):
+    """Those of nine values, without the velocity."""
+    head = CenterHead(**config(velocity=False))
+    batch = [instances(gt.bboxes_3d.tensor[:, :7], gt.labels_3d)
+             for gt in BATCHES[name]]
+    actual, expected = (head.get_targets(batch),
+                        heads[1].get_targets(BATCHES[name]))
+    for task in range(len(CLASSES)):
+        assert actual[1][task].equal(expected[1][task][..., :8])
+        for part in (0, 2, 3):
+            assert actual[part][task].equal(expected[part][task])
+
+
+def test_enormous_boxes_are_flat():
+    """Their radii exceed what an int32 holds."""
+    boxes = [box(1, 1, 1e12, 1e12), box(1, 1, math.inf, 5), box(1, 1)]
+    heatmaps, _, _, masks = CenterHead(**config()).get_targets(
+        [instances(boxes, [0, 3, 8])])
+    assert heatmaps[0].min() > 0.99
+    assert [mask.sum().item() for mask in masks] == [1, 0, 1, 0, 0, 1]
+
+
+def test_targets_leave_the_ground_truth_alone(heads):
+    batch = copy.deepcopy(BATCHES['random'])
+    heads[1].get_targets(batch)
+    for gt, before in zip(batch, BATCHES['random']):
+        assert gt.bboxes_3d.tensor.equal(before.bboxes_3d.tensor)
+        assert gt.labels_3d.equal(before.labels_3d)
+
+
+def test_boxes_without_velocity_into_a_head_with_velocity(heads):
+    with pytest.raises(ValueError) as info:
+        heads[1].get_targets([random_instances(3, size=7)])
+    for word in ('9', '7', 'vel', 'common_heads'):
+        assert word in str(info.value)
+
+
+# --- nothing waits for a GPU ----------------------------------------------
+
+
+@pytest.mark.parametrize('waits', [
+    lambda x: x[x > 1], lambda x: x.new_tensor([1, 2]),
+    lambda x: torch.tensor(3), lambda x: x.max().item(),
+    lambda x: x.to('meta'), lambda x: (x > 1).any() or 1,
+    lambda x: x.long().repeat_interleave(x.long()),
+    lambda x: x.masked_select(x > 1), lambda x: (x > 1).nonzero(),
+    lambda x: x.index_put_((x > 1, ), x.sum()), lambda x: x.unique(),
+])
+def test_what_waits_is_seen(waits):
+    with NoWaiting(), pytest.raises(AssertionError):
+        waits(torch.arange(4.0))
+
+
+# On the meta device there are no values to read, and a constant that stayed
+# on the CPU does not fit.
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+@pytest.mark.parametrize('name', ['random', 'all empty', 'too many'])
+def test_targets_do_not_wait(monkeypatch, device, name):
+    monkeypatch.setattr(
+        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
+    head = CenterHead(**config()).to(device)
+    batch = to(BATCHES[name], device)
+    with NoWaiting():
+        targets = head.get_targets(batch)
+    assert all(x.device.type == device for part in targets for x in part)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', BATCHES)
+def test_targets_equal_the_stock_loops_on_cuda(name):
+    stock, ours = (head.cuda() for head in both())
+    if name == 'outside':
+        pytest.skip('a NaN of the stock loop is cell 0 there')
+    compare_targets(stock, ours, to(BATCHES[name], 'cuda'))
