@@ -23,6 +23,7 @@ from typing import Any
 
 from comparison import compare, flatten, format_tables
 from mmengine.config import Config
+from plots.ablation import draw_ablation
 from tqdm import tqdm
 
 from sigplug.datasets import DIFFICULTIES
@@ -36,7 +37,7 @@ from sigplug.engine.results import (
     write_text,
 )
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
-from sigplug.visualization import draw_ablation, save_png
+from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
 
