@@ -359,30 +359,23 @@ def report_pool_errors(values: int) -> str:
 
 
 def report_dead_channels() -> str:
-    """Show from which trained p on a dead channel breaks its gradient."""
+    """Show from which trained p on an all-zero map breaks its gradient."""
     rows = []
+    powers = np.arange(1.0, 100.25, 0.25)
     for name, dtype in DTYPES.items():
         row = [name]
+        x = torch.zeros(1, 1, *MAP, dtype=dtype)
         for pool in (stock_forms.gem, gem_pool):
-            powers = np.arange(1.0, 100.25, 0.25)
-            slopes = [dead_slope(pool, dtype, p) for p in powers]
-            broken = ~np.isfinite(slopes)
-            row += [sig(dead_slope(pool, dtype, 3.0), 4)]
-            row += ([f'{powers[broken][0]:g}, then '
-                     f'{sig(np.array(slopes)[broken][0], 4)}']
-                    if broken.any() else ['none up to 100'])
+            slopes = [with_gradient(partial(pool, x), torch.tensor(
+                [p], dtype=dtype))[1].item() for p in powers]
+            broken = [f'{p:g}, then {sig(slope, 4)}' for p, slope in zip(
+                powers, slopes) if not np.isfinite(slope)]
+            row += [sig(slopes[powers.tolist().index(3.0)], 4),
+                    broken[0] if broken else 'none up to 100']
         rows.append(row)
     return markdown(('dtype', 'textbook: `dy/dp` at `p` = 3',
                      'breaks from `p`', 'ours: `dy/dp` at `p` = 3',
                      'breaks from `p`'), rows)
-
-
-def dead_slope(pool: Callable[..., Tensor], dtype: torch.dtype,
-               p: float) -> float:
-    """Return ``dy/dp`` of an all-zero map."""
-    x = torch.zeros(1, 1, *MAP, dtype=dtype)
-    power = torch.tensor([p], dtype=dtype)
-    return with_gradient(partial(pool, x), power)[1].item()
 
 
 def write_page(values: int, page: Path = PAGE) -> Path:
