@@ -1,6 +1,7 @@
 """Time several forms of one computation in turn, on the CPU or a GPU."""
 import gc
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_flatten
 
+# The profiler of torch reports each start on stderr.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 # A repetition of a fast form consists of several calls, so that it is not the
 # resolution of the clock that is measured.
 MIN_SECONDS, MAX_CALLS = 0.01, 1000
