@@ -24,7 +24,6 @@ from mmengine.config import Config
 from plots.ablation import draw_ablation
 from tqdm import tqdm
 
-from sigplug.datasets import DIFFICULTIES
 from sigplug.engine import preflight, process
 from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.lock import lock_folder
@@ -64,7 +63,7 @@ def parse_args() -> argparse.Namespace:
         help='folder of the synthetic data set, generated if it is not there '
         '(default: %(default)s)')
     parser.add_argument(
-        '--difficulty', choices=DIFFICULTIES, default='hard',
+        '--difficulty', choices=('standard', 'hard'), default='hard',
         help='of the data set (default: %(default)s)')
     parser.add_argument(
         '--samples-per-scene', type=int, metavar='N',
