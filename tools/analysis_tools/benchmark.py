@@ -56,6 +56,9 @@ def parse_args() -> argparse.Namespace:
         help='also rewrite docs/performance.md from the results in --out-dir')
     args = parser.parse_args()
     args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
+    if args.out_dir.is_file():
+        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
+                     'file')
     if min(args.threads, args.repeat) < 1:
         parser.error('--threads and --repeat must be at least 1')
     try:

@@ -33,6 +33,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.what == 'training' and args.out.suffix.lower() != '.png':
         parser.error(f'--out must end in .png, got {str(args.out)!r}')
+    if args.what == 'curves' and args.out_dir.is_file():
+        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
+                     'file')
     return args
 
 

@@ -170,9 +170,8 @@ class Setup:
     """
 
     def __init__(self):
-        self.state = {}
-        if STATE_FILE.is_file():
-            self.state = json.loads(STATE_FILE.read_text())
+        self.state = (json.loads(STATE_FILE.read_text())
+                      if STATE_FILE.is_file() else {})
         before = self.state.get('wanted', {})
         paths = sorted(p for glob in INPUTS for p in ROOT.glob(glob))
         # Without the variable, operators stay what they are.
@@ -288,4 +287,7 @@ def main():
 
 
 if __name__ == '__main__':
+    if len(sys.argv) > 1:
+        sys.exit('env: takes no arguments but environment variables, see the '
+                 'top of this file')
     sys.exit(main())

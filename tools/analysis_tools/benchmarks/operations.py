@@ -36,13 +36,7 @@ PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
 
 @dataclass(frozen=True)
 class Case:
-    """A case of the benchmark.
-
-    Args:
-        name (str): The title of its table.
-        build (Callable): Makes the forms and inputs, given the device.
-        quick (bool): Whether ``--quick`` takes it.
-    """
+    """A case: its title, and what makes forms and inputs on a device."""
 
     name: str
     build: Callable[[torch.device], Work]
@@ -51,11 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Headline:
-    """A ratio that is meant to be reached.
-
-    ``at_least`` times as fast as ``against``, or ``at_most`` as many times
-    its cost.
-    """
+    """A ratio of speed (``at_least``) or of cost (``at_most``) as a goal."""
 
     case: str
     against: str
