@@ -7,7 +7,7 @@
 # COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an
 # environment of their own.
 
-.PHONY: help env quickstart test fuzz soak bench lint docs clean
+.PHONY: help env quickstart test test-all fuzz soak bench lint docs clean
 
 export COLUMN
 JOBS ?= 2
@@ -23,7 +23,7 @@ endif
 unexport PYTHONPATH PYTHONHOME
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 	@command -v $(PYTHON) >/dev/null || { echo 'env: no $(PYTHON): install' \
@@ -33,12 +33,14 @@ env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint
 	$(VENV)/bin/python tools/quickstart.py $(ARGS)
 
-# A part of the tests covers a part of the package only, as do old versions,
-# with which some are skipped.
-test: env  ## run the tests, all of them with the coverage of sigplug/
-	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) \
-	--dist loadfile --cov --cov-report=term-missing \
-	--cov-fail-under=$(if $(COLUMN),0,90))
+test: env  ## run the tests that are quick, in a few minutes
+	$(VENV)/bin/python -m pytest $(or $(ARGS),-n $(JOBS) --dist loadfile)
+
+# With old versions some tests are skipped, and what they cover.
+test-all: env  ## run all tests, with the coverage of sigplug/
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not soak' \
+	--cov --cov-report=term-missing \
+	--cov-fail-under=$(if $(COLUMN),0,90) $(ARGS)
 
 fuzz: export EXAMPLES ?= $(if $(SECONDS),100,1000)
 fuzz: env  ## try random arguments, once or for SECONDS=... over and over
@@ -53,8 +55,7 @@ soak: env  ## faults at random moments, then SECONDS=3600 over damaged data
 	$(ARGS)
 
 bench: env  ## time the operations and a training against the stock forms
-	$(VENV)/bin/python tools/analysis_tools/benchmark_ops.py $(ARGS)
-	$(VENV)/bin/python tools/analysis_tools/benchmark_train.py $(ARGS)
+	$(VENV)/bin/python tools/analysis_tools/benchmark.py $(ARGS)
 
 lint: env  ## check style, types and docstrings
 	$(VENV)/bin/python -m ruff check $(ARGS)

@@ -33,6 +33,8 @@ each_page = pytest.mark.parametrize(
     'page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 # Programs that are not ours, by their first word or that after the variables.
 OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'git'}
+# Tools with sub-commands, each with options of its own.
+WITH_COMMANDS = {'plot.py', 'report.py'}
 
 
 def blocks(page, language):
@@ -211,11 +213,11 @@ def test_changed_config_loads(name, tmp_path):
 
 
 @cache
-def help_of(tool):
+def help_of(tool, *command):
     """What a tool of ``tools/`` says about its options."""
     text, path = io.StringIO(), str(ROOT / 'tools' / tool)
     before = sys.argv, sys.path[:]
-    sys.argv = [path, '--help']
+    sys.argv = [path, *command, '--help']
     sys.path.insert(0, os.path.dirname(path))
     try:
         with redirect_stdout(text), redirect_stderr(text):
@@ -262,7 +264,8 @@ def check_command(words):
             assert (ROOT / words[1]).is_file() and not words[2:], words
             return
         tool = Path(words[1]).relative_to('tools')
-        check_options(words[2:], help_of(tool))
+        command = words[2:3] if tool.name in WITH_COMMANDS else []
+        check_options(words[2:], help_of(tool, *command))
     else:
         path = ROOT / words[0]
         assert path.is_relative_to(ROOT / 'tools'), words

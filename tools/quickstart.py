@@ -120,7 +120,7 @@ def main() -> None:
         'pictures', TOOLS / 'analysis_tools/visualize_bev.py', config,
         checkpoint, '--out-dir', bev_dir, '--num', 4)
     stages['curve'] = run_stage(
-        'curve', TOOLS / 'analysis_tools/plot_training.py', work_dir,
+        'curve', TOOLS / 'analysis_tools/plot.py', 'training', work_dir,
         '--out', curve)
 
     summary = dict(

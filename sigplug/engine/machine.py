@@ -13,12 +13,9 @@ PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe the processor.
+    """Return the model ``cpu``, the usable ``cores`` and the ``system``.
 
-    Returns:
-        dict[str, Any]: Its model ``cpu``, the ``cores`` that this process may
-        use, and the operating ``system`` with the version of its kernel; not
-        the name of the machine.
+    Neither the name of the machine nor that of a build is among them.
     """
     model = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
@@ -28,24 +25,15 @@ def describe_machine() -> dict[str, Any]:
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    # What follows names a build.
     release = re.match(r'[\d.]*', platform.release())
     system = f'{platform.system()} {release[0] if release else ""}'
     return dict(cpu=model, cores=cores, system=system.strip())
 
 
-def list_versions(*more: str) -> dict[str, str]:
-    """The versions of what results depend on.
-
-    Args:
-        *more (str): Names of further packages, looked up after those of the
-            stack.
-
-    Returns:
-        dict[str, str]: A version for each package that is installed.
-    """
+def list_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed stack."""
     found = dict(python=platform.python_version(), sigplug=__version__)
-    for name in (*PACKAGES, *more):
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -224,6 +224,7 @@ def test_centernet(tool, run_here, tmp_path):
     assert json.loads(about['mean']) == [123.675, 116.28, 103.53]
 
 
+@pytest.mark.slow
 def test_levels_of_centernet_update(tool, run_here, tmp_path):
     model = make(tmp_path, PYRAMID)
     code, printed = run_here(

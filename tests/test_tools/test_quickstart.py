@@ -63,9 +63,9 @@ def test_wrong_arguments(tmp_path, run_tool, args, words):
 
 @pytest.mark.parametrize('tool, args, words, code', [
     ('misc/setup_env.py', ['--hlep'], 'no arguments', 1),
-    ('analysis_tools/plot_curves.py', ['--out-dir', 'taken'],
+    ('analysis_tools/plot.py', ['curves', '--out-dir', 'taken'],
      '--out-dir taken must be a folder', 2),
-    ('analysis_tools/benchmark_ops.py', ['--out-dir', 'taken'],
+    ('analysis_tools/benchmark.py', ['--out-dir', 'taken'],
      '--out-dir taken must be a folder', 2),
     ('train.py', ['part.py'], "'part.py' has no model", 2),
     ('train.py', ['.'], "The config '.' is a folder", 2),

@@ -1,11 +1,9 @@
 r"""Train several configs with several seeds, and compare their results.
 
-The first config is the one that the others are compared with. The same
-command goes on after an interruption: runs that are done stay, and one that
-was stopped continues from its last checkpoint. That one is marked in
-results.json, because its augmentation is not quite that of an uninterrupted
-run. A result holds for its config and data set, whatever the version of the
-code: that stands beside it.
+The others are compared with the first config. The same command goes on after
+an interruption: finished runs stay, and one that was stopped continues from
+its last checkpoint, which is marked in results.json. A result is for one
+config and data set; the versions of the code stand beside it.
 
 Example:
     python tools/analysis_tools/ablate.py configs/ablation/*_stock_*.py \
@@ -21,8 +19,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from comparison import compare, flatten, format_tables
+from comparison import flatten, format_tables, gather
 from mmengine.config import Config
+from plots.ablation import draw_ablation
 from tqdm import tqdm
 
 from sigplug.engine import preflight, process
@@ -35,7 +34,7 @@ from sigplug.engine.results import (
     write_text,
 )
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
-from sigplug.visualization import draw_ablation, save_png
+from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
 
@@ -88,7 +87,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def short_names(configs: list[Path]) -> list[str]:
-    """The parts of the configs' names in which they differ."""
+    """Return the parts of the configs' names in which they differ."""
     parts = [config.stem.replace('_', '-').split('-') for config in configs]
     common = set.intersection(*map(set, parts))
     return ['-'.join(part for part in name if part not in common) or
@@ -96,12 +95,12 @@ def short_names(configs: list[Path]) -> list[str]:
 
 
 def digest(cfg: Config, manifest: bytes) -> str:
-    """What a result depends on: a changed config or data set is another."""
+    """Return a key of what a result depends on: the config and the data."""
     return hashlib.sha256(cfg.dump().encode() + manifest).hexdigest()[:16]
 
 
 def trained_powers(path: str) -> dict[str, list[float]]:
-    """Each parameter ``p`` of the model in a checkpoint."""
+    """Return each parameter ``p`` of the model in a checkpoint."""
     state = load_safely(path)['state_dict']
     return {
         name: [round(p, 4) for p in value.flatten().tolist()]
@@ -132,20 +131,19 @@ def run(config: Path, seed: int, amp: bool,
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """Write all that is made of the runs; the tables are returned."""
+    """Write what follows from the runs; return the tables."""
     rows = [dict(name=result['name'], seed=result['seed'], **flatten(result))
             for result in results]
     lines = StringIO()
     writer = csv.DictWriter(lines, rows[0], lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    comparison = compare(results)
-    tables = format_tables(comparison)
+    names, values = gather(results)
+    tables = format_tables(names, values)
     write_json(out_dir / 'results.json', results)
     write_text(out_dir / 'results.csv', lines.getvalue())
     write_text(out_dir / 'results.md', tables)
-    save_png(draw_ablation(comparison.names, comparison.values),
-             out_dir / 'results.png')
+    save_png(draw_ablation(names, values), out_dir / 'results.png')
     return tables
 
 

@@ -1,46 +1,10 @@
 """The usual forms that the analysis tools draw and measure ours against.
 
-They are written out here, so that neither mmdet3d nor a CenterPoint checkout
-is needed; a test holds them to the installed originals, bit for bit.
+They are written out here, so that neither mmdet3d nor mmpretrain is needed; a
+test compares them with the installed originals, bit for bit.
 """
-import sys
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
-
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def import_alone(name: str) -> ModuleType:
-    """Import ``package.folder.module`` without what its package imports.
-
-    mmpretrain as a whole wants a torchvision that was built for the very
-    torch that is installed; its GeM needs nothing of the kind. Meant for
-    programs that use no more of the package: its other modules stay out.
-
-    Raises:
-        ImportError: Where the package or the module is missing.
-    """
-    package, *folders = name.split('.')[:-1]
-    if package not in sys.modules:
-        spec = find_spec(package)
-        if spec is None:
-            raise ImportError(f'no package {package}')
-        paths = spec.submodule_search_locations
-    else:
-        paths = getattr(sys.modules[package], '__path__', None)
-    if not paths:
-        raise ImportError(f'{package} is not a package')
-    path = Path(list(paths)[0])
-    for folder in ('', *folders):
-        package = f'{package}.{folder}' if folder else package
-        path /= folder
-        if package not in sys.modules:
-            sys.modules[package] = ModuleType(package)
-            sys.modules[package].__path__ = [str(path)]
-    return import_module(name)
 
 
 def clip_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:

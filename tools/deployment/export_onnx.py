@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,12 +91,12 @@ class DensePart(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Channels of the input."""
+        """Return the channels of the input."""
         return next(layer.in_channels for layer in self.backbone.modules()
                     if isinstance(layer, nn.Conv2d))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps by name, heatmaps first; heights and widths are the head's."""
+        """Return the maps by name, heatmaps first."""
         x = self.backbone(x)
         if self.neck is not None:
             x = self.neck(x)
@@ -109,11 +108,11 @@ class DensePart(nn.Module):
         return maps
 
     def predict(self, x: Any) -> dict[str, Tensor]:
-        """The maps of the head, with logits as heatmaps."""
+        """Return the maps of the head, with logits as heatmaps."""
         raise NotImplementedError
 
     def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
-        """What a decoder has to know of an image detector."""
+        """Return what a decoder has to know."""
         known = cfg.model.get('data_preprocessor') or {}
         return dict(
             classes=(checkpoint.get('meta') or {}).get(
@@ -172,7 +171,7 @@ class CenterNetUpdatePart(DensePart):
 
 
 def dense_part(model: nn.Module, probability: bool) -> DensePart:
-    """The dense part of a detector, if it is one of those that are known."""
+    """Return the dense part of a known detector."""
     from mmdet.models.dense_heads import CenterNetHead, CenterNetUpdateHead
     parts = {CenterNetHead: CenterNetPart,
              CenterNetUpdateHead: CenterNetUpdatePart}
@@ -201,21 +200,20 @@ def refuse_deformable_convolution(part: nn.Module) -> None:
              if isinstance(layer, (DeformConv2d, ModulatedDeformConv2d))]
     if names:
         raise UserError(
-            f'{names[0]} is a deformable convolution ({len(names)} in all). '
-            'It is an operator of mmcv, and none of those that ONNX runtimes '
-            'share. Train a model without, e.g. with separate_head=dict('
-            "type='SeparateHead', ...) in place of DCNSeparateHead, or with "
+            f'{names[0]} is a deformable convolution, which ONNX runtimes '
+            'lack. Train a model without, e.g. with separate_head=dict('
+            "type='SeparateHead', ...) instead of DCNSeparateHead, or with "
             'use_dcn=False in CTResNetNeck.')
 
 
 def sizes_of(divisor: int, step: int = 0) -> tuple[int, int]:
-    """Height and width: odd multiples of the divisor, some 64 cells."""
+    """Return a height and width: odd multiples of the divisor."""
     factor = max(64 // divisor, 1) | 1
     return divisor * (factor + step), divisor * (factor + 2 + 3 * step)
 
 
 def find_divisor(part: DensePart) -> int:
-    """What heights and widths have to be multiples of.
+    """Return what heights and widths have to be multiples of.
 
     Levels of different strides only meet again where each of them divides
     evenly.
@@ -248,7 +246,7 @@ def export(part: DensePart, path: Path, divisor: int, opset: int) -> None:
         options = dict(dynamic_axes={part.input_name: axes, **{
             name: {0: 'batch', 2: f'{name}.height', 3: f'{name}.width'}
             for name in names}})
-    # What it has to say of torchvision concerns no operator of ours.
+    # It warns about operators of torchvision, which are not used.
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     torch.onnx.export(
         part, (x, ), str(path), input_names=[part.input_name],
@@ -256,10 +254,10 @@ def export(part: DensePart, path: Path, divisor: int, opset: int) -> None:
 
 
 def check_standard(model: Any, opset: int) -> int:
-    """Valid ONNX, of standard operators, without float64; their number."""
+    """Check for standard operators without float64; return their number."""
     import onnx
     onnx.checker.check_model(model, full_check=True)
-    nodes = list(all_nodes(model.graph))
+    nodes = model.graph.node
     custom = {f'{node.domain}::{node.op_type}' for node in nodes
               if node.domain not in ('', 'ai.onnx')}
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -280,17 +278,8 @@ def check_standard(model: Any, opset: int) -> int:
     return len(nodes)
 
 
-def all_nodes(graph: Any) -> Iterator[Any]:
-    """The nodes of a graph, and of those inside of them."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from all_nodes(inner)
-
-
 def check_values(part: DensePart, path: Path, divisor: int) -> float:
-    """Hold onnxruntime against PyTorch, at three sizes; the largest error."""
+    """Return the largest difference of onnxruntime from PyTorch."""
     import onnxruntime
     session = onnxruntime.InferenceSession(
         str(path), providers=['CPUExecutionProvider'])
@@ -303,22 +292,20 @@ def check_values(part: DensePart, path: Path, divisor: int) -> float:
         found = session.run(None, {part.input_name: x.numpy()})
         for (name, wanted), array in zip(part(x).items(), found, strict=True):
             scale = max(1.0, wanted.abs().max().item())
-            shape = tuple(wanted.shape)
-            error = (float('inf') if array.shape != shape else
-                     (torch.from_numpy(array) - wanted).abs().max().item())
+            error = float('inf')
+            if array.shape == tuple(wanted.shape):
+                error = (torch.from_numpy(array) - wanted).abs().max().item()
             if not error <= TOLERANCE * scale:
                 raise UserError(
                     f'What was exported is wrong and was not kept: {name} is '
                     f'off by {error:.3g} for an input of shape '
-                    f'{tuple(x.shape)}. The result has the shape '
-                    f'{array.shape}, PyTorch gives {shape} with values up to '
-                    f'{scale:.3g}.')
+                    f'{tuple(x.shape)}, with values up to {scale:.3g}.')
             worst = max(worst, error / scale)
     return worst
 
 
 def check_packages() -> None:
-    """The exporter and the runtime are no part of the usual environment."""
+    """Name the packages that only this tool needs."""
     try:
         for name in ('onnx', 'onnxruntime', 'onnxscript'):
             import_module(name)

@@ -5,12 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .bev import CLASS_COLORS
-from .figure import INK, MUTED, new_figure, style_axes
-
-_METRICS = ('mAP', 'NDS')
-_ROW = 44  # pixels
-_SEEDS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
+from . import COLORS, INK, new_figure, style_axes
 
 
 def draw_ablation(names: Sequence[str],
@@ -27,53 +22,37 @@ def draw_ablation(names: Sequence[str],
         values (Mapping[str, np.ndarray]): For each metric an array of shape
             (configs, seeds): ``mAP``, ``NDS``, and one called ``AP/...``
             for each class.
-
-    Returns:
-        Figure: The picture.
-
-    Raises:
-        ValueError: A metric is missing, or an array has another shape.
     """
-    for metric in _METRICS:
-        if metric not in values:
-            raise ValueError(f'values must have {metric!r}, but only has '
-                             f'{", ".join(values)}')
-    values = {key: np.asarray(value) for key, value in values.items()}
-    for key, value in values.items():
-        if value.ndim != 2 or len(value) != len(names):
-            raise ValueError(
-                f'values[{key!r}] must have the shape (configs, seeds) with '
-                f'{len(names)} configs, but has {value.shape}')
-    figure = new_figure((1800, 220 + _ROW * max(len(names), 5)))
+    figure = new_figure(1800, 220 + 44 * max(len(names), 5))
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.6))
-    for ax, metric in zip(panels, _METRICS):
-        _draw_metric(ax, values[metric], metric)
-    _draw_classes(panels[-1], {key[3:]: value.mean(1) for key, value in
-                               values.items() if key.startswith('AP/')})
+    for ax, metric in zip(panels, ('mAP', 'NDS')):
+        draw_metric(ax, values[metric], metric)
+    draw_classes(panels[-1], {key[3:]: value.mean(1) for key, value in
+                              values.items() if key.startswith('AP/')})
     panels[0].set_yticks(np.arange(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    panels[0].tick_params(axis='y', labelsize=9, labelcolor=INK)
     figure.legend(
         handles=panels[0].get_legend_handles_labels()[0],
-        loc='outside lower left', ncols=8, fontsize=8, labelcolor=MUTED,
-        frameon=False)
+        loc='outside lower left', ncols=8, fontsize=8, frameon=False)
     return figure
 
 
-def _draw_metric(ax: Axes, value: np.ndarray, metric: str) -> None:
+def draw_metric(ax: Axes, value: np.ndarray, metric: str) -> None:
+    """Draw the seeds and their mean for each config."""
     style_axes(ax, metric, '')
     if value.shape[1] > 1:
         mean, spread = value[0].mean(), value[0].std(ddof=1)
         ax.axvspan(mean - spread, mean + spread, color='#e5e7eb', zorder=0)
     for seed, column in enumerate(value.T):
-        ax.plot(column, range(len(value)), _SEEDS[seed % len(_SEEDS)],
-                color=CLASS_COLORS[0], markersize=4, alpha=0.7,
-                linestyle='none', label=f'seed {seed}')
+        ax.plot(column, range(len(value)), 'os^DvPX*'[seed % 8],
+                color=COLORS[0], markersize=4, alpha=0.7, linestyle='none',
+                label=f'seed {seed}')
     for row, mean in enumerate(value.mean(1)):
         ax.plot([mean] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.5)
 
 
-def _draw_classes(ax: Axes, means: Mapping[str, np.ndarray]) -> None:
+def draw_classes(ax: Axes, means: Mapping[str, np.ndarray]) -> None:
+    """Draw the AP of each class as a table of differences."""
     mean = np.stack(list(means.values()), 1)
     change = mean - mean[0]
     limit = max(np.abs(change).max(), 0.01)

@@ -1,0 +1,350 @@
+"""The curves of a training, and the other pictures of the tools."""
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from sigplug.errors import UserError
+
+pytestmark = pytest.mark.usefixtures('tools_on_path')
+
+PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
+
+
+def read_training_log(work_dir):
+    from plots.training import read_training_log
+    return read_training_log(work_dir)
+
+
+def draw_training(*args, **kwargs):
+    from plots.training import draw_training
+    return draw_training(*args, **kwargs)
+
+
+def train_record(step, loss, **parts):
+    return dict(
+        lr=1e-3, data_time=0.1, grad_norm=1.0, loss=loss, **parts, time=0.5,
+        epoch=1 + (step - 1) // 50, iter=step, step=step)
+
+
+def val_record(epoch, value):
+    return {
+        f'{PREFIX}car_AP_dist_0.5': value, f'{PREFIX}car_AP_dist_1.0':
+        value + 0.2, f'{PREFIX}bus_AP_dist_0.5': value / 2,
+        f'{PREFIX}car_trans_err': 0.3, f'{PREFIX}mATE': 0.4,
+        f'{PREFIX}mAP': value, f'{PREFIX}NDS': value + 0.1, 'data_time': 0.01,
+        'time': 0.2, 'step': epoch
+    }
+
+
+def write_run(work_dir, stamp, records):
+    path = work_dir / stamp / 'vis_data/scalars.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return path
+
+
+def steps(records):
+    return [record['step'] for record in records]
+
+
+def test_validations_stand_at_iterations(tmp_path):
+    write_run(tmp_path, '20260101_000000', [
+        train_record(20, 9.0),
+        train_record(40, 8.0),
+        val_record(1, 0.1),
+        train_record(70, 7.0),
+        val_record(2, 0.2)
+    ])
+    log = read_training_log(tmp_path)
+    assert steps(log.train) == [20, 40, 70]
+    assert steps(log.val) == [40, 70]
+    assert log.val[1][f'{PREFIX}mAP'] == 0.2
+    assert log.resumed == []
+
+
+def test_resumed_runs_are_joined(tmp_path):
+    # Killed at iteration 130 of the third epoch; resumed after the second.
+    write_run(tmp_path, '20260101_000000', [
+        train_record(20, 9.0),
+        train_record(40, 8.0),
+        val_record(1, 0.1),
+        train_record(70, 7.0),
+        train_record(90, 6.0),
+        val_record(2, 0.2),
+        train_record(120, 66.0),
+        train_record(130, 65.0)
+    ])
+    write_run(tmp_path, '20260101_010000', [
+        train_record(120, 5.0),
+        train_record(140, 4.0),
+        val_record(3, 0.3)
+    ])
+    # A test in the same work dir.
+    (tmp_path / '20260101_020000' / 'vis_data').mkdir(parents=True)
+    write_run(tmp_path, '20260101_030000', [{'loss': 1.0, 'step': 0}])
+    log = read_training_log(tmp_path)
+    assert steps(log.train) == [20, 40, 70, 90, 120, 140]
+    assert [r['loss'] for r in log.train] == [9, 8, 7, 6, 5, 4]
+    assert steps(log.val) == [40, 90, 140]
+    assert log.resumed == [120]
+
+
+def test_a_new_start_stands_alone(tmp_path):
+    write_run(tmp_path, '20260101_000000',
+              [train_record(20, 9.0), val_record(1, 0.1)])
+    write_run(tmp_path, '20260102_000000', [train_record(20, 5.0)])
+    log = read_training_log(tmp_path)
+    assert [r['loss'] for r in log.train] == [5.0]
+    assert log.val == [] and log.resumed == []
+
+
+def test_what_mmengine_writes(tmp_path):
+    from mmengine.visualization import LocalVisBackend
+    backend = LocalVisBackend(str(tmp_path / '20260101_000000' / 'vis_data'))
+    for record in (train_record(20, 9.0), val_record(1, 0.1)):
+        record = dict(record)
+        backend.add_scalars(record, step=record.pop('step'),
+                            file_path='20260101_000000.json')
+    log = read_training_log(tmp_path)
+    assert steps(log.train) == steps(log.val) == [20]
+
+
+def test_half_a_last_line_is_passed_over(tmp_path):
+    path = write_run(tmp_path, '20260101_000000', [train_record(20, 9.0)])
+    path.write_text(path.read_text() + '{"loss": 8.0, "it')
+    assert steps(read_training_log(tmp_path).train) == [20]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = write_run(tmp_path, '20260101_000000', [train_record(20, 9.0)])
+    path.write_text('{"loss": 8.0, "it\n' + path.read_text())
+    with pytest.raises(UserError, match=r'scalars\.json, line 1 is damaged'):
+        read_training_log(tmp_path)
+
+
+def test_no_log(tmp_path):
+    with pytest.raises(UserError, match='No training log in .*time'):
+        read_training_log(tmp_path)
+
+
+@pytest.fixture
+def log(tmp_path):
+    losses = [1000.0, 100.0, 10.0, 8.0]
+    records = []
+    for epoch, loss in enumerate(losses, 1):
+        parts = {
+            'task0.loss_heatmap': loss / 2,
+            'task1.loss_heatmap': loss / 4,
+            'task0.loss_bbox': loss / 8,
+            'task1.loss_bbox': loss / 8
+        }
+        records += [train_record(50 * epoch, loss, **parts),
+                    val_record(epoch, 0.1 * epoch)]
+    write_run(tmp_path, '20260101_000000', records)
+    return read_training_log(tmp_path)
+
+
+def lines(ax):
+    return {line.get_label(): line.get_xydata() for line in ax.lines}
+
+
+def test_losses_of_the_tasks_are_added_up(log):
+    curves = lines(draw_training(log).axes[0])
+    assert list(curves) == ['total', 'loss_heatmap', 'loss_bbox']
+    x = [50, 100, 150, 200]
+    total = np.array([1000.0, 100, 10, 8])
+    for name, share in (('total', 1), ('loss_heatmap', .75),
+                        ('loss_bbox', .25)):
+        np.testing.assert_allclose(curves[name], np.stack([x, total * share],
+                                                          axis=1))
+
+
+@pytest.mark.parametrize(('last', 'scale'), [(0.5, 'log'), (900., 'linear'),
+                                             (-1.0, 'linear')])
+def test_scale(log, last, scale):
+    log.train = [train_record(50, 1000.0), train_record(100, last)]
+    assert draw_training(log).axes[0].get_yscale() == scale
+
+
+def test_metrics_over_time(log):
+    ax = draw_training(log).axes[1]
+    curves = lines(ax)
+    assert list(curves) == ['mAP', 'NDS']
+    np.testing.assert_allclose(
+        curves['NDS'], [[50, .2], [100, .3], [150, .4], [200, .5]])
+
+
+def test_last_validation(log):
+    ax = draw_training(log).axes[2]
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    values = [bar.get_width() for bar in ax.patches]
+    assert names == ['mAP', 'NDS', 'AP car', 'AP bus']
+    np.testing.assert_allclose(values, [0.4, 0.5, 0.5, 0.2])
+    assert '200' in ax.get_title(loc='left')
+
+
+def test_one_validation_has_no_curve(log):
+    log.val = log.val[-1:]
+    assert len(draw_training(log).axes) == 2
+
+
+def test_no_validation(log):
+    log.val = []
+    assert len(draw_training(log).axes) == 1
+
+
+def test_other_metrics(log):
+    ax = draw_training(log, metrics=['mATE']).axes[1]
+    assert list(lines(ax)) == ['mATE']
+    with pytest.raises(UserError, match=r"\['IoU'\] were not logged.*mATE"):
+        draw_training(log, metrics=['IoU', 'mAP'])
+
+
+def test_resumption_is_marked(log):
+    log.resumed = [120]
+    assert 'resumed' in lines(draw_training(log).axes[0])
+
+
+def test_no_loss(log):
+    log.train = [{'iter': 1, 'step': 1, 'lr': 0.1}]
+    with pytest.raises(UserError, match='no loss.*iter.*lr'):
+        draw_training(log)
+
+
+# -- The tool ----------------------------------------------------------------
+
+
+def test_picture_of_a_training(tmp_path, run_here):
+    write_run(tmp_path / 'quickstart', '20260101_000000', [
+        train_record(20, 9.0), val_record(1, 0.1)])
+    out = tmp_path / 'new' / 'curve.png'
+    code, printed = run_here('analysis_tools/plot.py', 'training',
+                             tmp_path / 'quickstart', '--out', out)
+    assert code == 0, printed.err
+    assert printed.out.splitlines() == [str(out)]
+    assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['nothing', '--out', 'x.png'], 'error: No training log in nothing'),
+    (['log', '--out', 'x.jpg'], "--out must end in .png, got 'x.jpg'"),
+    (['log', '--out', 'x.png', '--metrics', 'IoU'],
+     "error: metrics: ['IoU'] were not logged, only"),
+])
+def test_errors(tmp_path, monkeypatch, fail, args, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / 'log', '20260101_000000', [
+        train_record(20, 9.0), val_record(1, 0.1)])
+    assert message in fail('analysis_tools/plot.py', 'training', *args)
+    assert not list(tmp_path.glob('x.*'))
+
+
+# -- The curves of docs/numerics.md ------------------------------------------
+
+
+def curves_of(ax):
+    """The curves of axes by their labels, without markers."""
+    return {name: xy.T for name, xy in lines(ax).items() if name[0] != '_'}
+
+
+def test_curves_of_the_sigmoid():
+    from plots import curves
+    axes = np.reshape(curves.draw_sigmoids().axes, (2, 3))
+    assert [ax.get_title(loc='left') for ax in axes[0]] == list(curves.DTYPES)
+    for ax, limit in zip(axes[0], (None, 8.32, 6.25)):
+        found = curves_of(ax)
+        x, y = found['sigmoid']
+        inner = np.abs(x) < 4
+        np.testing.assert_allclose(y[inner], x[inner], atol=0.3)
+        assert found["ClipSigmoid(grad='zero')"][1].max() < curves.ONE_AT
+        x, y = found["mmdet3d's clip_sigmoid"]
+        ones = x[y == curves.ONE_AT]
+        assert len(ones) == 0 if limit is None else (
+            ones.min() == pytest.approx(limit, abs=.04))
+    for ax in axes[1]:
+        x, y = ax.lines[1].get_xydata().T
+        np.testing.assert_allclose(y, 0.25 / np.cosh(x / 2)**2, rtol=5e-3)
+        x, y = ax.lines[2].get_xydata().T
+        assert (y[np.abs(x) > 9.3] == curves.ZERO_AT).all()
+        assert (y[np.abs(x) < 5.4] > curves.ZERO_AT).all()
+
+
+def test_curves_of_the_focal_loss():
+    from plots.curves import draw_focal_losses
+    axes = np.reshape(draw_focal_losses().axes, (4, 3))
+    for row, wrong in ((0, 1), (2, -1)):
+        for loss_ax, gradient_ax in zip(axes[row], axes[row + 1]):
+            x, loss = curves_of(loss_ax)['ours, clip=None']
+            gradient = curves_of(gradient_ax)['ours, clip=None'][1]
+            far = wrong * x > 9
+            np.testing.assert_allclose(loss[far], np.abs(x[far]), rtol=2e-3)
+            np.testing.assert_allclose(gradient[far], wrong, rtol=1e-2)
+            clipped = curves_of(gradient_ax)['ours, clip=1e-4'][1]
+            assert (clipped[wrong * x > 9.3] == 0).all()
+    # The texts say where mmdet's form breaks in float16.
+    texts = [[text.get_text() for text in ax.texts] for ax in axes[:, 1]]
+    assert texts == [['inf from\n8.32'], *[['NaN from\n8.32']] * 3]
+    assert [text.get_text() for text in axes[0, 2].texts] == ['27.6 ↑']
+
+
+def test_curves_of_the_mean():
+    from plots.curves import draw_means
+    for ax in draw_means().axes:
+        mean, maximum = (float(line.get_ydata()[0]) for line in ax.lines[:2])
+        found = curves_of(ax)
+        for name in ('ours, float64', 'ours, float16'):
+            p, y = found[name]
+            assert (np.diff(y) >= 0).all()
+            assert np.interp(1.0, p, y) == pytest.approx(mean, rel=2e-3)
+            # The maximum alone carries n**(-1/p).
+            assert maximum * 64**(-1 / 100) * 0.999 < y[-1] < maximum
+        text, = (text.get_text() for text in ax.texts if 'from' in
+                 text.get_text())
+        p, y = found['textbook GeM, float16']
+        after = y[p > 1.05 * float(text.split('p = ')[1])]
+        assert (after == 0).all() or np.isinf(after).all()
+
+
+def test_committed_curves():
+    from plots.curves import PICTURES
+    for name in PICTURES:
+        path = REPOSITORY / 'docs/images' / name
+        assert path.stat().st_size < 150_000
+        assert matplotlib.image.imread(path).shape[1] == 1500
+
+
+# -- The comparison of configs -----------------------------------------------
+
+NAMES = ['stock', 'ours']
+VALUES = {
+    'mAP': np.array([[0.3, 0.4], [0.5, 0.8]]),
+    'NDS': np.array([[0.4, 0.6], [0.7, 0.8]]),
+    'AP/car': np.array([[0.5, 0.7], [0.9, 0.9]]),
+    'AP/traffic_cone': np.array([[0.5, 0.5], [0.2, 0.2]]),
+}
+
+
+def test_ablation():
+    from plots.ablation import draw_ablation
+    first, second, classes = draw_ablation(NAMES, VALUES).axes
+    assert [tick.get_text() for tick in first.get_yticklabels()] == NAMES
+    marks = [line for line in first.lines if line.get_marker() != 'None']
+    np.testing.assert_array_equal(
+        [line.get_xdata() for line in marks], VALUES['mAP'].T)
+    means = [line.get_xdata()[0] for line in first.lines if line not in marks]
+    assert means == pytest.approx([0.35, 0.65])
+    # One standard deviation of the sample about the baseline's mean.
+    band, = second.patches
+    low, high = band.get_x(), band.get_x() + band.get_width()
+    assert (low, high) == pytest.approx((0.5 - 0.02**0.5, 0.5 + 0.02**0.5))
+    assert [text.get_text() for text in classes.texts] == [
+        '0.60', '0.50', '+0.30', '-0.30']
+    assert [tick.get_text() for tick in classes.get_xticklabels()] == [
+        'car', 'traffic cone']
+    # One seed has no spread.
+    first, *_ = draw_ablation(
+        NAMES, {key: value[:, :1] for key, value in VALUES.items()}).axes
+    assert not first.patches

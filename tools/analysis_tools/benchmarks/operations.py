@@ -1,0 +1,321 @@
+"""The operations of sigplug beside the stock forms: cases and headlines."""
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import stock_forms
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigplug.ops import (
+    clip_sigmoid,
+    gaussian_focal_loss_with_logits,
+    gaussian_heatmap,
+    gem_pool,
+    segment_generalized_mean,
+)
+
+from .data import lidar_points
+from .timing import Form, Work
+
+EPS, GEM_EPS = 1e-4, 1e-6
+OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
+MMDET, MMDET3D = 'mmdet3d + mmdet', 'mmdet3d'
+MMPRETRAIN = "mmpretrain's formula"
+TEXTBOOK = 'textbook formula'
+PYG = "PyG's formula"
+AVERAGE, AMAX = 'adaptive_avg_pool2d', 'torch scatter_reduce amax'
+EXACT = ', clip=None'
+NUM_CLASSES, MAP = 10, (128, 128)
+PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
+                 '8xb4-cyclic-20e_nus-3d.py')
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its title, and what makes forms and inputs on a device."""
+
+    name: str
+    build: Callable[[torch.device], Work]
+    quick: bool = True
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A ratio of speed (``at_least``) or of cost (``at_most``) as a goal."""
+
+    case: str
+    against: str
+    at_least: float | None = None
+    at_most: float | None = None
+    form: str = OURS
+
+
+# Forms -------------------------------------------------------------------
+
+
+def on_backend(function: Callable[..., Any],
+               backend: str) -> Callable[..., Any]:
+    """Run a function with one backend in all that it calls.
+
+    By the environment, because heads and encoders pass no backend on.
+    """
+
+    def call(*args: Any) -> Any:
+        os.environ['SIGPLUG_BACKEND'] = backend
+        return function(*args)
+
+    return call
+
+
+def ours(function: Callable[..., Any], answer: str = '', suffix: str = '',
+         leaves: tuple[Tensor, ...] | None = None) -> list[Form]:
+    """Return the default and the eager form of an operation of sigplug."""
+    return [Form(name + suffix, on_backend(function, backend), answer, leaves)
+            for name, backend in ((OURS, 'auto'), (EAGER, 'eager'))]
+
+
+def stock(name: str, function: Callable[..., Any]) -> list[Form]:
+    """Return a stock form and what torch.compile makes of it."""
+    torch._dynamo.reset()
+    return [Form(name, function),
+            Form(COMPILED, torch.compile(function, dynamic=False))]
+
+
+# Inputs ------------------------------------------------------------------
+
+
+def generator() -> torch.Generator:
+    """Return the same random numbers for every case."""
+    return torch.Generator().manual_seed(0)
+
+
+def heatmap_logits(shape: tuple[int, ...], device: torch.device,
+                   dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return logits of a training: most are low, some beyond the clip.
+
+    None lies so close to the clip that rounding decides on its gradient.
+    """
+    x = 3 * torch.randn(shape, generator=generator()) - 2
+    kink = torch.tensor(1 / EPS - 1).log()
+    x[(x.abs() - kink).abs() < 0.05] = 0
+    return x.to(device, dtype).requires_grad_()
+
+
+def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return targets of the loss with 30 objects per sample."""
+    batch, classes, *size = shape
+    seeded, count = generator(), 30 * batch
+    centers = torch.stack([
+        torch.randint(limit, (count, ), generator=seeded)
+        for limit in reversed(size)], dim=1)
+    radii = torch.randint(2, 9, (count, ), generator=seeded)
+    maps = torch.randint(batch * classes, (count, ), generator=seeded)
+    return gaussian_heatmap(centers, radii, maps, batch * classes,
+                            tuple(size)).view(shape).to(device)
+
+
+def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return activations, none so extreme that a form's clamps show."""
+    x = (torch.randn(shape, generator=generator()).abs() + 0.1).clamp(max=4)
+    return x.to(device).requires_grad_()
+
+
+def power(device: torch.device) -> Tensor:
+    """Return a trained power."""
+    return torch.tensor([3.0], device=device, requires_grad=True)
+
+
+@cache
+def pillar_model() -> Any:
+    """Return the config of the stock full-size pillar model."""
+    import mmdet3d.models  # noqa: F401
+    from mmengine.hub import get_config
+    return get_config(PILLAR_CONFIG).model
+
+
+# Cases -------------------------------------------------------------------
+
+
+def sigmoid_case(dtype: torch.dtype, device: torch.device) -> Work:
+    x = heatmap_logits((4, NUM_CLASSES, *MAP), device, dtype)
+    # The last value below 1 is far from it in bfloat16.
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    return Work([*stock(MMDET3D, stock_forms.clip_sigmoid),
+                 *ours(clip_sigmoid),
+                 Form('torch.sigmoid', torch.sigmoid, 'sigmoid')], (x, ),
+                tolerance)
+
+
+def loss_case(side: int, device: torch.device) -> Work:
+    shape = (4, NUM_CLASSES, side, side)
+    x, t = heatmap_logits(shape, device), target_maps(shape, device)
+    peaks = t.eq(1).sum().float()
+
+    def composed(x: Tensor, t: Tensor) -> Tensor:
+        loss = stock_forms.gaussian_focal_loss(stock_forms.clip_sigmoid(x), t)
+        return loss.sum() / (peaks + torch.finfo(torch.float32).eps)
+
+    def loss(clip: float | None) -> Callable[..., Tensor]:
+        return partial(
+            gaussian_focal_loss_with_logits, clip=clip, avg_factor=peaks)
+
+    return Work([*stock(MMDET, composed), *ours(loss(EPS)),
+                 *ours(loss(None), 'exact', EXACT)], (x, t))
+
+
+def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
+    """Global pooling with a trained p."""
+    x, p = features(shape, device), power(device)
+    average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
+                   (x, ))
+    return Work([*stock(MMPRETRAIN, stock_forms.gem), *ours(gem_pool),
+                 average], (x, p), tolerance=2e-3)
+
+
+def window_case(kernel: int, stride: int, device: torch.device) -> Work:
+    x, p = features((4, 64, *MAP), device), 3.0
+    windows = dict(kernel_size=kernel, stride=stride)
+
+    def lp_pool(x: Tensor) -> Tensor:
+        # torch takes the sum of the powers instead of their mean.
+        return F.lp_pool2d(x, p, kernel, stride) * kernel**(-2 / p)
+
+    return Work([
+        *stock(TEXTBOOK,
+               partial(stock_forms.gem, p=p, eps=GEM_EPS, **windows)),
+        Form('torch lp_pool2d', lp_pool),
+        *ours(partial(gem_pool, p=p, **windows)),
+        Form('torch avg_pool2d', partial(F.avg_pool2d, **windows), 'mean'),
+        Form('torch max_pool2d', partial(F.max_pool2d, **windows), 'max'),
+    ], (x, ))
+
+
+def segment_case(device: torch.device) -> Work:
+    """Pillars of 0.2 m."""
+    cells = torch.cat([
+        F.pad((points[:, :2] / 0.2).floor().long(), (1, 0), value=sample)
+        for sample, points in enumerate(lidar_points())])
+    unique, index = cells.unique(dim=0, return_inverse=True)
+    index, num = index.to(device), len(unique)
+    x, p = features((len(index), 64), device), power(device)
+
+    def formula(x: Tensor, p: Tensor) -> Tensor:
+        return stock_forms.power_mean_aggregation(x, index, num, p)
+
+    def mean(x: Tensor, p: Tensor) -> Tensor:
+        return segment_generalized_mean(x, index, num, p)
+
+    def amax(x: Tensor, p: Tensor) -> Tensor:
+        return x.new_zeros(num, x.shape[1]).scatter_reduce(
+            0, index[:, None].expand_as(x), x, 'amax')
+
+    return Work([*stock(PYG, formula), *ours(mean),
+                 Form(AMAX, amax, 'max', (x, ))], (x, p), tolerance=2e-3)
+
+
+def pillar_case(device: torch.device) -> Work:
+    """Both whole pillar nets on the pillars of two scans."""
+    from mmcv.ops import Voxelization
+    from mmdet3d.models.voxel_encoders import PillarFeatureNet
+
+    from sigplug.models.voxel_encoders import GeMPillarFeatureNet
+    cfg = pillar_model()
+    layer, arguments = (cfg.data_preprocessor.voxel_layer,
+                        dict(cfg.pts_voxel_encoder))
+    del arguments['type']
+    voxelise = Voxelization(
+        layer.voxel_size, arguments['point_cloud_range'],
+        layer.max_num_points, layer.max_voxels[0]).train()
+    voxels, coors, counts = map(torch.cat, zip(*(
+        (voxels, F.pad(coors, (1, 0), value=sample), counts)
+        for sample, (voxels, coors, counts) in enumerate(
+            voxelise(points.to(device)) for points in lidar_points()))))
+    torch.manual_seed(0)
+    net = PillarFeatureNet(**arguments).to(device)
+    mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
+    mine.load_state_dict(net.state_dict(), strict=False)
+
+    def run(net: torch.nn.Module) -> Callable[..., Tensor]:
+        # The nets write into their input.
+        return lambda *args: net(args[0].clone(), *args[1:]).flatten(1)
+
+    return Work([
+        Form(MMDET3D + ', maximum', run(net), 'max', tuple(net.parameters())),
+        *ours(run(mine), leaves=tuple(mine.parameters()))
+    ], (voxels, counts, coors))
+
+
+def targets_case(num_boxes: int, device: torch.device) -> Work:
+    """Targets of four samples by both heads."""
+    from mmdet3d.models.dense_heads import CenterHead as StockHead
+    from mmdet3d.structures import LiDARInstance3DBoxes
+    from mmengine.registry import DefaultScope
+    from mmengine.structures import InstanceData
+
+    from sigplug.models.dense_heads import CenterHead
+    cfg = pillar_model()
+    arguments = dict(cfg.pts_bbox_head, train_cfg=cfg.train_cfg.pts,
+                     test_cfg=cfg.test_cfg.pts)
+    del arguments['type']
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        head, mine = (kind(**arguments) for kind in (StockHead, CenterHead))
+    seeded = generator()
+    samples = []
+    for _ in range(4):
+        boxes = torch.rand(num_boxes, 9, generator=seeded)
+        boxes[:, :2] = 100 * boxes[:, :2] - 50
+        boxes[:, 2] -= 2
+        boxes[:, 3:6] = 0.4 + boxes[:, 3:6] * boxes.new_tensor([8, 2.5, 3])
+        labels = torch.randint(NUM_CLASSES, (num_boxes, ), generator=seeded)
+        samples.append(InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9),
+            labels_3d=labels.to(device)))
+    return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
+                (samples, ))
+
+
+LOSS = 'loss, clip=1e-4, (4, 10, {0}, {0})'
+GEM = 'GeM, trained p, {}'
+TARGETS = 'targets, 4 samples x {} boxes, six tasks'
+WINDOWS = 'gem_pool, p=3, (4, 64, 128, 128), windows of {} by {}'
+SEGMENTS = 'GeM over the points of a pillar, 64 channels, trained p'
+NETS = 'pillar feature net, training'
+LARGE, SMALL = (4, 256, *MAP), (8, 512, 16, 16)
+CASES = (
+    Case('clip_sigmoid, fp32, (4, 10, 128, 128)',
+         partial(sigmoid_case, torch.float32)),
+    Case('clip_sigmoid, bf16, (4, 10, 128, 128)',
+         partial(sigmoid_case, torch.bfloat16), quick=False),
+    Case(LOSS.format(128), partial(loss_case, 128)),
+    Case(LOSS.format(180), partial(loss_case, 180), quick=False),
+    Case(GEM.format(LARGE), partial(gem_case, LARGE)),
+    Case(GEM.format(SMALL), partial(gem_case, SMALL), quick=False),
+    Case(WINDOWS.format(2, 2), partial(window_case, 2, 2), quick=False),
+    Case(WINDOWS.format(3, 2), partial(window_case, 3, 2), quick=False),
+    Case(SEGMENTS, segment_case),
+    Case(NETS, pillar_case),
+    Case(TARGETS.format(400), partial(targets_case, 400)),
+    Case(TARGETS.format(30), partial(targets_case, 30)),
+)
+HEADLINES = (
+    Headline(LOSS.format(128), MMDET, at_least=8.0),
+    Headline(LOSS.format(128), COMPILED, at_least=1.5),
+    Headline(LOSS.format(180), MMDET, at_least=8.0),
+    Headline(LOSS.format(180), COMPILED, at_least=1.5),
+    Headline(LOSS.format(128), OURS, at_least=1.0, form=OURS + EXACT),
+    Headline(LOSS.format(180), OURS, at_least=1.0, form=OURS + EXACT),
+    Headline(GEM.format(LARGE), MMPRETRAIN, at_least=5.0),
+    Headline(GEM.format(LARGE), AVERAGE, at_most=2.2),
+    Headline(GEM.format(SMALL), MMPRETRAIN, at_least=3.5),
+    Headline(WINDOWS.format(2, 2), TEXTBOOK),
+    Headline(WINDOWS.format(3, 2), TEXTBOOK),
+    Headline(TARGETS.format(400), MMDET3D, at_least=20.0),
+    Headline(TARGETS.format(30), MMDET3D, at_least=5.0),
+    Headline(SEGMENTS, PYG),
+    Headline(SEGMENTS, AMAX),
+    Headline(NETS, MMDET3D + ', maximum'),
+)

@@ -1,0 +1,63 @@
+"""Draw the log of a training, or the operations in several dtypes."""
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from sigplug.engine import process
+from sigplug.visualization import save_png
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='what', required=True)
+    training = commands.add_parser(
+        'training', help='losses and validation metrics of a training')
+    training.add_argument(
+        'work_dir', type=Path,
+        help='work dir of the training; resumed parts are joined')
+    training.add_argument(
+        '--out', type=Path, required=True, metavar='FILE.png',
+        help='the picture')
+    training.add_argument(
+        '--metrics', nargs='+', metavar='NAME',
+        help='validation metrics, without their prefix (default: mAP NDS, '
+        'where they were logged)')
+    training.add_argument('--title', help='default: the name of the work dir')
+    curves = commands.add_parser(
+        'curves', help='the pictures of docs/numerics.md')
+    curves.add_argument(
+        '--out-dir', type=Path, required=True, help='folder of the pictures')
+    args = parser.parse_args()
+    if args.what == 'training' and args.out.suffix.lower() != '.png':
+        parser.error(f'--out must end in .png, got {str(args.out)!r}')
+    if args.what == 'curves' and args.out_dir.is_file():
+        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
+                     'file')
+    return args
+
+
+def main() -> None:
+    """Draw."""
+    args = parse_args()
+    if args.what == 'training':
+        from plots.training import draw_training, read_training_log
+        figure = draw_training(
+            read_training_log(args.work_dir), args.metrics,
+            args.title or args.work_dir.resolve().name)
+        save_png(figure, args.out)
+        print(args.out)
+        return
+    from plots.curves import PICTURES
+    for name, draw in PICTURES.items():
+        path = args.out_dir / name
+        save_png(draw(), path)
+        # Few colours are enough for lines, and make a third of the file.
+        Image.open(path).convert('RGB').quantize(64).save(path, optimize=True)
+        print(path)
+
+
+if __name__ == '__main__':
+    sys.exit(process.run_tool(main))

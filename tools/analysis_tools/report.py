@@ -1,0 +1,48 @@
+"""Write a page of docs/ from what is measured.
+
+``numerics`` measures the operations in every dtype on the CPU, which takes
+about a minute; ``performance`` takes the results of benchmark.py.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from pages import numerics, performance
+
+from sigplug.engine import process
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    pages = parser.add_subparsers(dest='page', required=True)
+    for page, module in (('numerics', numerics),
+                         ('performance', performance)):
+        command = pages.add_parser(page)
+        command.add_argument(
+            '--out', type=Path, metavar='FILE.md', default=module.PAGE,
+            help=f'the page (default: docs/{page}.md of this repository)')
+    pages.choices['numerics'].add_argument(
+        '--values', type=int, default=2**24, metavar='N',
+        help='float32 logits to try; half-precision dtypes are always '
+        'covered whole (default: %(default)s)')
+    pages.choices['performance'].add_argument(
+        '--results', type=Path, default=performance.RESULTS, metavar='DIR',
+        help='folder of the results (default: %(default)s)')
+    args = parser.parse_args()
+    if args.page == 'numerics' and args.values < 1024:
+        parser.error(f'--values must be at least 1024, got {args.values}')
+    return args
+
+
+def main() -> None:
+    """Write the page."""
+    args = parse_args()
+    if args.page == 'numerics':
+        print(numerics.write_page(args.values, args.out))
+    else:
+        print(performance.write_page(args.results, args.out))
+
+
+if __name__ == '__main__':
+    sys.exit(process.run_tool(main))
