@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sigplug.models.layers.power import Power
+from sigplug.models.layers.learnable_power import LearnablePower
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
@@ -129,7 +129,7 @@ def test_trained_powers_have_their_own_optimiser_settings(path):
                 assert group['weight_decay'] == decay, name
                 assert group['lr'] == rate, name
     assert not names
-    trained = sum(isinstance(module, Power) and
+    trained = sum(isinstance(module, LearnablePower) and
                   isinstance(module.p, nn.Parameter)
                   for module in model.modules())
     assert len(powers) == trained
