@@ -112,10 +112,11 @@ class LearnablePower(nn.Module):
         elif found is not None and not found.is_meta:
             low, high = self.p_range
             if not ((found >= low) & (found <= high)).all():
+                values = [round(value, 4) for value in found.tolist()]
                 warnings.warn(
-                    f'{prefix}p={found.tolist()} of the checkpoint lies '
-                    f'outside p_range=({low}, {high}): the nearest value '
-                    'within is used. Give another p_range to use p itself.',
+                    f'{prefix}p={values} of the checkpoint lies outside '
+                    f'p_range=({low}, {high}): the nearest value within is '
+                    'used. Give another p_range to use p itself.',
                     stacklevel=2)
 
     def power(self) -> float | Tensor:
