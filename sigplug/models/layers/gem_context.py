@@ -25,10 +25,9 @@ class GeMContext(InnerNeck):
         \end{cases}
 
     :math:`W_2` and :math:`b_2` start at 0, where both forms are exactly the
-    identity: a trained model into which the layer is put keeps its values.
-    ``init_weights`` restores that behind the ``init_cfg`` of a model of
-    mmengine. The descriptor sees values above ``eps`` only, also where ``x``
-    has both signs.
+    identity: a trained model keeps its values when the layer is added.
+    ``init_weights`` restores that behind the ``init_cfg`` of a model. The
+    descriptor sees values above ``eps`` only.
 
     It has two uses. As a plugin of mmcv, where ``in_channels`` comes from the
     backbone::
@@ -114,17 +113,15 @@ class GeMContext(InnerNeck):
 
         Args:
             inputs (Tensor | Sequence[Tensor]): Inputs of the inner neck.
-                Its outputs, or the inputs without an inner neck, are a
-                feature map ``(N, C, H, W)``, or a tuple or list of them.
+                Its outputs, or the inputs without an inner neck, are the
+                levels: a map ``(N, C, H, W)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor] | list[Tensor]: A tensor, a tuple or a list
-            as those outputs.
+            Tensor | tuple[Tensor] | list[Tensor]: The levels.
 
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: There is another number of levels, or of channels,
-                than in ``in_channels``, or of dims.
+            ValueError: They are not as ``in_channels`` describes them.
         """
         levels = self.compute_levels(inputs)
         if isinstance(levels, Tensor):

@@ -22,21 +22,7 @@ class LearnablePower(nn.Module):
     optimiser moves it freely; its projection onto ``p_range`` is used, with
     the gradient passed through, so that a value that has drifted out can come
     back. A fixed ``p`` is not part of the state_dict, but is taken over from
-    a checkpoint that has one.
-
-    Args:
-        p (float | Sequence[float]): The (initial) power, above 0; a sequence
-            holds one value per channel. A fixed ``p`` may be ``inf``, which
-            gives the maximum. Defaults to 3.0.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        channels (int, optional): Number of channels, for one ``p`` per
-            channel; ``None`` shares one. Defaults to None.
-        p_range (tuple[float, float]): Smallest and largest value that is
-            used of a trained ``p``. Defaults to (1.0, 50.0).
-
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
+    a checkpoint that has one. The arguments are those of :class:`GeM`.
     """
 
     p: Tensor

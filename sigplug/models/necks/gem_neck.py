@@ -1,6 +1,6 @@
 """Generalised-mean pooling as a global neck."""
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,17 +107,7 @@ class GeMNeck(GeM):
         # How many values of p each level has.
         self._sizes = list(sizes) if several else None
 
-    @overload
-    def forward(self, inputs: Tensor) -> Tensor:
-        ...
-
-    @overload
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        ...
-
-    def forward(
-        self, inputs: Tensor | Sequence[Tensor]
-    ) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> Any:
         """Pool each level to ``(N, C * sum(bins))``.
 
         Args:
@@ -125,8 +115,7 @@ class GeMNeck(GeM):
                 ``(N, C, *spatial)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor]: ``(N, C * sum(bins))``, one per level if a
-            sequence was given.
+            Tensor | tuple[Tensor]: One per level if a sequence was given.
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
@@ -142,10 +131,11 @@ class GeMNeck(GeM):
 
     def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for x in levels:
-            if not isinstance(x, Tensor) or x.dim() < 2:
+            if not isinstance(x, Tensor) or x.dim() < 2 + (self.bins != (1, )):
                 got = tuple(x.shape) if isinstance(x, Tensor) else x
-                raise ValueError('inputs must consist of maps of the shape '
-                                 f'(N, C, *spatial), but got {got!r}')
+                raise ValueError(
+                    'inputs must consist of maps of the shape '
+                    f'(N, C, *spatial), but got {got!r} (bins={self.bins})')
         power = self.power()
         powers: Sequence[float | Tensor] = [power] * len(levels)
         if self._sizes is not None:
@@ -162,9 +152,6 @@ class GeMNeck(GeM):
 
     def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
         """Pool one level, its strips side by side."""
-        if x.dim() < 3 and self.bins != (1, ):
-            raise ValueError(f'bins={self.bins} cut a map along its height, '
-                             f'but x has the shape {tuple(x.shape)}')
         outs = [out for b in self.bins for out in self._pool_strips(x, p, b)]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 

@@ -80,12 +80,10 @@ class GeMPyramid(InnerNeck):
         """Append the extra levels.
 
         Args:
-            inputs (Tensor | Sequence[Tensor]): Inputs of the inner neck.
-                Its outputs, or the inputs without an inner neck, are a
-                feature map ``(N, C, H, W)``, or a tuple or list of them.
+            inputs (Tensor | Sequence[Tensor]): As for :class:`GeMContext`.
 
         Returns:
-            tuple[Tensor] | list[Tensor]: Those levels as they are, and the
+            tuple[Tensor] | list[Tensor]: The levels as they are, and the
             extra ones; a list if they came in one.
 
         Raises:
