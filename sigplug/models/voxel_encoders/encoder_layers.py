@@ -1,4 +1,4 @@
-"""What the voxel encoders share: their options, and the layers of points."""
+"""Options and layers that the voxel encoders share."""
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -22,7 +22,7 @@ class _GeMDynamicEncoder(GeMEncoder):
     need CUDA and its points out of range enter the batch norm's statistics.
     """
 
-    # What the names of upstream's layers begin with.
+    # Prefix of the names of upstream's layers: 'pfn' or 'vfe'.
     kind: str
 
     def _add_gems(self: Any, make_gem: Callable[[int], SegmentGeM]) -> None:
@@ -155,8 +155,8 @@ class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
                 for a fusion layer. Defaults to None.
             img_feats (Sequence[Tensor], optional): Feature maps of images,
                 for a fusion layer. Defaults to None.
-            img_metas (Sequence[dict], optional): What the fusion layer needs
-                to know of the images. Defaults to None.
+            img_metas (Sequence[dict], optional): Meta information of the
+                images. Defaults to None.
             *args: Further inputs of multi-modal detectors; not needed.
             **kwargs: As ``args``.
 

@@ -12,8 +12,7 @@ class PointsByCell:
     Cells are in lexicographic order, as mmcv has them.
 
     Attributes:
-        rows (Tensor): Which points they are, those of a cell one behind the
-            other, shape ``(K, )``.
+        rows (Tensor): Indices of these points, grouped by cell, ``(K, )``.
         index (Tensor): The cell of each of them, ``(K, )``.
         counts (Tensor): The number of points of each cell, ``(N, )``.
         coors (Tensor): The coordinates of each cell, ``(N, 4)``.
