@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sigplug.models.layers.power import Power
+from sigplug.models.layers.learnable_power import LearnablePower
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
@@ -57,7 +57,7 @@ def check_optimizer(cfg: Config, model: nn.Module, fixed: bool) -> None:
                 (0, 10 * rate) if is_power else (decay, rate)), name
     assert not names
     assert powers == sum(
-        isinstance(module, Power) and isinstance(module.p, nn.Parameter)
+        isinstance(module, LearnablePower) and isinstance(module.p, nn.Parameter)
         for module in model.modules())
     assert (powers == 0) == fixed
 

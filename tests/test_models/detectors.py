@@ -1,10 +1,9 @@
-"""Small detectors of the stack, and what they learn from."""
+"""Small detectors of the stack, and images that they learn from."""
 from pathlib import Path
 
 import torch
 from mmdet.structures import DetDataSample
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
@@ -84,25 +83,6 @@ def second_fpn(levels: int = 3) -> dict:
         norm_cfg=dict(type='BN', eps=1e-3, momentum=0.05),
         upsample_cfg=dict(type='deconv', bias=False),
         use_conv_for_no_stride=True)
-
-
-def clouds(model: nn.Module) -> dict:
-    """Two clouds of noise with a box each, as the detector takes them."""
-    generator = torch.Generator().manual_seed(0)
-    scale = torch.tensor([24.0, 24, 4, 1])
-    points = [(torch.rand(3000, 4, generator=generator) - 0.5) * scale
-              for _ in range(2)]
-    samples = []
-    for i in range(2):
-        sample = Det3DDataSample(metainfo=dict(
-            box_type_3d=LiDARInstance3DBoxes))
-        boxes = torch.tensor([[3. + i, -4, -1, 4, 2, 1.5, 0.3, 1, 0]])
-        sample.gt_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-            labels_3d=torch.tensor([0]))
-        samples.append(sample)
-    return model.data_preprocessor(
-        dict(inputs=dict(points=points), data_samples=samples), False)
 
 
 def total(losses: dict) -> Tensor:

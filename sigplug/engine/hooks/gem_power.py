@@ -2,7 +2,7 @@
 import torch
 from mmengine.runner import Runner
 
-from sigplug.models.layers.power import Power
+from sigplug.models.layers.learnable_power import LearnablePower
 from sigplug.registry import HOOKS
 
 from .heatmap_observer import unwrap
@@ -49,7 +49,7 @@ class GeMPowerHook(IntervalHook):
             return
         powers = {}
         for name, module in unwrap(runner.model).named_modules():
-            if isinstance(module, Power):
+            if isinstance(module, LearnablePower):
                 p = module.p.detach().float()
                 if len(p) == 1:
                     powers[f'p/{name}'] = p[0]

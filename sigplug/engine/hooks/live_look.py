@@ -8,7 +8,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 
 from sigplug.errors import UserError
-from sigplug.models.layers.power import Power
+from sigplug.models.layers.learnable_power import LearnablePower
 from sigplug.registry import register_hook_everywhere
 
 from .bev_image import BEVImageHook
@@ -68,7 +68,7 @@ class LiveLookHook(Hook):
         else:
             missing.append('heatmaps, since no head is like '
                            'sigplug.CenterHead')
-        if any(isinstance(module, Power)
+        if any(isinstance(module, LearnablePower)
                for module in runner.model.modules()):
             parts.append(GeMPowerHook(interval))
         else:

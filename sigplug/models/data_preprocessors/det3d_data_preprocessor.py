@@ -1,4 +1,4 @@
-"""Voxelisation of a batch that ends in a sample without points."""
+"""Voxelise batches with samples that have no points."""
 import torch
 from mmdet3d.models.data_preprocessors import (
     Det3DDataPreprocessor as _Det3DDataPreprocessor,
@@ -10,21 +10,19 @@ from sigplug.registry import MODELS
 
 @MODELS.register_module()
 class Det3DDataPreprocessor(_Det3DDataPreprocessor):
-    """mmdet3d's preprocessor for batches with samples without points too.
+    """mmdet3d's preprocessor, also for samples without points.
 
     mmdet3d's detectors take the size of a batch from its last cell: without
     any cell they raise an ``IndexError``, and where the last sample has none
-    its result is missing. Such a batch gets a cell without points here, which
-    the voxel encoders of sigplug reduce to zeros: the features of an empty
-    map. Those of mmdet3d divide by the number of points, and are not meant.
+    its result is missing. Here such a batch gets a cell without points, which
+    the voxel encoders of sigplug reduce to zeros, as an empty map has them.
+    Do not use it with mmdet3d's encoders: they divide by the number of
+    points.
 
-    What has no points at all is marked by ``no_points=True`` in the
-    ``metainfo`` of its data sample, and :class:`sigplug.CenterHead` predicts
-    nothing for it.
-
-    Args:
-        *args: Those of mmdet3d's ``Det3DDataPreprocessor``.
-        **kwargs: Those of mmdet3d's ``Det3DDataPreprocessor``.
+    A sample without points is marked by ``no_points=True`` in the
+    ``metainfo`` of its data sample; :class:`sigplug.CenterHead` predicts
+    nothing for it. The arguments are those of mmdet3d's
+    ``Det3DDataPreprocessor``.
     """
 
     def voxelize(self, points: list[Tensor],
@@ -33,18 +31,19 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
 
         Args:
             points (list[Tensor]): Points of each sample, ``(M, C)``.
-            data_samples (list[Det3DDataSample], optional): Its data samples.
+            data_samples (list[Det3DDataSample], optional): Their data
+                samples.
 
         Returns:
-            dict[str, Tensor]: As upstream's; ``coors`` ends in a row of the
-            last sample in any case.
+            dict[str, Tensor]: As upstream's; ``coors`` always ends in a row
+            of the last sample.
         """
         for sample, own in zip(data_samples or (), points):
             if len(own) == 0:
                 sample.set_metainfo(dict(no_points=True))
         cells = super().voxelize(points, data_samples)
         last, coors = len(points) - 1, cells['coors']
-        # Upstream waits for this number as well.
+        # A GPU is waited for; upstream waits for this number as well.
         if len(coors) and int(coors[-1, 0]) == last:
             return cells
         for name, value in cells.items():

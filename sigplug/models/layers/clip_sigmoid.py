@@ -1,14 +1,9 @@
 """The clipped sigmoid as an activation layer."""
-
 import torch
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_flag, check_number
-from sigplug.ops.clip_sigmoid import (
-    check_grad_mode,
-    clip_sigmoid,
-    representable_bounds,
-)
+from sigplug.ops import clip_sigmoid
+from sigplug.ops._checks import check_number
 from sigplug.registry import register_everywhere
 
 
@@ -26,8 +21,8 @@ class ClipSigmoid(nn.Module):
         max_val (float, optional): Upper bound, in place of ``1 - eps``.
         grad (str): Gradient outside the bounds, ``'zero'`` or
             ``'straight_through'``. Defaults to ``'zero'``.
-        inplace (bool): Overwrite the input where that is safe.
-            Defaults to False.
+        inplace (bool): Accepted, as mmcv's ``ConvModule`` passes it to each
+            activation; the input is never overwritten. Defaults to False.
 
     Raises:
         TypeError: A bound is not a number, or ``inplace`` not a bool.
@@ -53,9 +48,8 @@ class ClipSigmoid(nn.Module):
         self.max_val = 1 - eps if max_val is None else max_val
         self.grad = grad
         self.inplace = inplace
-        representable_bounds(self.min_val, self.max_val, torch.float64)
-        check_grad_mode(grad)
-        check_flag('inplace', inplace)
+        # The operation checks its arguments: not at the first batch only.
+        self.forward(torch.zeros(1, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate logits of any shape; the dtype is kept."""
@@ -67,6 +61,6 @@ class ClipSigmoid(nn.Module):
             inplace=self.inplace)
 
     def extra_repr(self) -> str:
-        """Arguments shown by ``print(module)``."""
+        """Return the arguments that ``print(module)`` shows."""
         return (f'min_val={self.min_val}, max_val={self.max_val}, '
                 f'grad={self.grad!r}, inplace={self.inplace}')

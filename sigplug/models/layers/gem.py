@@ -5,29 +5,33 @@ from torch import Tensor
 
 from sigplug.ops import gem_pool
 from sigplug.ops._checks import check_flag, check_positive
-from sigplug.ops.gem_pool import IntOrTuple, check_windows
 from sigplug.registry import register_everywhere
 
-from .power import Power
+from .learnable_power import LearnablePower
+
+Window = int | Sequence[int | None] | None
 
 
 @register_everywhere
-class GeM(Power):
+class GeM(LearnablePower):
     r"""Generalised-mean pooling, global or windowed.
 
     .. math::
         y = \Big(\frac{1}{N} \sum_{i=1}^N \max(x_i, \epsilon)^p\Big)^{1/p}
 
-    See :func:`sigplug.ops.gem_pool`. The pooled dims stay, with size 1 when
-    the pooling is global.
+    See :func:`sigplug.ops.gem_pool`, which also checks the windows. The
+    pooled dims stay, with size 1 when the pooling is global.
 
     Args:
         p (float | Sequence[float]): The (initial) power, above 0; 1 is the
-            mean, and it tends to the maximum as it grows. Defaults to 3.0.
+            mean, and it tends to the maximum as it grows. A fixed ``p`` may
+            be ``inf``. Defaults to 3.0.
         eps (float): Lower clamp of the input. Defaults to 1e-6.
         clamp (bool): Whether to clamp the input at ``eps``; without it the
             input must be non-negative. Defaults to True.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        p_trainable (bool): Whether ``p`` is trained. A fixed ``p`` is not
+            part of the state_dict, but is taken over from a checkpoint that
+            has one. Defaults to True.
         channels (int, optional): Number of channels, for one ``p`` per
             channel; ``None`` shares one. Defaults to None.
         kernel_size (int | tuple[int | None] | None): Window size; ``None``,
@@ -37,7 +41,9 @@ class GeM(Power):
         padding (int | tuple[int]): Zeros added on both sides, which count in
             the mean. Defaults to 0.
         p_range (tuple[float, float]): Smallest and largest value that is used
-            of a trained ``p``. Defaults to (1.0, 50.0).
+            of a trained ``p``. The optimiser may move it out, and back. A
+            checkpoint with a ``p`` outside gives a warning.
+            Defaults to (1.0, 50.0).
 
     Raises:
         TypeError: ``p`` or ``eps`` is not a number, or a switch not a bool.
@@ -54,14 +60,13 @@ class GeM(Power):
                  clamp: bool = True,
                  p_trainable: bool = True,
                  channels: int | None = None,
-                 kernel_size: IntOrTuple = None,
-                 stride: IntOrTuple = None,
+                 kernel_size: Window = None,
+                 stride: Window = None,
                  padding: int | Sequence[int] = 0,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__(p, p_trainable, channels, p_range)
         check_positive('eps', eps)
         check_flag('clamp', clamp)
-        check_windows(kernel_size, stride, padding)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size
@@ -79,7 +84,7 @@ class GeM(Power):
             eps=self.eps if self.clamp else None)
 
     def extra_repr(self) -> str:
-        """Arguments shown by ``print(module)``."""
+        """Return the arguments that ``print(module)`` shows."""
         return (f'{super().extra_repr()}, eps={self.eps}, '
                 f'clamp={self.clamp}, kernel_size={self.kernel_size}, '
                 f'stride={self.stride}, padding={self.padding}')

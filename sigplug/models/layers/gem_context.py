@@ -1,21 +1,21 @@
 """Channel context from a generalised-mean descriptor."""
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from sigplug.ops._checks import check_positive, is_integer
+from sigplug.ops._checks import check_integer, check_positive
 from sigplug.registry import register_everywhere
 
 from .gem import GeM
-from .wrapper import Wrapper
+from .inner_neck import InnerNeck
 
 FUSION_TYPES = ('channel_mul', 'channel_add')
 
 
 @register_everywhere
-class GeMContext(Wrapper):
-    r"""Weights or shifts each channel by what the whole map holds.
+class GeMContext(InnerNeck):
+    r"""Weight or shift each channel by a descriptor of the whole map.
 
     .. math::
         t = W_2 \, \mathrm{relu}(W_1 \, \mathrm{GeM}(x) + b_1) + b_2, \qquad
@@ -24,11 +24,10 @@ class GeMContext(Wrapper):
             x + t & \text{channel\_add}
         \end{cases}
 
-    :math:`W_2` and :math:`b_2` start at 0, where both forms are the identity,
-    exactly: a trained model into which the layer is put keeps its values.
-    ``init_weights`` sees to that in a model of mmengine, whose ``init_cfg``
-    draws all convolutions anew. The descriptor takes in what is above ``eps``
-    only, also where ``x`` has both signs.
+    :math:`W_2` and :math:`b_2` start at 0, where both forms are exactly the
+    identity: a trained model keeps its values when the layer is added.
+    ``init_weights`` restores that behind the ``init_cfg`` of a model. The
+    descriptor sees values above ``eps`` only.
 
     It has two uses. As a plugin of mmcv, where ``in_channels`` comes from the
     backbone::
@@ -36,13 +35,13 @@ class GeMContext(Wrapper):
         plugins=[dict(cfg=dict(type='sigplug.GeMContext', ratio=1. / 16),
                       position='after_conv3')]
 
-    and as a neck, on each level of what an inner neck returns::
+    and as a neck, on each level that an inner neck returns::
 
         neck=dict(type='sigplug.GeMContext', in_channels=256,
                   inner=dict(type='FPN', ...))
 
     A checkpoint of the model with only the inner neck loads without
-    ``strict``; no more than ``contexts.*`` is missing in it.
+    ``strict``: it lacks ``contexts.*`` alone.
 
     Source: the multiplication is that of `Squeeze-and-Excitation Networks
     <https://arxiv.org/abs/1709.01507>`_, eq. (3), with a gate of 1 at the
@@ -56,12 +55,10 @@ class GeMContext(Wrapper):
             has one unit at least. Defaults to 1/16.
         fusion_type (str): ``'channel_mul'`` or ``'channel_add'``.
             Defaults to ``'channel_mul'``.
-        p (float): The (initial) power of the descriptor. Defaults to 3.0.
+        p (float): See :class:`GeM`, as for the next three.
         eps (float): Lower clamp of the descriptor's input.
-            Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        p_range (tuple[float, float]): Smallest and largest value that is used
-            of a trained ``p``. Defaults to (1.0, 50.0).
+        p_trainable (bool): Whether ``p`` is trained.
+        p_range (tuple[float, float]): Range in which ``p`` is used.
         inner (dict | list[dict], optional): Config of the inner neck.
             Defaults to None.
 
@@ -93,15 +90,12 @@ class GeMContext(Wrapper):
                              f'got {fusion_type!r}')
         check_positive('ratio', ratio)
         self.per_level = isinstance(in_channels, (tuple, list))
-        channels: list[Any] = (
-            list(in_channels) if isinstance(in_channels, (tuple, list)) else
-            [in_channels])
-        if not channels or not all(is_integer(c, 1) for c in channels):
-            raise ValueError('in_channels must be an integer of at least 1, '
-                             f'or one for each level, but got {in_channels!r}')
+        channels: Any = in_channels if self.per_level else [in_channels]
+        for c in channels or [in_channels]:
+            check_integer('in_channels', c, 1)
         self.in_channels = in_channels
         self.fusion_type = fusion_type
-        self.contexts = nn.ModuleList(
+        self.contexts: Any = nn.ModuleList(
             _Context(c, max(1, int(c * ratio)),
                      GeM(p, eps, p_trainable=p_trainable, p_range=p_range))
             for c in channels)
@@ -109,29 +103,27 @@ class GeMContext(Wrapper):
     def init_weights(self) -> None:
         """Make it the identity again, after a model's ``init_cfg``."""
         super().init_weights()
-        for context in cast('Iterable[_Context]', self.contexts):
+        for context in self.contexts:
             context.reset_parameters()
 
     def forward(
         self, inputs: Tensor | Sequence[Tensor]
     ) -> Tensor | Sequence[Tensor]:
-        """Add the context to each level, in shape and dtype as it was.
+        """Add the context to each level; shapes and dtypes are kept.
 
         Args:
-            inputs (Tensor | Sequence[Tensor]): What the inner neck takes.
-                Its outputs, or the inputs without an inner neck, are a
-                feature map ``(N, C, H, W)``, or a tuple or list of them.
+            inputs (Tensor | Sequence[Tensor]): Inputs of the inner neck.
+                Its outputs, or the inputs without an inner neck, are the
+                levels: a map ``(N, C, H, W)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor] | list[Tensor]: A tensor, a tuple or a list
-            as those outputs.
+            Tensor | tuple[Tensor] | list[Tensor]: The levels.
 
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: There is another number of levels, or of channels,
-                than in ``in_channels``, or of dims.
+            ValueError: They are not as ``in_channels`` describes them.
         """
-        levels = self.inner_levels(inputs)
+        levels = self.compute_levels(inputs)
         if isinstance(levels, Tensor):
             return self._fuse_levels([levels])[0]
         outs = self._fuse_levels(levels)
@@ -142,8 +134,7 @@ class GeMContext(Wrapper):
         if not self.per_level:
             contexts *= len(levels)
         got = [x.shape[1] for x in levels]
-        expected = [context.in_channels for context in contexts]
-        if got != expected:
+        if got != [context.conv1.in_channels for context in contexts]:
             raise ValueError(f'in_channels={self.in_channels} does not fit '
                              f'{len(got)} level(s) of {got} channels: give '
                              'one number for all levels, or one for each')
@@ -156,17 +147,16 @@ class GeMContext(Wrapper):
         return x + t.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Arguments shown by ``print(module)``."""
+        """Return the arguments that ``print(module)`` shows."""
         return (f'in_channels={self.in_channels}, '
                 f'fusion_type={self.fusion_type!r}')
 
 
 class _Context(nn.Module):
-    """The transformed descriptor of a map, ``(N, C, 1, 1)``."""
+    """Transform the descriptor of a map, to ``(N, C, 1, 1)``."""
 
     def __init__(self, in_channels: int, hidden: int, gem: GeM) -> None:
         super().__init__()
-        self.in_channels = in_channels
         self.gem = gem
         self.conv1 = nn.Conv2d(in_channels, hidden, 1)
         self.conv2 = nn.Conv2d(hidden, in_channels, 1)
@@ -174,9 +164,8 @@ class _Context(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the first convolution, and set the second one to 0."""
-        for conv in (self.conv1, self.conv2):
-            for parameter in conv.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in (*self.conv1.parameters(), *self.conv2.parameters()):
+            nn.init.zeros_(parameter)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity='relu')
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Generalised-mean pooling as a global neck."""
 from collections.abc import Sequence
-from typing import cast, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
 from sigplug.ops import gem_pool, generalized_mean
-from sigplug.ops._checks import is_integer
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_everywhere
 
 
@@ -40,21 +40,21 @@ class GeMNeck(GeM):
     Args:
         p (float | Sequence[float]): The (initial) power; a sequence holds
             all values of the parameter. Defaults to 3.0.
-        eps (float): Lower clamp of the input. Defaults to 1e-6.
+        eps (float): See :class:`sigplug.models.GeM`, as for the next two.
         clamp (bool): Whether to clamp the input at ``eps``.
-            Defaults to True.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
+        p_trainable (bool): Whether ``p`` is trained.
         channels (int | Sequence[int], optional): Number of channels, for one
             ``p`` per channel; several numbers, one for each level, give each
             level its own. Defaults to None.
-        p_range (tuple[float, float]): Smallest and largest value that is used
-            of a trained ``p``. Defaults to (1.0, 50.0).
+        p_range (tuple[float, float]): Range in which ``p`` is used.
+            Defaults to (1.0, 50.0).
         num_levels (int, optional): Number of levels, for one ``p`` per level.
             Defaults to None.
         bins (Sequence[int]): Numbers of strips that the map is cut into along
             its first spatial dim. Defaults to (1, ), the whole map.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of its range, or both ``num_levels``
             and ``channels`` are given.
 
@@ -65,6 +65,9 @@ class GeMNeck(GeM):
         >>> GeMNeck(bins=(1, 2, 4))(torch.rand(2, 8, 7, 5)).shape
         torch.Size([2, 56])
     """
+
+    # mmpretrain stores it, and misses it in a checkpoint without it.
+    stores_fixed_p = True
 
     def __init__(self,
                  p: float | Sequence[float] = 3.0,
@@ -80,47 +83,31 @@ class GeMNeck(GeM):
                 f'num_levels={num_levels} and channels={channels} exclude '
                 'each other: for one p per channel of each level give '
                 'channels one number for each level')
-        sizes: tuple[int, ...] | None = None
+        sizes: Any = channels
         if num_levels is not None:
-            _check_counts('num_levels', num_levels)
-            sizes = (1, ) * num_levels
+            check_integer('num_levels', num_levels, 1)
             if isinstance(p, (tuple, list)) and len(p) not in (1, num_levels):
                 raise ValueError('p must be one value or one for each of '
                                  f'num_levels={num_levels}, but got {p}')
-        elif isinstance(channels, (tuple, list)):
-            _check_counts('channels', *channels)
-            sizes = tuple(channels)
-        if not isinstance(bins, (tuple, list)):
-            raise TypeError('bins must be a tuple or list of integers, but '
-                            f'got {bins!r}')
-        _check_counts('bins', *bins)
+            sizes = [1] * num_levels
+        several = isinstance(sizes, (tuple, list))
+        if several:
+            _check_counts('channels', sizes)
+        _check_counts('bins', bins)
         super().__init__(
-            p=p,
-            eps=eps,
-            clamp=clamp,
-            p_trainable=p_trainable,
-            # Anything but a number is refused there.
-            channels=sum(sizes) if sizes else cast('int | None', channels),
+            p,
+            eps,
+            clamp,
+            p_trainable,
+            channels=sum(sizes) if several else sizes,
             p_range=p_range)
-        if not p_trainable:
-            # mmpretrain stores it, and misses it in a checkpoint without it.
-            self.register_buffer('p', self.p)
         self.channels = channels
-        self.num_levels = len(sizes) if sizes else None
+        self.num_levels = num_levels
         self.bins = tuple(bins)
-        self._sizes = sizes
+        # How many values of p each level has.
+        self._sizes = list(sizes) if several else None
 
-    @overload
-    def forward(self, inputs: Tensor) -> Tensor:
-        ...
-
-    @overload
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        ...
-
-    def forward(
-        self, inputs: Tensor | Sequence[Tensor]
-    ) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> Any:
         """Pool each level to ``(N, C * sum(bins))``.
 
         Args:
@@ -128,8 +115,7 @@ class GeMNeck(GeM):
                 ``(N, C, *spatial)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor]: ``(N, C * sum(bins))``, one per level if a
-            sequence was given.
+            Tensor | tuple[Tensor]: One per level if a sequence was given.
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
@@ -145,44 +131,37 @@ class GeMNeck(GeM):
 
     def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for x in levels:
-            if not isinstance(x, Tensor) or x.dim() < 2:
+            if not isinstance(x, Tensor) or x.dim() < 2 + (self.bins != (1, )):
                 got = tuple(x.shape) if isinstance(x, Tensor) else x
-                raise ValueError('inputs must consist of maps of the shape '
-                                 f'(N, C, *spatial), but got {got!r}')
+                raise ValueError(
+                    'inputs must consist of maps of the shape '
+                    f'(N, C, *spatial), but got {got!r} (bins={self.bins})')
         power = self.power()
         powers: Sequence[float | Tensor] = [power] * len(levels)
         if self._sizes is not None:
-            if len(levels) != self.num_levels:
-                raise ValueError(f'p has values for {self.num_levels} levels, '
-                                 f'but inputs has {len(levels)}')
-            if self.channels is not None:
-                found = tuple(x.shape[1] for x in levels)
-                if found != self._sizes:
-                    raise ValueError(
-                        'inputs must have the channels='
-                        f'{list(self._sizes)}, but has {list(found)}')
+            if len(levels) != len(self._sizes):
+                raise ValueError(f'p has values for {len(self._sizes)} '
+                                 f'levels, but inputs has {len(levels)}')
+            found = [x.shape[1] for x in levels]
+            if self.channels is not None and found != self._sizes:
+                raise ValueError('inputs must have the channels='
+                                 f'{self._sizes}, but has {found}')
             if isinstance(power, Tensor):
                 powers = power.split(self._sizes)
         return tuple(map(self._pool, levels, powers))
 
     def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
-        """One level, its strips side by side."""
-        if x.dim() < 3 and self.bins != (1, ):
-            raise ValueError(f'bins={self.bins} cut a map along its height, '
-                             f'but x has the shape {tuple(x.shape)}')
+        """Pool one level, its strips side by side."""
         outs = [out for b in self.bins for out in self._pool_strips(x, p, b)]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
     def _pool_strips(self, x: Tensor, p: float | Tensor,
                      b: int) -> list[Tensor]:
-        """The strips of one bin, some of them in one tensor."""
+        """Pool the strips of one bin, all in one tensor or one by one."""
         eps = self.eps if self.clamp else None
         if b == 1:
             return [gem_pool(x, p, eps=eps).flatten(1)]
         rows = x.shape[2]
-        if 0 in x.shape[2:]:
-            raise ValueError('x must not be empty along the pooled dims, but '
-                             f'has the shape {tuple(x.shape)}')
         # Strips of one height are pooled at once. Where the height is open, as
         # in an exported program, the slices below fit all.
         if isinstance(rows, int) and rows % b == 0:
@@ -197,13 +176,15 @@ class GeMNeck(GeM):
         ]
 
     def extra_repr(self) -> str:
-        """Arguments shown by ``print(module)``."""
+        """Return the arguments that ``print(module)`` shows."""
         return (f'{super().extra_repr()}, channels={self.channels}, '
                 f'num_levels={self.num_levels}, bins={self.bins}')
 
 
-def _check_counts(name: str, *values: int) -> None:
-    """Raise a ``ValueError`` unless there are only positive integers."""
-    if not values or not all(is_integer(value, 1) for value in values):
-        raise ValueError(f'{name} must be of integers of at least 1, but got '
-                         f"{', '.join(map(repr, values)) or 'none'}")
+def _check_counts(name: str, values: Sequence[int]) -> None:
+    """Raise an error unless there are only positive integers."""
+    if not isinstance(values, (tuple, list)) or not values:
+        raise TypeError(f'{name} must be a tuple or list of integers, but '
+                        f'got {values!r}')
+    for value in values:
+        check_integer(name, value, 1)

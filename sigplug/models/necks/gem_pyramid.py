@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
-from sigplug.models.layers.wrapper import Wrapper
+from sigplug.models.layers.inner_neck import InnerNeck
 from sigplug.ops._checks import check_integer
 from sigplug.registry import register_everywhere
 
 
 @register_everywhere
-class GeMPyramid(Wrapper):
-    r"""Appends pyramid levels, each the GeM of 2x2 cells of the one before.
+class GeMPyramid(InnerNeck):
+    r"""Append pyramid levels, each the GeM of 2x2 cells of the one before.
 
     .. math::
         y_{i,j} = \Big(\frac{1}{4} \sum_{a,b=0}^{1}
@@ -40,12 +40,11 @@ class GeMPyramid(Wrapper):
 
     Args:
         num_outs (int): Number of levels that are returned.
-        p (float): The (initial) power, shared by all extra levels.
-            Defaults to 3.0.
-        eps (float): Lower clamp of the input. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        p_range (tuple[float, float]): Smallest and largest value that is used
-            of a trained ``p``. Defaults to (1.0, 50.0).
+        p (float): The (initial) power, shared by all extra levels. See
+            :class:`GeM`, as for the next three.
+        eps (float): Lower clamp of the input.
+        p_trainable (bool): Whether ``p`` is trained.
+        p_range (tuple[float, float]): Range in which ``p`` is used.
         inner (dict | list[dict], optional): Config of the neck whose levels
             come first. Defaults to None.
 
@@ -81,12 +80,10 @@ class GeMPyramid(Wrapper):
         """Append the extra levels.
 
         Args:
-            inputs (Tensor | Sequence[Tensor]): What the inner neck takes.
-                Its outputs, or the inputs without an inner neck, are a
-                feature map ``(N, C, H, W)``, or a tuple or list of them.
+            inputs (Tensor | Sequence[Tensor]): As for :class:`GeMContext`.
 
         Returns:
-            tuple[Tensor] | list[Tensor]: Those levels as they are, and the
+            tuple[Tensor] | list[Tensor]: The levels as they are, and the
             extra ones; a list if they came in one.
 
         Raises:
@@ -94,7 +91,7 @@ class GeMPyramid(Wrapper):
             ValueError: There are more than ``num_outs``, or none, or one is
                 no map.
         """
-        levels = self.inner_levels(inputs)
+        levels = self.compute_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)
         if not 1 <= len(outs) <= self.num_outs:
             raise ValueError(f'num_outs={self.num_outs} levels cannot be made '
@@ -105,16 +102,16 @@ class GeMPyramid(Wrapper):
         return outs if isinstance(levels, list) else tuple(outs)
 
     def extra_repr(self) -> str:
-        """Arguments shown by ``print(module)``."""
+        """Return the arguments that ``print(module)`` shows."""
         return f'num_outs={self.num_outs}'
 
 
 def _make_even(x: Tensor) -> Tensor:
     """Repeat the last row and column where their number is odd.
 
-    Without asking whether it is, as an exported program takes in both. Not by
-    ``F.pad``: it leaves half types under autocast, and compiled behind a
-    convolution its gradient has another memory format than expected.
+    An exported program must fit both, so there is no branch on the parity.
+    ``F.pad`` would leave half precision under autocast, and its compiled
+    gradient behind a convolution has an unexpected memory format.
     """
     for dim in (2, 3):
         size = x.shape[dim]

@@ -1,6 +1,5 @@
 """Dynamic pillars and voxels reduced by a generalised mean."""
-from collections.abc import Sequence
-from inspect import signature
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,96 +7,83 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
     DynamicPillarFeatureNet,
 )
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
-from torch import Tensor
+from torch import Tensor, nn
 
-from sigplug.ops._checks import check_flag, check_tensor
 from sigplug.registry import MODELS
 
-from ..arguments import name_arguments
-from .encoder_checks import check_arguments
-from .gem_dynamic_scatter import (
-    Cells,
-    CellScatter,
-    GeMDynamicScatter,
-    GeMLayerScatters,
-)
+from .encoder_layers import GeMEncoder, SegmentGeM, activate_points
+from .points_by_cell import PointsByCell, sort_by_cell
 
 
-class _GeMDynamicEncoder:
-    """What is changed in both of upstream's dynamic encoders."""
+class _GeMDynamicEncoder(GeMEncoder):
+    """The common part of both encoders.
 
-    # What the names of upstream's layers begin with.
+    Upstream's builds the layers. Its ``forward`` is replaced, as its scatters
+    need CUDA and its points out of range enter the batch norm's statistics.
+    """
+
+    # Prefix of the names of upstream's layers: 'pfn' or 'vfe'.
     kind: str
-    # Upstream's own.
-    cluster_scatter: Any
-    training: bool
 
-    def __init__(self,
-                 *args: Any,
-                 p: float | Sequence[float] = 3.0,
-                 eps: float = 1e-6,
-                 p_trainable: bool = True,
-                 per_channel: bool = False,
-                 p_range: tuple[float, float] = (1.0, 50.0),
-                 **kwargs: Any) -> None:
-        arguments = name_arguments(self, super().__init__, args, kwargs)
-        check_arguments(self, arguments)
-        check_flag('per_channel', per_channel)
-        init = super().__init__
-        usual = signature(init).parameters['in_channels'].default
-        init(**arguments)
-        self._point_channels = arguments.get('in_channels', usual)
-        stock = self.cluster_scatter
-        grid = stock.voxel_size, stock.point_cloud_range
-        self.cluster_scatter = CellScatter(*grid, average_points=True)
+    def _add_gems(self: Any, make_gem: Callable[[int], SegmentGeM]) -> None:
+        del self.cluster_scatter
         layers = getattr(self, f'{self.kind}_layers')
-        scatters = GeMLayerScatters(
-            GeMDynamicScatter(
-                *grid, p, eps, p_trainable,
-                linear.out_features if per_channel else None, p_range)
-            for linear, *_ in layers)
-        setattr(self, f'{self.kind}_scatter', scatters)
+        setattr(self, f'{self.kind}_scatter', nn.ModuleList(
+            nn.ModuleDict(dict(gem=make_gem(linear.out_features)))
+            for linear, *_ in layers))
 
-    def find_cells(self, features: Tensor,
-                   coors: Tensor) -> tuple[Tensor, Cells]:
-        """The points that lie in a cell, and the cells.
-
-        Upstream carries the others along, into the batch norm's statistics.
-        """
-        check_tensor('features', features)
-        check_tensor('coors', coors)
-        if len(features) != len(coors):
-            raise ValueError(
-                'features and coors must have one row for each point, but '
-                f'have {len(features)} and {len(coors)}')
-        if features.dim() != 2 or features.shape[1] != self._point_channels:
-            raise ValueError(
-                f'features must have the shape (M, {self._point_channels}), '
-                f'as in_channels says, but have {tuple(features.shape)}')
-        cells = Cells(coors)
-        if self.training and len(cells.rows) == 1:
-            # A batch norm refuses to take statistics of a single point;
-            # twice the point reduces to the same.
-            twice = cells.rows.expand(2)
-            cells = Cells(coors.index_select(0, twice))
-            cells.rows = twice
-        return features.index_select(0, cells.rows), cells
-
-    def map_voxel_center_to_point(self, pts_coors: Cells, voxel_mean: Tensor,
-                                  voxel_coors: Tensor) -> Tensor:
-        """The features of its cell for each point.
-
-        Upstream looks them up in a dense grid of all cells of all samples.
+    def _encode(
+        self: Any,
+        features: Tensor,
+        coors: Tensor,
+        fuse: Callable[[Tensor, PointsByCell], Tensor] | None = None
+    ) -> tuple[PointsByCell, Tensor, Tensor]:
+        """Run all layers over the points that lie in a cell.
 
         Args:
-            pts_coors (Cells): The cells.
-            voxel_mean (Tensor): Features of each cell, shape ``(N, C)``.
-            voxel_coors (Tensor): Not needed.
+            features (Tensor): Points, shape ``(M, C_in)``.
+            coors (Tensor): Cell of each point, ``(M, 4)``.
+            fuse (Callable, optional): Changes the features of the points in
+                the last layer.
 
         Returns:
-            Tensor: Shape ``(K, C)``.
+            tuple: The cells, the features of their points ``(K, C)``, and
+            those of the cells ``(N, C)``.
         """
-        return voxel_mean.index_select(0, pts_coors.index)
+        cells = sort_by_cell(coors)
+        inputs = self._add_offsets(
+            features.index_select(0, cells.rows), cells)
+        layers = getattr(self, f'{self.kind}_layers')
+        scatters = getattr(self, f'{self.kind}_scatter')
+        for (linear, norm, _), scatter in zip(layers, scatters):
+            x = activate_points(inputs, linear, norm)
+            is_last = scatter is scatters[-1]
+            if is_last and fuse is not None:
+                x = fuse(x, cells)
+            y = scatter['gem'](x, cells.index, len(cells.coors))
+            if not is_last:
+                inputs = torch.cat([x, y.index_select(0, cells.index)], 1)
+        return cells, x, y
+
+    def _add_offsets(self: Any, points: Tensor, cells: PointsByCell) -> Tensor:
+        """Append what upstream appends to each point.
+
+        Its offset from the mean of its cell and from the centre of its cell,
+        and its distance from the origin, as far as they are asked for.
+        """
+        xyz = points[:, :3]
+        parts = [points]
+        if self._with_cluster_center:
+            parts.append(xyz - cells.mean(xyz))
+        if self._with_voxel_center:
+            z, y, x = cells.coors[:, 1:].to(points.dtype).unbind(1)
+            centers = torch.stack([
+                x * self.vx + self.x_offset, y * self.vy + self.y_offset,
+                z * self.vz + self.z_offset], dim=1)
+            parts.append(xyz - centers.index_select(0, cells.index))
+        if self._with_distance:
+            parts.append(xyz.norm(dim=1, keepdim=True))
+        return torch.cat(parts, dim=1)
 
 
 @MODELS.register_module()
@@ -114,22 +100,9 @@ class GeMDynamicPillarFeatureNet(_GeMDynamicEncoder, DynamicPillarFeatureNet):
     are out of range are left out from the start, also of the batch norm's
     statistics.
 
-    Args:
-        *args: Those of mmdet3d's ``DynamicPillarFeatureNet`` except ``mode``.
-        p (float | Sequence[float]): The (initial) power of each layer.
-            Defaults to 3.0.
-        eps (float): Lower clamp of the point features. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        per_channel (bool): One ``p`` per channel instead of one per layer.
-            Defaults to False.
-        p_range (tuple[float, float]): Smallest and largest value that is used
-            of a trained ``p``. Defaults to (1.0, 50.0).
-        **kwargs: Those of mmdet3d's ``DynamicPillarFeatureNet`` except
-            ``mode``.
-
-    Raises:
-        ValueError: ``mode`` is given, or one of the arguments is out of its
-            range.
+    The arguments are those of mmdet3d's ``DynamicPillarFeatureNet`` except
+    ``mode``, and ``p``, ``eps``, ``p_trainable``, ``per_channel`` and
+    ``p_range`` as in :class:`GeMPillarFeatureNet`, with its errors.
     """
 
     kind = 'pfn'
@@ -142,27 +115,24 @@ class GeMDynamicPillarFeatureNet(_GeMDynamicEncoder, DynamicPillarFeatureNet):
             features (Tensor): Points, shape ``(M, C_in)``.
             coors (Tensor): Pillar of each point, ``(sample, z, y, x)``, with
                 a negative one if it is out of range, shape ``(M, 4)``.
-            *args: What multi-modal detectors give besides; not needed.
+            *args: Further inputs of multi-modal detectors; not needed.
             **kwargs: As ``args``.
 
         Returns:
             tuple[Tensor, Tensor]: Features of the pillars, shape ``(N, C)``,
             and their coordinates, ``(N, 4)``.
         """
-        return super().forward(*self.find_cells(features, coors))
+        cells, _, y = self._encode(features, coors)
+        return y, cells.coors
 
 
 @MODELS.register_module()
 class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
     """``DynamicVFE`` that reduces points by a generalised mean.
 
-    That of :class:`GeMDynamicPillarFeatureNet`, with the same arguments
-    besides those of mmdet3d's ``DynamicVFE``; a trained ``p`` is named
-    ``vfe_scatter.*.gem.p``.
-
-    Raises:
-        ValueError: ``mode`` is given, or one of the arguments is out of its
-            range.
+    See :class:`GeMDynamicPillarFeatureNet`. The arguments besides the same
+    five are those of mmdet3d's ``DynamicVFE`` except ``mode``; a trained
+    ``p`` is named ``vfe_scatter.*.gem.p``.
     """
 
     kind = 'vfe'
@@ -171,6 +141,8 @@ class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
                 features: Tensor,
                 coors: Tensor,
                 points: Sequence[Tensor] | None = None,
+                img_feats: Sequence[Tensor] | None = None,
+                img_metas: Sequence[dict] | None = None,
                 *args: Any,
                 **kwargs: Any) -> tuple[Tensor, Tensor] | Tensor:
         """Encode the points of each voxel.
@@ -181,8 +153,12 @@ class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
                 a negative one if it is out of range, shape ``(M, 4)``.
             points (Sequence[Tensor], optional): The points of each sample,
                 for a fusion layer. Defaults to None.
-            *args: Those of ``DynamicVFE``.
-            **kwargs: Those of ``DynamicVFE``.
+            img_feats (Sequence[Tensor], optional): Feature maps of images,
+                for a fusion layer. Defaults to None.
+            img_metas (Sequence[dict], optional): Meta information of the
+                images. Defaults to None.
+            *args: Further inputs of multi-modal detectors; not needed.
+            **kwargs: As ``args``.
 
         Returns:
             tuple[Tensor, Tensor] | Tensor: Features of the voxels, shape
@@ -190,14 +166,18 @@ class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
             ``return_point_feats`` the features of the points, ``(M, C)``, 0
             for those that are out of range.
         """
-        found, cells = self.find_cells(features, coors)
-        if self.fusion_layer is not None and points is not None:
-            # The fusion layer pairs them with the rows that are found.
-            sizes = cells[:, 0].bincount(minlength=len(points)).tolist()
-            points = torch.cat(list(points)).index_select(
-                0, cells.rows).split(sizes)
-        y = super().forward(found, cells, points, *args, **kwargs)
-        if not self.return_point_feats:
-            return y
-        return y.new_zeros(len(features), y.shape[1]).index_copy(
-            0, cells.rows, y)
+        clouds = list(points or ())
+
+        def fuse(x: Tensor, cells: PointsByCell) -> Tensor:
+            # The points in the order of x, which is sorted by sample first.
+            sizes = coors[cells.rows, 0].bincount(minlength=len(clouds))
+            found = torch.cat(clouds).index_select(0, cells.rows)
+            return self.fusion_layer(
+                img_feats, found.split(sizes.tolist()), x, img_metas)
+
+        fuses = self.fusion_layer is not None and img_feats is not None
+        cells, x, y = self._encode(features, coors, fuse if fuses else None)
+        if self.return_point_feats:
+            return x.new_zeros(len(features), x.shape[1]).index_copy(
+                0, cells.rows, x)
+        return y, cells.coors

@@ -3,18 +3,14 @@ import copy
 
 import pytest
 import torch
-from mmcv.cnn import build_plugin_layer
-from mmdet.registry import MODELS as MMDET
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from sigplug.models import GeMContext, GeMPyramid
+from sigplug.models import GeMContext
 
 from ..detectors import (
     centerpoint,
-    clouds,
     features,
     images,
     overfit,
@@ -36,27 +32,26 @@ def trained(*args, **kwargs):
     return layer
 
 
-def by_hand(context, x, fusion_type):
+def by_hand(context, x, fusion_type='channel_mul'):
     """In float64, with matrices in place of convolutions."""
     state = {key: value.double() for key, value in
              context.state_dict().items()}
-    x = x.double()
-    d = x.clamp(min=1e-6).pow(state['gem.p']).mean((2, 3)).pow(
-        1 / state['gem.p'])
-    for i, name in enumerate(('conv1', 'conv2')):
-        if i:
-            d = d.clamp(min=0)
+    p, x = state['gem.p'], x.double()
+    d = x.clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
+    for name in 'conv1', 'conv2':
         d = d @ state[f'{name}.weight'].flatten(1).t() + state[f'{name}.bias']
+        d = d.clamp(min=0) if name == 'conv1' else d
     t = d[..., None, None]
     return x + t if fusion_type == 'channel_add' else (
         x * 2 / (1 + torch.exp(-t)))
 
 
 @pytest.mark.parametrize('fusion_type', FUSIONS)
-@pytest.mark.parametrize('p', [1.0, 4.0])
-def test_equals_the_formula(fusion_type, p):
+@pytest.mark.parametrize('ratio, hidden', [(1 / 4, 2), (1e-3, 1), (2, 16)])
+def test_equals_the_formula(fusion_type, ratio, hidden):
     x = features(2, 8, 5, 7)
-    layer = trained(8, ratio=0.5, fusion_type=fusion_type, p=p)
+    layer = trained(8, ratio, fusion_type, p=4.0)
+    assert layer.contexts[0].conv1.out_channels == hidden
     torch.testing.assert_close(
         layer(x).double(), by_hand(layer.contexts[0], x, fusion_type),
         rtol=1e-5, atol=1e-6)
@@ -69,13 +64,6 @@ def test_starts_as_the_identity(fusion_type, dtype):
     assert GeMContext(32, fusion_type=fusion_type).to(dtype)(x).equal(x)
 
 
-@pytest.mark.parametrize('ratio, hidden', [(1 / 16, 2), (1 / 4, 8), (1e-3, 1),
-                                           (2, 64)])
-def test_hidden_width(ratio, hidden):
-    context = GeMContext(32, ratio=ratio).contexts[0]
-    assert context.conv1.out_channels == context.conv2.in_channels == hidden
-
-
 @pytest.mark.parametrize('container', [tuple, list])
 @pytest.mark.parametrize('in_channels', [4, [4, 4, 4]])
 def test_levels(container, in_channels):
@@ -86,53 +74,30 @@ def test_levels(container, in_channels):
     contexts = list(layer.contexts) * (4 - len(layer.contexts))
     for out, x, context in zip(outs, levels, contexts):
         torch.testing.assert_close(
-            out.double(), by_hand(context, x, 'channel_mul'), rtol=1e-5,
-            atol=1e-6)
+            out.double(), by_hand(context, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('in_channels, channels', [
-    ([4, 8], [4]), ([4, 8], [4, 8, 8]), ([4, 8], [8, 4]), (4, [4, 8]),
-    ([4, 8], 4), (4, 8),
-])
+    ([4, 8], [4]), ([4, 8], [4, 8, 8]), ([4, 8], [8, 4]), (4, [4, 8])])
 def test_other_levels_than_in_channels(in_channels, channels):
-    x = [features(2, c, 3, 3) for c in (
-        channels if isinstance(channels, list) else [channels])]
-    words = str(in_channels).replace('[', r'\[').replace(']', r'\]')
-    with pytest.raises(ValueError, match=f'in_channels={words} does not fit'):
-        GeMContext(in_channels)(x if isinstance(channels, list) else x[0])
+    levels = [features(2, c, 3, 3) for c in channels]
+    with pytest.raises(ValueError, match='in_channels=.* does not fit') as e:
+        GeMContext(in_channels)(levels)
+    assert str(in_channels) in str(e.value)
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(in_channels=0), ValueError, ['in_channels', '0']),
-    (dict(in_channels=[]), ValueError, ['in_channels', '[]']),
-    (dict(in_channels=[4, 0.5]), ValueError, ['in_channels', '[4, 0.5]']),
-    (dict(ratio=0), ValueError, ['ratio', '0']),
-    (dict(ratio='1'), TypeError, ['ratio', "'1'"]),
-    (dict(fusion_type='mul'), ValueError, ["'mul'", 'channel_mul']),
-    (dict(p=0.0), ValueError, ['p ', '0.0']),
-    (dict(eps=0.0), ValueError, ['eps', '0.0']),
+    (dict(in_channels=0), ValueError, 'in_channels .*0'),
+    (dict(in_channels=[]), ValueError, r'in_channels .*\[\]'),
+    (dict(in_channels=[4, 0.5]), ValueError, 'in_channels .*0.5'),
+    (dict(ratio=0), ValueError, 'ratio .*0'),
+    (dict(fusion_type='mul'), ValueError, "channel_mul.*'mul'"),
+    (dict(p=0.0), ValueError, 'p .*0.0'),
+    (dict(eps=0.0), ValueError, 'eps .*0.0'),
 ])
 def test_bad_arguments(kwargs, error, words):
-    with pytest.raises(error) as info:
+    with pytest.raises(error, match=words):
         GeMContext(**{'in_channels': 4, **kwargs})
-    assert all(word in str(info.value) for word in words), info.value
-
-
-def test_bad_levels():
-    with pytest.raises(TypeError, match='inputs must be a tensor.* dict'):
-        GeMContext(4)({})
-
-
-@pytest.mark.parametrize('layer', [
-    GeMContext(4), GeMContext([4]), GeMPyramid(2)],
-    ids=['shared', 'per level', 'pyramid'])
-@pytest.mark.parametrize('got', [(4, 5, 6), (2, 4, 5, 6, 7), None], ids=repr)
-def test_levels_that_are_no_maps(layer, got):
-    """The windows of ``GeMPyramid`` would fit other dims too."""
-    level = got and features(*got)
-    with pytest.raises(ValueError, match='inputs must consist of maps') as e:
-        layer([level])
-    assert str(got) in str(e.value)
 
 
 @pytest.mark.parametrize('fusion_type', FUSIONS)
@@ -152,6 +117,7 @@ def test_gradients(fusion_type):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('fusion_type', FUSIONS)
 def test_autocast(dtype, fusion_type):
+    """With values whose power is out of range; dtypes are kept."""
     x = 60 * features(2, 8, 5, 7)
     layer = trained(8, ratio=1, fusion_type=fusion_type, p=6.5)
     with torch.autocast('cpu', dtype=dtype):
@@ -163,38 +129,14 @@ def test_autocast(dtype, fusion_type):
     assert x.grad.isfinite().all() and y.isfinite().all()
 
 
-@pytest.mark.parametrize('in_channels', [3, [3]])
-def test_compile(in_channels):
-    torch._dynamo.reset()
-    layer, x = trained(in_channels, ratio=1), features(2, 3, 5, 7)
-    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
-    torch.testing.assert_close(compiled(x), layer(x))
-
-
-def test_export_with_open_sizes():
-    layer = trained(3, ratio=1)
-    opened = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
-    program = torch.export.export(
-        layer, (features(2, 3, 8, 6), ), dynamic_shapes=(opened, )).module()
-    x = features(3, 3, 5, 11)
-    torch.testing.assert_close(program(x), layer(x))
-
-
 # --- as a plugin ----------------------------------------------------------
 
 
-@pytest.mark.parametrize('type_', ['GeMContext', 'sigplug.GeMContext'])
-def test_built_by_mmcv_as_a_plugin(type_):
-    name, layer = build_plugin_layer(
-        dict(type=type_, ratio=1 / 8), in_channels=16, postfix='_1')
-    assert name == 'gem_context_1' and type(layer) is GeMContext
-    assert layer.contexts[0].conv1.weight.shape == (2, 16, 1, 1)
-
-
-def test_detector_with_plugins_starts_as_the_stock_one():
-    """Also after init_weights, whose Kaiming draws all convolutions anew."""
+def test_detector_with_plugins():
+    """Starts as the stock one, also after init_weights, and learns."""
     ours, stock = retinanet(CONFIG), retinanet()
     inputs, samples = images()
+    # Its Kaiming draws all convolutions again.
     ours.init_weights()
     stock.init_weights()
     context = ours.backbone.layer2[0].gem_context.contexts[0]
@@ -202,87 +144,39 @@ def test_detector_with_plugins_starts_as_the_stock_one():
     load_state_dict(ours, stock.state_dict())
     # The stages without the plugin have none.
     assert not hasattr(ours.backbone.layer1[0], 'gem_context')
-    for model in (ours, stock):
-        model.eval()
-    for y, expected in zip(ours.extract_feat(inputs),
-                           stock.extract_feat(inputs), strict=True):
+    for y, expected in zip(ours.eval().extract_feat(inputs),
+                           stock.eval().extract_feat(inputs), strict=True):
         assert y.equal(expected) and expected.any()
-
-
-def test_detector_with_plugins_trains():
-    model = retinanet(CONFIG)
-    model.init_weights()
-    inputs, samples = images()
-    losses = overfit(model, inputs, samples, 20)
+    losses = overfit(ours, inputs, samples, 20)
     assert losses[-1] < 0.3 * losses[0], losses
-    powers = {name: param for name, param in model.named_parameters()
-              if name.endswith('gem.p')}
-    assert len(powers) == 13
-    assert all(p.item() != 3.0 and p.isfinite() for p in powers.values())
-    predictions = model.eval().predict(inputs, copy.deepcopy(samples))
-    assert len(predictions) == 2
-    assert predictions[0].pred_instances.scores.isfinite().all()
-
-
-def test_init_cfg_of_the_surroundings():
-    """What they draw is drawn again; what they load is kept."""
-
-    class Model(BaseModule):
-
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.neck = GeMContext(8)
-
-    model = Model(init_cfg=dict(type='Kaiming', layer='Conv2d', bias=1))
-    model.init_weights()
-    x = features(2, 8, 3, 3)
-    assert model.neck(x).equal(x)
+    powers = [param for name, param in ours.named_parameters()
+              if name.endswith('gem.p')]
+    assert len(powers) == 13 and all(p.item() != 3.0 for p in powers)
 
 
 def test_pretrained_weights_win(tmp_path):
+    """What ``init_weights`` loads is kept; what it draws is set back."""
     source = nn.ModuleDict(dict(neck=trained(8)))
     torch.save(source.state_dict(), tmp_path / 'model.pth')
-
-    class Model(BaseModule):
-
-        def __init__(self):
-            super().__init__(dict(
-                type='Pretrained', checkpoint=str(tmp_path / 'model.pth')))
-            self.neck = GeMContext(8)
-
-    model = Model()
-    model.init_weights()
     x = features(2, 8, 3, 3)
-    assert model.neck(x).equal(source.neck(x)) and not model.neck(x).equal(x)
+    for init_cfg, expected in (
+            (dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth')),
+             source.neck(x)),
+            (dict(type='Kaiming', layer='Conv2d', bias=1), x)):
+        model = BaseModule(init_cfg)
+        model.neck = GeMContext(8)
+        model.init_weights()
+        assert model.neck(x).equal(expected)
+    assert not source.neck(x).equal(x)
 
 
 # --- around a neck --------------------------------------------------------
-
-
-@pytest.mark.parametrize('prefix', ['', 'sigplug.'])
-@pytest.mark.parametrize('inner', [
-    dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=6, num_outs=3),
-    [dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=6, num_outs=2),
-     dict(type='GeMPyramid', num_outs=3)],
-])
-def test_around_a_neck(prefix, inner):
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        neck = MODELS.build(dict(
-            type=f'{prefix}GeMContext', in_channels=6, inner=inner))
-        stock = MMDET.build(copy.deepcopy(inner))
-    levels = features(2, 4, 8, 6), features(2, 8, 4, 3)
-    neck.inner.load_state_dict(stock.state_dict())
-    outs = neck(levels)
-    assert type(outs) is tuple and len(outs) == 3
-    for y, expected in zip(outs, stock(levels), strict=True):
-        assert y.equal(expected)
-
 
 WRAPPED = dict(type='GeMContext', in_channels=[96], inner=second_fpn())
 
 
 def test_checkpoints():
-    """Those of the inner neck, and its own strictly."""
+    """Those of the inner neck, also by mmengine, and its own strictly."""
     stock, ours = centerpoint(), centerpoint(copy.deepcopy(WRAPPED))
     stock.init_weights()
     state = stock.state_dict()
@@ -294,9 +188,8 @@ def test_checkpoints():
     with pytest.raises(RuntimeError, match='Missing.*contexts.0.gem.p'):
         ours.load_state_dict(state, strict=True)
     levels = [features(1, c, n, n) for c, n in ((32, 8), (64, 4), (128, 2))]
-    stock.eval(), ours.eval()
-    expected = stock.pts_neck(levels)
-    got = ours.pts_neck(levels)
+    expected = stock.eval().pts_neck(levels)
+    got = ours.eval().pts_neck(levels)
     assert type(got) is type(expected) is list
     assert got[0].equal(expected[0]) and expected[0].any()
 
@@ -305,55 +198,6 @@ def test_checkpoints():
     again = centerpoint(copy.deepcopy(WRAPPED))
     again.load_state_dict(saved, strict=True)
     assert not again.eval().pts_neck(levels)[0].equal(expected[0])
-
-
-def test_checkpoint_by_mmengine():
-    """Its own loader, which wants the keys in their place too."""
-    stock, ours = centerpoint(), centerpoint(copy.deepcopy(WRAPPED))
     stock.pts_neck.deblocks[0][0].weight.data.fill_(0.25)
-    load_state_dict(ours, stock.state_dict())
-    assert (ours.pts_neck.inner.deblocks[0][0].weight == 0.25).all()
-
-
-def test_init_weights_reaches_the_inner_neck():
-    """FPN's Xavier, which a plain module in between would cut off."""
-    inner = dict(
-        type='mmdet.FPN', in_channels=[64], out_channels=64, num_outs=1,
-        init_cfg=dict(type='Constant', layer='Conv2d', val=0.5))
-    neck = GeMContext(64, inner=inner)
-
-    class Model(BaseModule):
-
-        def __init__(self):
-            super().__init__()
-            self.neck = neck
-
-    Model().init_weights()
-    assert (neck.inner.lateral_convs[0].conv.weight == 0.5).all()
-    x = features(1, 64, 2, 2)
-    assert neck([x])[0].equal(neck.inner([x])[0])
-
-
-def test_output_of_a_neck_that_is_none():
-    class Strange(nn.Module):
-
-        def forward(self, x):
-            return dict(x=x)
-
-    layer = GeMContext(4)
-    layer.inner = Strange()
-    with pytest.raises(TypeError, match='output of inner=Strange .* dict'):
-        layer(features(1, 4, 2, 2))
-
-
-def test_centerpoint_around_its_neck_learns():
-    model = centerpoint(copy.deepcopy(WRAPPED))
-    model.init_weights()
-    data = clouds(model)
-    losses = overfit(model, data['inputs'], data['data_samples'], 12)
-    assert losses[-1] < 0.1 * losses[0], losses
-    assert model.pts_neck.contexts[0].gem.p.item() != 3.0
-    with torch.no_grad():
-        model.eval()
-        results = model.predict(data['inputs'], data['data_samples'])
-    assert results[0].pred_instances_3d.scores_3d.isfinite().all()
+    load_state_dict(again, stock.state_dict())
+    assert (again.pts_neck.inner.deblocks[0][0].weight == 0.25).all()

@@ -1,4 +1,4 @@
-"""What the modules share that take over the outputs of an inner one."""
+"""A base for necks that work on the outputs of another neck."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,17 +7,16 @@ from torch import Tensor, nn
 from sigplug.registry import MODELS, check_config
 
 
-class Wrapper(nn.Module):
-    """Owns the inner module, which is given by its config.
+class InnerNeck(nn.Module):
+    """Own the inner neck, which is given by its config.
 
-    A checkpoint of a model with the inner module in the place of the wrapper
-    can be loaded: a key whose first part is no child of the wrapper is
-    the inner module's. The wrapper's own parameters are missing in it, which
-    a strict loading reports.
+    Checkpoints of a model that has the inner neck alone can be loaded: a key
+    whose first part is no child of this module is the inner neck's. A strict
+    loading reports the parameters that such a checkpoint does not have.
 
     Args:
-        inner (dict | list[dict], optional): Config of the inner module, or
-            of several that follow each other; ``None`` works on the inputs
+        inner (dict | list[dict], optional): Config of the inner neck, or of
+            several that follow each other; ``None`` works on the inputs
             themselves.
 
     Raises:
@@ -32,10 +31,10 @@ class Wrapper(nn.Module):
                 check_config('inner', part)
         self.inner = None if inner is None else MODELS.build(inner)
 
-    def inner_levels(
+    def compute_levels(
         self, inputs: Tensor | Sequence[Tensor]
     ) -> Tensor | Sequence[Tensor]:
-        """The outputs of the inner module.
+        """Return the outputs of the inner neck.
 
         Raises:
             TypeError: They are neither a tensor nor a tuple or list.
@@ -56,13 +55,13 @@ class Wrapper(nn.Module):
         return levels
 
     def init_weights(self) -> None:
-        """Initialise the inner module, as mmengine's modules do."""
+        """Initialise the inner neck, as mmengine's modules do."""
         if self.inner is not None and hasattr(self.inner, 'init_weights'):
             self.inner.init_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
                               *args: Any) -> None:
-        """Load, and lead the keys of a stock model to the inner module."""
+        """Load, with the keys of the inner neck alone put in their place."""
         if self.inner is not None:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 name = key[len(prefix):]
