@@ -57,7 +57,8 @@ def check_optimizer(cfg: Config, model: nn.Module, fixed: bool) -> None:
                 (0, 10 * rate) if is_power else (decay, rate)), name
     assert not names
     assert powers == sum(
-        isinstance(module, LearnablePower) and isinstance(module.p, nn.Parameter)
+        isinstance(module, LearnablePower)
+        and isinstance(module.p, nn.Parameter)
         for module in model.modules())
     assert (powers == 0) == fixed
 
