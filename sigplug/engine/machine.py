@@ -1,4 +1,4 @@
-"""What a measurement says about where it was taken."""
+"""The machine and the versions that a measurement was taken with."""
 import os
 import platform
 import re
@@ -28,14 +28,14 @@ def describe_machine() -> dict[str, Any]:
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    # What follows names a build.
-    release = re.match(r'[\d.]*', platform.release())
-    system = f'{platform.system()} {release[0] if release else ""}'
-    return dict(cpu=model, cores=cores, system=system.strip())
+    # What follows the number names a build.
+    release = platform.release().partition('-')[0]
+    return dict(cpu=model, cores=cores,
+                system=f'{platform.system()} {release}')
 
 
 def list_versions(*more: str) -> dict[str, str]:
-    """The versions of what results depend on.
+    """List the versions of what results depend on.
 
     Args:
         *more (str): Names of further packages, looked up after those of the

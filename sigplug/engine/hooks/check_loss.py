@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sigplug.errors import UserError
 from sigplug.ops._checks import check_integer
-from sigplug.registry import register_hook_everywhere
+from sigplug.registry import HOOKS
 
 from .checkpoint_fit import STATISTICS
 
 
-@register_hook_everywhere
+@HOOKS.register_module()
 class CheckLossHook(Hook):
     """End the training at the first loss that is NaN or infinite.
 
