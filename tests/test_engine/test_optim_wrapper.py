@@ -5,7 +5,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sigplug.engine.cli import CPU_AMP
+from sigplug.engine.prepare import CPU_AMP
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 
