@@ -13,8 +13,8 @@ import torch
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-from sigplug.ops import gaussian_heatmap  # noqa: E402
 from sigplug.ops import cuda_kernels as kernels  # noqa: E402
+from sigplug.ops import gaussian_heatmap  # noqa: E402
 from sigplug.ops.power_mean import (  # noqa: E402
     Dims,
     Segments,

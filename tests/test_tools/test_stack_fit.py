@@ -124,24 +124,28 @@ def test_sync_batch_norm_and_back(scan):
 
 
 def test_print_config(run_here, tmp_path):
-    code, printed = run_here('misc/print_config.py', QUICKSTART, '--cfg-options',
-                             'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
+    code, printed = run_here(
+        'misc/print_config.py', QUICKSTART, '--cfg-options',
+        'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
     assert code == 0, printed.err
     (tmp_path / 'printed.py').write_text(printed.out)
     cfg = Config.fromfile(tmp_path / 'printed.py')
     assert cfg.model.pts_voxel_encoder.p == 4.5
     assert cfg.train_dataloader.batch_size == 4
     code, printed = run_here(
-        'misc/print_config.py', QUICKSTART, '--out', 'sub/out.json', cwd=tmp_path)
+        'misc/print_config.py', QUICKSTART, '--out', 'sub/out.json',
+        cwd=tmp_path)
     assert 'Wrote: sub/out.json' in printed.out
     written = json.loads((tmp_path / 'sub/out.json').read_text())
     assert written['model']['pts_voxel_encoder']['p'] == 3.0
 
 
 @pytest.mark.parametrize('args, words', [
-    ([QUICKSTART, '--out', 'x.txt'], '--out x.txt: the name must end in .py'),
+    ([QUICKSTART, '--out', 'x.txt'],
+     '--out x.txt: the name must end in .py'),
     (['none.py'], "'none.py' does not exist"),
-    ([QUICKSTART, '--cfg-options', 'a'], '--cfg-options takes KEY=VALUE pairs'),
+    ([QUICKSTART, '--cfg-options', 'a'],
+     '--cfg-options takes KEY=VALUE pairs'),
 ])
 def test_print_config_says_what_is_wrong(fail, tmp_path, args, words):
     assert words in fail('misc/print_config.py', *args, cwd=tmp_path)

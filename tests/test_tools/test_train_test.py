@@ -72,7 +72,8 @@ def test_amp_trains_on_the_cpu(folder, run_here):
 
 
 @pytest.mark.parametrize('tool, args, words', [
-    ('train.py', ['configs/nothing.py'], "'configs/nothing.py' does not exist"),
+    ('train.py', ['configs/nothing.py'],
+     "'configs/nothing.py' does not exist"),
     ('test.py', [QUICKSTART, 'x.pth'], 'test_dataloader.dataset.data_root'),
     ('train.py', [QUICKSTART],
      'python tools/dataset_converters/create_synthetic_nuscenes.py --out '
