@@ -4,7 +4,7 @@ They are children of mmengine's, so that ``type='sigplug.X'`` in a config
 builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
-from functools import partial
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
@@ -54,11 +54,15 @@ def register_bare_hook_names() -> None:
     cost ``import sigplug`` a second.
     """
     for name in BARE_HOOK_NAMES:
-        ROOT_HOOKS.register_module(name, module=partial(_build_hook, name))
+        ROOT_HOOKS.register_module(name, module=_make_builder(name))
 
 
-def _build_hook(name: str, **kwargs: Any) -> Any:
-    return HOOKS.build(dict(kwargs, type=f'sigplug.{name}'))
+def _make_builder(name: str) -> Callable:
+
+    def build(**kwargs: Any) -> Any:
+        return HOOKS.build(dict(kwargs, type=f'sigplug.{name}'))
+
+    return build
 
 
 def register_unavailable(name: str, error: Exception,

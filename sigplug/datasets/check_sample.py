@@ -33,12 +33,12 @@ class CheckSample:
     """Name a sample that cannot be used, or leave it out.
 
     It is the first transform of a pipeline, before the points are loaded.
-    A sample is bad if a file of points is missing, empty, cut off or not of
+    A sample is bad if a file of points is missing, empty or not of
     ``load_dim`` float32 values a point, has no point with finite coordinates,
     or another value of such a point is not finite; in training also if a box
-    of a class that is trained has a value that is not finite, or a size that
-    is not positive. Points without finite coordinates, the returns that some
-    sensors miss, are no fault: ``PointsRangeFilter`` drops them.
+    of a trained class has a value that is not finite, or a size that is not
+    positive. Points without finite coordinates, the returns that some sensors
+    miss, are no fault: ``PointsRangeFilter`` drops them.
 
     Bad samples are left out with ``on_bad='skip'``, each file with one
     warning: training takes another sample in its place, at random. In

@@ -1,4 +1,5 @@
 """One job at a time in a folder."""
+import fcntl
 import os
 import os.path as osp
 from typing import IO
@@ -27,9 +28,6 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
     os.makedirs(folder, exist_ok=True)
     file = open(osp.join(folder, LOCK), 'a')
     try:
-        # Not on Windows.
-        import fcntl
-
         # Unlike that of flock, this lock is not inherited by the workers of
         # a data loader, who outlive a killed training by some seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,8 +36,6 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
         raise UserError(
             f'Another process is writing to {folder!r}. Wait for its end, or '
             f'give this one a folder of its own with {option}.') from error
-    # Some file systems of networks have no locks.
-    except (ImportError, OSError) as error:
-        print_log(f'{folder} cannot be locked ({error}): see to it that no '
-                  'other process writes there.', logger='current')
+    except OSError as error:
+        print_log(f'{folder} cannot be locked ({error}).', logger='current')
     return file

@@ -17,7 +17,7 @@ import mmengine.registry
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import Registry
 
 from sigplug.errors import UserError
 
@@ -196,15 +196,22 @@ def explain_registry_errors(cfg: Config) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError) as error:
-        if not re.search(
-                r'not in the .* registry|Cannot find .* in registry|'
-                r'Failed to get ', str(error)):
+        match = re.search(
+            r"'?([\w.]+) is not in the .* registry|Failed to get ([\w.]+)",
+            str(error))
+        if match is None:
             raise
-        unknown = find_unknown_types(cfg)
-        message = '\n'.join(
-            f'{key}.type = {name!r} is not registered.{hint}'
-            for key, name, hint in unknown)
-        raise UserError(message or _first_line(error)) from error
+        name = match[1] or match[2]
+        known = {other for root in vars(mmengine.registry).values()
+                 if isinstance(root, Registry)
+                 for other in _iter_names(root, with_scope='.' in name)}
+        if name in known:
+            raise UserError(_first_line(error)) from error
+        places = [f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
+                  if node.get('type') == name]
+        raise UserError(
+            f'{" and ".join(places) or "A type"} = {name!r} is not registered.'
+            f'{_did_you_mean(name, known)}') from error
 
 
 @contextmanager
@@ -240,46 +247,13 @@ def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
             'the command for each data set.') from error
 
 
-def find_unknown_types(cfg: Config) -> list[tuple[str, str, str]]:
-    """Find the ``type`` names that are in none of the registries.
-
-    Args:
-        cfg (Config): The config.
-
-    Returns:
-        list[tuple[str, str, str]]: Key, name and a hint at similar names.
-    """
-    scope = cfg.get('default_scope', 'mmengine')
-    roots = [
-        value for value in vars(mmengine.registry).values()
-        if isinstance(value, Registry)
-    ]
-    found = []
-    with DefaultScope.overwrite_default_scope(scope):
-        for key, node in iter_dicts(cfg._cfg_dict, ''):
-            name = node.get('type')
-            if isinstance(name, str) and not any(
-                    _resolves(root, name) for root in roots):
-                names = {n for root in roots for n in _names(root, name)}
-                found.append((key, name, _did_you_mean(name, names)))
-    return found
-
-
-def _resolves(root: Registry, name: str) -> bool:
-    try:
-        with root.switch_scope_and_registry(None) as registry:
-            return registry.get(name) is not None
-    except (ImportError, RuntimeError):
-        return False
-
-
-def _names(registry: Registry, like: str) -> Iterator[str]:
-    """Yield the names in a registry and its children, as ``like`` is one."""
-    prefix = f'{registry.scope}.' if '.' in like else ''
+def _iter_names(registry: Registry, with_scope: bool) -> Iterator[str]:
+    """Yield the names in a registry and its children."""
+    prefix = f'{registry.scope}.' if with_scope else ''
     for name in registry.module_dict:
         yield prefix + name
     for child in registry.children.values():
-        yield from _names(child, like)
+        yield from _iter_names(child, with_scope)
 
 
 def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:

@@ -19,7 +19,6 @@ from mmengine.hooks import CheckpointHook
 
 from sigplug.errors import UserError
 
-from .hooks.checkpoint import find_checkpoint_dir
 from .optim_wrapper import cpu_amp_dtype
 from .preflight import check_resumable, find_checkpoint
 from .process import is_rank_zero, print_on_rank_zero
@@ -144,9 +143,8 @@ def set_resume(cfg: Config, resume: str) -> None:
     Args:
         cfg (Config): The config with its work dir, changed in place.
         resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
-            for the last one in the work dir (or the ``out_dir`` of the
-            checkpoint hook) that can be read. Where there is none, training
-            starts from the beginning.
+            for the last one in the work dir that can be read. Where there is
+            none, training starts from the beginning.
 
     Raises:
         UserError: Training cannot continue from the checkpoint, or from
@@ -180,10 +178,10 @@ def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
     if osp.isfile(record):
         with open(record) as file:
             last = file.read().strip()
-        if '://' in last:
-            return last, {}
-        # By its name, as the work dir may have been moved.
-        candidates.sort(key=lambda p: osp.basename(p) != osp.basename(last))
+        # The work dir may have been moved.
+        moved = osp.join(cfg.work_dir, osp.basename(last))
+        candidates = [path for path in (last, moved)
+                      if '://' in path or osp.isfile(path)] + candidates
     failures = []
     for path in candidates:
         try:
@@ -196,20 +194,14 @@ def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
                                f'checkpoint that can be read: {path}.')
         return path, meta
     if failures:
-        raise UserError(
-            f'{failures[0]}\nThere is no other one in {cfg.work_dir!r} to '
-            'continue from. Name one with --resume CHECKPOINT, or train '
-            'without --resume.')
+        raise UserError(f'{failures[0]}\nThere is no other one to continue '
+                        f'from in {cfg.work_dir!r}: train without --resume.')
     return None, {}
 
 
 def _list_checkpoints(cfg: Config) -> list[str]:
-    """Return the checkpoints that a training has written, newest first."""
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folders = {cfg.work_dir,
-               find_checkpoint_dir(hook.get('out_dir'), cfg.work_dir)}
-    return sorted((path for folder in folders
-                   for path in glob(osp.join(escape(folder), '*.pth'))),
+    """Return the checkpoints in the work dir, newest first."""
+    return sorted(glob(osp.join(escape(cfg.work_dir), '*.pth')),
                   key=osp.getmtime, reverse=True)
 
 

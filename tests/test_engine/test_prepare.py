@@ -124,19 +124,22 @@ def test_resume_in_a_work_dir_that_was_moved(tmp_path, capsys):
     assert f'continues from {path}' in capsys.readouterr().out
 
 
-def test_resume_looks_where_the_hook_writes(tmp_path, capsys):
-    hooks = dict(checkpoint=dict(
-        type='CheckpointHook', out_dir=str(tmp_path / 'out')))
-    (tmp_path / 'out/run').mkdir(parents=True)
-    path = save(tmp_path / 'out/run/epoch_2.pth')
-    changes = dict(default_hooks=hooks)
-    assert 'load_from' not in train(tmp_path / 'a/run', changes)
+def test_earlier_run_is_named(tmp_path, capsys):
+    path = save(tmp_path / 'epoch_2.pth')
+    assert 'load_from' not in train(tmp_path)
     printed = capsys.readouterr().out
     for word in (path, 'earlier training', '--resume', '--work-dir'):
         assert word in printed
-    cfg = train(tmp_path / 'a/run', changes, resume='auto')
-    assert cfg.load_from == path
-    assert 'earlier' not in capsys.readouterr().out
+    train(tmp_path, resume='auto')
+    assert 'earlier training' not in capsys.readouterr().out
+
+
+def test_resume_from_elsewhere(tmp_path):
+    """Where the out_dir of the hook is another folder."""
+    path = save(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/last_checkpoint').write_text(path)
+    assert train(tmp_path / 'work', resume='auto').load_from == path
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no record'])
@@ -164,7 +167,7 @@ def test_resume_takes_the_newest_that_is_whole(tmp_path, capsys, damage):
 
 def test_resume_where_nothing_is_whole(tmp_path):
     (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
-    with pytest.raises(UserError, match='epoch_2.pth(.|\n)*--resume CHECK'):
+    with pytest.raises(UserError, match='epoch_2.pth(.|\n)*no other'):
         train(tmp_path, resume='auto')
 
 

@@ -1,18 +1,16 @@
 """Checkpoints that survive a kill and a full disk."""
 import os
 import os.path as osp
-from contextlib import ExitStack
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
 from sigplug.engine.lock import lock_folder
-from sigplug.errors import UserError
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'
@@ -92,8 +90,8 @@ class CheckpointHook(BaseCheckpointHook):
       new one is on the disk; for that moment there is room needed for one
       more. (mmengine removes it before, so that a kill or a full disk may
       leave none.) A kill right between leaves one more than asked for.
-    - One training at a time writes to a work dir, and to a local ``out_dir``.
-      The lock, a file ``.lock``, ends with the process, however that ends.
+    - One training at a time writes to a work dir. The lock, a file ``.lock``,
+      ends with the process, however that ends.
 
     Checkpoints that go elsewhere than to a local folder (``backend_args``, or
     an ``out_dir`` with a prefix) are written as by mmengine.
@@ -106,20 +104,19 @@ class CheckpointHook(BaseCheckpointHook):
     backend_args: dict[str, Any] | None
 
     def before_train(self, runner: Runner) -> None:
-        """Lock the folders, and clear away what a killed training left.
+        """Lock the work dir, and clear away what a killed training left.
 
         Args:
             runner (Runner): The runner.
 
         Raises:
-            UserError: Another training writes there; in each process.
+            UserError: Another training writes there.
         """
-        folder = find_checkpoint_dir(self.out_dir, runner.work_dir)
-        local = '://' not in folder and (
+        if is_main_process():
+            # The others end with it.
+            self._lock = lock_folder(runner.work_dir)
+        local = '://' not in (self.out_dir or '') and (
             self.file_client_args is None and self.backend_args is None)
-        # The work dir also has the log, and the file last_checkpoint.
-        self._locks = _lock_for_all(
-            {runner.work_dir, folder} if local else {runner.work_dir})
         if local:
             self.backend_args = dict(backend=BACKEND)
         super().before_train(runner)
@@ -128,13 +125,14 @@ class CheckpointHook(BaseCheckpointHook):
                 os.remove(path)
 
     def after_train(self, runner: Runner) -> None:
-        """Publish as mmengine does, and unlock the folders.
+        """Publish as mmengine does, and unlock the work dir.
 
         Args:
             runner (Runner): The runner.
         """
         super().after_train(runner)
-        self._locks.close()
+        if is_main_process():
+            self._lock.close()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, Any]) -> None:
@@ -151,35 +149,3 @@ class CheckpointHook(BaseCheckpointHook):
             self.file_backend.remove_outdated({
                 self.last_ckpt, getattr(self, 'best_ckpt_path', None),
                 *getattr(self, 'best_ckpt_path_dict', {}).values()})
-
-
-def find_checkpoint_dir(out_dir: str | None, work_dir: str) -> str:
-    """Return where mmengine's hook writes: a folder below ``out_dir``, if set.
-
-    Args:
-        out_dir (str, optional): The argument of the hook.
-        work_dir (str): The work dir.
-
-    Returns:
-        str: The folder.
-    """
-    if out_dir is None or out_dir == osp.abspath(work_dir):
-        return work_dir
-    return osp.join(out_dir, osp.basename(osp.abspath(work_dir)))
-
-
-def _lock_for_all(folders: set[str]) -> ExitStack:
-    """Lock folders in the first process, and tell all if one is taken."""
-    locks = ExitStack()
-    refusal: list[str | None] = [None]
-    if is_main_process():
-        try:
-            for folder in sorted(folders):
-                locks.enter_context(lock_folder(folder))
-        except UserError as error:
-            locks.close()
-            refusal = [str(error)]
-    broadcast_object_list(refusal)
-    if refusal[0]:
-        raise UserError(refusal[0])
-    return locks

@@ -77,8 +77,6 @@ class CheckpointFitHook(Hook):
             print_log(
                 f'{what} THESE WEIGHTS START FROM THEIR INITIAL VALUES.',
                 logger='current', level=logging.WARNING)
-        if runner._resume:
-            _compare_optimizers(runner, checkpoint)
 
 
 def load_what_fits(
@@ -115,19 +113,3 @@ def load_what_fits(
             raise
         missing = model.load_state_dict(state, strict=False).missing_keys
     return [name for name in missing if name not in misshapen], misshapen
-
-
-def _compare_optimizers(runner: Runner, checkpoint: dict[str, Any]) -> None:
-    # Several optimizers are saved by their names.
-    found, wanted = (
-        [len(group['params']) for group in state.get('param_groups', [])]
-        for state in (checkpoint['optimizer'],
-                      runner.optim_wrapper.state_dict()))
-    if found != wanted:
-        raise UserError(
-            f'Training cannot continue from {runner._load_from!r}: its '
-            f'optimizer has {sum(found)} parameters in {len(found)} groups, '
-            f'that of the config {sum(wanted)} in {len(wanted)}. Resume with '
-            'the config that it was trained with; to start from its weights, '
-            f'use --cfg-options load_from={runner._load_from} instead of '
-            '--resume.')
