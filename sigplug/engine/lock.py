@@ -1,5 +1,4 @@
 """One job at a time in a folder."""
-import fcntl
 import os
 import os.path as osp
 from typing import IO
@@ -28,6 +27,9 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
     os.makedirs(folder, exist_ok=True)
     file = open(osp.join(folder, LOCK), 'a')
     try:
+        # Not on Windows.
+        import fcntl
+
         # Unlike that of flock, this lock is not inherited by the workers of
         # a data loader, who outlive a killed training by some seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,6 +38,6 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
         raise UserError(
             f'Another process is writing to {folder!r}. Wait for its end, or '
             f'give this one a folder of its own with {option}.') from error
-    except OSError as error:
+    except (ImportError, OSError) as error:
         print_log(f'{folder} cannot be locked ({error}).', logger='current')
     return file

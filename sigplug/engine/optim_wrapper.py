@@ -68,16 +68,6 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             if hasattr(torch.amp, 'GradScaler') else
             torch.cuda.amp.GradScaler(enabled=False))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer, and of a loss scale.
-
-        An empty scale could not be loaded by a run that has one.
-        """
-        state = super().state_dict()
-        if not self.loss_scaler.is_enabled():
-            del state['loss_scaler']
-        return state
-
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Enable autocast, beside gradient accumulation.

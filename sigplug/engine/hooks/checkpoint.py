@@ -62,7 +62,7 @@ class AtomicLocalBackend(LocalBackend):
         """
         self._outdated.append(str(filepath))
 
-    def remove_outdated(self, kept: set[str]) -> None:
+    def remove_outdated(self, kept: set[str | None]) -> None:
         """Remove the files that were to be removed before.
 
         Args:
