@@ -96,12 +96,12 @@ def check_data(cfg: Config, *splits: str) -> None:
             point clouds is missing.
     """
     for split in splits:
-        version = _nuscenes_version(cfg.get(f'{split}_dataloader'))
+        version = _find_nuscenes_version(cfg.get(f'{split}_dataloader'))
         for section in (f'{split}_dataloader', f'{split}_evaluator'):
             for key, node in iter_dicts(cfg.get(section), section):
-                for name, path in _data_paths(node, section, version):
+                for name, path in _iter_data_paths(node, section, version):
                     if not osp.exists(path):
-                        raise UserError(_missing_data(
+                        raise UserError(_explain_missing_data(
                             f'{key}.{name}', path, node.get('data_root')))
 
 
@@ -125,7 +125,7 @@ def check_data_root(cfg: Config, root: str) -> None:
                 'one that does.')
 
 
-def find_checkpoint(path: str, argument: str) -> None:
+def check_checkpoint_exists(path: str, argument: str) -> None:
     """Check that a checkpoint is there; its content is checked by its reader.
 
     Args:
@@ -152,7 +152,7 @@ def check_checkpoint(path: str, argument: str) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint is missing or unreadable.
     """
-    find_checkpoint(path, argument)
+    check_checkpoint_exists(path, argument)
     return {} if '://' in path else read_checkpoint(path, 'cpu')
 
 
@@ -170,7 +170,7 @@ def check_resumable(path: str) -> dict[str, Any]:
     Raises:
         UserError: It is missing or unreadable, or holds weights alone.
     """
-    find_checkpoint(path, '--resume')
+    check_checkpoint_exists(path, '--resume')
     if '://' in path:
         return {}
     checkpoint = read_checkpoint(path, 'cpu', mmap=True)
@@ -293,7 +293,7 @@ def iter_datasets(cfg: Config, *splits: str) -> Iterator[tuple[str, dict]]:
         yield from iter_dicts(cfg.get(name), name)
 
 
-def _nuscenes_version(dataloader: dict | None) -> str:
+def _find_nuscenes_version(dataloader: dict | None) -> str:
     """Return the folder of the tables that NuScenesMetric will load."""
     for _, node in iter_dicts(dataloader, ''):
         metainfo = node.get('metainfo')
@@ -302,8 +302,8 @@ def _nuscenes_version(dataloader: dict | None) -> str:
     return 'v1.0-trainval'
 
 
-def _data_paths(node: dict, section: str,
-                version: str) -> Iterator[tuple[str, str]]:
+def _iter_data_paths(node: dict, section: str,
+                     version: str) -> Iterator[tuple[str, str]]:
     """Yield the local paths in one dict of a data loader or an evaluator."""
     root = node.get('data_root') or ''
     if (node.get('backend_args') is not None or not isinstance(root, str)
@@ -325,7 +325,7 @@ def _data_paths(node: dict, section: str,
         yield 'data_prefix.pts', osp.join(base, prefix['pts'])
 
 
-def _missing_data(key: str, path: str, root: str | None) -> str:
+def _explain_missing_data(key: str, path: str, root: str | None) -> str:
     root = root or osp.dirname(path)
     if 'synthetic' in root:
         remedy = ('Generate the data set with\n    python '

@@ -20,7 +20,7 @@ from mmengine.hooks import CheckpointHook
 from sigplug.errors import UserError
 
 from .optim_wrapper import cpu_amp_dtype
-from .preflight import check_resumable, find_checkpoint
+from .preflight import check_checkpoint_exists, check_resumable
 from .process import is_rank_zero, print_on_rank_zero
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
@@ -46,9 +46,9 @@ def prepare_training(cfg: Config, args: Namespace) -> None:
     if args.resume or cfg.get('resume'):
         set_resume(cfg, args.resume or cfg.get('load_from') or 'auto')
     elif cfg.get('load_from'):
-        find_checkpoint(cfg.load_from, 'load_from of the config')
+        check_checkpoint_exists(cfg.load_from, 'load_from of the config')
     _warn_of_earlier_run(cfg)
-    _set_launcher(cfg, args.launcher)
+    set_launcher(cfg, args.launcher)
 
 
 def prepare_test(cfg: Config, args: Namespace) -> None:
@@ -61,14 +61,14 @@ def prepare_test(cfg: Config, args: Namespace) -> None:
     Raises:
         UserError: An argument does not fit the config or the machine.
     """
-    find_checkpoint(args.checkpoint, 'checkpoint')
+    check_checkpoint_exists(args.checkpoint, 'checkpoint')
     _set_work_dir(cfg, args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         _enable_visualization(cfg, args)
     if args.out:
         _write_predictions(cfg, args.out)
-    _set_launcher(cfg, args.launcher)
+    set_launcher(cfg, args.launcher)
     if not is_rank_zero():
         # mmengine's LoggerHook writes the metrics from every process, all
         # into one file, which then may not be readable.
@@ -170,8 +170,8 @@ def set_resume(cfg: Config, resume: str) -> None:
 def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
     """Return the last checkpoint to continue from, and its ``meta``.
 
-    That is the one that mmengine's file ``last_checkpoint`` names or, where
-    it cannot be read or does not exist, the newest of the others.
+    mmengine's file ``last_checkpoint`` names it; where that one does not
+    exist or cannot be read, it is the newest of the others.
     """
     candidates = _list_checkpoints(cfg)
     record = osp.join(cfg.work_dir, 'last_checkpoint')
@@ -248,7 +248,7 @@ def _write_predictions(cfg: Config, path: str) -> None:
     ]
 
 
-def _set_launcher(cfg: Config, launcher: str) -> None:
+def set_launcher(cfg: Config, launcher: str) -> None:
     """Prepare a distributed run, on the CPU with gloo.
 
     mmengine initialises GPUs only, so that without one the process group is
@@ -256,6 +256,13 @@ def _set_launcher(cfg: Config, launcher: str) -> None:
     for one another ``env_cfg.dist_cfg.timeout`` seconds of the config,
     without it torch's 30 minutes (an evaluation by the first process must end
     in that time).
+
+    Args:
+        cfg (Config): The config, changed in place.
+        launcher (str): The value of ``--launcher``.
+
+    Raises:
+        UserError: The processes were started in another way, or need a GPU.
     """
     cfg.launcher = launcher
     if launcher == 'none':

@@ -9,7 +9,7 @@ import pytest
 
 from sigplug.engine.stages import hide_unusable_gpus, run_stage
 
-# In the place of mmcv, with or without a GPU.
+# It poses as mmcv, with or without a GPU.
 FAKE_MMCV = """
 import torch
 torch.cuda.is_available = lambda: {gpu}

@@ -50,7 +50,7 @@ def make_case():
 def gradients_of_one_rank(path):
     """Save the gradients of a share of the batch, in each process."""
     cfg = Config()
-    prepare._set_launcher(cfg, 'pytorch')
+    prepare.set_launcher(cfg, 'pytorch')
     model, batch = make_case()
     settings = dict(cfg.model_wrapper_cfg)
     assert settings.pop('type') == 'MMDistributedDataParallel'
@@ -161,7 +161,7 @@ def test_scripts_say_what_they_take(tools, script, words):
     ('slurm_test.sh', 'test.py', ['d']),
 ])
 def test_slurm_command(tools, tmp_path, script, tool, last):
-    """A program in the place of srun shows the command it is given."""
+    """A program that poses as srun shows the command it is given."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)

@@ -47,7 +47,7 @@ def test_config_with_a_data_set_of_its_own(tmp_path, fail):
     assert not (tmp_path / 'mine').exists()
 
 
-# Without CUDA, in the place of mmcv, on a machine with a GPU.
+# It poses as an mmcv without CUDA on a machine with a GPU.
 FAKE_MMCV = """
 import torch
 torch.cuda.is_available = lambda: True
