@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from sigplug.errors import UserError
 
-from .preflight import SPLITS, iter_datasets, iter_dicts
+from .preflight import iter_datasets, iter_dicts
 
 
 def check_model(cfg: Config) -> None:
@@ -39,7 +39,7 @@ def check_model(cfg: Config) -> None:
                 f'model.pts_bbox_head.tasks.{i} needs class_names, as many '
                 f'as its num_class: {dict(task)}.')
         names += own
-    for key, node in iter_datasets(cfg, *SPLITS):
+    for key, node in iter_datasets(cfg):
         metainfo = node.get('metainfo')
         classes = metainfo.get('classes') if isinstance(
             metainfo, dict) else None

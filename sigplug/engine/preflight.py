@@ -24,7 +24,6 @@ from sigplug.errors import UserError
 from .checkpoint import read_checkpoint
 
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
-SPLITS = ('train', 'val', 'test')
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
@@ -115,7 +114,7 @@ def check_data_root(cfg: Config, root: str) -> None:
     Raises:
         UserError: It reads another one.
     """
-    for key, node in iter_datasets(cfg, *SPLITS):
+    for key, node in iter_datasets(cfg):
         found = node.get('data_root')
         if found and osp.realpath(found) != osp.realpath(root):
             raise UserError(
@@ -278,18 +277,16 @@ def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
         yield from iter_dicts(value, f'{key}.{name}' if key else str(name))
 
 
-def iter_datasets(cfg: Config, *splits: str) -> Iterator[tuple[str, dict]]:
-    """Yield the dicts inside the data loaders of some splits.
+def iter_datasets(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """Yield the dicts inside the data loaders of a config.
 
     Args:
         cfg (Config): The config.
-        *splits (str): ``'train'``, ``'val'`` or ``'test'``.
 
     Yields:
         tuple[str, dict]: The dotted key of the dict and the dict.
     """
-    for split in splits:
-        name = f'{split}_dataloader'
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         yield from iter_dicts(cfg.get(name), name)
 
 
