@@ -115,8 +115,11 @@ def exit_code(process):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def check(work_dir, best=True):
-    """Check what must hold at every moment; return the epoch that is safe."""
+def check(work_dir, best_after=1):
+    """Check what must hold at every moment; return the epoch that is safe.
+
+    From the epoch after ``best_after`` on there is a best checkpoint.
+    """
     work_dir = Path(work_dir)
     record = work_dir / 'last_checkpoint'
     # Whole, each of them.
@@ -126,7 +129,7 @@ def check(work_dir, best=True):
         return 0
     name = Path(record.read_text()).name
     assert name in epochs, (name, epochs)
-    if best and epochs[name] > 1:
+    if epochs[name] > best_after:
         assert any(name.startswith('best_') for name in epochs), epochs
     return epochs[name]
 
@@ -135,7 +138,7 @@ def kill_at_random(work_dir, kills, seed, **kwargs):
     """Kill a training again and again; check and continue each time."""
     chance = random.Random(seed)
     counts = dict(kills=0, in_a_write=0, epochs=0)
-    best = kwargs.get('hook', {}).get('save_best', True) is not None
+    best_after = 10**6
     while counts['kills'] < kills:
         process = fork(train, work_dir, epochs=10**6, **kwargs)
         time.sleep(chance.uniform(0.2, 1.0))
@@ -143,7 +146,10 @@ def kill_at_random(work_dir, kills, seed, **kwargs):
         assert exit_code(process) == -signal.SIGKILL
         counts['kills'] += 1
         counts['in_a_write'] += any(Path(work_dir).glob('*.partial'))
-        epoch = check(work_dir, best)
+        epoch = check(work_dir, best_after)
+        # A kill may come before the very first one.
+        if any(Path(work_dir).glob('best_*.pth')):
+            best_after = 0
         assert epoch >= counts['epochs'], (epoch, counts)
         counts['epochs'] = epoch
     assert counts['epochs'] > 0
