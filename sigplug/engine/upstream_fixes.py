@@ -40,16 +40,18 @@ def load_checkpoints_safely() -> None:
     ``open-mmlab://``).
     """
     from mmengine.runner import CheckpointLoader
-    CheckpointLoader.register_scheme('', _load_from_file, force=True)
+    CheckpointLoader.register_scheme('', load_from_file, force=True)
     CheckpointLoader.register_scheme(
-        ('http://', 'https://'), _load_from_url, force=True)
+        ('http://', 'https://'), load_from_url, force=True)
 
 
-def _load_from_file(path: str, map_location: Any = None) -> dict[str, Any]:
+# mmengine logs the end of these names.
+def load_from_file(path: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a file, as mmengine's ``load_from_local`` does."""
     return read_checkpoint(osp.expanduser(path), map_location)
 
 
-def _load_from_url(url: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_url(url: str, map_location: Any = None) -> dict[str, Any]:
     """Download a file to the cache of torch's hub, once, and read it."""
     from mmengine.dist import barrier, is_main_process
     path = osp.join(torch.hub.get_dir(), 'checkpoints',
