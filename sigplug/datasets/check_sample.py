@@ -113,8 +113,7 @@ class CheckSample:
                 "file again, or leave bad samples out with on_bad='skip' of "
                 'sigplug.CheckSample in the pipeline (docs/datasets.md).')
         self._check_share(text)
-        place = zlib.crc32(f'{name} {results.get("sample_idx")}'.encode())
-        place %= WARNED_SIZE
+        place = zlib.crc32(name.encode()) % WARNED_SIZE
         training = 'ann_info' in results
         if not self._warned[place]:
             self._warned[place] = True
