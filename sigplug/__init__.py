@@ -5,18 +5,16 @@ nothing beyond mmengine; mmdet3d is only imported once a config asks for a
 part that is built on it.
 """
 from importlib.util import find_spec
-from warnings import warn
 
 from .version import __version__
 
 # `sigplug.ops` is plain PyTorch and also serves where mmengine is missing.
 if find_spec('mmengine') is not None:
-    from . import models  # noqa: F401
-    from .engine.checkpoint import allow_mmengine_checkpoints
-    from .engine.versions import find_unsupported
+    from . import models, registry  # noqa: F401
+    from .engine.upstream_fixes import allow_mmengine_checkpoints
+    from .engine.versions import warn_about_unsupported_versions
+    registry.register_bare_hook_names()
     allow_mmengine_checkpoints()
-    # No error: mmengine would turn that into "not in the registry".
-    for sentence in find_unsupported():
-        warn(sentence, stacklevel=2)
+    warn_about_unsupported_versions()
 
 __all__ = ['__version__']

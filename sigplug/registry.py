@@ -4,7 +4,7 @@ They are children of mmengine's, so that ``type='sigplug.X'`` in a config
 builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
@@ -31,6 +31,8 @@ TRANSFORMS = Registry(
     scope='sigplug',
     locations=['sigplug.datasets.check_sample'])
 
+BARE_HOOK_NAMES = ('CheckLossHook', 'HeatmapSaturationHook', 'LiveLookHook')
+
 _Class = TypeVar('_Class', bound=type)
 
 
@@ -45,39 +47,22 @@ def register_everywhere(cls: _Class) -> _Class:
     return cls
 
 
-def _hook_on_demand(name: str) -> None:
-    """Register the bare name of a hook without importing the hook.
+def register_bare_hook_names() -> None:
+    """Let ``type='X'`` build the hook ``sigplug.X`` from every scope.
 
-    Importing mmengine's hooks would cost ``import sigplug`` a second. The
-    class takes this place itself once it is imported.
+    A function stands for the class, because importing mmengine's hooks would
+    cost ``import sigplug`` a second.
     """
-
-    def build(*args: Any, **kwargs: Any) -> Any:
-        hooks = import_module('sigplug.engine.hooks')
-        return getattr(hooks, name)(*args, **kwargs)
-
-    build.__name__ = name
-    ROOT_HOOKS.register_module(module=build)
+    for name in BARE_HOOK_NAMES:
+        ROOT_HOOKS.register_module(name, module=_make_builder(name))
 
 
-_hook_on_demand('CheckLossHook')
-_hook_on_demand('HeatmapSaturationHook')
-_hook_on_demand('LiveLookHook')
+def _make_builder(name: str) -> Callable:
 
+    def build(**kwargs: Any) -> Any:
+        return HOOKS.build(dict(kwargs, type=f'sigplug.{name}'))
 
-def register_hook_everywhere(cls: _Class) -> _Class:
-    """Register a hook as ``sigplug.X`` and under its bare name."""
-    HOOKS.register_module(module=cls)
-    ROOT_HOOKS.register_module(module=cls, force=True)
-    return cls
-
-
-def check_config(name: str, cfg: Any) -> None:
-    """Raise a ``TypeError`` unless ``cfg`` is the config of a part."""
-    if not isinstance(cfg, dict) or not cfg.get('type'):
-        meant = cfg if isinstance(cfg, str) else '...'
-        raise TypeError(f'{name} must be a config like dict(type={meant!r}), '
-                        f'but got {cfg!r}')
+    return build
 
 
 def register_unavailable(name: str, error: Exception,
@@ -106,3 +91,11 @@ def register_unavailable(name: str, error: Exception,
     stand_in = type(name, (), {'__init__': __init__})
     MODELS.register_module(module=stand_in)
     return stand_in
+
+
+def check_config(name: str, cfg: Any) -> None:
+    """Raise a ``TypeError`` unless ``cfg`` is the config of a part."""
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        meant = cfg if isinstance(cfg, str) else '...'
+        raise TypeError(f'{name} must be a config like dict(type={meant!r}), '
+                        f'but got {cfg!r}')

@@ -1,4 +1,4 @@
-"""A small training whose checkpoints are large, and its murderer.
+"""A small training with a checkpoint or two in each epoch, and its killer.
 
 Run as a script, so that the processes that it forks have a parent in which
 nothing but imports has happened.
@@ -7,13 +7,13 @@ import gc
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 # An optimizer would import it in each process.
@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import sigplug  # noqa: F401
-from sigplug.engine import cli
+from sigplug.engine import prepare
 
 
 class ToyModel(BaseModel):
@@ -61,14 +61,16 @@ class ToyMetric(BaseMetric):
         self.results.append(time.time())
 
     def compute_metrics(self, results):
-        return dict(score=max(results))
+        return dict(score=np.max(results))
 
 
-def make_runner(work_dir, mib=0, epochs=2, hook=None, **settings):
+def make_runner(work_dir, mib=0, epochs=2, hook=None, metainfo=None,
+                **settings):
     """A training, with two checkpoints in each epoch: a last and a best."""
     loader = dict(
-        dataset=ToyDataset(indices=2, serialize_data=False), batch_size=2,
-        num_workers=0,
+        dataset=ToyDataset(indices=2, serialize_data=False,
+                           metainfo=metainfo),
+        batch_size=2, num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=True))
     checkpoint = dict(
         type='sigplug.CheckpointHook', interval=1, max_keep_ckpts=1,
@@ -86,22 +88,21 @@ def make_runner(work_dir, mib=0, epochs=2, hook=None, **settings):
 def train(work_dir, **kwargs):
     """Train, from where the last one ended."""
     cfg = Config(dict(work_dir=str(work_dir)))
-    cli.set_resume(cfg, 'auto')
+    prepare.set_resume(cfg, 'auto')
     make_runner(work_dir, load_from=cfg.get('load_from'),
                 resume=cfg.get('resume', False), **kwargs).train()
 
 
-def fork(function, *args, silent=True, **kwargs):
-    """Call a function in another process; return its id."""
+def fork(function, *args, **kwargs):
+    """Call a function in another, silent process; return its id."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        if silent:
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
         function(*args, **kwargs)
         code = 0
     except OSError as error:
@@ -114,30 +115,30 @@ def exit_code(process):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def epoch_of(path):
-    return torch.load(path, map_location='cpu')['meta']['epoch']
+def check(work_dir, best_after=1):
+    """Check what must hold at every moment; return the epoch that is safe.
 
-
-def check(work_dir, best=True):
-    """What must hold at every moment; return the epoch that is safe."""
+    From the epoch after ``best_after`` on there is a best checkpoint.
+    """
     work_dir = Path(work_dir)
     record = work_dir / 'last_checkpoint'
     # Whole, each of them.
-    epochs = {path.name: epoch_of(path) for path in work_dir.glob('*.pth')}
+    epochs = {path.name: torch.load(path)['meta']['epoch']
+              for path in work_dir.glob('*.pth')}
     if not record.exists():
         return 0
     name = Path(record.read_text()).name
     assert name in epochs, (name, epochs)
-    if best and epochs[name] > 1:
+    if epochs[name] > best_after:
         assert any(name.startswith('best_') for name in epochs), epochs
     return epochs[name]
 
 
-def murder(work_dir, kills, seed, **kwargs):
+def kill_at_random(work_dir, kills, seed, **kwargs):
     """Kill a training again and again; check and continue each time."""
     chance = random.Random(seed)
     counts = dict(kills=0, in_a_write=0, epochs=0)
-    best = kwargs.get('hook', {}).get('save_best', True) is not None
+    best_after = 10**6
     while counts['kills'] < kills:
         process = fork(train, work_dir, epochs=10**6, **kwargs)
         time.sleep(chance.uniform(0.2, 1.0))
@@ -145,7 +146,10 @@ def murder(work_dir, kills, seed, **kwargs):
         assert exit_code(process) == -signal.SIGKILL
         counts['kills'] += 1
         counts['in_a_write'] += any(Path(work_dir).glob('*.partial'))
-        epoch = check(work_dir, best)
+        epoch = check(work_dir, best_after)
+        # A kill may come before the very first one.
+        if any(Path(work_dir).glob('best_*.pth')):
+            best_after = 0
         assert epoch >= counts['epochs'], (epoch, counts)
         counts['epochs'] = epoch
     assert counts['epochs'] > 0
@@ -170,7 +174,7 @@ def die_at(step, work_dir, **kwargs):
     train(work_dir, **kwargs)
 
 
-def die_everywhere(work_dir, **kwargs):
+def kill_everywhere(work_dir, **kwargs):
     """Kill a training once in front of each of its steps."""
     for step in range(1, 100):
         folder = Path(work_dir, str(step))
@@ -183,32 +187,6 @@ def die_everywhere(work_dir, **kwargs):
         assert exit_code(fork(train, folder, epochs=2, **kwargs)) == 0
         assert check(folder) == 2 >= safe
         assert not list(folder.glob('*.partial')), step
-
-
-def fill_disk(work_dir, limit=None, **kwargs):
-    """Train an epoch; then another, for whose checkpoint is no room."""
-
-    def without_room():
-        if limit:
-            # The signal would kill; ignored, the write fails.
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        else:
-            disk = os.statvfs(work_dir)
-            with open(f'{work_dir}/filler', 'wb') as file:
-                file.write(bytes(disk.f_bavail * disk.f_bsize - 2**19))
-        train(work_dir, epochs=2, **kwargs)
-
-    assert exit_code(fork(train, work_dir, epochs=1, **kwargs)) == 0
-    assert check(work_dir) == 1
-    code = exit_code(fork(without_room))
-    epoch = check(work_dir)
-    left = sorted(p.name for p in Path(work_dir).glob('*.p*'))
-    Path(work_dir, 'filler').unlink(missing_ok=True)
-    # There is room again.
-    assert exit_code(fork(train, work_dir, epochs=3, **kwargs)) == 0
-    assert check(work_dir) == 3
-    return dict(errno=code, epoch=epoch, left=left)
 
 
 if __name__ == '__main__':

@@ -11,10 +11,7 @@ from typing import Any
 
 from sigplug.engine import preflight, process
 from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import (
-    read_nuscenes_metrics,
-    write_json,
-)
+from sigplug.engine.results import read_nuscenes_metrics, write_json
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
 
 TOOLS = Path(__file__).resolve().parent
@@ -50,16 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--resume', action='store_true',
         help='continue an interrupted training')
-    args = parser.parse_args()
-    if not args.config.is_file():
-        parser.error(f'--config: {args.config} does not exist')
-    if args.work_dir.exists() and not args.work_dir.is_dir():
-        parser.error(f'--work-dir {args.work_dir} must be a folder, but is a '
-                     'file')
-    # numpy takes no other.
-    if not 0 <= args.seed < 2**32:
-        parser.error(f'--seed must lie in [0, 2**32), got {args.seed}')
-    return args
+    return parser.parse_args()
 
 
 def report(summary: dict[str, Any]) -> None:

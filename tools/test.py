@@ -1,13 +1,11 @@
 """Test and evaluate a model."""
 import argparse
-import os
 import sys
-
-from mmengine.config import Config
 
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.errors import UserError
+from sigplug.engine.model_check import check_model
+from sigplug.engine.prepare import prepare_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,61 +49,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
-    """Switch mmdet3d's visualization hook on."""
-    if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
-        raise UserError(
-            '--show and --show-dir draw in an Open3D window, which needs a '
-            'display. Pictures without one: python '
-            f'tools/analysis_tools/visualize_bev.py {args.config} '
-            f'{args.checkpoint} --out-dir DIR')
-    if 'visualization' not in cfg.get('default_hooks', {}):
-        raise UserError(
-            '--show and --show-dir need the visualization hook in the '
-            'config: default_hooks = dict(visualization=dict('
-            "type='Det3DVisualizationHook'), ...).")
-    cfg.default_hooks.visualization.update(
-        draw=True,
-        show=args.show,
-        wait_time=args.wait_time,
-        score_thr=args.score_thr,
-        vis_task=args.task,
-        test_out_dir=args.show_dir)
-
-
-def write_predictions(cfg: Config, path: str) -> None:
-    """Add a metric that writes the predictions to a file."""
-    evaluators = cfg.test_evaluator
-    if not isinstance(evaluators, list):
-        evaluators = [evaluators]
-    cfg.test_evaluator = [
-        *evaluators, dict(type='DumpResults', out_file_path=path)
-    ]
-
-
 def main() -> None:
     """Test."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'test')
-    preflight.check_model(cfg)
-    preflight.check_checkpoint(args.checkpoint, 'checkpoint')
-    cli.set_work_dir(cfg, args.work_dir, args.config)
-    cfg.load_from = args.checkpoint
-    cfg.resume = False
-    if args.show or args.show_dir:
-        enable_visualization(cfg, args)
-    if args.out:
-        write_predictions(cfg, args.out)
+    check_model(cfg)
+    prepare_test(cfg, args)
     preflight.check_stack(cfg)
-    cli.set_launcher(cfg, args.launcher)
-    if not process.is_first_process():
-        # mmengine's LoggerHook writes the metrics from every process, all
-        # into one file, which then may not be readable.
-        cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors()):
-        runner = cli.build_runner(cfg)
+    with preflight.explain_registry_errors(cfg):
+        runner = cli.build_runner(cfg, 'test')
         runner.register_hook(CheckpointFitHook())
         runner.test()
 

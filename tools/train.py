@@ -4,6 +4,8 @@ import sys
 
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.hooks import CheckpointFitHook
+from sigplug.engine.model_check import check_model
+from sigplug.engine.prepare import prepare_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,23 +37,11 @@ def main() -> None:
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'train', 'val')
-    preflight.check_model(cfg)
-    cli.set_work_dir(cfg, args.work_dir, args.config)
-    if args.amp:
-        cli.enable_amp(cfg)
-    if args.auto_scale_lr:
-        cli.enable_auto_scale_lr(cfg)
-    cli.use_safe_checkpoints(cfg)
-    if args.resume or cfg.get('resume'):
-        cli.set_resume(cfg, args.resume or cfg.get('load_from') or 'auto')
-    cli.warn_of_earlier_run(cfg)
-    if cfg.get('load_from') and not cfg.get('resume'):
-        preflight.check_checkpoint(cfg.load_from, 'load_from of the config')
+    check_model(cfg)
+    prepare_training(cfg, args)
     preflight.check_stack(cfg)
-    cli.set_launcher(cfg, args.launcher)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors()):
-        runner = cli.build_runner(cfg)
+    with preflight.explain_registry_errors(cfg):
+        runner = cli.build_runner(cfg, 'train', 'val')
         runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
         runner.train()
 

@@ -1,9 +1,8 @@
-"""Bad samples are named, or left out."""
+"""A transform that names bad samples, or leaves them out."""
 import logging
 import os
 import zlib
 from collections.abc import Iterator
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,12 @@ class CheckSample:
     """Name a sample that cannot be used, or leave it out.
 
     It is the first transform of a pipeline, before the points are loaded.
-    A sample is bad if a file of points is missing, empty, cut off or not of
+    A sample is bad if a file of points is missing, empty or not of
     ``load_dim`` float32 values a point, has no point with finite coordinates,
     or another value of such a point is not finite; in training also if a box
-    of a class that is trained has a value that is not finite, or a size that
-    is not positive. Points without finite coordinates, the returns that some
-    sensors miss, are no fault: ``PointsRangeFilter`` drops them.
+    of a trained class has a value that is not finite, or a size that is not
+    positive. Points without finite coordinates, the returns that some sensors
+    miss, are no fault: ``PointsRangeFilter`` drops them.
 
     Bad samples are left out with ``on_bad='skip'``, each file with one
     warning: training takes another sample in its place, at random. In
@@ -84,8 +83,8 @@ class CheckSample:
         self.on_bad = on_bad
         self.max_bad = max_bad
         self.backend_args = backend_args
-        # Shared by the workers of all epochs: samples seen, bad ones, and
-        # which files were warned of.
+        # Shared by the workers of all epochs: how many samples were seen and
+        # how many were bad, and which files a warning has named.
         self._counts = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._warned = torch.zeros(
             WARNED_SIZE if on_bad == 'skip' else 0,
@@ -102,7 +101,7 @@ class CheckSample:
             dict or None: ``results``; None if training leaves it out.
         """
         self._counts[0] += 1
-        problem = next(self._problems(results), None)
+        problem = next(self._find_problems(results), None)
         if problem is None:
             return results
         self._counts[1] += 1
@@ -110,12 +109,11 @@ class CheckSample:
         text = f'{name!r} (sample {results.get("sample_idx")}): {text}.'
         if self.on_bad == 'raise':
             raise BadSampleError(
-                f'Bad data in {text} Restore the file or make its info file '
-                "anew, or leave bad samples out with on_bad='skip' of "
+                f'Bad data in {text} Restore the file or create its info '
+                "file again, or leave bad samples out with on_bad='skip' of "
                 'sigplug.CheckSample in the pipeline (docs/datasets.md).')
         self._check_share(text)
-        place = zlib.crc32(f'{name} {results.get("sample_idx")}'.encode())
-        place %= WARNED_SIZE
+        place = zlib.crc32(name.encode()) % WARNED_SIZE
         training = 'ann_info' in results
         if not self._warned[place]:
             self._warned[place] = True
@@ -137,8 +135,8 @@ class CheckSample:
                 f'max_bad={self.max_bad:g} of sigplug.CheckSample allows; the '
                 f'last one is {text} Restore the data, or raise max_bad.')
 
-    def _problems(self, results: dict) -> Iterator[tuple[str, str]]:
-        """Which file has which fault, or which boxes of which file."""
+    def _find_problems(self, results: dict) -> Iterator[tuple[str, str]]:
+        """Yield files with what is wrong about them or their boxes."""
         # What mmdet3d's inferencer brings itself has no file.
         if 'lidar_path' not in results.get('lidar_points', {}):
             return
@@ -146,25 +144,17 @@ class CheckSample:
         sweeps = results.get('lidar_sweeps', [])
         if 'ann_info' not in results or not self.sweeps_num:
             sweeps = sweeps[:self.sweeps_num]
-        for points in (results['lidar_points'],
-                       *(sweep['lidar_points'] for sweep in sweeps)):
-            problem = self._problem_of_points(points['lidar_path'])
+        for path in (key_frame, *(
+                sweep['lidar_points']['lidar_path'] for sweep in sweeps)):
+            problem = self._find_problem_of_points(path)
             if problem:
-                yield points['lidar_path'], problem
-        for sweep in sweeps:
-            if np.shape(sweep['lidar_points'].get('lidar2sensor')) != (4, 4):
-                yield (sweep['lidar_points']['lidar_path'],
-                       'the info file gives no 4 x 4 matrix lidar2sensor')
-            if not all(isinstance(info.get('timestamp'), Real)
-                       for info in (results, sweep)):
-                yield (sweep['lidar_points']['lidar_path'],
-                       'the info file gives no timestamp')
+                yield path, problem
         if 'ann_info' in results:
-            problem = _problem_of_boxes(results['ann_info'])
+            problem = _find_problem_of_boxes(results['ann_info'])
             if problem:
                 yield key_frame, problem
 
-    def _problem_of_points(self, path: str) -> str | None:
+    def _find_problem_of_points(self, path: str) -> str | None:
         try:
             data = get(path, backend_args=self.backend_args)
         except OSError as error:
@@ -192,7 +182,7 @@ class CheckSample:
         return None
 
 
-def _problem_of_boxes(annotations: dict) -> str | None:
+def _find_problem_of_boxes(annotations: dict) -> str | None:
     trained = np.asarray(annotations['gt_labels_3d']) >= 0
     boxes = annotations['gt_bboxes_3d'].tensor.numpy()[trained]
     bad = ~np.isfinite(boxes).all(1) | (boxes[:, 3:6] <= 0).any(1)

@@ -1,4 +1,5 @@
 """What a run needs around mmengine's Runner.
 
-Nothing is imported here: ``import sigplug`` loads :mod:`.checkpoint` only.
+Nothing is imported here: ``import sigplug`` loads :mod:`.upstream_fixes` and
+:mod:`.versions` only.
 """

@@ -1,5 +1,4 @@
 """One job at a time in a folder."""
-import errno
 import os
 import os.path as osp
 from typing import IO
@@ -20,7 +19,7 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
             ``'--work-dir'``.
 
     Returns:
-        IO[str]: What holds the lock; closing it is unlocking.
+        IO[str]: The lock; closing it unlocks the folder.
 
     Raises:
         UserError: Another process has the lock.
@@ -34,14 +33,11 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
         # Unlike that of flock, this lock is not inherited by the workers of
         # a data loader, who outlive a killed training by some seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise UserError(
+            f'Another process is writing to {folder!r}. Wait for its end, or '
+            f'give this one a folder of its own with {option}.') from error
     except (ImportError, OSError) as error:
-        if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise UserError(
-                f'Another process is writing to {folder!r}. Wait for its end, '
-                f'or give this one a folder of its own with {option}.'
-            ) from error
-        # Some network file systems.
-        print_log(f'{folder} cannot be locked ({error}): see to it that no '
-                  'other process writes there.', logger='current')
+        print_log(f'{folder} cannot be locked ({error}).', logger='current')
     return file

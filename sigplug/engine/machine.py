@@ -1,4 +1,4 @@
-"""What a measurement says about where it was taken."""
+"""The machine and the versions that a measurement was taken with."""
 import os
 import platform
 import re

@@ -7,37 +7,32 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
-CPU_AMP_DTYPES = {
-    'bfloat16': torch.bfloat16,
-    'float16': torch.float16,
-}
+CPU_AMP_DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 def cpu_amp_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Check the type of mixed precision on the CPU.
+    """Check the dtype of mixed precision on the CPU.
 
     Args:
-        dtype (str | torch.dtype): The type or its name.
+        dtype (str | torch.dtype): The dtype or its name.
 
     Returns:
         torch.dtype: ``torch.bfloat16`` or ``torch.float16``.
 
     Raises:
-        ValueError: torch has no autocast to this type on the CPU.
+        ValueError: torch has no autocast to this dtype on the CPU.
     """
-    for name, known in CPU_AMP_DTYPES.items():
-        if dtype in (name, known):
-            break
-    else:
+    found = CPU_AMP_DTYPES.get(str(dtype).removeprefix('torch.'))
+    if found is None:
         raise ValueError(
             f"dtype must be 'bfloat16' or 'float16', the types of torch's "
             f'autocast on the CPU, but got {dtype!r}')
     # Older versions only warn and train in float32.
-    if known == torch.float16 and not hasattr(torch.amp, 'GradScaler'):
+    if found == torch.float16 and not hasattr(torch.amp, 'GradScaler'):
         raise ValueError(
             "dtype='float16' needs torch 2.3 or later on the CPU, but this "
             f"is {torch.__version__}: use 'bfloat16'")
-    return known
+    return found
 
 
 class CPUAmpOptimWrapper(AmpOptimWrapper):
@@ -45,9 +40,8 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
 
     mmengine's ``AmpOptimWrapper`` insists on an accelerator. bfloat16 has the
     range of float32, so that no loss scaling is needed; float16 gets a
-    dynamic loss scale. Choose float16 to see what it does to a model: on a
-    processor without half-precision arithmetic of its own a convolution
-    takes hundreds of times longer.
+    dynamic loss scale, and is slow on a processor without half-precision
+    arithmetic of its own.
 
     A config names it by its full path,
     ``type='sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'``.
@@ -73,16 +67,6 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             torch.amp.GradScaler('cpu', enabled=scale)
             if hasattr(torch.amp, 'GradScaler') else
             torch.cuda.amp.GradScaler(enabled=False))
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer, and of the loss scale where there is one.
-
-        An empty one could not be loaded by a run that scales.
-        """
-        state = super().state_dict()
-        if not self.loss_scaler.is_enabled():
-            del state['loss_scaler']
-        return state
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

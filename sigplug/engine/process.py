@@ -1,5 +1,4 @@
-"""The process of a command-line tool: its end, and the others beside it."""
-import ctypes
+"""How the process of a command-line tool ends, and which of several prints."""
 import errno
 import os
 import signal
@@ -8,29 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+import torch.distributed
 
 from sigplug.errors import UserError
-
-from .checkpoint import safe_loading
 
 # What the system says where there is no room: on the disk, in the quota, or
 # under the limit of the process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# In which variable a launcher tells each process its number; srun also does
-# so where the processes have nothing to do with one another.
-RANKS = dict(
-    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-_rank: str | None = None
-# Looked up here: between fork and exec, nothing may be loaded.
-PRCTL = ctypes.CDLL(None).prctl if sys.platform == 'linux' else None
 
 
 def run_tool(main: Callable[[], None]) -> int:
     """Run the ``main`` of a command-line tool.
-
-    Checkpoints are read without running what they may hold, see
-    :func:`sigplug.engine.checkpoint.safe_loading`.
 
     Args:
         main (Callable): The tool.
@@ -42,21 +29,20 @@ def run_tool(main: Callable[[], None]) -> int:
         SIGTERM have stopped it.
     """
     try:
-        with _sigterm_as_exception(), safe_loading():
+        with _raise_on_sigterm():
             main()
     except UserError as error:
-        if is_first_process():
+        if is_rank_zero():
             print(f'error: {error}', file=sys.stderr, flush=True)
         # Once the processes work together, it may be one of them alone.
-        elif torch.distributed.is_available() and (
-                torch.distributed.is_initialized()):
+        elif torch.distributed.is_initialized():
             print(f'error in process {torch.distributed.get_rank()}: {error}',
                   file=sys.stderr, flush=True)
         return 2
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        print_once(
+        print_on_rank_zero(
             f'error: {error}. Checkpoints that were written before are '
             'whole. Make room; a training then continues with --resume.',
             file=sys.stderr)
@@ -64,8 +50,8 @@ def run_tool(main: Callable[[], None]) -> int:
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_once(f'Stopped by {number.name}. A training continues with '
-                   '--resume.', file=sys.stderr)
+        print_on_rank_zero(f'Stopped by {number.name}. A training continues '
+                           'with --resume.', file=sys.stderr)
         return 128 + number
     return 0
 
@@ -75,7 +61,7 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
+def _raise_on_sigterm() -> Iterator[None]:
     process = os.getpid()
 
     def stop(*_: Any) -> None:
@@ -91,39 +77,21 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def use_launcher(launcher: str) -> None:
-    """Say how this process was started, for :func:`is_first_process`.
+def is_rank_zero() -> bool:
+    """Return whether this is the first of the processes of a launcher.
 
-    Args:
-        launcher (str): The value of ``--launcher``. ``'none'``, as at the
-            start: whatever the environment says, by itself.
+    Returns:
+        bool: As :func:`sigplug.engine.cli.parse_args` has found it.
     """
-    global _rank
-    _rank = RANKS.get(launcher)
+    return os.environ.get('RANK', '0') == '0'
 
 
-def is_first_process() -> bool:
-    """Whether this is the first of those that the launcher started."""
-    return _rank is None or os.environ.get(_rank, '0') == '0'
-
-
-def print_once(text: str, **kwargs: Any) -> None:
-    """Print from the first of the processes that a launcher started.
+def print_on_rank_zero(text: str, **kwargs: Any) -> None:
+    """Print from the first of the processes of a launcher.
 
     Args:
         text (str): The text.
         **kwargs: As for ``print``.
     """
-    if is_first_process():
+    if is_rank_zero():
         print(text, flush=True, **kwargs)
-
-
-def end_with_parent() -> None:
-    """Let Linux end this process when the one that started it has died.
-
-    A launcher that is killed could not do it, and the training would go on
-    unseen.
-    """
-    if PRCTL is not None:
-        set_death_signal = 1
-        PRCTL(set_death_signal, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a training and its evaluation come to."""
+"""The results of an evaluation, and files that are written whole."""
 import json
 import os
 import re
@@ -38,7 +38,7 @@ def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
-    """Read what the last test with a work dir reported.
+    """Read the results of the last test with a work dir.
 
     Args:
         work_dir (Path): The work dir of ``tools/test.py``.

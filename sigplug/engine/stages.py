@@ -1,15 +1,11 @@
 """A long job as a row of tools, each in a process of its own."""
 import os
 import shlex
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-from .process import end_with_parent
 
 # What a stage needs in its environment.
 SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
@@ -21,12 +17,10 @@ if get_compiling_cuda_version() == 'not available':
     print('unusable' if torch.cuda.is_available() else 'none')
 """
 LINES_OF_A_FAILURE = 15
-# Ctrl-C in a terminal reaches a stage as well; this is its time to end.
-SECONDS_TO_END = 10.0
 
 
 def relative(path: Path | str) -> str:
-    """A path as it is typed: relative, where it is below the working dir."""
+    """Return a path as it is typed: relative, if below the working dir."""
     path = os.path.relpath(path)
     return os.path.abspath(path) if path.startswith('..') else path
 
@@ -36,8 +30,8 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     """Run one tool, started as a user would start it.
 
     A failure is reported with the command that repeats it, and ends this
-    process with the exit code of the tool. The tool ends with this process,
-    whatever ends that (on Linux; elsewhere not after SIGKILL).
+    process with the exit code of the tool. Where this process is interrupted,
+    the tool is ended too.
 
     Args:
         name (str): What the stage is called.
@@ -54,25 +48,17 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     line = shlex.join(command)
     if log is None:
         print(f'\n=== {name}: {line}', flush=True)
-    process = None
-    signal.signal(signal.SIGTERM,
-                  lambda *_: sys.exit(128 + signal.SIGTERM))
     start = perf_counter()
-    try:
-        with open(log or os.devnull, 'a') as file:
-            output = file if log else None
-            process = subprocess.Popen(command, stdout=output, stderr=output,
-                                       preexec_fn=end_with_parent)
-        _, status, usage = os.wait4(process.pid, 0)
-    except (SystemExit, KeyboardInterrupt) as stop:
-        # It would go on alone. Whoever sends a second signal does not wait.
-        if process is not None:
-            if isinstance(stop, KeyboardInterrupt):
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_TO_END)
+    with open(log or os.devnull, 'a') as file:
+        output = file if log else None
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        # Ctrl-C, or SIGTERM as an exception. It would go on alone.
+        except BaseException:
             process.terminate()
             process.wait()
-        raise
+            raise
     process.returncode = code = os.waitstatus_to_exitcode(status)
     if code != 0:
         if log is not None:
@@ -103,8 +89,7 @@ def hide_unusable_gpus() -> None:
     # In a process of its own: the memory of this one counts as that of each
     # stage. Where mmcv is missing, the training will say so.
     probe = subprocess.run([sys.executable, '-c', GPU_PROBE],
-                           capture_output=True,
-                           text=True)
+                           capture_output=True, text=True)
     if probe.stdout.strip() == 'unusable':
         print("The GPU is not used: mmcv's operators were compiled without "
               'CUDA (make env FORCE_CUDA=1 compiles them for it).',

@@ -1,11 +1,10 @@
 """Mixed precision on the CPU."""
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sigplug.engine.cli import CPU_AMP
+from sigplug.engine.prepare import CPU_AMP
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 
@@ -82,26 +81,21 @@ def test_float16_skips_a_step_that_overflows_and_lowers_the_scale():
 
 
 def test_bfloat16_needs_no_scale():
-    found, wrapper = gradient(1e3)
+    found, _ = gradient(1e3)
     assert found == pytest.approx(1e3, rel=1e-2)
-    model = nn.Linear(1, 1)
-    plain = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    assert wrapper.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize('saved', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('loaded', ['bfloat16', 'float16'])
-def test_resume_with_another_dtype(saved, loaded):
-    _, first = gradient(1e3, dtype=saved)
-    _, second = gradient(0, dtype=loaded)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_resume(dtype):
+    _, first = gradient(1e3, dtype=dtype)
+    _, second = gradient(0, dtype=dtype)
     second.load_state_dict(first.state_dict())
-    both = saved == loaded == 'float16'
-    scale = 2**15 if both else 2**16 if loaded == 'float16' else 1
+    scale = 2**15 if dtype == 'float16' else 1
     assert second.loss_scaler.get_scale() == scale
 
 
 @pytest.mark.parametrize('dtype', [
-    'float32', 'half', torch.float64, torch.int8, None, 16])
+    'float32', torch.float64, None])
 def test_other_dtypes(dtype):
     with pytest.raises(ValueError) as info:
         make(nn.Linear(1, 1), dtype=dtype)

@@ -1,19 +1,15 @@
 """One clear message per known failure."""
-import datetime
 import os
 import pickle
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import QUICKSTART
 from mmengine.config import Config
-from mmengine.hub import get_config
-from mmengine.registry import build_model_from_cfg, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from sigplug.engine import preflight
-from sigplug.engine.checkpoint import allow_mmengine_checkpoints
 from sigplug.errors import UserError
 
 
@@ -42,39 +38,6 @@ def data_config(root):
             ]))
 
 
-def test_load_config_of_a_folder(tmp_path):
-    with pytest.raises(UserError, match='is a folder'):
-        preflight.load_config(str(tmp_path))
-
-
-@pytest.mark.parametrize('scope, key, name, hint', [
-    ('mmdet3d', 'model.type', 'CenterPont', 'CenterPoint'),
-    ('mmdet3d', 'model.head.type', 'sigplug.CenterHaed',
-     'sigplug.CenterHead'),
-    ('mmdet3d', 'model.head.loss.type', 'mmdet.GaussianFocalLos',
-     'mmdet.GaussianFocalLoss'),
-    ('mmdet3d', 'model.head.coder.type', 'CenterPointBBoxCodr',
-     'CenterPointBBoxCoder'),
-    ('mmdet3d', 'model.necks.0.act_cfg.type', 'ClipSigmod', 'ClipSigmoid'),
-    ('mmdet3d', 'model.head.heatmap_act.type', 'ClipSigmod', 'ClipSigmoid'),
-    ('mmdet3d', 'data.dataset.type', 'NuScenesDatset', 'NuScenesDataset'),
-    ('mmdet3d', 'custom_hooks.0.type', 'HeatmapSaturationHok',
-     'HeatmapSaturationHook'),
-    ('mmdet', 'model.bbox_head.type', 'CenterNetHed', 'CenterNetHead'),
-])
-def test_a_misspelt_type_has_a_near_one(scope, key, name, hint):
-    """Of mmdet3d, mmdet and ours, however deep it lies."""
-    cfg = Config(dict(default_scope=scope))
-    node = name
-    for part in reversed(key.split('.')):
-        node = [node] if part.isdigit() else {part: node}
-    cfg.merge_from_dict(node)
-    preflight.check_stack(cfg)
-    (found, got, words), = preflight.unknown_types(cfg)
-    assert (found, got) == (key.removesuffix('.type'), name)
-    assert words.startswith(f' Did you mean {hint!r}')
-
-
 def test_load_config_merges_options(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text('a = dict(b=1, c=[dict(d=2)])\n')
@@ -88,12 +51,13 @@ def test_load_config_names_a_similar_file(tmp_path):
     (tmp_path / 'centerpoint.py').touch()
     with pytest.raises(UserError, match="Did you mean 'centerpoint.py'"):
         preflight.load_config(str(tmp_path / 'centrepoint.py'))
+    with pytest.raises(UserError, match='is a folder'):
+        preflight.load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize('text', [
     'a = dict(',
     "_base_ = './missing.py'",
-    "_base_ = 'missing.py::x'",
     "_base_ = 'mmnothing::a/missing.py'",
     "custom_imports = dict(imports=['no_such_package'],"
     ' allow_failed_imports=False)',
@@ -105,46 +69,12 @@ def test_load_config_broken(tmp_path, text):
         preflight.load_config(str(path))
 
 
-def test_load_config_wrong_suffix(tmp_path):
-    path = tmp_path / 'config.txt'
-    path.touch()
-    with pytest.raises(UserError, match='cannot be read.*py/yml/yaml'):
-        preflight.load_config(str(path))
-
-
 def test_check_stack_names_the_broken_package(monkeypatch):
     # None in sys.modules makes an import fail.
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     preflight.check_stack(Config(dict(default_scope='mmengine')))
     with pytest.raises(UserError, match='mmcv.ops cannot be imported'):
         preflight.check_stack(Config(dict(default_scope='mmdet3d')))
-
-
-def test_check_stack_lets_mmdet3d_paste_objects(tmp_path, monkeypatch):
-    """Which mmdet3d 1.4.0 does with np.long, unknown to numpy 1.26."""
-    np.zeros((5, 4), dtype=np.float32).tofile(tmp_path / 'car.bin')
-    car = dict(
-        name='Car', path='car.bin', group_id=0, num_points_in_gt=5,
-        difficulty=0, box3d_lidar=np.array([9, 0, 0, 4, 2, 2, 0.0]))
-    with open(tmp_path / 'dbinfos.pkl', 'wb') as file:
-        pickle.dump(dict(Car=[car]), file)
-    monkeypatch.delitem(vars(np), 'long', raising=False)
-    preflight.check_stack(Config(dict(default_scope='mmdet3d')))
-    from mmdet3d.registry import TRANSFORMS
-    sampler = TRANSFORMS.build(dict(
-        type='mmdet3d.DataBaseSampler',
-        data_root=str(tmp_path),
-        info_path=str(tmp_path / 'dbinfos.pkl'),
-        rate=1.0,
-        prepare=dict(filter_by_difficulty=[-1]),
-        sample_groups=dict(Car=1),
-        classes=['Pedestrian', 'Car'],
-        points_loader=dict(
-            type='mmdet3d.LoadPointsFromFile', coord_type='LIDAR', load_dim=4,
-            use_dim=4)))
-    pasted = sampler.sample_all(np.empty((0, 7)), np.empty(0, dtype=np.int64))
-    assert pasted['gt_labels_3d'].dtype == np.int64
-    assert pasted['gt_labels_3d'].tolist() == [1]
 
 
 def test_check_data_accepts_what_is_there(data_root):
@@ -211,66 +141,19 @@ def test_check_data_leaves_remote_storage_alone():
     preflight.check_data(cfg, 'train')
 
 
-# -- info files that are there but cannot be used ---------------------------
-def edit(change):
-
-    def edited(data):
-        infos = pickle.loads(data)
-        change(infos)
-        return pickle.dumps(infos)
-
-    return edited
-
-
-def entry(change):
-    return edit(lambda infos: change(infos['data_list'][3]))
-
-
-INFO_FAULTS = {
-    'empty file': (lambda data: b'', 'cannot be used .EOFError'),
-    'truncated': (lambda data: data[:-1000], 'cannot be used .*truncated'),
-    'no pickle': (lambda data: b'<html>404</html>', 'cannot be used .Unpick'),
-    'a list': (lambda data: pickle.dumps([]), 'TypeError.*should be a dict'),
-    'version 1': (lambda data: pickle.dumps(dict(infos=[], metadata={})),
-                  'ValueError.*data_list and metainfo'),
-    'no metainfo': (edit(lambda infos: infos.pop('metainfo')),
-                    'ValueError.*data_list and metainfo'),
-    'metainfo of another type': (
-        edit(lambda infos: infos.update(metainfo=3)), 'AttributeError'),
-    'empty list': (edit(lambda infos: infos['data_list'].clear()),
-                   'it holds no sample'),
-    'data_list of another type': (
-        edit(lambda infos: infos.update(data_list=7)), 'TypeError'),
-    'entry of another type': (
-        edit(lambda infos: infos['data_list'].insert(3, 'text')),
-        'entry 3 is wrong .TypeError'),
-    'no lidar_points': (entry(lambda info: info.pop('lidar_points')),
-                        'entry 3 is wrong .KeyError: lidar_points'),
-    'path of another type': (
-        entry(lambda info: info['lidar_points'].update(lidar_path=5)),
-        'entry 3 is wrong .TypeError'),
-    'no instances': (entry(lambda info: info.pop('instances')),
-                     'entry 3 is wrong .KeyError: instances'),
-    'box without bbox_3d': (
-        entry(lambda info: info['instances'][0].pop('bbox_3d')),
-        'entry 3 is wrong .KeyError'),
-    'box of a text': (
-        entry(lambda info: info['instances'][0].update(bbox_3d=['x'] * 7)),
-        'entry 3 is wrong .ValueError'),
-    'box of six values': (
-        entry(lambda info: info['instances'][1]['bbox_3d'].pop()),
-        'entry 3 is wrong .ValueError'),
-    'label beyond the classes': (
-        entry(lambda info: info['instances'][0].update(bbox_label_3d=10)),
-        'entry 3 is wrong .KeyError: 10'),
-}
-
-
-@pytest.mark.parametrize('fault', INFO_FAULTS)
-def test_info_file_is_named(damageable, fault):
-    change, words = INFO_FAULTS[fault]
+@pytest.mark.parametrize('change, words', [
+    (lambda infos: b'', 'EOFError'),
+    (lambda infos: pickle.dumps(infos)[:-1000], 'truncated'),
+    (lambda infos: pickle.dumps([]), 'TypeError.*should be a dict'),
+    (lambda infos: pickle.dumps(dict(infos=[], metadata={})),
+     'ValueError.*data_list and metainfo'),
+    (lambda infos: pickle.dumps(dict(infos, data_list=[])), 'ValueError'),
+    (lambda infos: infos['data_list'][3].pop('lidar_points') and
+     pickle.dumps(infos), 'KeyError: lidar_points'),
+])
+def test_info_file_is_named(damageable, change, words):
     path = damageable / 'nuscenes_infos_train.pkl'
-    path.write_bytes(change(path.read_bytes()))
+    path.write_bytes(change(pickle.loads(path.read_bytes())))
     cfg = Config.fromfile(QUICKSTART)
     preflight.check_stack(cfg)
     from mmdet3d.registry import DATASETS
@@ -278,13 +161,21 @@ def test_info_file_is_named(damageable, fault):
     dataset.data_root = f'{damageable}/'
     init_default_scope('mmdet3d')
     with pytest.raises(UserError, match=words) as error:
-        with preflight.explain_data_errors():
+        with preflight.explain_data_errors(cfg.train_dataloader):
             DATASETS.build(dataset)
     assert f"The info file '{path}' cannot be used" in str(error.value)
-    assert 'Make it anew: docs/datasets.md' in str(error.value)
+    assert 'docs/datasets.md' in str(error.value)
 
 
-@pytest.mark.parametrize('root', ['data/mine', 'data/mine/', './data/mine'])
+@pytest.mark.parametrize('error', [KeyError('x'), UserError('y')])
+def test_other_errors_than_those_of_info_files_pass(error):
+    with pytest.raises(type(error)) as caught:
+        with preflight.explain_data_errors({}):
+            raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize('root', ['data/mine', './data/mine/'])
 def test_data_root_by_any_spelling(monkeypatch, root):
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'data/mine/')
     cfg = Config.fromfile(QUICKSTART)
@@ -295,226 +186,48 @@ def test_data_root_by_any_spelling(monkeypatch, root):
         preflight.check_data_root(cfg, root)
 
 
-@pytest.mark.parametrize('kind', [
-    'NuScenesMetric', 'mmdet3d.NuScenesMetric', type('NuScenesMetric', (), {})
-])
-def test_tables_of_the_evaluation_are_looked_for(data_root, kind):
-    cfg = data_config(data_root)
-    cfg.val_evaluator[0]['type'] = kind
-    with pytest.raises(UserError, match='data_root with its tables'):
-        preflight.check_data(cfg, 'val')
-
-
-@pytest.mark.parametrize('indices, words', [
-    ([0, 99], r'indices=\[0, 99\] does not fit a NuScenesDataset of \d+ '
-     r'samples \(IndexError'),
-    ('all', "indices='all' does not fit .*TypeError"),
-    (2.5, r'indices=2\.5 does not fit.*TypeError'),
-    ([], r'indices=\[\] leaves no sample of .*_train\.pkl'),
-    (0, 'indices=0 leaves no sample of')])
-def test_indices_are_not_blamed_on_the_info_file(damageable, indices, words):
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_stack(cfg)
-    from mmdet3d.registry import DATASETS
-    dataset = cfg.train_dataloader.dataset
-    dataset.update(data_root=f'{damageable}/', indices=indices)
-    init_default_scope('mmdet3d')
-    with pytest.raises(UserError, match=words) as error:
-        with preflight.explain_data_errors():
-            DATASETS.build(dataset)
-    assert 'cannot be used' not in str(error.value)
-
-
-def test_other_errors_than_those_of_info_files_pass():
-    for error in (KeyError('x'), UserError('y')):
-        with pytest.raises(type(error)) as caught:
-            with preflight.explain_data_errors():
-                raise error
-        assert caught.value is error
-
-
-# -- parts of a model that do not fit one another ---------------------------
-def test_check_model_accepts_what_fits():
-    for path in (QUICKSTART.parent).glob('*.py'):
-        preflight.check_model(Config.fromfile(path))
-    preflight.check_model(Config(dict(model=dict(type='RetinaNet'))))
-    # A config in Python may hold arrays.
-    cfg = Config.fromfile(QUICKSTART)
-    cfg.model.train_cfg.pts.update(
-        voxel_size=np.array([0.4, 0.4, 8]), grid_size=np.array([256, 256, 1]))
-    preflight.check_model(cfg)
-
-
-@pytest.mark.parametrize('name', [
-    'centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d',
-    'centerpoint_voxel0075_second_secfpn_head-dcn_8xb4-flip-tta-cyclic-20e_'
-    'nus-3d', 'centerpoint_voxel01_second_secfpn_8xb4-cyclic-20e_nus-3d'])
-def test_check_model_accepts_those_of_mmdet3d(name):
-    preflight.check_model(get_config(f'mmdet3d::centerpoint/{name}.py'))
-
-
-@pytest.mark.parametrize('option, value, words', [
-    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'train_cfg.pts.voxel_size = '),
-    ('test_cfg.pts.voxel_size', [0.2, 0.2], 'test_cfg.pts.voxel_size = '),
-    ('pts_voxel_encoder.voxel_size', [0.2, 0.2, 8], 'pts_voxel_encoder.voxel'),
-    ('pts_bbox_head.bbox_coder.voxel_size', [0.4, 0.2], 'bbox_coder.voxel'),
-    ('data_preprocessor.voxel_layer.voxel_size', [0.2, 0.2, 8], 'voxel_layer'),
-    ('data_preprocessor.voxel_layer.point_cloud_range',
-     [-51.2, -51.2, -5, 51.2, 25.6, 3], r'grid_size .* \[256.0, 256.0\]'),
-    ('train_cfg.pts.point_cloud_range', [0, -51.2, -5, 102.4, 51.2, 3],
-     r'train_cfg.pts.point_cloud_range .* = \[0.0'),
-    ('train_cfg.pts.grid_size', [512, 512, 1], 'train_cfg.pts.grid_size'),
-    ('train_cfg.pts.out_size_factor', 4, r'train_cfg.pts.out_size_factor'),
-    ('pts_bbox_head.bbox_coder.out_size_factor', 4, 'out_size_factor = .2.0'),
-    ('test_cfg.pts.out_size_factor', 8, 'test_cfg.pts.out_size_factor = .8'),
-    ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
-    ('train_cfg.pts.voxel_size', [0.4], 'train_cfg.pts.voxel_size = '),
-    ('train_cfg.pts.voxel_size', [], 'train_cfg.pts.voxel_size = '),
-    ('test_cfg.pts.out_size_factor', 0, 'test_cfg.pts.out_size_factor = .0'),
-    ('pts_bbox_head.tasks', [dict(num_class=10)],
-     'tasks.0 has no class_names.*num_class'),
-    ('pts_bbox_head.tasks.0.num_class', 9, 'num_class is 9.* has 10 names'),
-    ('pts_bbox_head.tasks.0.num_class', 11, 'num_class is 11'),
-    ('pts_bbox_head.tasks', [dict(num_class=1, class_names=['car'])],
-     r"train_dataloader.dataset.metainfo.classes = .*class_names \['car'\]"),
-    ('pts_bbox_head.tasks', [dict(class_names=[
-        'truck', 'car', 'construction_vehicle', 'bus', 'trailer', 'barrier',
-        'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone'])],
-     'same order'),
-])
-def test_check_model_names_what_does_not_fit(option, value, words):
-    cfg = Config.fromfile(QUICKSTART)
-    cfg.merge_from_dict({f'model.{option}': value})
-    with pytest.raises(UserError, match=words):
-        preflight.check_model(cfg)
-
-
-def test_check_model_compares_each_data_set():
-    cfg = Config.fromfile(QUICKSTART)
-    cfg.val_dataloader.dataset.metainfo.classes = ['car']
-    with pytest.raises(UserError, match='val_dataloader.dataset.meta'):
-        preflight.check_model(cfg)
-
-
-@pytest.mark.parametrize('names, accepted', [
-    (['car', 'truck', 'construction_vehicle'], True),
-    # mmdet3d's filter lets the first three labels by, whatever their names.
-    (['car', 'truck', 'bus'], False),
-    (['car', 'truck'], False),
-])
-def test_check_model_takes_a_head_of_the_first_classes(names, accepted):
-    """If that is all that it is trained on."""
-    cfg = Config.fromfile(QUICKSTART)
-    dataset = cfg.train_dataloader.dataset
-    first = dataset.metainfo.classes[:3]
-    assert first == ['car', 'truck', 'construction_vehicle']
-    cfg.model.pts_bbox_head.tasks = [dict(num_class=len(names),
-                                          class_names=names)]
-    with pytest.raises(UserError, match='with these'):
-        preflight.check_model(cfg)
-    step, = (step for step in dataset.pipeline
-             if step.type == 'ObjectNameFilter')
-    step.classes = first
-    if accepted:
-        preflight.check_model(cfg)
-        return
-    with pytest.raises(UserError, match='in the same order'):
-        preflight.check_model(cfg)
-
-
-def test_check_model_takes_other_names_for_the_same_places():
-    cfg = Config.fromfile(QUICKSTART)
-    task, = cfg.model.pts_bbox_head.tasks
-    names = [name.replace('_', ' ').title() for name in task.class_names]
-    names[names.index('Pedestrian')] = 'person'
-    task.class_names = names
-    preflight.check_model(cfg)
-    task.class_names = [*names[1::-1], *names[2:]]
-    with pytest.raises(UserError, match='in the same order'):
-        preflight.check_model(cfg)
-
-
-def checkpoint(path, **content):
+def save(path, **content):
     torch.save(content, path)
     return str(path)
 
 
 def test_check_checkpoint(tmp_path):
-    allow_mmengine_checkpoints()
-    good = checkpoint(tmp_path / 'good.pth', message_hub={},
-                      meta=dict(epoch=1, iter=2),
-                      optimizer={}, state_dict=dict(p=torch.zeros(3)),
-                      scores=np.zeros(3))
-    preflight.check_checkpoint(good, 'checkpoint', resume=True)
-    assert not preflight.check_checkpoint('https://a.org/x.pth', 'checkpoint')
-    with pytest.raises(UserError, match="Did you mean 'good.pth'"):
-        preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'checkpoint')
-    with open(good, 'rb') as file:
-        half = file.read()[:-400]
-    for name, data in (('cut', half), ('empty', b''), ('text', b'no weights')):
-        path = tmp_path / f'{name}.pth'
-        path.write_bytes(data)
-        with pytest.raises(UserError, match='cannot be loaded'):
-            preflight.check_checkpoint(str(path), 'checkpoint')
-    with pytest.raises(UserError, match="is a folder. .*epoch_1.pth'"):
-        preflight.check_checkpoint(str(tmp_path), 'checkpoint')
-    torch.save(torch.zeros(2), tmp_path / 'tensor.pth')
-    with pytest.raises(UserError, match='it holds a Tensor'):
-        preflight.check_checkpoint(str(tmp_path / 'tensor.pth'), 'checkpoint')
+    good = save(tmp_path / 'good.pth', state_dict=dict(p=torch.zeros(3)))
+    assert preflight.check_checkpoint(good, 'x')['state_dict']['p'].sum() == 0
+    assert preflight.check_checkpoint('https://a.org/x.pth', 'x') == {}
+    with pytest.raises(UserError, match="^x: .*Did you mean 'good.pth'"):
+        preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'x')
+    with pytest.raises(UserError, match='is a folder'):
+        preflight.check_checkpoint(str(tmp_path), 'x')
 
 
-def test_check_checkpoint_does_not_run_code(tmp_path):
-    marker = tmp_path / 'marker'
-
-    class Attack:
-
-        def __reduce__(self):
-            return os.system, (f'touch {marker}', )
-
-    path = checkpoint(tmp_path / 'bad.pth', state_dict=Attack())
-    with pytest.raises(UserError, match='holds posix.system, which'):
-        preflight.check_checkpoint(path, 'checkpoint')
-    assert not marker.exists()
-    other = checkpoint(tmp_path / 'other.pth', meta=datetime.timezone.utc)
-    with pytest.raises(UserError, match='holds datetime.timezone, which'):
-        preflight.check_checkpoint(other, 'checkpoint')
-
-
-def test_check_checkpoint_for_resuming(tmp_path):
-    weights = checkpoint(tmp_path / 'best.pth', meta={}, message_hub={})
-    preflight.check_checkpoint(weights, '--resume')
-    with pytest.raises(UserError, match='has no optimizer'):
-        preflight.check_checkpoint(weights, '--resume', resume=True)
-    # Runner.resume would execute this text.
-    code = checkpoint(tmp_path / 'code.pth', message_hub={}, optimizer={},
-                      meta=dict(config='import os', epoch=1, iter=2))
-    with pytest.raises(UserError, match='would execute'):
-        preflight.check_checkpoint(code, '--resume', resume=True)
-    other = checkpoint(tmp_path / 'other.pth', message_hub={}, optimizer={},
-                       meta=dict(epoch=1))
-    with pytest.raises(UserError, match=r"has no meta\['iter'\]\."):
-        preflight.check_checkpoint(other, '--resume', resume=True)
+def test_check_resumable(tmp_path):
+    whole = save(tmp_path / 'whole.pth', meta=dict(seed=5), message_hub={},
+                 optimizer={})
+    assert preflight.check_resumable(whole) == dict(seed=5)
+    weights = save(tmp_path / 'best.pth', meta={}, message_hub={})
+    with pytest.raises(UserError, match='has no optimizer.* load_from='):
+        preflight.check_resumable(weights)
 
 
 @pytest.mark.parametrize('name, hint', [
-    ('ClipSigmod', "'ClipSigmoid'"),
-    ('sigplug.GeMm', "'sigplug.GeM'"),
-    ('Zzzzzzzzzz', ''),
+    ('ClipSigmod', "Did you mean 'ClipSigmoid'"),
+    ('sigplug.CenterHaed', "Did you mean 'sigplug.CenterHead'"),
+    ('CenterPont', "Did you mean 'CenterPoint'"),
+    ('mmdet.GaussianFocalLos', "Did you mean 'mmdet.GaussianFocalLoss'"),
+    ('Zzzzzzzzzz', 'is not registered.'),
 ])
 def test_registry_errors_name_the_type(name, hint):
-    import sigplug  # noqa: F401
-    cfg = Config(dict(model=dict(type='Sequential', act=[dict(type=name)])))
+    cfg = Config(dict(default_scope='mmdet3d',
+                      model=dict(type='Sequential', act=[dict(type=name)])))
+    preflight.check_stack(cfg)
     with pytest.raises(UserError) as error:
         with preflight.explain_registry_errors(cfg):
-            build_model_from_cfg(cfg.model.act[0], preflight_models())
+            with DefaultScope.overwrite_default_scope('mmdet3d'):
+                MODELS.build(cfg.model.act[0])
     assert f"model.act.0.type = '{name}' is not registered." in str(
         error.value)
     assert hint in str(error.value)
-
-
-def preflight_models():
-    from mmengine.registry import MODELS
-    return MODELS
 
 
 def test_other_key_errors_keep_their_traceback():
@@ -523,9 +236,9 @@ def test_other_key_errors_keep_their_traceback():
             dict()['gt_bboxes_3d']
 
 
-def test_a_type_of_the_wrong_kind_is_named():
+def test_type_of_the_wrong_kind_is_named():
     """It is registered, but elsewhere: the registry's own words serve."""
     cfg = Config(dict(model=dict(type='EMAHook')))
     with pytest.raises(UserError, match='EMAHook is not in the .*model'):
         with preflight.explain_registry_errors(cfg):
-            build_model_from_cfg(cfg.model, preflight_models())
+            MODELS.build(cfg.model)

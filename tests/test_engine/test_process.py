@@ -1,4 +1,4 @@
-"""How a tool ends, and which process of several speaks."""
+"""How a tool ends, and which process of several prints."""
 import os
 import signal
 import time
@@ -85,22 +85,10 @@ def test_workers_end_at_sigterm(monkeypatch):
     assert process.run_tool(tool) == 0 and code == [143]
 
 
-@pytest.mark.parametrize('launcher, name', [
-    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'),
-    ('mpi', 'OMPI_COMM_WORLD_RANK')])
-def test_only_the_first_rank_prints(monkeypatch, capsys, request, launcher,
-                                    name):
-    request.addfinalizer(partial(process.use_launcher, 'none'))
-    process.use_launcher(launcher)
-    monkeypatch.setenv(name, '1')
-    process.print_once('text')
-    assert capsys.readouterr().out == ''
-    monkeypatch.setenv(name, '0')
-    process.print_once('text')
-    assert capsys.readouterr().out == 'text\n'
-
-
-def test_runs_of_their_own_under_srun_all_print(monkeypatch, capsys):
-    monkeypatch.setenv('SLURM_PROCID', '1')
-    process.print_once('text')
-    assert capsys.readouterr().out == 'text\n'
+def test_first_process_alone_prints(monkeypatch, capsys):
+    for rank in ('1', '0'):
+        monkeypatch.setenv('RANK', rank)
+        process.print_on_rank_zero(f'by {rank}')
+    monkeypatch.delenv('RANK')
+    process.print_on_rank_zero('alone')
+    assert capsys.readouterr().out == 'by 0\nalone\n'

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from sigplug.engine import cli
+from sigplug.engine import prepare
 from sigplug.engine.checkpoint import load_safely
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
 from sigplug.ops import segment_generalized_mean
@@ -48,9 +48,9 @@ def make_case():
 
 
 def gradients_of_one_rank(path):
-    """What each of the processes does: its share of the batch, then save."""
+    """Save the gradients of a share of the batch, in each process."""
     cfg = Config()
-    cli.set_launcher(cfg, 'pytorch')
+    prepare.set_launcher(cfg, 'pytorch')
     model, batch = make_case()
     settings = dict(cfg.model_wrapper_cfg)
     assert settings.pop('type') == 'MMDistributedDataParallel'
@@ -93,30 +93,16 @@ def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
 
 
 def run_script(script, *args, cwd):
-    return run_nodes([dict()], script, *args, cwd=cwd)[0]
-
-
-def run_nodes(nodes, script, *args, cwd):
-    """Start the script at once on each node, which its variables make up."""
-    common = dict(os.environ, PYTHON=sys.executable, PORT=free_port())
-    processes = [
-        subprocess.Popen(
-            [script, *map(str, args)], cwd=cwd, env=common | variables,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for variables in nodes]
-    try:
-        printed = [process.communicate(timeout=300)[0]
-                   for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text
-    return printed
+    done = subprocess.run(
+        [script, *map(str, args)], cwd=cwd, text=True, timeout=300,
+        env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def read_metrics(work_dir):
-    """What the evaluation has written."""
+    """Read what the evaluation has written."""
     path, = work_dir.glob('*/*.json')
     return json.loads(path.read_text())
 
@@ -157,22 +143,6 @@ def test_dist_train_and_dist_test(folder, tools, run_here):
         [both[key] for key in metrics], [one[key] for key in metrics])
 
 
-@pytest.mark.slow
-def test_two_nodes(folder, tools):
-    """Two machines of one process each, played by this one."""
-    printed = run_nodes(
-        [dict(NNODES='2', NODE_RANK=str(rank)) for rank in range(2)],
-        tools / 'dist_train.sh', 'small.py', 1, '--work-dir', 'nodes',
-        '--cfg-options', 'train_cfg.max_epochs=1',
-        'train_dataloader.dataset.indices=4', cwd=folder)
-    assert re.search(
-        r'Distributed training: True\s+GPU number: 2', ''.join(printed))
-    # The first node alone writes; four samples are two for each.
-    assert len(re.findall(r'Epoch\(train\) \[1\]\[2/2\]', printed[0])) == 1
-    assert 'Epoch(train)' not in printed[1]
-    assert (folder / 'nodes/epoch_1.pth').is_file()
-
-
 @pytest.mark.parametrize('script, words', [
     ('dist_train.sh', 'CONFIG GPUS'),
     ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
@@ -191,7 +161,7 @@ def test_scripts_say_what_they_take(tools, script, words):
     ('slurm_test.sh', 'test.py', ['d']),
 ])
 def test_slurm_command(tools, tmp_path, script, tool, last):
-    """A program in the place of srun shows the command it is given."""
+    """A program that poses as srun shows the command it is given."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)

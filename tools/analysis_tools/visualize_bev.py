@@ -142,7 +142,7 @@ def main() -> None:
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors()):
+          preflight.explain_data_errors(dataset_cfg)):
         dataset = DATASETS.build(dataset_cfg)
         model = reader = None
         if args.checkpoint:

@@ -4,11 +4,51 @@ Prints, or writes to --out, a config on top of the given one. What it changes
 goes to the standard error.
 """
 import argparse
+import copy
+import os.path as osp
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-from sigplug.engine import process
-from sigplug.engine.migration import migrate
+from mmengine.config import Config
+
+from sigplug.engine import preflight, process
+from sigplug.engine.results import write_text
+from sigplug.errors import UserError
+
+# The stock heads, each with the name of its heatmap loss.
+HEADS = {
+    'CenterHead': 'loss_cls',
+    'CenterNetHead': 'loss_center_heatmap',
+    'CenterNetUpdateHead': 'loss_cls',
+    'CornerHead': 'loss_heatmap',
+    'CentripetalHead': 'loss_heatmap',
+}
+PILLAR_NETS = {
+    'PillarFeatureNet': 'GeMPillarFeatureNet',
+    'DynamicPillarFeatureNet': 'GeMDynamicPillarFeatureNet',
+}
+LOSS, LOGITS_LOSS = 'GaussianFocalLoss', 'GaussianFocalLossWithLogits'
+STOCK = ('', 'mmdet', 'mmdet3d')
+POWER = 'gem.p'
+WIDTH = 79
+ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
+
+
+class Part(NamedTuple):
+    """A dict with a ``type`` inside of a config: where, and of what class."""
+
+    key: str
+    node: dict
+    package: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.key}.type = {self.node["type"]!r}'
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,12 +76,311 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def migrate(config: str, out: str | None = None, *, logits: bool = False,
+            gem: bool = False,
+            overwrite: bool = False) -> tuple[str, list[str]]:
+    """Make the child of a config that uses sigplug in place of stock parts.
+
+    Args:
+        config (str): A config file, or a name such as ``'mmdet3d::...'``.
+        out (str, optional): The file that the child is written to.
+        logits (bool): Whether the Gaussian focal loss becomes that of the
+            logits. Defaults to False.
+        gem (bool): Whether the pillar nets become those with a generalised
+            mean. Defaults to False.
+        overwrite (bool): Whether ``out`` may exist. Defaults to False.
+
+    Returns:
+        tuple[str, list[str]]: The child and what it changes, as ``key: old ->
+        new``; both empty where nothing is to be changed.
+
+    Raises:
+        UserError: The config is not understood, or ``out`` cannot be
+            written. Nothing was written then.
+    """
+    path = find_config(config)
+    if out is not None:
+        check_out(out, path, overwrite)
+    lazy = Config._is_lazy_import(path)
+    base = config if '::' in config else osp.abspath(path)
+    # mmengine adds scopes below a name.
+    old = (preflight.load_config(path).to_dict() if lazy else
+           load_text(child_text(base, {})))
+    new = copy.deepcopy(old)
+    replace_heads(new, config, logits)
+    if gem:
+        replace_pillar_nets(new, config)
+    changes = list(iter_changes(old, new))
+    if not changes:
+        return '', []
+    if lazy:
+        raise UserError(
+            f'{config!r} names its types by import (read_base), so that a '
+            'child with names in strings cannot build on it. Change it by '
+            'hand, with classes from sigplug.models for the names:\n' +
+            '\n'.join(changes))
+    add_import(new)
+    overlay = make_overlay(old, new)
+    wrong = list(iter_changes(new, load_text(child_text(base, overlay))))
+    if wrong:
+        raise UserError(
+            f'{config!r} cannot be changed from a config on top of it, which '
+            'would differ from what is meant (meant -> got):\n' +
+            '\n'.join(wrong))
+    if out is not None and '::' not in config:
+        base = osp.relpath(path, osp.dirname(osp.abspath(out)))
+    text = child_text(base, overlay)
+    if out is not None:
+        write_text(out, text)
+    return text, list(iter_changes(old, new))
+
+
+def find_config(config: str) -> str:
+    """Return the file of a config, also of a name as in ``_base_``."""
+    if '::' not in config:
+        return config
+    try:
+        return Config._get_cfg_path(config, '')[0]
+    except Exception as error:
+        raise UserError(
+            f'The config {config!r} cannot be found ({error}). Such a name is '
+            "mmdet3d:: or mmdet:: and a path below the package's configs, as "
+            'in _base_.') from error
+
+
+def check_out(out: str, path: str, overwrite: bool) -> None:
+    """Check that the new config can be written."""
+    if not out.endswith('.py'):
+        raise UserError(f'--out must end in .py, but is {out!r}.')
+    if not osp.isdir(osp.dirname(osp.abspath(out))):
+        raise UserError(f'--out {out!r}: its folder does not exist.')
+    if osp.exists(out) and osp.exists(path) and osp.samefile(out, path):
+        raise UserError(
+            f'--out {out!r} is the config itself, which the result builds '
+            'upon. Name another file.')
+    if osp.exists(out) and not (overwrite and osp.isfile(out)):
+        raise UserError(
+            f'--out {out!r} exists. Name another file, or replace a file by '
+            'adding --overwrite.')
+
+
+def load_text(text: str) -> dict:
+    """Load the text of a config."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'config.py')
+        path.write_text(text)
+        return preflight.load_config(str(path)).to_dict()
+
+
+def replace_heads(cfg: dict, config: str, logits: bool) -> None:
+    """Replace the heatmap heads, and their losses where logits are asked."""
+    parts = list(iter_parts(cfg))
+    found = False
+    for part in parts:
+        if part.name not in HEADS or part.package not in (*STOCK, 'sigplug'):
+            if looks_like_heatmap_head(part):
+                raise UserError(
+                    f'{part} looks like a heatmap head, but is none of those '
+                    f'that sigplug replaces ({", ".join(HEADS)}). If it '
+                    'derives from one of them, let it derive from the one of '
+                    'the same name in sigplug.models.dense_heads instead.')
+            continue
+        found = True
+        if part.package in STOCK:
+            part.node['type'] = f'sigplug.{part.name}'
+            # The others replace a plain sigmoid, or have this by default.
+            if part.name == 'CenterHead' and not logits:
+                part.node['heatmap_act'] = dict(type='ClipSigmoid')
+        if logits:
+            take_logits(part)
+    if not found:
+        raise UserError(
+            f'{config!r} has no heatmap head that sigplug replaces '
+            f'({", ".join(HEADS)}){list_parts(parts, "head")}. The other '
+            'parts of sigplug are chosen by hand, see "In your mmdet3d '
+            'project" in the README.')
+
+
+def looks_like_heatmap_head(part: Part) -> bool:
+    """Return whether a part has the name or the losses of a heatmap head."""
+    losses = {class_name(part.node.get(key)) for key in HEADS.values()}
+    return part.name.endswith(tuple(HEADS)) or bool(
+        {'heatmap_act', 'loss_heatmap', 'loss_center_heatmap'} & set(part.node)
+        or {LOSS, LOGITS_LOSS} & losses)
+
+
+def take_logits(part: Part) -> None:
+    """Change the loss of a head to the one that takes logits."""
+    key = HEADS[part.name]
+    loss = part.node.get(key, ABSENT)
+    if class_name(loss) not in (LOSS, LOGITS_LOSS):
+        raise UserError(
+            f'--loss logits replaces {LOSS}, but {part.key}.{key} is '
+            f"{loss!r}. Write {key}=dict(type='{LOSS}', ...) into the config "
+            'first, with the arguments that you want, or leave out --loss '
+            'logits.')
+    if class_name(loss) == LOSS:
+        loss['type'] = f'sigplug.{LOGITS_LOSS}'
+    if part.node.get('heatmap_act') is not None:
+        part.node['heatmap_act'] = None
+
+
+def replace_pillar_nets(cfg: dict, config: str) -> None:
+    """Replace the pillar nets, and have their power trained."""
+    parts = list(iter_parts(cfg))
+    nets = [part for part in parts
+            if part.name in PILLAR_NETS and part.package in STOCK]
+    if not nets and not any(part.name in PILLAR_NETS.values()
+                            for part in parts):
+        raise UserError(
+            f'--pillar gem replaces {" and ".join(PILLAR_NETS)}, and '
+            f'{config!r} has neither{list_parts(parts, "voxel_encoder")}. '
+            'Leave out --pillar gem.')
+    for part in nets:
+        part.node.update(type=f'sigplug.{PILLAR_NETS[part.name]}', p=3.0)
+        # p tells which mean it is.
+        part.node.pop('mode', None)
+    # A config for testing has no optimiser.
+    if nets and cfg.get('optim_wrapper') is not None:
+        train_power(cfg['optim_wrapper'])
+
+
+def train_power(wrapper: dict) -> None:
+    """Give the power of a pillar net its own settings in the optimiser."""
+    optimizer = wrapper.get('optimizer')
+    if 'constructor' in wrapper or not isinstance(optimizer, dict):
+        raise UserError(
+            '--pillar gem sets optim_wrapper.paramwise_cfg.custom_keys for '
+            "mmengine's default constructor and one optimizer, which this "
+            'config does not have. Leave it out, choose the net by hand, and '
+            f'give the parameters with {POWER!r} in their names a larger '
+            'learning rate and no weight decay.')
+    wrapper['paramwise_cfg'] = wrapper.get('paramwise_cfg') or {}
+    keys = wrapper['paramwise_cfg'].setdefault('custom_keys', {})
+    # mmengine multiplies a weight decay that is written down.
+    decay = ('weight_decay' if optimizer.get('weight_decay') is None else
+             'decay_mult')
+    keys.setdefault(POWER, {'lr_mult': 10.0, decay: 0.0})
+
+
+def add_import(cfg: dict) -> None:
+    """Add sigplug to the imports of a config, which come first."""
+    given = cfg.pop('custom_imports', None) or dict(
+        imports=[], allow_failed_imports=False)
+    imports = given.get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'sigplug' not in imports:
+        imports.append('sigplug')
+    others = dict(cfg)
+    cfg.clear()
+    cfg.update(custom_imports=dict(given, imports=imports), **others)
+
+
+def iter_parts(cfg: dict) -> Iterator[Part]:
+    """Yield all dicts with a type in the models of a config."""
+    for name in ('model', 'tta_model'):
+        for key, node in preflight.iter_dicts(cfg.get(name), name):
+            if class_name(node):
+                package = node['type'].rpartition('.')[0].partition('.')[0]
+                yield Part(key, node, package, class_name(node))
+
+
+def class_name(node: Any) -> str:
+    """Return the name in the type of a dict, without its scope, or ``''``."""
+    kind = node.get('type') if isinstance(node, dict) else None
+    return kind.rpartition('.')[2] if isinstance(kind, str) else ''
+
+
+def list_parts(parts: list[Part], word: str) -> str:
+    """Return what there is in place of what was looked for."""
+    found = [str(part) for part in parts if part.key.endswith(word)]
+    return f'; it has {", ".join(found)}' if found else ''
+
+
+def iter_changes(old: Any, new: Any, key: str = '') -> Iterator[str]:
+    """Yield where two configs differ, as deep inside as possible."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT))
+                 for name in [*old, *new]}
+    elif (isinstance(old, (list, tuple)) and type(old) is type(new)
+          and len(old) == len(new)):
+        pairs = dict(enumerate(zip(old, new, strict=True)))
+    else:
+        # By their text, as NaN is not equal to itself.
+        if repr(old) != repr(new):
+            yield f'{key}: {old!r} -> {new!r}'
+        return
+    for name, pair in pairs.items():
+        yield from iter_changes(*pair, f'{key}.{name}' if key else str(name))
+
+
+def make_overlay(old: dict, new: dict) -> dict:
+    """Return what mmengine merges into the old dict to get the new one."""
+    if set(old) - set(new):
+        return dict(_delete_=True, **new)
+    child = {}
+    for key, value in new.items():
+        before = old.get(key, ABSENT)
+        if not any(iter_changes(before, value)):
+            continue
+        if isinstance(value, dict) and before is not ABSENT:
+            value = (make_overlay(before, value) if isinstance(before, dict)
+                     else dict(_delete_=True, **value))
+        child[key] = value
+    return child
+
+
+def child_text(base: str, overlay: dict) -> str:
+    """Return the child as Python code in the style of OpenMMLab."""
+    line = f'_base_ = {base!r}'
+    lines = [line if len(line) <= WIDTH else f'{line}  # noqa: E501', '']
+    lines += [f'{key} = {to_code(value, len(key) + 3)}'
+              for key, value in overlay.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def to_code(value: Any, used: int, indent: int = 0) -> str:
+    """Return a value as Python code, in several lines if it needs more room.
+
+    mmengine's ``Config.pretty_text`` writes an infinite number as a name that
+    nothing defines.
+    """
+    if isinstance(value, dict):
+        plain = all(isinstance(key, str) and key.isidentifier()
+                    for key in value)
+        opening, closing = ('dict(', ')') if plain else ('{', '}')
+        items = [(f'{key}=' if plain else f'{key!r}: ', item)
+                 for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        opening, closing = '[]' if isinstance(value, list) else '()'
+        items = [('', item) for item in value]
+        if isinstance(value, tuple) and len(value) == 1:
+            closing = ', )'
+    elif isinstance(value, float) and not isfinite(value):
+        return f"float('{value}')"
+    elif isinstance(value, (str, bytes, int, float, type(None))):
+        return repr(value)
+    else:
+        raise UserError(
+            f'{value!r} cannot be written down, but would have to be repeated '
+            'in the new config, beside what is changed in the same list or '
+            'dict. Change the config by hand.')
+    code = ', '.join(key + to_code(item, -sys.maxsize) for key, item in items)
+    # A comma may follow.
+    if used + len(opening + code + closing) < WIDTH:
+        return opening + code + closing
+    indent += 4
+    code = f',\n{" " * indent}'.join(
+        key + to_code(item, indent + len(key), indent) for key, item in items)
+    return f'{opening}\n{" " * indent}{code}{closing}'
+
+
 def main() -> None:
     """Migrate."""
     args = parse_args()
     # What is imported for the config may print.
     with redirect_stdout(sys.stderr):
-        text, changes, notes = migrate(
+        text, changes = migrate(
             args.config,
             args.out,
             logits=args.loss == 'logits',
@@ -50,7 +389,7 @@ def main() -> None:
         if not text:
             print(f'Nothing to do: {args.config} uses sigplug already.')
             return
-        print('\n'.join([*changes, *(f'note: {note}' for note in notes)]))
+        print('\n'.join(changes))
     print(text if args.out is None else args.out,
           end='' if args.out is None else '\n')
 

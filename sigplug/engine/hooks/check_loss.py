@@ -1,4 +1,4 @@
-"""A training that has lost its numbers ends, and says where."""
+"""A hook that ends a training whose losses are no longer finite."""
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sigplug.errors import UserError
 from sigplug.ops._checks import check_integer
-from sigplug.registry import register_hook_everywhere
+from sigplug.registry import HOOKS
 
 from .checkpoint_fit import STATISTICS
 
 
-@register_hook_everywhere
+@HOOKS.register_module()
 class CheckLossHook(Hook):
     """End the training at the first loss that is NaN or infinite.
 
@@ -72,7 +72,7 @@ class CheckLossHook(Hook):
         what = (f'{", ".join(wrong)} {"is" if len(wrong) == 1 else "are"} NaN '
                 f'or infinite. Batch: '
                 f'{", ".join(_files(data_batch)) or "unknown"}.')
-        if self._in_a_row <= self.patience and _can_pass(runner):
+        if self._in_a_row <= self.patience and _is_harmless(runner):
             print_log(
                 f'Iteration {runner.iter + 1}: {what} The loss scaler takes '
                 'no step by gradients that overflow, and training goes on.',
@@ -86,8 +86,8 @@ class CheckLossHook(Hook):
             '(load_from; --resume restores the old rate).')
 
 
-def _can_pass(runner: Runner) -> bool:
-    """Whether an overflow in this iteration has left no trace."""
+def _is_harmless(runner: Runner) -> bool:
+    """Return whether an overflow has changed nothing in the model."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     return (scaler is not None and scaler.is_enabled()
             and scaler.get_scale() >= 1 and all(

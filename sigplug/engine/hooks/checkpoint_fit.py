@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that it is loaded into."""
+"""Checkpoints that do not belong to the model are refused."""
 import logging
 import re
 from collections import OrderedDict
@@ -49,55 +49,48 @@ class CheckpointFitHook(Hook):
             UserError: It does not fit, or training would continue from
                 one that holds Python code.
         """
+        path = runner._load_from
         # mmengine never writes this entry, but would execute it.
         if runner._resume and 'config' in checkpoint.get('meta', {}):
             raise UserError(
-                f"{runner._load_from!r} holds a config in meta['config'], "
-                'which mmengine would execute. Remove it if you trust the '
-                'file.')
+                f"{path!r} holds a config in meta['config'], which mmengine "
+                'would execute. Remove it if you trust the file.')
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        learnt = [name for name, _ in model.named_parameters()] + [
-            name for name, _ in model.named_buffers()
-            if name.endswith(STATISTICS)
-        ]
-        misfits, sizes = find_misfits(model, checkpoint)
-        # Of a fixed p as well, which is neither.
-        learnt += [name for name in sizes if name not in learnt]
-        missing = [name for name in learnt if name in misfits]
+        missing, misshapen = load_what_fits(model, checkpoint)
+        # A fixed p counts as well, where it has another shape.
+        learnt = {name for name, _ in model.named_parameters()} | {
+            name for name in model.state_dict() if name.endswith(STATISTICS)
+        } | set(misshapen)
+        missing = [*misshapen.values(), *(
+            f'{name} (missing)' for name in missing if name in learnt)]
         if missing:
-            shown = [sizes.get(name, f'{name} (missing)')
-                     for name in missing[:SHOWN]]
-            if len(missing) > SHOWN:
-                shown.append('...')
-            what = (f'{runner._load_from!r} lacks {len(missing)} of the '
+            shown = missing[:SHOWN] + ['...'] * (len(missing) > SHOWN)
+            what = (f'The checkpoint {path!r} lacks {len(missing)} of the '
                     f'{len(learnt)} weights of the model, or has them in '
                     f'another shape: {", ".join(shown)}.')
             if not self.partial or len(missing) == len(learnt):
                 raise UserError(
-                    f'The checkpoint {what} It belongs to another model: '
-                    'give the config that it was trained with, or another '
-                    'checkpoint.')
+                    f'{what} It belongs to another model: give the config '
+                    'that it was trained with, or another checkpoint.')
             print_log(
-                f'The checkpoint {what} THESE WEIGHTS START FROM THEIR '
-                'INITIAL VALUES.', logger='current', level=logging.WARNING)
-        if runner._resume:
-            _compare_optimizers(runner, checkpoint)
+                f'{what} THESE WEIGHTS START FROM THEIR INITIAL VALUES.',
+                logger='current', level=logging.WARNING)
 
 
-def find_misfits(
+def load_what_fits(
         model: nn.Module,
-        checkpoint: dict[str, Any]) -> tuple[set[str], dict[str, str]]:
-    """Load what fits; tell what does not.
+        checkpoint: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Load the weights that fit, and return the others.
 
     Args:
         model (nn.Module): The model.
         checkpoint (dict): A checkpoint of mmengine, or weights alone.
 
     Returns:
-        tuple[set[str], dict[str, str]]: Names of all weights that were not
-        loaded, and a text for each that has another shape.
+        tuple[list[str], dict[str, str]]: Names of the weights that are not
+        in the checkpoint, and a text for each that has another shape there.
     """
     state: Any = checkpoint.get('state_dict', checkpoint)
     metadata = getattr(state, '_metadata', None)
@@ -106,7 +99,7 @@ def find_misfits(
                         for name, value in state.items()
                         if isinstance(value, Tensor))
     state._metadata = metadata
-    sizes = {}
+    misshapen: dict[str, str] = {}
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     # Only the modules' own loading knows which shapes it takes.
@@ -114,25 +107,9 @@ def find_misfits(
         for name, found, wanted in re.findall(
                 r'size mismatch for (\S+): .*?shape torch\.Size\(\[(.*?)\]\) '
                 r'.*?torch\.Size\(\[(.*?)\]\)', str(error)):
-            sizes[name] = f'{name} (({found}) in place of ({wanted}))'
+            misshapen[name] = f'{name} (({found}) in place of ({wanted}))'
             state.pop(name, None)
-        if not sizes:
+        if not misshapen:
             raise
         missing = model.load_state_dict(state, strict=False).missing_keys
-    return {*missing, *sizes}, sizes
-
-
-def _compare_optimizers(runner: Runner, checkpoint: dict[str, Any]) -> None:
-    # Several optimizers are saved by their names.
-    found, wanted = (
-        [len(group['params']) for group in state.get('param_groups', [])]
-        for state in (checkpoint['optimizer'],
-                      runner.optim_wrapper.state_dict()))
-    if found != wanted:
-        raise UserError(
-            f'Training cannot continue from {runner._load_from!r}: its '
-            f'optimizer has {sum(found)} parameters in {len(found)} groups, '
-            f'that of the config {sum(wanted)} in {len(wanted)}. Resume with '
-            'the config that it was trained with; to start from its weights, '
-            f'use --cfg-options load_from={runner._load_from} instead of '
-            '--resume.')
+    return [name for name in missing if name not in misshapen], misshapen

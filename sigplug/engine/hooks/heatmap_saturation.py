@@ -5,7 +5,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
-from sigplug.registry import register_hook_everywhere
+from sigplug.registry import HOOKS
 
 from .heatmap_observer import HeatmapObserverHook
 
@@ -14,7 +14,7 @@ NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
 NO_CLIP = (1e-4, 1 - 1e-4, False)
 
 
-@register_hook_everywhere
+@HOOKS.register_module()
 class HeatmapSaturationHook(HeatmapObserverHook):
     r"""Log the saturation of the heatmaps of :class:`sigplug.CenterHead`.
 

@@ -21,7 +21,7 @@ class IntervalHook(Hook):
         self.interval = interval
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
-        """Whether the hook acts in an iteration.
+        """Return whether the hook acts in an iteration.
 
         Args:
             runner (Runner): The runner of the training.

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from sigplug.errors import UserError
 from sigplug.models.layers.learnable_power import LearnablePower
-from sigplug.registry import register_hook_everywhere
+from sigplug.registry import HOOKS
 
 from .bev_image import BEVImageHook
 from .gem_power import GeMPowerHook
@@ -20,7 +20,7 @@ from .heatmap_saturation import HeatmapSaturationHook
 BACKEND = 'TensorboardVisBackend'
 
 
-@register_hook_everywhere
+@HOOKS.register_module()
 class LiveLookHook(Hook):
     """Show a training in TensorBoard while it runs.
 

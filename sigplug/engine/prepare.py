@@ -1,0 +1,294 @@
+"""What the command lines of training and testing change in a config.
+
+:func:`prepare_training` and :func:`prepare_test` list the changes in their
+order; each is a function of its own below.
+"""
+import os
+import os.path as osp
+import signal
+import sys
+from argparse import Namespace
+from datetime import timedelta
+from glob import escape, glob
+from typing import Any
+
+import torch.distributed
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+
+from sigplug.errors import UserError
+
+from .optim_wrapper import cpu_amp_dtype
+from .preflight import check_checkpoint_exists, check_resumable
+from .process import is_rank_zero, print_on_rank_zero
+
+CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
+CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
+
+
+def prepare_training(cfg: Config, args: Namespace) -> None:
+    """Change a config to the training that the command line asks for.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (Namespace): The arguments of ``tools/train.py``.
+
+    Raises:
+        UserError: An argument does not fit the config or the machine.
+    """
+    _set_work_dir(cfg, args)
+    if args.amp:
+        _enable_amp(cfg)
+    if args.auto_scale_lr:
+        _enable_auto_scale_lr(cfg)
+    _use_safe_checkpoint_hook(cfg)
+    if args.resume or cfg.get('resume'):
+        set_resume(cfg, args.resume or cfg.get('load_from') or 'auto')
+    elif cfg.get('load_from'):
+        check_checkpoint_exists(cfg.load_from, 'load_from of the config')
+    _warn_of_earlier_run(cfg)
+    set_launcher(cfg, args.launcher)
+
+
+def prepare_test(cfg: Config, args: Namespace) -> None:
+    """Change a config to the test that the command line asks for.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (Namespace): The arguments of ``tools/test.py``.
+
+    Raises:
+        UserError: An argument does not fit the config or the machine.
+    """
+    check_checkpoint_exists(args.checkpoint, 'checkpoint')
+    _set_work_dir(cfg, args)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        _enable_visualization(cfg, args)
+    if args.out:
+        _write_predictions(cfg, args.out)
+    set_launcher(cfg, args.launcher)
+    if not is_rank_zero():
+        # mmengine's LoggerHook writes the metrics from every process, all
+        # into one file, which then may not be readable.
+        cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
+
+
+def _set_work_dir(cfg: Config, args: Namespace) -> None:
+    """Take the work dir of the command line, the config, or a default."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('./work_dirs', name)
+
+
+def _enable_amp(cfg: Config) -> None:
+    """Switch to mixed precision: float16 on a GPU, bfloat16 on the CPU.
+
+    A ``dtype`` in ``cfg.optim_wrapper`` takes the place of these.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    name = kind if isinstance(kind, str) else kind.__name__
+    if name not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
+            f'but it is {name!r}.')
+    if get_device() != 'cpu':
+        if name == 'OptimWrapper':
+            wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        return
+    wrapper.type = CPU_AMP
+    # Settings of AmpOptimWrapper alone.
+    for key in ('loss_scale', 'use_fsdp'):
+        wrapper.pop(key, None)
+    if wrapper.get('dtype') is None:
+        wrapper.pop('dtype', None)
+        return
+    try:
+        cpu_amp_dtype(wrapper.dtype)
+    except ValueError as error:
+        raise UserError(f'--amp: optim_wrapper.{error}.') from error
+
+
+def _enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the actual batch size."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError(
+            '--auto-scale-lr needs the batch size that the learning rate of '
+            'the config is meant for: auto_scale_lr = dict(enable=False, '
+            'base_batch_size=...).')
+    cfg.auto_scale_lr.enable = True
+
+
+def _use_safe_checkpoint_hook(cfg: Config) -> None:
+    """Replace mmengine's checkpoint hook by sigplug's.
+
+    A hook of another type stays.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    # As mmengine has it by default; None switches it off.
+    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook is not None and hook.get('type') in (
+            'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        cfg.default_hooks = dict(
+            hooks, checkpoint=dict(hook, type=CHECKPOINT_HOOK))
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Continue from a checkpoint.
+
+    Args:
+        cfg (Config): The config with its work dir, changed in place.
+        resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
+            for the last one in the work dir that can be read. Where there is
+            none, training starts from the beginning.
+
+    Raises:
+        UserError: Training cannot continue from the checkpoint, or from
+            none of those in the work dir.
+    """
+    if resume == 'auto':
+        path, meta = _find_last_checkpoint(cfg)
+    else:
+        path, meta = resume, check_resumable(resume)
+    if path is None:
+        print_on_rank_zero(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
+                           'training starts from the beginning.')
+        return
+    print_on_rank_zero(f'--resume: training continues from {path}.')
+    cfg.resume = True
+    cfg.load_from = path
+    # Runner.resume restores a random seed too late for the order of the data.
+    randomness = cfg.get('randomness', {})
+    if randomness.get('seed') is None:
+        cfg.randomness = dict(randomness, seed=meta.get('seed'))
+
+
+def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
+    """Return the last checkpoint to continue from, and its ``meta``.
+
+    mmengine's file ``last_checkpoint`` names it; where that one does not
+    exist or cannot be read, it is the newest of the others.
+    """
+    candidates = _list_checkpoints(cfg)
+    record = osp.join(cfg.work_dir, 'last_checkpoint')
+    if osp.isfile(record):
+        with open(record) as file:
+            last = file.read().strip()
+        # The work dir may have been moved.
+        moved = osp.join(cfg.work_dir, osp.basename(last))
+        candidates = [path for path in (last, moved)
+                      if '://' in path or osp.isfile(path)] + candidates
+    failures = []
+    for path in candidates:
+        try:
+            meta = check_resumable(path)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            print_on_rank_zero(f'{failures[0]}\n--resume: instead, the newest '
+                               f'checkpoint that can be read: {path}.')
+        return path, meta
+    if failures:
+        raise UserError(f'{failures[0]}\nThere is no other one to continue '
+                        f'from in {cfg.work_dir!r}: train without --resume.')
+    return None, {}
+
+
+def _list_checkpoints(cfg: Config) -> list[str]:
+    """Return the checkpoints in the work dir, newest first."""
+    return sorted(glob(osp.join(escape(cfg.work_dir), '*.pth')),
+                  key=osp.getmtime, reverse=True)
+
+
+def _warn_of_earlier_run(cfg: Config) -> None:
+    """Warn that checkpoints of another training will be overwritten."""
+    earlier = _list_checkpoints(cfg)
+    if earlier and not cfg.get('resume'):
+        print_on_rank_zero(
+            f'The work dir {cfg.work_dir!r} holds checkpoints of an earlier '
+            f'training (the last one: {earlier[0]}), which this one '
+            'overwrites one by one. To continue the earlier one, use '
+            '--resume; to keep it, another --work-dir.')
+
+
+def _enable_visualization(cfg: Config, args: Namespace) -> None:
+    """Switch mmdet3d's visualization hook on."""
+    if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
+        raise UserError(
+            '--show and --show-dir draw in an Open3D window, which needs a '
+            'display. Pictures without one: python '
+            f'tools/analysis_tools/visualize_bev.py {args.config} '
+            f'{args.checkpoint} --out-dir DIR')
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        raise UserError(
+            '--show and --show-dir need the visualization hook in the '
+            'config: default_hooks = dict(visualization=dict('
+            "type='Det3DVisualizationHook'), ...).")
+    cfg.default_hooks.visualization.update(
+        draw=True,
+        show=args.show,
+        wait_time=args.wait_time,
+        score_thr=args.score_thr,
+        vis_task=args.task,
+        test_out_dir=args.show_dir)
+
+
+def _write_predictions(cfg: Config, path: str) -> None:
+    """Add a metric that writes the predictions to a file."""
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, list):
+        evaluators = [evaluators]
+    cfg.test_evaluator = [
+        *evaluators, dict(type='DumpResults', out_file_path=path)
+    ]
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Prepare a distributed run, on the CPU with gloo.
+
+    mmengine initialises GPUs only, so that without one the process group is
+    created here and the model is wrapped without a device. The processes wait
+    for one another ``env_cfg.dist_cfg.timeout`` seconds of the config,
+    without it torch's 30 minutes (an evaluation by the first process must end
+    in that time).
+
+    Args:
+        cfg (Config): The config, changed in place.
+        launcher (str): The value of ``--launcher``.
+
+    Raises:
+        UserError: The processes were started in another way, or need a GPU.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return
+    # One process may wait for another in C++, where no handler of Python
+    # runs: there SIGTERM ends each at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch needs the processes to be started by '
+            'torch.distributed.run: use tools/dist_train.sh or '
+            'tools/dist_test.sh.')
+    if get_device() != 'cpu':
+        return
+    if launcher != 'pytorch':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU, and torch finds none. On '
+            'the CPU, start the processes by tools/dist_train.sh or '
+            'tools/dist_test.sh (--launcher pytorch).')
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    # torch 2.1 takes no None.
+    options: dict[str, Any] = (
+        dict(timeout=timedelta(seconds=timeout)) if timeout else {})
+    torch.distributed.init_process_group('gloo', **options)
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)

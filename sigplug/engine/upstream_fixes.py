@@ -1,0 +1,72 @@
+"""What sigplug changes outside itself, because upstream leaves no other way.
+
+``import sigplug`` calls :func:`allow_mmengine_checkpoints`, as the loading of
+a checkpoint is mmengine's; the command-line tools call the others.
+"""
+import os
+import os.path as osp
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+
+from .checkpoint import HAS_ALLOW_LIST, allowed_globals, read_checkpoint
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
+
+    Since torch 2.6 ``weights_only=True`` is the default, and it refuses the
+    objects that mmengine stores beside the weights
+    (https://github.com/open-mmlab/mmengine/issues/1655). They are
+    allow-listed one by one, see :func:`.checkpoint.allowed_globals`; the
+    safety stays on for everything else. Older versions of torch have no such
+    list, and nothing is done there.
+    """
+    if HAS_ALLOW_LIST:
+        torch.serialization.add_safe_globals([
+            (value, name) for name, value in allowed_globals().items()])
+
+
+def load_checkpoints_safely() -> None:
+    """Let mmengine read files and URLs without running code from them.
+
+    mmengine's own loaders are unsafe before torch 2.6, and later still for
+    what they download
+    (https://github.com/open-mmlab/mmengine/issues/1655). These take their
+    place, through mmengine's register. ``torch.load`` itself is left alone,
+    and so are the names of mmengine's model zoos (``torchvision://``,
+    ``open-mmlab://``).
+    """
+    from mmengine.runner import CheckpointLoader
+    CheckpointLoader.register_scheme('', load_from_file, force=True)
+    CheckpointLoader.register_scheme(
+        ('http://', 'https://'), load_from_url, force=True)
+
+
+# mmengine logs the end of these names.
+def load_from_file(path: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a file, as mmengine's ``load_from_local`` does."""
+    return read_checkpoint(osp.expanduser(path), map_location)
+
+
+def load_from_url(url: str, map_location: Any = None) -> dict[str, Any]:
+    """Download a file to the cache of torch's hub, once, and read it."""
+    from mmengine.dist import barrier, is_main_process
+    path = osp.join(torch.hub.get_dir(), 'checkpoints',
+                    osp.basename(urlparse(url).path))
+    if is_main_process() and not osp.isfile(path):
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        torch.hub.download_url_to_file(url, path)
+    barrier()
+    return read_checkpoint(path, map_location)
+
+
+def supply_numpy_long() -> None:
+    """Give numpy the ``long`` that mmdet3d's ``ObjectSample`` needs.
+
+    It went in numpy 1.24 and is this very type again since 2.0
+    (https://github.com/open-mmlab/mmdetection3d/issues/2821).
+    """
+    vars(np).setdefault('long', np.int_)

@@ -1,0 +1,117 @@
+"""What the fixes change outside sigplug, and what they leave alone."""
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from toy_training import make_runner
+
+from sigplug.engine import preflight
+from sigplug.engine.upstream_fixes import (
+    allow_mmengine_checkpoints,
+    load_checkpoints_safely,
+    supply_numpy_long,
+)
+from sigplug.errors import UserError
+
+serialization = torch.serialization
+
+
+@pytest.mark.skipif(not hasattr(serialization, 'get_safe_globals'),
+                    reason='older torch has no allow-list')
+def test_torch_reads_checkpoints_once_they_are_allowed(tmp_path):
+    make_runner(tmp_path, epochs=1).train()
+    before = serialization.get_safe_globals()
+    serialization.clear_safe_globals()
+    try:
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+        allow_mmengine_checkpoints()
+        torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+class Attack:
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}', )
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder and its address."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    monkeypatch.setattr(CheckpointLoader, '_schemes',
+                        CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@pytest.mark.parametrize('remote', [False, True])
+def test_mmengine_loads_safely(tmp_path, served, remote):
+    """From a file and, where torch's hub would trust it, from a URL."""
+    folder, url = served
+    place = url if remote else folder
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), folder / 'good.pth')
+    torch.save(dict(meta=Attack(tmp_path / 'marker')), folder / 'bad.pth')
+    load_checkpoints_safely()
+    loaded = CheckpointLoader.load_checkpoint(f'{place}/good.pth', 'cpu')
+    assert torch.equal(loaded['state_dict']['a'], torch.ones(2))
+    with pytest.raises(UserError, match='bad.pth.* torch does not trust'):
+        CheckpointLoader.load_checkpoint(f'{place}/bad.pth', 'cpu')
+    assert not (tmp_path / 'marker').exists()
+
+
+def test_mmdet3d_pastes_objects(tmp_path, monkeypatch):
+    """Which mmdet3d 1.4.0 does with np.long, unknown to numpy 1.26."""
+    np.zeros((5, 4), dtype=np.float32).tofile(tmp_path / 'car.bin')
+    car = dict(
+        name='Car', path='car.bin', group_id=0, num_points_in_gt=5,
+        difficulty=0, box3d_lidar=np.array([9, 0, 0, 4, 2, 2, 0.0]))
+    (tmp_path / 'dbinfos.pkl').write_bytes(pickle.dumps(dict(Car=[car])))
+    preflight.check_stack(Config(dict(default_scope='mmdet3d')))
+    from mmdet3d.registry import TRANSFORMS
+    sampler = TRANSFORMS.build(dict(
+        type='mmdet3d.DataBaseSampler', data_root=str(tmp_path),
+        info_path=str(tmp_path / 'dbinfos.pkl'), rate=1.0,
+        prepare=dict(filter_by_difficulty=[-1]), sample_groups=dict(Car=1),
+        classes=['Pedestrian', 'Car'],
+        points_loader=dict(
+            type='mmdet3d.LoadPointsFromFile', coord_type='LIDAR', load_dim=4,
+            use_dim=4)))
+    monkeypatch.delitem(vars(np), 'long', raising=False)
+    supply_numpy_long()
+    pasted = sampler.sample_all(np.empty((0, 7)), np.empty(0, dtype=np.int64))
+    assert pasted['gt_labels_3d'].dtype == np.int64
+    assert pasted['gt_labels_3d'].tolist() == [1]
+
+
+def test_import_of_sigplug_changes_the_allow_list_alone():
+    code = """
+import numpy as np, sys, torch
+load = torch.load
+import sigplug
+assert torch.load is load
+assert np.__version__ > '2' or not hasattr(np, 'long')
+heavy = {'mmcv', 'mmdet', 'mmdet3d', 'mmengine.runner', 'mmengine.optim'}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
