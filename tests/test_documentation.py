@@ -103,14 +103,6 @@ def test_reference_has_every_public_name(page, modules):
         assert names <= listed, names - listed
 
 
-def test_modules_of_models_are_all_in_the_reference():
-    """So that a new folder is not forgotten in the test above."""
-    text = (DOCS / 'api' / 'models.md').read_text()
-    for path in (ROOT / 'sigplug' / 'models').glob('*/__init__.py'):
-        heading = path.parent.name.replace('_', ' ').capitalize()
-        assert f'\n## {heading}\n' in text
-
-
 def test_readmes_say_the_same():
     """Same headings in number, same figures, code, names and links."""
     english, chinese = READMES
@@ -383,13 +375,3 @@ def test_error_texts_are_those_that_one_sees(messages_of_others):
                 for text in messages_of_others), f'{heading}: {line}'
             checked += 1
     assert checked >= 14
-
-
-def test_headings_quote_the_text(messages_of_others):
-    """Whole, and as it stands somewhere: not what is filled in."""
-    known = [*strings_of_ours(), *messages_of_others]
-    for heading, (quoted, body) in sections().items():
-        if quoted and '`' not in heading and ',' not in heading:
-            assert heading in quoted, heading
-            assert 'Not tried here' in body or any(
-                heading in text for text in known), heading

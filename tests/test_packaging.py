@@ -105,18 +105,11 @@ def test_metadata(built):
         metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata['Version'] == read_version()
     assert metadata['Requires-Python'] == '>=3.10'
-    assert metadata['Description-Content-Type'] == 'text/markdown'
-    assert metadata.get_payload().strip()
     required = {str(Requirement(r)) for r in metadata.get_all('Requires-Dist')
                 if 'extra ==' not in r}
     assert required == {str(r) for r in read_requirements('runtime')}
     assert {'mim', 'optional', 'tests'} == set(
         metadata.get_all('Provides-Extra'))
-
-
-def test_links_for_mim_lead_to_configs_and_tools():
-    for name in ('configs', 'tools', 'model-index.yml'):
-        assert (ROOT / 'sigplug' / '.mim' / name).samefile(ROOT / name)
 
 
 def test_model_index_names_the_metafiles_of_all_folders():
@@ -209,9 +202,3 @@ def test_every_listed_package_has_one_pin_and_in_one_place(python):
         version = pins.get(canonicalize_name(requirement.name))
         assert version in requirement.specifier, f'{requirement}: {version}'
         assert {s.operator for s in requirement.specifier} <= {'>=', '<'}
-
-
-def test_installed_packages_fit_one_another():
-    done = subprocess.run(
-        [sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

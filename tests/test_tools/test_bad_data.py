@@ -30,7 +30,6 @@ def attack(tmp_path):
 
 
 @pytest.mark.parametrize('tool, args', [
-    ('train.py', ['--resume', 'FILE']),
     ('train.py', ['--cfg-options', 'load_from=FILE']),
     ('test.py', ['FILE']),
     # Those of a part are loaded by mmengine.
@@ -65,16 +64,13 @@ def test_training_names_the_bad_file(damageable, folder, monkeypatch, fail):
     assert name in message and "on_bad='skip'" in message
 
 
-@pytest.mark.parametrize('tool, args, split', [
-    ('train.py', [], 'train'), ('test.py', ['x.pth'], 'val')])
-def test_bad_info_file_is_named(damageable, folder, monkeypatch, fail, tool,
-                                args, split):
-    path = damageable / f'nuscenes_infos_{split}.pkl'
+def test_bad_info_file_is_named(damageable, folder, monkeypatch, fail):
+    path = damageable / 'nuscenes_infos_val.pkl'
     path.write_bytes(path.read_bytes()[:-10])
     torch.save({}, folder / 'x.pth')
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    message = fail(
-        tool, 'small.py', *args, '--work-dir', 'bad_infos', cwd=folder)
+    message = fail('test.py', 'small.py', 'x.pth', '--work-dir', 'bad_infos',
+                   cwd=folder)
     assert f'The info file {str(path)!r} cannot be used' in message
 
 

@@ -2,10 +2,8 @@
 import json
 import math
 import os
-import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -104,21 +102,6 @@ def test_extra_memory(timing):
             size * 2**20, abs=1024)
 
 
-def test_difference_is_relative_to_the_largest_value(timing):
-    expected = [torch.tensor([100.0, 1.0]), torch.tensor([])]
-    assert timing.compare(expected, expected) == 0
-    actual = [torch.tensor([100.0, 2.0]), torch.tensor([])]
-    assert timing.compare(expected, actual) == pytest.approx(0.01)
-    assert timing.compare(expected, expected[:1]) == math.inf
-
-
-def test_quartiles(timing):
-    values = [5.0, 1.0, 4.0, 2.0, 8.0, 3.0]
-    assert timing.quartiles(values) == pytest.approx(
-        np.percentile(values, [25, 50, 75]))
-    assert timing.quartiles([2.0]) == [2.0, 2.0, 2.0]
-
-
 def test_operations_on_a_backend(operations, monkeypatch):
     """The environment decides for all that a form calls."""
     monkeypatch.setenv('SIGPLUG_BACKEND', 'other')
@@ -131,14 +114,6 @@ def test_headlines_are_measured(operations):
     names = [case.name for case in operations.CASES]
     assert len(set(names)) == len(names)
     assert {line.case for line in operations.HEADLINES} <= set(names)
-
-
-@pytest.mark.slow
-def test_synthetic_points(tools_on_path):
-    from benchmarks.data import lidar_points
-    for points in lidar_points():
-        assert points.shape[0] > 5000 and points.shape[1] == 5
-        assert points[:, :2].abs().max() < 51.2
 
 
 # -- Tables ------------------------------------------------------------------
@@ -179,14 +154,6 @@ def test_headlines(page, case, operations, monkeypatch):
         [f'times the cost of {operations.MMDET}', '2.00', '2.2 or less']]
 
 
-@pytest.mark.parametrize(('value', 'text'), [
-    (1234.6, '1235'), (123.46, '123'), (1.2345, '1.23'), (0.012345, '0.0123'),
-    (0.0, '0'), (None, '-'), (math.nan, '-'),
-])
-def test_three_digits(page, value, text):
-    assert page.sig3(value) == text
-
-
 # -- The tool ----------------------------------------------------------------
 
 
@@ -221,7 +188,6 @@ def test_a_page_needs_results(page, tmp_path):
 
 @pytest.mark.parametrize(('args', 'message'), [
     (['ops', '--filter', 'nothing'], "--filter 'nothing' finds none of"),
-    (['--threads', '-1'], '--threads and --repeat must be at least 1'),
     (['--device', 'tpu7'], "must be cpu, cuda or cuda:N, got 'tpu7'"),
     pytest.param(
         ['--device', 'cuda'], 'torch finds no GPU',
@@ -231,17 +197,6 @@ def test_usage_errors(tmp_path, run_here, args, message):
     code, printed = run_here('analysis_tools/benchmark.py', *args,
                              cwd=tmp_path)
     assert message in (printed.err if code == 2 else code)
-
-
-@pytest.mark.parametrize('device, index', [('cuda', 0), ('cuda:1', 1)])
-def test_the_gpu_is_the_one_that_is_waited_for(monkeypatch, device, index):
-    from benchmark import parse_args
-    chosen = []
-    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
-    monkeypatch.setattr('torch.cuda.set_device', chosen.append)
-    monkeypatch.setattr(sys, 'argv', ['tool', '--device', device])
-    parse_args()
-    assert chosen == [index]
 
 
 # -- A training --------------------------------------------------------------

@@ -7,11 +7,12 @@ from conftest import load_tool
 from scipy.stats import ttest_1samp
 
 comparison = load_tool('analysis_tools/comparison.py')
-flatten, gather = comparison.flatten, comparison.gather
+gather = comparison.gather
 
 
 def tables(runs):
     return comparison.format_tables(*gather(runs))
+
 
 ERRORS = dict(mATE=0.1, mASE=0.2, mAOE=0.3, mAVE=0.4, mAAE=0.5)
 
@@ -27,21 +28,13 @@ RUNS = [run('a', 0, 0.3), run('b', 0, 0.32), run('a', 1, 0.4),
         run('b', 1, 0.42), run('a', 2, 0.5), run('b', 2, 0.58)]
 
 
-def test_flat_names():
-    assert flatten(RUNS[1]) == dict(
-        {'mAP': 0.32, 'NDS': 0.16, 'AP/car': 0.32, 'AP/traffic_cone': 0.25},
-        **ERRORS)
-
-
-@pytest.mark.parametrize('order', [1, -1])
-def test_worked_example(order):
-    names, values = gather(RUNS[::order])
-    assert names == ['a', 'b'][::order]
-    a, b = np.argsort(names)
-    np.testing.assert_array_equal(values['mAP'][a], [0.3, 0.4, 0.5])
+def test_worked_example():
+    names, values = gather(RUNS)
+    assert names == ['a', 'b']
+    np.testing.assert_array_equal(values['mAP'][0], [0.3, 0.4, 0.5])
     mean, half = comparison.difference(values['mAP'])
     assert mean[0] == half[0] == 0
-    assert mean[1] == pytest.approx(0.04 * order)
+    assert mean[1] == pytest.approx(0.04)
     assert half[1] == pytest.approx(0.086053, rel=1e-5)
 
 
@@ -68,7 +61,6 @@ def test_tables():
     assert rows['b'] == ['0.440 ± 0.131', '+0.040 ± 0.086',
                          '0.220 ± 0.066', '+0.020 ± 0.043']
     assert '| b | 0.440 | 0.250 |' in text and 'traffic cone' in text
-    assert '3 seeds' in text and 'from a,' in text and '95%' in text
 
 
 def test_bold_where_the_interval_does_not_hold_zero():

@@ -121,19 +121,23 @@ def check(path, x, wanted):
             found[name], value.numpy(), rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize('options, opset', [
-    ([], 18),
-    (['--opset', 17], 17),
-])
-def test_centerpoint(tool, small, run_here, tmp_path, options,
-                     opset):
+@pytest.fixture
+def run(tool, run_here):
+    """A function that exports the model of a folder."""
+
+    def run(folder, *options):
+        code, printed = run_here(
+            tool, folder / 'config.py', folder / 'epoch_1.pth', *options)
+        return code, printed.err
+
+    return run
+
+
+def test_centerpoint(small, run, tmp_path):
     folder, model = small
     out = tmp_path / 'new' / 'model.onnx'
-    code, printed = run_here(
-        tool, folder / 'config.py',
-        folder / 'epoch_1.pth', '--out', out, *options)
-    assert code == 0, printed.err
-    assert 'multiples of 8' in printed.out
+    code, error = run(folder, '--out', out)
+    assert code == 0, error
     assert list(out.parent.iterdir()) == [out]
     # The traced size, the one of the quickstart's proportions, and others.
     for shape in [(2, 16, 72, 88), (1, 16, 64, 64), (3, 16, 104, 40)]:
@@ -142,7 +146,7 @@ def test_centerpoint(tool, small, run_here, tmp_path, options,
     exported = onnx.load(out)
     onnx.checker.check_model(exported, full_check=True)
     assert [(entry.domain, entry.version)
-            for entry in exported.opset_import] == [('', opset)]
+            for entry in exported.opset_import] == [('', 18)]
     extra = {node.op_type for node in exported.graph.node} ^ {
         'Conv', 'Relu', 'ConvTranspose', 'Concat'}
     # Old torch leaves it to the runtime to fold the normalisations.
@@ -158,17 +162,15 @@ def test_centerpoint(tool, small, run_here, tmp_path, options,
         out_size_factor=2, norm_bbox=True, divisor=8)
 
 
-def test_the_exporter_of_older_torch(tool, small, monkeypatch, run_here):
+def test_the_exporter_of_older_torch(tool, small, monkeypatch, run):
     """It traces the model."""
     monkeypatch.setattr(tool, 'EXPORTS_PROGRAMS', False)
     monkeypatch.setattr(
         torch.onnx, 'export',
         functools.partial(torch.onnx.export, dynamo=False))
     folder, model = small
-    code, printed = run_here(
-        tool, folder / 'config.py',
-        folder / 'epoch_1.pth', '--opset', 17, '--heatmap', 'probability')
-    assert code == 0, printed.err
+    code, error = run(folder, '--opset', 17, '--heatmap', 'probability')
+    assert code == 0, error
     x = torch.randn(1, 16, 64, 104)
     wanted = {
         name: value.sigmoid() if name.endswith('heatmap') else value
@@ -177,42 +179,11 @@ def test_the_exporter_of_older_torch(tool, small, monkeypatch, run_here):
     check(folder / 'epoch_1.onnx', x, wanted)
 
 
-def test_exported_logits_decode_to_the_predictions(tool, small, run_here,
-                                                   tmp_path):
-    """The decoder of the head takes the outputs as they are."""
-    from mmdet3d.structures import LiDARInstance3DBoxes
-    folder, model = small
-    out = tmp_path / 'model.onnx'
-    code, printed = run_here(
-        tool, folder / 'config.py',
-        folder / 'epoch_1.pth', '--out', out)
-    assert code == 0, printed.err
-    x = torch.randn(1, 16, 64, 64)
-    found = {name: torch.from_numpy(value)
-             for name, value in run_onnx(out, x).items()}
-    metas = [dict(box_type_3d=LiDARInstance3DBoxes)]
-    head = model.pts_bbox_head
-    results = [
-        head.predict_by_feat(tuple(
-            [{name: maps[f'task{i}.{name}'].clone() for name in BRANCHES}]
-            for i in range(2)), metas)[0]
-        for maps in (found, stock_outputs(model, x))]
-    assert len(results[0].scores_3d) > 10
-    torch.testing.assert_close(
-        results[0].scores_3d, results[1].scores_3d, rtol=0, atol=1e-5)
-    # Scores that round alike may change places.
-    apart = (results[0].bboxes_3d.tensor[:50, None]
-             - results[1].bboxes_3d.tensor).abs().amax(2)
-    assert apart.amin(1).max() < 1e-3
-
-
-def test_centernet(tool, run_here, tmp_path):
+def test_centernet(run, tmp_path):
     """The stock head, whose forward has a sigmoid of its own."""
     model = make(tmp_path, CENTERNET)
-    code, printed = run_here(
-        tool, tmp_path / 'config.py',
-        tmp_path / 'epoch_1.pth', '--heatmap', 'probability')
-    assert code == 0, printed.err
+    code, error = run(tmp_path, '--heatmap', 'probability')
+    assert code == 0, error
     x = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
         (heatmap, ), (wh, ), (offset, ) = model(x)
@@ -225,12 +196,10 @@ def test_centernet(tool, run_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_levels_of_centernet_update(tool, run_here, tmp_path):
+def test_levels_of_centernet_update(run, tmp_path):
     model = make(tmp_path, PYRAMID)
-    code, printed = run_here(
-        tool, tmp_path / 'config.py',
-        tmp_path / 'epoch_1.pth')
-    assert code == 0, printed.err
+    code, error = run(tmp_path)
+    assert code == 0, error
     # Of no common divisor.
     x = torch.randn(1, 3, 97, 130)
     with torch.no_grad():
@@ -241,35 +210,10 @@ def test_levels_of_centernet_update(tool, run_here, tmp_path):
     check(tmp_path / 'epoch_1.onnx', x, wanted)
 
 
-def check_program(part):
-    """``torch.export`` and ONNX keep batch, height and width open."""
-    x = torch.randn(2, 16, 72, 88)
-    height, width = (8 * torch.export.Dim(n, min=2) for n in 'hw')
-    program = torch.export.export(
-        part, (x, ), dynamic_shapes=(
-            {0: torch.export.Dim('batch'), 2: height, 3: width}, ))
-    assert not any(
-        isinstance(value, torch.Tensor) and value.dtype == torch.float64
-        for value in (node.meta.get('val') for node in program.graph.nodes))
-    y = torch.randn(3, 16, 104, 40)
-    for name, value in part(y).items():
-        torch.testing.assert_close(
-            program.module()(y)[name], value, rtol=1e-5, atol=1e-5)
-
-
-def test_torch_export(tool, small):
-    _, model = small
-    part = tool.dense_part(model, True)
-    with torch.no_grad():
-        check_program(part)
-
-
-def test_gem_in_the_dense_part(tool, run_here, tmp_path):
+def test_gem_in_the_dense_part(run, tmp_path):
     model = make(tmp_path, CONTEXT)
-    code, printed = run_here(
-        tool, tmp_path / 'config.py',
-        tmp_path / 'epoch_1.pth')
-    assert code == 0, printed.err
+    code, error = run(tmp_path)
+    assert code == 0, error
     path = tmp_path / 'epoch_1.onnx'
     for shape in [(1, 16, 64, 104), (2, 16, 120, 64)]:
         x = torch.randn(shape)
@@ -281,46 +225,30 @@ def test_gem_in_the_dense_part(tool, run_here, tmp_path):
               for tensor in graph.initializer
               if tensor.name == node.input[1]]
     assert powers == [4.5, pytest.approx(1 / 4.5)]
-    with torch.no_grad():
-        check_program(tool.dense_part(model, False))
 
 
 # --- refusals -------------------------------------------------------------
 
-DCN = SMALL.replace('separate_head=dict(head_conv=16)', """
-        separate_head=dict(
-            type='DCNSeparateHead', head_conv=16, dcn_config=dict(
-                type='DCN', in_channels=16, out_channels=16, kernel_size=3,
-                padding=1, groups=4))""")
-
-
-def test_deformable_convolution_is_refused(tool, run_here,
-                                           tmp_path):
-    make(tmp_path, DCN)
-    code, printed = run_here(
-        tool, tmp_path / 'config.py',
-        tmp_path / 'epoch_1.pth')
-    assert code == 2
-    assert 'feature_adapt_cls is a deformable convolution' in printed.err
-    assert "type='SeparateHead'" in printed.err
+def test_deformable_convolution_is_refused(run, tmp_path):
+    make(tmp_path, SMALL.replace('dict(head_conv=16)', """dict(
+        type='DCNSeparateHead', head_conv=16, dcn_config=dict(
+            type='DCN', in_channels=16, out_channels=16, kernel_size=3,
+            padding=1, groups=4))"""))
+    code, error = run(tmp_path)
+    assert code == 2 and 'is a deformable convolution' in error
     assert not list(tmp_path.glob('*.onnx'))
 
 
 def test_another_detector_is_refused(tool):
-    with pytest.raises(UserError, match='Linear with .*'
-                       'NoneType has no dense part .* CenterNetUpdateHead'):
+    with pytest.raises(UserError, match='Linear .* has no dense part'):
         tool.dense_part(torch.nn.Linear(1, 1), False)
 
 
 @pytest.mark.parametrize('args, words', [
-    (['nothing.py', 'epoch_1.pth'], "'nothing.py' does not exist"),
-    (['config.py', 'x.pth'], "the checkpoint 'x.pth' does not exist"),
     (['config.py', 'foreign.pth'], 'does not fit the model'),
     (['empty.py', 'epoch_1.pth'], 'has no model'),
     (['config.py', 'epoch_1.pth', '--out', 'x.pt'], 'must end with .onnx'),
     (['config.py', 'epoch_1.pth', '--opset', '11'], 'at least 17, got 11'),
-    (['config.py', 'https://x.org/a.pth'], 'needs --out'),
-    (['config.py', 'epoch_1.pth', '--cfg-options', 'a'], 'KEY=VALUE pairs'),
 ])
 def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
     folder, _ = small
@@ -328,64 +256,38 @@ def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), 'foreign.pth')
     (folder / 'empty.py').write_text("default_scope = 'mmdet3d'")
     code, printed = run_here(tool, *args)
-    assert code == 2
-    assert words in printed.err
-    assert 'Traceback' not in printed.err and len(printed.err) < 2000
+    assert code == 2 and words in printed.err
 
 
-def test_missing_packages_are_named(tool, small, monkeypatch, run_here):
-    folder, _ = small
+def test_missing_packages_are_named(small, monkeypatch, run):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    code, printed = run_here(
-        tool, folder / 'config.py',
-        folder / 'epoch_1.pth')
-    assert code == 2
-    assert 'pip install onnx onnxruntime onnxscript' in printed.err
+    code, error = run(small[0])
+    assert code == 2 and 'pip install onnx onnxruntime' in error
 
 
-def drop_dynamic_shapes(function, *args, **kwargs):
-    # The exporters of old and new torch call them by other names.
-    for name in ('dynamic_axes', 'dynamic_shapes'):
-        kwargs.pop(name, None)
-    function(*args, **kwargs)
-
-
-@pytest.mark.parametrize('mistake', ['values', 'size', 'interrupted'])
-def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, run_here,
-                                           tmp_path, mistake):
-    folder, _ = small
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_nothing_is_left_of_a_wrong_export(tool, small, monkeypatch, run,
+                                           tmp_path, interrupted):
     out = tmp_path / 'model.onnx'
     out.write_text('of an earlier run')
     export = tool.export
 
     def wrong(part, path, divisor, opset):
-        if mistake == 'values':
-            # Of a model with other weights.
-            bias = part.head.task_heads[0].heatmap[-1].bias
-            bias.add_(1e-3)
-            export(part, path, divisor, opset)
-            bias.sub_(1e-3)
-        elif mistake == 'size':
-            monkeypatch.setattr(
-                tool.torch.onnx, 'export',
-                functools.partial(drop_dynamic_shapes, torch.onnx.export))
-            export(part, path, divisor, opset)
-        else:
+        if interrupted:
             path.write_text('half a mod')
             raise KeyboardInterrupt
+        # Of a model with other weights.
+        bias = part.head.task_heads[0].heatmap[-1].bias
+        bias.add_(1e-3)
+        export(part, path, divisor, opset)
+        bias.sub_(1e-3)
 
     monkeypatch.setattr(tool, 'export', wrong)
-    arguments = (folder / 'config.py', folder / 'epoch_1.pth', '--out', out)
-    if mistake == 'size':
-        with pytest.raises(Exception, match='Got invalid dimensions'):
-            run_here(tool, *arguments)
+    code, error = run(small[0], '--out', out)
+    if interrupted:
+        assert code == 130
     else:
-        code, printed = run_here(tool, *arguments)
-        expected, words = {
-            'values': (2, 'task0.heatmap is off by 0.001'),
-            'interrupted': (130, 'Stopped by SIGINT'),
-        }[mistake]
-        assert code == expected and words in printed.err
+        assert code == 2 and 'task0.heatmap is off by 0.001' in error
     assert out.read_text() == 'of an earlier run'
     assert list(tmp_path.iterdir()) == [out]
 

@@ -112,7 +112,6 @@ def test_shipped_heatmap_config(family, load):
      "model.bbox_head.type = 'Anchor3DHead'"),
     ('mmdet3d::smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.py',
      "model.bbox_head.type = 'SMOKEMono3DHead' looks like a heatmap head"),
-    ('mmdet3d::_base_/datasets/nus-3d.py', 'no heatmap head'),
     ('mmdet3d::centerpoint/nowhere.py', 'cannot be found'),
 ])
 def test_other_shipped_configs_are_refused(name, found):
@@ -132,16 +131,11 @@ def test_pillar_net_gives_the_shipped_config(load):
     ('PillarFeatureNet', 'GeMPillarFeatureNet'),
     ('mmdet3d.DynamicPillarFeatureNet', 'GeMDynamicPillarFeatureNet'),
 ])
-@pytest.mark.parametrize('weight_decay', [True, False])
-def test_power_is_trained_by_its_own_settings(write, load, kind, ours,
-                                              weight_decay):
-    optimizer = OPTIMIZER
-    if not weight_decay:
-        optimizer = optimizer.replace(', weight_decay=0.01', '')
+def test_power_is_trained_by_its_own_settings(write, load, kind, ours):
     base = write(
         f'model = dict(head={CENTER_HEAD}, voxel_encoder=dict('
         f"type={kind!r}, in_channels=4, feat_channels=[8], mode='avg'))\n"
-        f'optim_wrapper = dict({optimizer}, paramwise_cfg=dict('
+        f'optim_wrapper = dict({OPTIMIZER}, paramwise_cfg=dict('
         "bias_lr_mult=2.0, custom_keys={'norm': dict(lr_mult=3.0)}))")
     cfg = load(migrate(base, gem=True)[0])
     assert cfg.model.voxel_encoder == dict(
@@ -190,8 +184,6 @@ def test_heads_anywhere(write, load):
     ('', dict(imports=['sigplug'], allow_failed_imports=False)),
     ("custom_imports = dict(imports=['json'], allow_failed_imports=True)",
      dict(imports=['json', 'sigplug'], allow_failed_imports=True)),
-    ("custom_imports = dict(imports='json')",
-     dict(imports=['json', 'sigplug'])),
 ])
 def test_custom_imports_are_extended(write, load, given, expected):
     base = write(f'model = dict(head={CENTER_HEAD})\n{given}')
@@ -200,13 +192,11 @@ def test_custom_imports_are_extended(write, load, given, expected):
 
 @pytest.mark.parametrize('head', [
     "dict(type='MineOfNowhere', loss_cls=dict(type='GaussianFocalLoss'))",
-    "dict(type='mine.CenterHead')",
     "dict(type='Mine', loss_heatmap=dict(type='MyLoss'))",
 ])
 def test_head_of_the_users_own(write, head):
     message = refused(write(f'model = dict(bbox_head={head})'))
     assert "model.bbox_head.type = '" in message
-    assert 'sigplug.models.dense_heads' in message
 
 
 def test_logits_of_another_loss(write):
@@ -214,7 +204,6 @@ def test_logits_of_another_loss(write):
         'GaussianFocal', 'Focal'))
     message = refused(base, logits=True)
     assert 'model.head.loss_cls is ' in message
-    assert 'Write loss_cls=dict(' in message
 
 
 LAZY = """
@@ -271,37 +260,6 @@ def test_out_is_never_overwritten_unasked(write, tmp_path):
     migrate(base, str(out), overwrite=True)
     assert 'sigplug' in out.read_text()
     assert 'is the config itself' in refused(base, base, overwrite=True)
-    assert 'must end in .py' in refused(base, str(tmp_path / 'out.json'))
-    assert 'does not exist' in refused(base, str(tmp_path / 'no/out.py'))
-
-
-def test_child_that_is_not_what_was_meant(monkeypatch, write, tmp_path):
-    base = write(f'model = dict(head={CENTER_HEAD})')
-    overlay = migrate_config.make_overlay
-    monkeypatch.setattr(
-        migrate_config, 'make_overlay',
-        lambda old, new: dict(overlay(old, new), lr=1.0))
-    assert 'lr: (absent) -> 1.0' in refused(base, str(tmp_path / 'out.py'))
-    assert os.listdir(tmp_path) == ['mine.py']
-
-
-@pytest.mark.parametrize('value', [
-    dict(a=1, b=dict(c='x' * 30, d=[1.5, None, (2, )], e=('y' * 20, ))),
-    {'gem.p': dict(x=True), 'a b': [{}, [], ()], 3: {'a': -1}},
-    [[[['z' * 16] * 3] * 3] * 3],
-    dict(inf=float('-inf')),
-])
-def test_code_is_the_value(value):
-    code = f'value = {migrate_config.to_code(value, 8)}'
-    found = {}
-    exec(code, found)
-    assert found['value'] == value
-    assert max(map(len, code.splitlines())) < 80
-
-
-def test_value_that_cannot_be_written(write):
-    base = write(f'model = dict(heads=[lambda x: x, {CENTER_HEAD}])')
-    assert 'cannot be' in refused(base)
 
 
 # -- the tool ---------------------------------------------------------------
@@ -326,8 +284,6 @@ def test_refusal(fail, tmp_path):
     (tmp_path / 'x.py').touch()
     assert '--overwrite' in fail('misc/migrate_config.py', VOXEL, '--out',
                                  'x.py', cwd=tmp_path)
-    assert '--overwrite replaces' in fail(
-        'misc/migrate_config.py', 'x.py', '--overwrite', cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -28,11 +28,6 @@ def test_failing_stage_is_named_with_its_command(tmp_path):
     assert not (tmp_path / 'work/summary.json').exists()
 
 
-def test_missing_config(tmp_path, fail):
-    assert "'none.py' does not exist" in fail(
-        'quickstart.py', '--config', 'none.py', cwd=tmp_path)
-
-
 def test_config_with_a_data_set_of_its_own(tmp_path, fail):
     earlier = tmp_path / 'work_dirs/quickstart/summary.json'
     earlier.parent.mkdir(parents=True)
@@ -47,15 +42,6 @@ def test_config_with_a_data_set_of_its_own(tmp_path, fail):
     assert not (tmp_path / 'mine').exists()
 
 
-# It poses as an mmcv without CUDA on a machine with a GPU.
-FAKE_MMCV = """
-import torch
-torch.cuda.is_available = lambda: True
-def get_compiling_cuda_version():
-    return 'not available'
-"""
-
-
 @pytest.mark.parametrize('given, passed', [
     ([], []), (['--resume', '--amp'], ['--amp', '--resume'])])
 def test_flags_reach_the_training(tmp_path, given, passed):
@@ -65,28 +51,20 @@ def test_flags_reach_the_training(tmp_path, given, passed):
     for name in ('dataset_converters/create_synthetic_nuscenes.py',
                  'train.py'):
         (tmp_path / name).write_text(
-            'import json, os, sys\n'
-            f"json.dump([sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES']], "
-            "open('arguments.json', 'w'))\n"
+            'import json, sys\n'
+            "json.dump(sys.argv[1:], open('arguments.json', 'w'))\n"
             f"sys.exit(7 if {name!r} == 'train.py' else 0)\n")
-    (tmp_path / 'mmcv').mkdir()
-    (tmp_path / 'mmcv/__init__.py').touch()
-    (tmp_path / 'mmcv/ops.py').write_text(FAKE_MMCV)
     (tmp_path / 'c.py').touch()
     done = subprocess.run(
         [sys.executable, 'quickstart.py', '--config', 'c.py', *given],
         cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(
-            [str(tmp_path), *sys.path])),
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
         capture_output=True,
         text=True)
     assert done.returncode == 7, done.stderr
-    arguments, visible = json.loads((tmp_path / 'arguments.json').read_text())
-    assert arguments == [
+    assert json.loads((tmp_path / 'arguments.json').read_text()) == [
         'c.py', '--work-dir', 'work_dirs/quickstart', *passed, '--cfg-options',
         'randomness.seed=0']
-    assert visible == ''
-    assert 'CUDA_VISIBLE_DEVICES=' in done.stderr
 
 
 @pytest.mark.slow

@@ -72,28 +72,7 @@ def test_the_committed_page_holds(committed, tmp_path, run_here):
     assert checked > 80
 
 
-def test_usage_errors(tmp_path, run_here):
-    code, printed = run_here('analysis_tools/report.py', 'numerics',
-                             '--values', 10, cwd=tmp_path)
-    assert code == 2
-    assert '--values must be at least 1024, got 10' in printed.err
-
-
 # -- What the page says ------------------------------------------------------
-
-
-def test_bounds(committed):
-    """Against the format of the dtype."""
-    for row in find_table(committed, 'bounds of ours'):
-        gap = 2.0**-BITS[row['dtype']]
-        assert float(row['largest value below 1'].split()[-1]) == (
-            pytest.approx(gap, rel=1e-5))
-        half = row['dtype'] in ('fp16', 'bf16')
-        assert (row['`1 - 1e-4` becomes'] == 'exactly 1') == half
-        assert row['bounds of mmdet3d'].endswith('exactly 1') == half
-        low, high = row['bounds of ours'].split(', 1 - ')
-        assert float(high) == pytest.approx(gap if half else 1e-4, rel=2e-4)
-        assert float(low) == pytest.approx(1e-4, rel=2e-3)
 
 
 def next_value(value, dtype):
@@ -144,19 +123,6 @@ def test_examples(committed):
         assert float(gradient) == pytest.approx(1 / 64, rel=1e-3)
 
 
-def test_overflow_of_the_textbook(committed):
-    """Against the p-th root of the largest value."""
-    for row in find_table(committed, 'textbook is right'):
-        p = float(row['`p`'])
-        if row['dtype'] == 'bf16' or not 1 < p < math.inf:
-            continue
-        largest = torch.finfo(DTYPES[row['dtype']]).max
-        # The wider types lose another factor of 64 to the sum.
-        lowest = (largest / 64)**(1 / p)
-        end = float(row['textbook is right'].split(' to ')[1])
-        assert 0.99 * lowest < end < 1.01 * largest**(1 / p)
-
-
 # -- How it is measured ------------------------------------------------------
 
 
@@ -203,9 +169,6 @@ def test_worst_counts_units_in_the_last_place(references):
     worst = references.Worst()
     worst.add(torch.tensor([1.0, math.nan]), np.array([1.5, 1.0]))
     assert worst.ulp == worst.relative == math.inf
-    worst = references.Worst()
-    worst.add(torch.tensor([1.0]), np.array([1.25]), np.array([10.0]))
-    assert worst.relative == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize('clip', [None, 1e-4])
@@ -235,7 +198,7 @@ def test_focal_reference(references, clip, target):
                 float(mpmath.diff(formula, x)), rel=2e-14, abs=0)
 
 
-@pytest.mark.parametrize('p', [1.0, 3.0, 6.5, 20.0])
+@pytest.mark.parametrize('p', [1.0, 6.5, 20.0])
 def test_mean_reference(references, p):
     values = [1e-6, 0.3, 2.0, 2.5, 1e20]
 

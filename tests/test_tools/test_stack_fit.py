@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import QUICKSTART
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
 
@@ -100,29 +99,6 @@ param_scheduler = None
     assert saved['state_dict'][power] != averaged[power]
 
 
-def test_sync_batch_norm_and_back(scan):
-    """As ``sync_bn='torch'`` converts a model, and inference converts back."""
-    model = build(Config.fromfile(QUICKSTART)).eval()
-    points = torch.from_numpy(np.fromfile(scan, np.float32).reshape(-1, 5))
-    inputs = dict(points=[points[:, [0, 1, 2, 4]]])
-
-    def features(model):
-        data = model.data_preprocessor(dict(inputs=inputs), False)
-        with torch.no_grad():
-            voxels = data['inputs']['voxels']
-            return model.pts_voxel_encoder(
-                voxels['voxels'], voxels['num_points'], voxels['coors'])
-
-    expected = features(model)
-    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    norms = [m for m in converted.modules()
-             if isinstance(m, torch.nn.SyncBatchNorm)]
-    assert len(norms) > 10
-    # Older torch forgets the mode when it converts.
-    reverted = revert_sync_batchnorm(converted).eval()
-    assert features(reverted).equal(expected)
-
-
 def test_print_config(run_here, tmp_path):
     code, printed = run_here(
         'misc/print_config.py', QUICKSTART, '--cfg-options',
@@ -140,13 +116,6 @@ def test_print_config(run_here, tmp_path):
     assert written['model']['pts_voxel_encoder']['p'] == 3.0
 
 
-@pytest.mark.parametrize('args, words', [
-    ([QUICKSTART, '--out', 'x.txt'],
-     '--out x.txt: the name must end in .py'),
-    (['none.py'], "'none.py' does not exist"),
-    ([QUICKSTART, '--cfg-options', 'a'],
-     '--cfg-options takes KEY=VALUE pairs'),
-])
-def test_print_config_says_what_is_wrong(fail, tmp_path, args, words):
-    assert words in fail('misc/print_config.py', *args, cwd=tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_print_config_writes_configs_alone(fail, tmp_path):
+    assert 'must end in .py' in fail(
+        'misc/print_config.py', QUICKSTART, '--out', 'x.txt', cwd=tmp_path)

@@ -3,7 +3,6 @@ import importlib
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -47,15 +46,6 @@ def test_textbook_gem_is_that_of_mmpretrain(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     x, p = torch.randn(2, 3, 5, 7), torch.tensor([3.5])
     assert stock_forms.gem(x, p).equal(gem(x, p))
-
-
-def test_windows_of_the_textbook_gem():
-    import stock_forms
-    x = torch.rand(1, 1, 7, 7, dtype=torch.float64)
-    y = stock_forms.gem(x, 3.0, kernel_size=3, stride=2)
-    assert y.shape == (1, 1, 3, 3)
-    window = x[0, 0, 2:5, 4:7].numpy()
-    np.testing.assert_allclose(y[0, 0, 1, 2], np.mean(window**3)**(1 / 3))
 
 
 def test_power_mean_of_segments_is_that_of_pytorch_geometric():

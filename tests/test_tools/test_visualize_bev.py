@@ -89,15 +89,10 @@ def test_data_alone(tool, drawn, tmp_path, run_here):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['config.py'], "The config 'config.py' does not exist"),
-    ([QUICKSTART, 'none.pth'], "the checkpoint 'none.pth' does not exist"),
     ([QUICKSTART, '--cfg-options', 'val_dataloader.dataset.data_root=no/'],
      "'no/' (val_dataloader.dataset.data_root) does not exist"),
     ([QUICKSTART, '--indices', '6', '1'],
      "--indices 6: the split 'val' has the samples 0 to 5"),
-    ([QUICKSTART, '--num', '0'], '--num must be at least 1, got 0'),
-    ([QUICKSTART, '--score-thr', '3'],
-     '--score-thr must lie in [0, 1], got 3.0'),
     ([QUICKSTART, '--bev-range', *'1001'], '--bev-range must have min < max'),
 ])
 def test_errors(tool, drawn, tmp_path, monkeypatch, fail, args, message):

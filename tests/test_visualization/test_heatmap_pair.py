@@ -33,17 +33,9 @@ def test_size(shape, size):
     assert image.shape == (*size, 3)
 
 
-def test_higher_is_darker():
-    scores = np.linspace(0.02, 1, 99)[None]
-    row = draw_heatmap_pair(scores, scores)[4, 4:4 + 99 * 5:5].astype(int)
-    assert (np.diff(row[:, 1]) < 0).all()
-
-
 @pytest.mark.parametrize('predicted, target, words', [
     (np.zeros((2, 3)), np.zeros((3, 2)), r'\(2, 3\) and \(3, 2\)'),
     (np.zeros((2, 3)), np.full((2, 3), 1.5), 'target must lie in .0, 1.'),
-    (np.full((2, 3), np.nan), np.zeros((2, 3)), 'predicted must lie in'),
-    (np.zeros(3), np.zeros(3), 'predicted must be numbers in 2 dimensions'),
 ])
 def test_bad_maps(predicted, target, words):
     with pytest.raises(ValueError, match=words):

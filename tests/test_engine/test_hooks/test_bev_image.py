@@ -8,7 +8,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 
 from sigplug.engine.hooks import BEVImageHook
 from sigplug.visualization.figure import new_figure
@@ -37,12 +37,11 @@ def quick(monkeypatch):
 
 
 def validate(hook, dataset, size=4, label=0, points='points',
-             found='pred_instances_3d', **kwargs):
+             found='pred_instances_3d'):
     """A validation by itself, whose samples have one box each."""
     drawn = []
     runner = SimpleNamespace(
-        val_dataloader=DataLoader(
-            dataset, **(kwargs or dict(batch_size=size))),
+        val_dataloader=DataLoader(dataset, batch_size=size),
         model=nn.Linear(1, 1), _train_loop=dict(type='never built'),
         visualizer=SimpleNamespace(
             add_image=lambda name, image, step: drawn.append(name)))
@@ -64,26 +63,12 @@ def validate(hook, dataset, size=4, label=0, points='points',
 
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize('num, size, chosen', [
-    (4, 4, [1, 4, 6, 9]), (4, 1, [1, 4, 6, 9]), (1, 3, [5]),
+    (4, 4, [1, 4, 6, 9]), (1, 3, [5]),
     (30, 4, list(range(11)))])
 def test_evenly_spaced(num, size, chosen):
     hook = BEVImageHook(num_samples=num)
     for _ in range(2):
         assert validate(hook, Dataset(), size) == chosen
-
-
-@pytest.mark.usefixtures('quick')
-def test_batches_of_a_sampler():
-    sampler = BatchSampler(SequentialSampler(range(11)), 4, drop_last=False)
-    assert validate(BEVImageHook(), Dataset(), batch_sampler=sampler) == [
-        0, 4, 8]
-
-
-@pytest.mark.usefixtures('quick')
-def test_other_ranks_draw_nothing(monkeypatch):
-    monkeypatch.setattr('sigplug.engine.hooks.bev_image.is_main_process',
-                        lambda: False)
-    assert validate(BEVImageHook(), Dataset()) == []
 
 
 @pytest.mark.parametrize('dataset, names, word', [
@@ -106,9 +91,7 @@ def test_what_cannot_be_drawn_does_not_end_the_training(said):
 
 
 @pytest.mark.parametrize('kwargs, error', [
-    (dict(num_samples=0), ValueError), (dict(score_thr=3), ValueError),
-    (dict(score_thr=float('nan')), ValueError),
-    (dict(score_thr='a'), TypeError)])
+    (dict(num_samples=0), ValueError), (dict(score_thr=3), ValueError)])
 def test_bad_arguments(kwargs, error):
     name, = kwargs
     with pytest.raises(error, match=name):

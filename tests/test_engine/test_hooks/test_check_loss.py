@@ -29,7 +29,7 @@ def batch(*paths):
         BaseDataElement(metainfo=dict(lidar_path=path)) for path in paths])
 
 
-@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_loss_and_files_are_named(hook, value):
     outputs = dict(
         loss=torch.tensor(value),
@@ -48,13 +48,6 @@ def test_finite_losses_pass(hook):
     hook.after_train_iter(RUNNER, 0)
 
 
-@pytest.mark.parametrize('data_batch', [None, [1], dict(inputs=1)])
-def test_batch_of_another_kind(hook, data_batch):
-    with pytest.raises(UserError, match='Batch: unknown'):
-        hook.after_train_iter(
-            RUNNER, 0, data_batch, dict(loss=torch.tensor(math.nan)))
-
-
 def test_what_is_only_logged_may_be_nan(hook):
     """Without a positive sample an accuracy, say, is 0 / 0."""
     hook.after_train_iter(
@@ -65,10 +58,10 @@ def test_what_is_only_logged_may_be_nan(hook):
 class Training:
     """Iterations in mixed precision, of which a large input overflows."""
 
-    def __init__(self, *layers, dtype='float16', **hook):
-        self.model = nn.Sequential(nn.Linear(2, 2), *layers)
+    def __init__(self, **hook):
+        self.model = nn.Sequential(nn.Linear(2, 2))
         self.optim_wrapper = CPUAmpOptimWrapper(
-            dtype=dtype,
+            dtype='float16',
             optimizer=torch.optim.SGD(self.model.parameters(), lr=1e-3))
         self.hook, self.iter = CheckLossHook(**hook), 0
 
@@ -106,19 +99,6 @@ def test_overflows_in_a_row_end_the_training():
         training.step(value)
     with pytest.raises(UserError, match='in iteration 6: loss is NaN'):
         training.step(1e5)
-    with pytest.raises(UserError, match='in iteration 1: loss is NaN'):
-        Training(patience=0).step(1e5)
-    with pytest.raises(ValueError, match='patience must be .*-1'):
-        CheckLossHook(patience=-1)
-
-
-@needs_scaler
-def test_an_overflow_that_leaves_a_trace_ends_the_training():
-    training = Training(nn.BatchNorm1d(2))
-    training.step(1.0)
-    with pytest.raises(UserError, match='in iteration 2: loss is NaN'):
-        training.step(1e5)
-    assert not training.model[1].running_mean.isfinite().all()
 
 
 @needs_scaler
@@ -128,8 +108,3 @@ def test_a_scale_that_cannot_help_ends_the_training():
         for _ in range(100):
             training.step(1e5)
     assert training.optim_wrapper.loss_scaler.get_scale() == 0.5
-
-
-def test_without_a_loss_scaler_the_first_one_counts():
-    with pytest.raises(UserError, match='in iteration 1: loss is NaN'):
-        Training(dtype='bfloat16').step(math.inf)

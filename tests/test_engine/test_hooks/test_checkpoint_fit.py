@@ -56,14 +56,12 @@ def test_its_own_checkpoint(tmp_path, prefix, wrapped):
         assert torch.equal(found.state_dict()[name], value), name
 
 
-def test_another_number_of_classes(tmp_path, caplog):
+def test_another_number_of_classes(tmp_path):
     net = Net(classes=5)
     checkpoint = dict(state_dict=net.state_dict())
     message = refusal(tmp_path, checkpoint)
-    for word in ('other.pth', 'lacks 2 of the 8 weights',
-                 'head.weight ((5, 4) in place of (3, 4))',
-                 'head.bias ((5) in place of (3))', 'another model'):
-        assert word in message
+    assert 'other.pth' in message and 'lacks 2 of the 8 weights' in message
+    assert 'head.weight ((5, 4) in place of (3, 4))' in message
 
 
 def test_a_fixed_power_of_another_shape(tmp_path):
@@ -79,20 +77,15 @@ def test_a_fixed_power_of_another_shape(tmp_path):
     assert found.pool.p == 3
 
 
-@pytest.mark.parametrize('name', ['trunk.0.weight', 'trunk.1.running_var'])
-def test_a_missing_weight(tmp_path, name):
+def test_a_missing_buffer(tmp_path):
     state = Net().state_dict()
-    del state[name]
-    assert f'lacks 1 of the 8 weights of the model, or has them in another ' \
-        f'shape: {name} (missing).' in refusal(tmp_path, state)
+    del state['trunk.1.running_var']
+    assert 'trunk.1.running_var (missing)' in refusal(tmp_path, state)
 
 
-@pytest.mark.parametrize('partial', [True, False])
-def test_nothing_in_common(tmp_path, partial):
-    message = refusal(tmp_path, dict(epoch=1, weights=[1]), partial=partial)
+def test_nothing_in_common(tmp_path):
+    message = refusal(tmp_path, dict(epoch=1, weights=[1]), partial=True)
     assert 'lacks 8 of the 8 weights' in message
-    # A few of the names.
-    assert message.count('(missing)') == 4 and '...' in message
 
 
 def test_training_from_a_part(tmp_path, monkeypatch):
@@ -111,25 +104,6 @@ def test_training_from_a_part(tmp_path, monkeypatch):
         assert word in text
     load(tmp_path, dict(state_dict=Net().state_dict()), partial=True)
     assert len(said) == 1
-
-
-def test_the_loading_of_a_module_decides(tmp_path):
-    """A module that takes an old name and an old shape has its weights."""
-
-    class Renamed(nn.Linear):
-
-        def _load_from_state_dict(self, state_dict, prefix, *args):
-            old = state_dict.pop(f'{prefix}w', None)
-            if old is not None:
-                state_dict[f'{prefix}weight'] = old[..., 0, 0]
-            super()._load_from_state_dict(state_dict, prefix, *args)
-
-    net = Net()
-    net.head = Renamed(4, 3)
-    state = Net().state_dict()
-    state['head.w'] = state.pop('head.weight')[..., None, None]
-    found = load(tmp_path, dict(state_dict=state), model=net)
-    assert torch.equal(found.head.weight, state['head.w'][..., 0, 0])
 
 
 def resume(tmp_path, change):

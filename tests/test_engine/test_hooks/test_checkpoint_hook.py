@@ -65,7 +65,7 @@ def test_no_room(tmp_path):
 
 
 @pytest.mark.parametrize('hook', [
-    {}, dict(max_keep_ckpts=2, save_best=None), dict(interval=2),
+    {}, dict(max_keep_ckpts=2, save_best=None),
     dict(max_keep_ckpts=-1, published_keys=['meta', 'state_dict']),
     dict(filename_tmpl='latest.pth', save_best=None),
 ])
@@ -124,14 +124,6 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     assert exit_code(fork(make_runner(tmp_path).train)) == 0
 
 
-def test_other_back_ends_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(AtomicLocalBackend, 'put', None)
-    make_runner(tmp_path, hook=dict(
-        backend_args=dict(backend='local'))).train()
-    assert (tmp_path / 'epoch_2.pth').exists()
-    assert not (tmp_path / 'epoch_1.pth').exists()
-
-
 def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / 'folder/file'
     backend = AtomicLocalBackend()
@@ -145,10 +137,3 @@ def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
         backend.put(b'new', path)
     assert path.read_bytes() == b'old'
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failed_write_names_its_file(tmp_path):
-    (tmp_path / 'file').mkdir()
-    with pytest.raises(OSError) as info:
-        AtomicLocalBackend().put(b'new', tmp_path / 'file')
-    assert info.value.filename == str(tmp_path / 'file')

@@ -62,15 +62,6 @@ def test_first_sample_and_best_of_all_classes_of_all_tasks():
         image.astype(int), draw_heatmap_pair(score, target), atol=1)
 
 
-def test_each_of_two_heads_has_its_picture():
-    model = nn.ModuleDict(dict(near=Observed(), far=Observed()))
-    pictures = train_iter(make_runner(model), [
-        (head, 0, *random_maps(1)) for head in model.values()])
-    near, far = (pictures[f'{name}.{HEATMAP}', 42]
-                 for name in ('near', 'far'))
-    assert (near != far).any()
-
-
 def test_interval():
     head = Observed()
     runner = make_runner(nn.Sequential(head), length=9)
@@ -78,14 +69,6 @@ def test_interval():
         train_iter(runner, [(head, 0, *random_maps(1))],
                    batch_idx=runner.iter)
     assert [step for _, step in runner.pictures] == [3, 6, 9]
-
-
-def test_other_ranks_draw_nothing(monkeypatch):
-    monkeypatch.setattr('sigplug.engine.hooks.heatmap_image.is_main_process',
-                        lambda: False)
-    head = Observed()
-    assert train_iter(make_runner(nn.Sequential(head)),
-                      [(head, 0, *random_maps(1))]) == {}
 
 
 def test_what_cannot_be_drawn_does_not_end_the_training(monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 from conftest import QUICKSTART
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (
@@ -181,13 +180,6 @@ def test_each_hook_is_there_once_and_watches_no_longer(training):
     head = training.witness.head
     assert head.heatmap_observers == [training.witness.keep]
     assert not head._forward_hooks
-
-
-@pytest.mark.parametrize('name', ['LiveLookHook', 'sigplug.LiveLookHook'])
-@pytest.mark.parametrize('scope', ['mmengine', 'mmdet3d'])
-def test_names(name, scope):
-    with DefaultScope.overwrite_default_scope(scope):
-        assert type(HOOKS.build(dict(type=name))) is LiveLookHook
 
 
 def test_another_model_has_its_losses(tmp_path, monkeypatch):

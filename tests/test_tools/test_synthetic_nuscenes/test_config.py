@@ -7,18 +7,11 @@ def test_scene_names_are_those_of_the_official_splits():
     assert set(SCENES) == set(mini_train + mini_val)
 
 
-def test_order_of_scenes_does_not_matter():
-    assert GeneratorConfig(scenes=['scene-0103', 'scene-0061']) == \
-        GeneratorConfig(scenes=('scene-0061', 'scene-0103'))
-
-
 @pytest.mark.parametrize('arguments, message', [
     (dict(seed=-1), 'seed.*-1'),
     (dict(samples_per_scene=1), 'samples_per_scene.*1'),
     (dict(intermediate_sweeps=10), 'intermediate_sweeps.*10'),
-    (dict(intermediate_sweeps=-1), 'intermediate_sweeps.*-1'),
     (dict(scenes=('scene-0001', )), 'scene-0061.*got scene-0001'),
-    (dict(scenes=()), 'got none'),
     (dict(difficulty='easy'), "standard, hard; got 'easy'"),
 ])
 def test_bad_argument(arguments, message):
@@ -29,5 +22,3 @@ def test_bad_argument(arguments, message):
 def test_sweep_times():
     config = GeneratorConfig(samples_per_scene=3, intermediate_sweeps=4)
     assert config.sweep_offsets_us == list(range(0, 1_000_001, 100_000))
-    even = GeneratorConfig(samples_per_scene=2, intermediate_sweeps=2)
-    assert even.sweep_offsets_us == [0, 166_666, 333_333, 500_000]

@@ -36,12 +36,3 @@ def test_paths_may_cross_at_different_times():
     assert together.try_add(east, half)
     assert not together.try_add(north, half)
     assert len(together.poses) == 1
-
-
-def test_gap_is_kept():
-    still = np.zeros((3, 3))
-    half = np.array([1.0, 1.0])
-    for distance, fits in ((2.29, False), (2.31, True)):
-        footprints = Footprints(3, gap=0.3)
-        assert footprints.try_add(still, half)
-        assert footprints.try_add(still + [distance, 0, 0], half) is fits

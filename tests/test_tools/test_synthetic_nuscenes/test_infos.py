@@ -60,21 +60,6 @@ def matrix(record):
         np.array(record['translation'])[:, None], ((0, 1), (3, 0)))
 
 
-def test_metainfo_and_keys(data_root):
-    for name in INFO_FILES:
-        infos = load(data_root, name)
-        assert infos['metainfo'] == dict(
-            categories={c: i for i, c in enumerate(CLASSES)},
-            dataset='nuscenes', version='v1.0-mini', info_version='1.1')
-        assert [i['sample_idx'] for i in infos['data_list']] == list(range(6))
-        for i, info in enumerate(infos['data_list']):
-            keys = {
-                'sample_idx', 'token', 'timestamp', 'ego2global',
-                'lidar_points', 'instances'
-            } | ({'lidar_sweeps'} if i else set())
-            assert set(info) == keys
-
-
 def test_values_are_those_of_the_converter(data_root, nusc, converter):
     """Same records as mmdet3d's converter computes from the tables."""
     for name in INFO_FILES:
@@ -139,9 +124,8 @@ def check_sweeps(info, nusc, data, sensor, pose, converter):
             atol=1e-6)
 
 
-@pytest.mark.parametrize('name', INFO_FILES)
-def test_dataset_boxes_hold_their_points(data_root, name):
-    dataset = make_dataset(data_root, name, use_valid_flag=True)
+def test_dataset_boxes_hold_their_points(data_root):
+    dataset = make_dataset(data_root, INFO_FILES[0], use_valid_flag=True)
     assert len(dataset) == 6
     labels = []
     for i in range(len(dataset)):

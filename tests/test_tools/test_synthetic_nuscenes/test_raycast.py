@@ -4,7 +4,7 @@ import pytest
 from pyquaternion import Quaternion
 from synthetic_nuscenes.materials import Material as M
 from synthetic_nuscenes.raycast import Body, RayGrid, cast
-from synthetic_nuscenes.solids import box, ellipsoid, triangulate
+from synthetic_nuscenes.solids import box, triangulate
 
 GRID = RayGrid(720, np.deg2rad(np.linspace(-30, 10, 21)), phase=0.003)
 ALL_AROUND = RayGrid(720, np.deg2rad(np.linspace(-89, 89, 180)), phase=0.003)
@@ -17,16 +17,6 @@ def distances(solid, max_range=100.0):
     out = np.full(len(GRID.directions), np.inf)
     out[ray] = distance
     return out
-
-
-def test_directions():
-    directions = GRID.directions
-    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1)
-    # Ray = column * rows + row; columns go counter-clockwise.
-    ray = directions[100 * 21 + 3]
-    azimuth, elevation = 0.003 + np.deg2rad(50), np.deg2rad(-24)
-    np.testing.assert_allclose(np.arctan2(ray[1], ray[0]), azimuth)
-    np.testing.assert_allclose(np.arcsin(ray[2]), elevation)
 
 
 def test_box():
@@ -44,24 +34,7 @@ def test_box():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_sphere():
-    center, radius = np.array([-4.0, 6.0, -1.0]), 1.3
-    along = GRID.directions @ center
-    across = np.sqrt(center @ center - along**2)
-    found = distances(
-        ellipsoid(*zip(center - radius, center + radius), M.PAINT))
-    meets = np.isfinite(found)
-    assert (along[meets] > 0).all()
-    # The mesh has as large a silhouette, and facets of some centimetres.
-    assert meets.sum() == pytest.approx(
-        ((across < radius) & (along > 0)).sum(), rel=0.03)
-    inner = meets & (across < 0.8 * radius)
-    depth = np.sqrt(radius**2 - across[inner]**2)
-    assert inner.sum() > 60
-    np.testing.assert_allclose(found[inner], along[inner] - depth, atol=0.12)
-
-
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_no_ray_is_left_out(seed):
     """All bodies at once, each against Embree with every ray there is.
 

@@ -27,12 +27,6 @@ def test_annotated_without_a_gap_from_first_to_last(scene, monkeypatch):
         [1, 0, 1, 0, 1, 0, 0], [0] * 7, [1, 0, 1, 0, 1, 0, 1], [0] * 7])
 
 
-def test_sweeps_do_not_depend_on_each_other(scene):
-    twice = [scene.scan(3).points for _ in range(2)]
-    np.testing.assert_array_equal(*twice)
-    assert len(scene.scan(4).points) != len(twice[0])
-
-
 def test_points_in_a_box():
     """Counted in the box's own frame, by quaternions."""
     rng = np.random.default_rng(0)

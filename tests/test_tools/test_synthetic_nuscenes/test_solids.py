@@ -7,7 +7,6 @@ from synthetic_nuscenes.solids import (
     box,
     ellipsoid,
     frustum,
-    join,
     rotate,
     triangulate,
 )
@@ -50,26 +49,8 @@ def test_round_bodies_are_as_large_as_they_look():
     np.testing.assert_allclose(ball.center_mass, [5, 0, 3], atol=1e-9)
 
 
-def test_positive_pitch_is_nose_down():
-    mesh = triangulate([box(2.0, 0.1, (-0.1, 0.1), M.PAINT, pitch=0.5)])
-    nose = mesh.vertices[mesh.vertices[:, 0] > 0].mean(0)
-    np.testing.assert_allclose(
-        nose, [2 * np.cos(0.5), 0, -2 * np.sin(0.5)], atol=1e-9)
-
-
 def test_pose_turns_then_moves():
     solid = box((1, 3), (0, 1), (0, 1), M.PAINT)
     mesh = triangulate([solid], (10, 20, 0.5, np.pi / 2))
     np.testing.assert_allclose(mesh.vertices.min(0), [9, 21, 0.5])
     np.testing.assert_allclose(mesh.vertices.max(0), [10, 23, 1.5])
-
-
-def test_join_keeps_triangles_and_materials():
-    parts = [box(1.0, 1.0, (0, 1), M.PAINT), box((5, 6), 1.0, (0, 1), M.GLASS)]
-    whole = join([triangulate([part]) for part in parts])
-    for mesh in (whole, triangulate(parts)):
-        low = mesh.vertices[mesh.faces].min((1, 2))
-        high = mesh.vertices[mesh.faces, 0].max(1)
-        assert (high[mesh.material == M.PAINT] < 1.1).all()
-        assert (high[mesh.material == M.GLASS] > 4.9).all()
-        assert len(low) == 24 and as_trimesh(mesh).volume == pytest.approx(6)
