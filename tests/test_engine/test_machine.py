@@ -1,9 +1,7 @@
-import importlib.metadata
 import platform
 import socket
 
-from sigplug import __version__
-from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.engine.machine import describe_machine
 
 
 def test_machine_without_its_name():
@@ -16,12 +14,3 @@ def test_machine_without_its_name():
     assert set(version) <= set('0123456789.')
     assert not any(socket.gethostname() in str(value).split()
                    for value in machine.values())
-
-
-def test_versions(monkeypatch):
-    monkeypatch.setattr('sigplug.engine.machine.PACKAGES',
-                        ('torch', 'no-such-package'))
-    versions = list_versions()
-    assert set(versions) == {'python', 'sigplug', 'torch'}
-    assert versions['torch'] == importlib.metadata.version('torch')
-    assert versions['sigplug'] == __version__

@@ -1,7 +1,6 @@
 """What the flags of train.py and test.py change in a config."""
 import os
 from argparse import Namespace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -145,21 +144,6 @@ def test_launcher_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match='launcher slurm needs a GPU'):
         train(tmp_path, launcher='slurm')
-
-
-@pytest.mark.parametrize('settings, seconds', [
-    ({}, None), (dict(env_cfg=dict(dist_cfg=dict(timeout=7))), 7)])
-def test_timeout_of_the_process_group(tmp_path, monkeypatch, settings,
-                                      seconds):
-    found = []
-    monkeypatch.setenv('RANK', '0')
-    monkeypatch.setattr(prepare, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(
-        'torch.distributed.init_process_group',
-        lambda backend, timeout=None: found.append((backend, timeout)))
-    cfg = train(tmp_path, settings, launcher='pytorch')
-    assert found == [('gloo', seconds and timedelta(seconds=seconds))]
-    assert cfg.model_wrapper_cfg.device_ids is None
 
 
 def test_test(tmp_path, monkeypatch):

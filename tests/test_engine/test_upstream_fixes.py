@@ -1,5 +1,4 @@
 """What the fixes change outside sigplug, and what they leave alone."""
-import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from conftest import Attack
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from toy_training import make_runner
@@ -39,15 +39,6 @@ def test_torch_reads_checkpoints_once_they_are_allowed(tmp_path):
     finally:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(before)
-
-
-class Attack:
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}', )
 
 
 @pytest.fixture

@@ -74,17 +74,6 @@ def test_only_right_answers_are_timed(timing):
         assert 'forward' not in row
 
 
-def test_forms_take_turns(timing, monkeypatch):
-    order = []
-    monkeypatch.setattr(timing, 'count_calls', lambda *_: 2)
-    forms = [timing.Form(name, lambda x, name=name: order.append(name) or x)
-             for name in 'abc']
-    rows = timing.measure(timing.Work(forms, (torch.ones(1), )), 4, CPU)
-    assert ''.join(order[-24:]) == 4 * 'aabbcc'
-    # Nothing to differentiate by.
-    assert all('forward' in row and 'both' not in row for row in rows)
-
-
 def test_extra_memory(timing):
     """Against buffers that are counted by hand."""
     x = torch.zeros(2**18)  # 1 MiB
@@ -143,15 +132,6 @@ def test_losses_and_failures_are_shown(page, case):
         '| *sigplug, clip=None* | 1000 | 1000 | 2000 | 2000 to 2000 | 2.00 '
         '| 2.00 |',
         '| peer (failed: why) | - | - | - | - | - | - |']
-
-
-def test_headlines(page, case, operations, monkeypatch):
-    monkeypatch.setattr(operations, 'HEADLINES', operations.HEADLINES + (
-        operations.Headline(case['case'], operations.MMDET, at_most=2.2), ))
-    assert [row[1:] for row in page.headline_rows([case])] == [
-        [f'times as fast as {operations.MMDET}', '0.500', '8 or more'],
-        [f'times as fast as {operations.OURS}', '4.00', '1 or more'],
-        [f'times the cost of {operations.MMDET}', '2.00', '2.2 or less']]
 
 
 # -- The tool ----------------------------------------------------------------

@@ -7,8 +7,10 @@ import time
 
 import psutil
 import pytest
-from conftest import TOOLS, load, tool_command
+from conftest import TOOLS, tool_command
 from test_distributed import free_port
+
+from sigplug.engine.checkpoint import load_safely
 
 LONG = ('--cfg-options', 'train_cfg.max_epochs=1000')
 
@@ -100,4 +102,4 @@ def test_one_of_several_processes_dies(folder, victim, number, seconds):
         run.wait_for_all(seconds)
         assert run.process.returncode != 0
     last, = (folder / name).glob('last_checkpoint')
-    assert load(last.read_text())['meta']['epoch'] >= 1
+    assert load_safely(last.read_text())['meta']['epoch'] >= 1

@@ -8,10 +8,8 @@ from pathlib import Path
 import mmdet
 import mmdet3d
 import pytest
-import torch
 from conftest import (
     QUICKSTART,
-    SMALL_CONFIG,
     differences,
     load_tool,
     tool_command,
@@ -22,7 +20,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 import sigplug.models.dense_heads as heads
-from sigplug.engine.checkpoint import load_safely
 from sigplug.errors import UserError
 
 STOCK = str(QUICKSTART).replace('_gem_', '_stock_')
@@ -284,20 +281,3 @@ def test_refusal(fail, tmp_path):
     (tmp_path / 'x.py').touch()
     assert '--overwrite' in fail('misc/migrate_config.py', VOXEL, '--out',
                                  'x.py', cwd=tmp_path)
-
-
-@pytest.mark.slow
-def test_train_takes_it(folder, run_here):
-    (folder / 'stock.py').write_text(
-        SMALL_CONFIG.replace(str(QUICKSTART), STOCK))
-    code, printed = run_here(
-        'misc/migrate_config.py', 'stock.py', '--out', 'migrated.py',
-        '--pillar', 'gem', '--loss', 'logits', cwd=folder)
-    assert code == 0, printed.err
-    code, printed = run_here('train.py', 'migrated.py', '--cfg-options',
-                             'train_cfg.max_epochs=1', cwd=folder)
-    assert code == 0, printed.err
-    state = load_safely(
-        folder / 'work_dirs/migrated/epoch_1.pth')['state_dict']
-    assert all(torch.isfinite(value).all() for value in state.values())
-    assert state['pts_voxel_encoder.pfn_layers.0.gem.p'] != 3

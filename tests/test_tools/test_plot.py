@@ -210,20 +210,6 @@ def test_curves_of_the_sigmoid():
         assert (y[np.abs(x) < 5.4] > curves.ZERO_AT).all()
 
 
-def test_curves_of_the_focal_loss():
-    from plots.curves import draw_focal_losses
-    axes = np.reshape(draw_focal_losses().axes, (4, 3))
-    for row, wrong in ((0, 1), (2, -1)):
-        for loss_ax, gradient_ax in zip(axes[row], axes[row + 1]):
-            x, loss = curves_of(loss_ax)['ours, clip=None']
-            gradient = curves_of(gradient_ax)['ours, clip=None'][1]
-            far = wrong * x > 9
-            np.testing.assert_allclose(loss[far], np.abs(x[far]), rtol=2e-3)
-            np.testing.assert_allclose(gradient[far], wrong, rtol=1e-2)
-            clipped = curves_of(gradient_ax)['ours, clip=1e-4'][1]
-            assert (clipped[wrong * x > 9.3] == 0).all()
-
-
 def test_curves_of_the_mean():
     from plots.curves import draw_means
     for ax in draw_means().axes:

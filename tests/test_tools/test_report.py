@@ -103,26 +103,6 @@ def test_limits_in_half_precision(committed, name):
     assert exact == 'always'
 
 
-def test_examples(committed):
-    """The failures that the page opens with, and the exact loss."""
-    cells = find_table(committed, 'cell', 'logit')
-    assert [row['mmdet3d, mmdet'] for row in cells] == [
-        'loss inf, gradient NaN', 'loss NaN, gradient NaN',
-        'loss 27.62, gradient 0', 'loss 9.208, gradient 0',
-        'loss 9.208, gradient 0']
-    for row in cells:
-        x = float(row['logit'])
-        wrong = x if row['cell'] == 'background' else -x
-        q = 1 / (1 + math.exp(-wrong))
-        loss = q**2 * (wrong + math.log1p(math.exp(-wrong)))
-        value = float(re.match(r'loss (\S+),', row['ours, `clip=None`'])[1])
-        assert value == pytest.approx(loss, rel=1e-3)
-    for row in find_table(committed, 'constant 8 x 8 map of'):
-        value, gradient = row['ours'].split(', gradient ')
-        assert value == row['constant 8 x 8 map of']
-        assert float(gradient) == pytest.approx(1 / 64, rel=1e-3)
-
-
 # -- How it is measured ------------------------------------------------------
 
 
@@ -140,20 +120,13 @@ def test_edge_finds_neighbours(values, name):
     assert values.edge(lambda x: x >= 0, dtype) == (0.0, 0.0)
 
 
-def test_sweeps(values):
+def test_sweep_of_all_values(values):
     for dtype in (torch.float16, torch.bfloat16):
         found = torch.cat(list(values.sweep(dtype, 1024)))
         every = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
         assert found.isfinite().all()
         assert len(found.view(torch.int16).unique()) == (
             len(found)) == every.isfinite().sum()
-    found = torch.cat(list(values.sweep(torch.float32, 4096)))
-    info = torch.finfo(torch.float32)
-    assert found.isfinite().all() and len(found) > 4096
-    assert found.max() == info.max and found.min() == -info.max
-    kink = math.log(1 / 1e-4 - 1)
-    near = found[(found - kink).abs() < 4 * kink * info.eps]
-    assert len(near.unique()) >= 4
 
 
 def test_worst_counts_units_in_the_last_place(references):

@@ -7,7 +7,9 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from conftest import QUICKSTART, assert_same_training, load
+from conftest import QUICKSTART, assert_same_training
+
+from sigplug.engine.checkpoint import load_safely
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +63,7 @@ def test_amp_trains_on_the_cpu(folder, run_here):
     assert code == 0 and 'starts from the beginning' in printed.out
     # base_batch_size is 4 and the batch size 1.
     assert 'Scaling the original LR by 0.25' in printed.out
-    checkpoint = load(folder / 'amp/epoch_1.pth')
+    checkpoint = load_safely(folder / 'amp/epoch_1.pth')
     losses = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert all(

@@ -1,11 +1,10 @@
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.quiver import Quiver
 
-from sigplug.visualization import bev_corners, draw_bev, save_png, to_image
+from sigplug.visualization import bev_corners, draw_bev, to_image
 from sigplug.visualization.bev import CLASS_COLORS
 
 CLASSES = ('car', 'truck', 'pedestrian')
@@ -45,14 +44,6 @@ def outlines(ax, zorder):
 
 def legend_texts(ax):
     return {text.get_text() for text in ax.get_legend().get_texts()}
-
-
-def test_draws_a_picture_of_the_promised_size(tmp_path):
-    path = tmp_path / 'bev.png'
-    save_png(draw_bev(POINTS, **SCENE, size=(1000, 800)), path)
-    image = matplotlib.image.imread(path)
-    assert image.shape[:2] == (800, 1000)
-    assert image[..., :3].std() > 0.05
 
 
 @pytest.mark.parametrize(('zorder', 'bboxes'), [(6, GT), (4, PRED)])

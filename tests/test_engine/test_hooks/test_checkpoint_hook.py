@@ -1,6 +1,5 @@
 """Trainings that are killed or have no room, and what they leave."""
 import errno
-import json
 import os
 import resource
 import signal
@@ -16,33 +15,14 @@ from sigplug.engine.lock import lock_folder
 from sigplug.errors import UserError
 
 
-def play(function, work_dir, **kwargs):
-    """Have the script do it; return what it counted."""
-    done = subprocess.run(
-        [sys.executable, toy_training.__file__, function, str(work_dir),
-         json.dumps(kwargs)],
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        capture_output=True,
-        text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_killed_in_front_of_each_step(tmp_path):
+    done = subprocess.run(
+        [sys.executable, toy_training.__file__, tmp_path],
+        env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     # Two epochs: three checkpoints, two records, and what is removed.
-    assert play('kill_everywhere', tmp_path)['kills'] >= 15
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize('seed, hook', [
-    (0, {}),
-    (1, dict(max_keep_ckpts=3, by_epoch=False, save_best=None)),
-])
-def test_killed_at_random_moments(tmp_path, seed, hook):
-    counts = play('kill_at_random', tmp_path, kills=60, seed=seed, mib=32,
-                  hook=hook)
-    print(f'\n{counts}')
-    assert counts['in_a_write'] > 3
+    assert int(done.stdout.splitlines()[-1]) >= 15
 
 
 def test_no_room(tmp_path):

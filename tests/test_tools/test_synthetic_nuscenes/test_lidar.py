@@ -118,9 +118,3 @@ def test_visibility_of_hidden_and_free_objects():
     shadow = full.points[:, 1] > 21 - lidar.TRANSLATION[0]
     across = np.abs(full.points[:, 0]) < 2
     assert not (shadow & across).any()
-
-
-def test_ground_hides_what_is_under_it():
-    result = scan(box((8, 10), 2.0, (-1.5, -0.3), Material.CONCRETE))
-    assert result.alone[0] > 50 and result.seen[0] == 0
-    assert to_global(result.points[:, :3].astype(float))[:, 2].min() > -0.15

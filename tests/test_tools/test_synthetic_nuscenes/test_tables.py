@@ -73,6 +73,11 @@ def test_scenes_and_instances_name_their_ends(nusc):
                         instance['first_annotation_token'])
         assert tokens[-1] == instance['last_annotation_token']
         assert len(tokens) == instance['nbr_annotations'] >= 2
+        # Without a gap from the first key frame to the last.
+        samples = [nusc.get('sample', nusc.get(
+            'sample_annotation', token)['sample_token']) for token in tokens]
+        assert all(before['next'] == after['token']
+                   for before, after in zip(samples, samples[1:]))
         assert {nusc.get('sample_annotation', token)['instance_token']
                 for token in tokens} == {instance['token']}
 
