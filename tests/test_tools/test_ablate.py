@@ -1,16 +1,12 @@
 """Trainings with several seeds: interrupted, continued, compared."""
 import csv
 import json
-import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import TOOLS, tool_command
-
-from sigplug.engine.lock import lock_folder
+from conftest import load_tool, tool_command
 
 
 @pytest.mark.slow
@@ -92,31 +88,34 @@ root.mkdir(exist_ok=True)
 """
 
 
-def test_order_and_what_a_failure_leaves(tmp_path):
+def test_order_and_what_a_failure_leaves(tools_on_path, tmp_path,
+                                         monkeypatch, run_here):
     """Each seed of all configs, then the next one; stub tools."""
-    tools = tmp_path / 'tools'
     for name, source in (
             ('train.py', STUB_TRAIN), ('test.py', STUB_TEST),
             ('dataset_converters/create_synthetic_nuscenes.py', STUB_DATA)):
-        (tools / name).parent.mkdir(exist_ok=True, parents=True)
-        (tools / name).write_text(source)
-    shutil.copytree(TOOLS / 'analysis_tools', tools / 'analysis_tools')
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    tool = load_tool('analysis_tools/ablate.py')
+    monkeypatch.setattr(tool, 'TOOLS', tmp_path)
+    monkeypatch.setattr(tool, 'hide_unusable_gpus', lambda: None)
+    for name in ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION'):
+        # So that what is set is taken back.
+        monkeypatch.setenv(name, '')
     torch.save(dict(state_dict={}), tmp_path / 'epoch_1.pth')
     for name in 'ab':
         (tmp_path / f'{name}.py').write_text(f'name = {name!r}')
-    # The baseline first; that it is named again does not count.
-    command = [sys.executable, 'tools/analysis_tools/ablate.py', 'b.py',
-               'a.py', './b.py', '--seeds', '2', '--amp', '--out-dir', 'out',
-               '--data-root', 'data']
 
-    def run(code):
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        return done
+    def run(expected):
+        # The baseline first; that it is named again does not count.
+        code, printed = run_here(
+            tool, 'b.py', 'a.py', './b.py', '--seeds', 2, '--amp', '--out-dir',
+            'out', '--data-root', 'data', cwd=tmp_path)
+        assert code == expected, printed.err
+        return printed
 
     calls = ['b 0', 'a 0', 'b 0 --amp', 'a 0 --amp', 'b 1']
-    error = run(9).stderr
+    error = run(9).err
     assert "the stage 'train' failed with exit code 9" in error
     assert (tmp_path / 'calls').read_text().splitlines() == calls
     # The whole first seed is there.
@@ -127,18 +126,15 @@ def test_order_and_what_a_failure_leaves(tmp_path):
             ('a amp', '0', 0.2)]
 
     (tmp_path / 'fixed').touch()
-    printed = run(0).stdout
+    printed = run(0).out
     assert (tmp_path / 'calls').read_text().splitlines() == [
         *calls, 'b 1', 'a 1', 'b 1 --amp', 'a 1 --amp']
     assert 'over 2 seeds; difference from b,' in printed
     assert '| b | 0.060 ± 0.071 |  |' in printed
     assert '| a amp | 0.250 ± 0.071 | **+0.190 ± 0.000** |' in printed
     results = (tmp_path / 'out/results.md').read_text()
-    assert results in run(0).stdout
+    assert results in run(0).out
     assert len((tmp_path / 'calls').read_text().splitlines()) == 9
-
-    with lock_folder(str(tmp_path / 'out')):
-        assert 'with --out-dir' in run(2).stderr
 
 
 @pytest.mark.parametrize('args, words', [

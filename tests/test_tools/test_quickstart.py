@@ -1,30 +1,32 @@
 """The main job, with a small data set and few iterations."""
 import json
-import os
-import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import TOOLS, tool_command
+from conftest import load_tool
 
 
-def test_failing_stage_is_named_with_its_command(tmp_path):
+@pytest.fixture
+def tool(monkeypatch):
+    """The tool in this process; its look for a GPU is tested by itself."""
+    tool = load_tool('quickstart.py')
+    monkeypatch.setattr(tool, 'hide_unusable_gpus', lambda: None)
+    for name in ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION'):
+        # So that what is set is taken back.
+        monkeypatch.setenv(name, '')
+    return tool
+
+
+def test_failing_stage_is_named_with_its_command(tool, tmp_path, run_here):
     """The data root is taken: a stage fails, and nothing after it runs."""
-    (tmp_path / 'taken').write_text('')
-    done = subprocess.run(
-        tool_command('quickstart.py', '--data-root', 'taken', '--work-dir',
-                     'work'),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True)
-    assert done.returncode == 1
-    assert "the stage 'data' failed with exit code 1" in done.stderr
-    assert 'SIGPLUG_DATA_ROOT=taken/ ' in done.stderr
-    assert ('create_synthetic_nuscenes.py --out taken --seed 0'
-            ) in done.stderr
-    assert 'Traceback' not in done.stderr
-    assert '=== train' not in done.stdout
+    (tmp_path / 'taken').touch()
+    code, printed = run_here(tool, '--data-root', 'taken', '--work-dir',
+                             'work', cwd=tmp_path)
+    assert code == 1
+    assert "the stage 'data' failed with exit code 1" in printed.err
+    assert 'SIGPLUG_DATA_ROOT=taken/ ' in printed.err
+    assert 'create_synthetic_nuscenes.py --out taken --seed 0' in printed.err
+    assert 'Traceback' not in printed.err
+    assert '=== train' not in printed.out
     assert not (tmp_path / 'work/summary.json').exists()
 
 
@@ -42,29 +44,24 @@ def test_config_with_a_data_set_of_its_own(tmp_path, fail):
     assert not (tmp_path / 'mine').exists()
 
 
-@pytest.mark.parametrize('given, passed', [
-    ([], []), (['--resume', '--amp'], ['--amp', '--resume'])])
-def test_flags_reach_the_training(tmp_path, given, passed):
+def test_flags_reach_the_training(tool, tmp_path, monkeypatch, run_here):
     """Programs that only note their arguments take the place of the tools."""
-    shutil.copy(TOOLS / 'quickstart.py', tmp_path)
+    monkeypatch.setattr(tool, 'TOOLS', tmp_path)
     (tmp_path / 'dataset_converters').mkdir()
-    for name in ('dataset_converters/create_synthetic_nuscenes.py',
-                 'train.py'):
+    for name, code in (
+            ('dataset_converters/create_synthetic_nuscenes.py', 0),
+            ('train.py', 7)):
         (tmp_path / name).write_text(
             'import json, sys\n'
             "json.dump(sys.argv[1:], open('arguments.json', 'w'))\n"
-            f"sys.exit(7 if {name!r} == 'train.py' else 0)\n")
+            f'sys.exit({code})\n')
     (tmp_path / 'c.py').touch()
-    done = subprocess.run(
-        [sys.executable, 'quickstart.py', '--config', 'c.py', *given],
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
-        capture_output=True,
-        text=True)
-    assert done.returncode == 7, done.stderr
-    assert json.loads((tmp_path / 'arguments.json').read_text()) == [
-        'c.py', '--work-dir', 'work_dirs/quickstart', *passed, '--cfg-options',
-        'randomness.seed=0']
+    for given in ([], ['--amp', '--resume']):
+        code, _ = run_here(tool, '--config', 'c.py', *given, cwd=tmp_path)
+        assert code == 7
+        assert json.loads((tmp_path / 'arguments.json').read_text()) == [
+            'c.py', '--work-dir', 'work_dirs/quickstart', *given,
+            '--cfg-options', 'randomness.seed=0']
 
 
 @pytest.mark.slow

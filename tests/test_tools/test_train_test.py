@@ -94,10 +94,9 @@ def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
      ['load_from of the config', "'x.pth' does not exist"]),
     ('train.py', ['--cfg-options', 'model.train_cfg.pts.out_size_factor=4'],
      ['out_size_factor']),
-    ('train.py', ['--cfg-options',
-                  'model.pts_bbox_head.heatmap_act.type=ClipSigmod'],
-     ["model.pts_bbox_head.heatmap_act.type = 'ClipSigmod' is not registered",
-      "Did you mean 'ClipSigmoid'"]),
+    ('train.py', ['--cfg-options', 'model.pts_bbox_head.type=CenterHaed'],
+     ["model.pts_bbox_head.type = 'CenterHaed' is not registered",
+      "Did you mean 'CenterHead'"]),
 ])
 def test_what_cannot_run(folder, fail, tool, args, words):
     message = fail(tool, 'small.py', *args, cwd=folder)

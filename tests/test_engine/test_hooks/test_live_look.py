@@ -78,7 +78,7 @@ def training(tmp_path_factory, synthetic_nuscenes):
             'default_hooks.live.type': 'sigplug.LiveLookHook',
             # A hook that the config has already is taken as it is.
             'default_hooks.bev': dict(
-                type='sigplug.BEVImageHook', num_samples=2, score_thr=0.11),
+                type='sigplug.BEVImageHook', num_samples=2, score_thr=0.1),
             'default_hooks.logger.interval': 1,
             'train_cfg.max_epochs': 2,
             'train_cfg.val_interval': 1,
@@ -160,7 +160,7 @@ def test_views_hold_the_truth_and_the_predictions(training):
             truth.bev[:, :2], rtol=1e-5)
         scores = training.witness.found[key]
         np.testing.assert_array_equal(
-            drawn['pred_scores'], scores[scores >= np.float32(0.11)])
+            drawn['pred_scores'], scores[scores >= np.float32(0.1)])
         # Decoded are the peaks, the highest of them first.
         assert drawn['heatmap'].max() == pytest.approx(scores.max())
         # In nuScenes, x of the LiDAR points to the right of the vehicle.
