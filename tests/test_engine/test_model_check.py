@@ -58,11 +58,3 @@ def test_takes_a_head_of_the_first_classes_if_trained_on_them_alone(cfg):
              if step.type == 'ObjectNameFilter')
     step.classes = names
     check_model(cfg)
-
-
-def test_takes_other_names_for_the_same_places(cfg):
-    task, = cfg.model.pts_bbox_head.tasks
-    names = [name.replace('_', ' ').title() for name in task.class_names]
-    names[names.index('Pedestrian')] = 'person'
-    task.class_names = names
-    check_model(cfg)

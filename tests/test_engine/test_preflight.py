@@ -115,15 +115,6 @@ def test_check_data_looks_for_the_tables_that_are_evaluated(data_root):
     preflight.check_data(cfg, 'val')
 
 
-def test_check_data_leaves_remote_storage_alone():
-    cfg = Config(
-        dict(
-            train_dataloader=dict(
-                dataset=dict(
-                    data_root='s3://bucket/', ann_file='infos.pkl'))))
-    preflight.check_data(cfg, 'train')
-
-
 @pytest.mark.parametrize('change, words', [
     (lambda infos: pickle.dumps(infos)[:-1000], 'truncated'),
     (lambda infos: pickle.dumps(dict(infos=[], metadata={})),

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,19 +179,6 @@ def test_usage_errors(tmp_path, run_here, args, message):
 
 
 # -- A training --------------------------------------------------------------
-
-
-def test_stopwatch_counts_a_stage_inside_another_once(monkeypatch):
-    from benchmarks import training
-    times = iter([0.0, 1.0, 3.0, 3.5, 4.5, 10.0])
-    monkeypatch.setattr(training, 'perf_counter', lambda: next(times))
-    clock = training.Stopwatch(lambda: None)
-    owner = SimpleNamespace(targets=lambda x: x + 1)
-    clock.watch(owner, 'targets', 'targets')
-    with clock.stage('loss'):
-        assert owner.targets(1) == 2
-        assert owner.targets(2) == 3
-    assert clock.seconds == dict(targets=3.0, loss=7.0)
 
 
 @pytest.mark.slow

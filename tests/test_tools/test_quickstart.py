@@ -30,20 +30,6 @@ def test_failing_stage_is_named_with_its_command(tool, tmp_path, run_here):
     assert not (tmp_path / 'work/summary.json').exists()
 
 
-def test_config_with_a_data_set_of_its_own(tmp_path, fail):
-    earlier = tmp_path / 'work_dirs/quickstart/summary.json'
-    earlier.parent.mkdir(parents=True)
-    earlier.touch()
-    (tmp_path / 'own.py').write_text(
-        "train_dataloader = dict(dataset=dict(data_root='other'))")
-    printed = fail('quickstart.py', '--config', 'own.py', '--data-root',
-                   'mine', cwd=tmp_path)
-    assert earlier.exists()
-    assert "train_dataloader.dataset.data_root = 'other'" in printed
-    assert "in place of 'mine'" in printed
-    assert not (tmp_path / 'mine').exists()
-
-
 def test_flags_reach_the_training(tool, tmp_path, monkeypatch, run_here):
     """Programs that only note their arguments take the place of the tools."""
     monkeypatch.setattr(tool, 'TOOLS', tmp_path)

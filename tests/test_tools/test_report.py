@@ -106,20 +106,6 @@ def test_limits_in_half_precision(committed, name):
 # -- How it is measured ------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', DTYPES)
-def test_edge_finds_neighbours(values, name):
-    dtype = DTYPES[name]
-    three = torch.tensor(3.0, dtype=dtype)
-    before = torch.nextafter(three, torch.zeros_like(three)).item()
-    assert values.edge(lambda x: x >= 3, dtype) == (before, 3.0)
-    assert values.edge(lambda x: x <= -3, dtype, sign=-1) == (-before, -3.0)
-    after = torch.nextafter(three, torch.full_like(three, 9)).item()
-    found = values.edge(lambda x: x <= 3, dtype, start=100.0, stop=0.0)
-    assert found == (after, 3.0)
-    assert values.edge(lambda x: x < 0, dtype) is None
-    assert values.edge(lambda x: x >= 0, dtype) == (0.0, 0.0)
-
-
 def test_sweep_of_all_values(values):
     for dtype in (torch.float16, torch.bfloat16):
         found = torch.cat(list(values.sweep(dtype, 1024)))

@@ -39,20 +39,6 @@ def test_what_is_wrong(soak, changes, losses, words):
     assert re.search(words, fault)
 
 
-def test_damage(soak, tmp_path):
-    folder = tmp_path / 'samples' / 'LIDAR_TOP'
-    folder.mkdir(parents=True)
-    points = np.arange(500, dtype=np.float32).tobytes()
-    for i in range(40):
-        (folder / f'{i:02}.bin').write_bytes(points)
-    assert soak.damage_scans(tmp_path) == 4
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert len(found['00.bin']) == 1003 and found['10.bin'] == b''
-    assert '20.bin' not in found
-    assert np.isnan(np.frombuffer(found['30.bin'], 'f4')).all()
-    assert list(found.values()).count(points) == 36
-
-
 # A parent that leaves at once, with a child that does not listen.
 LEAVES_A_CHILD = """
 import signal, subprocess, sys, time

@@ -91,18 +91,6 @@ def test_existing_data_set_is_kept_unless_forced(tiny):
     assert os.listdir(tiny.parent) == ['tiny']
 
 
-def test_difficulty_is_another_data_set(tiny, tmp_path):
-    hard = replace(TINY, difficulty='hard')
-    with pytest.raises(TargetFolderError,
-                       match='difficulty is standard, not hard'):
-        generate_synthetic_nuscenes(tiny, hard)
-    generate_synthetic_nuscenes(tmp_path / 'hard', hard)
-    easy, less = (
-        sum(path.stat().st_size for path in root.rglob('*.bin'))
-        for root in (tiny, tmp_path / 'hard'))
-    assert 0.3 * easy < less < 0.5 * easy
-
-
 def test_damaged_data_set_is_noticed(tiny):
     next((tiny / 'samples/LIDAR_TOP').iterdir()).unlink()
     with pytest.raises(TargetFolderError, match='missing or changed.*--force'):

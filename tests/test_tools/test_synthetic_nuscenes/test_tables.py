@@ -10,7 +10,6 @@ from nuscenes.eval.detection.utils import (
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from synthetic_nuscenes.lidar import RANGE_NOISE
-from synthetic_nuscenes.tables import visibility_token
 
 
 def lidar_boxes(nusc, sample):
@@ -145,19 +144,6 @@ def test_velocity_attribute_and_yaw_agree(nusc):
         'pedestrian.standing', 'vehicle.moving', 'pedestrian.moving',
         'cycle.with_rider'
     }
-
-
-def test_visibility_levels(nusc):
-    assert [visibility_token(share)
-            for share in (0, 0.39, 0.4, 0.6, 0.79, 0.8, 1)
-            ] == ['1', '1', '2', '3', '3', '4', '4']
-    counts = Counter(row['visibility_token'] for row in nusc.sample_annotation)
-    assert set(counts) == {'1', '2', '3', '4'}
-    hidden = [row['num_lidar_pts'] for row in nusc.sample_annotation
-              if row['visibility_token'] == '1']
-    clear = [row['num_lidar_pts'] for row in nusc.sample_annotation
-             if row['visibility_token'] == '4']
-    assert np.mean(clear) > 5 * np.mean(hidden)
 
 
 def test_road_is_on_the_map(nusc):
