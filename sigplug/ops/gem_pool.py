@@ -1,6 +1,6 @@
 """Generalised-mean pooling over windows.
 
-Windows are pooled by PyTorch's own pools, of powers: see
+Windows are pooled by PyTorch's own pools of powers: see
 :func:`windowed_mean`. One window that takes in all is a set of
 :mod:`sigplug.ops.power_mean`.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import find_range
-from ._tracing import is_exporting
+from ._tracing import is_compiling
 from .backends import Form, check_backend
 from .generalized_mean import check_power
 from .power_mean import (
@@ -25,6 +25,7 @@ from .power_mean import (
     has_inf,
     is_float,
     power_mean,
+    power_mean_forward,
     root,
     stop_at_clamp,
     without_inf,
@@ -143,6 +144,18 @@ class Windows:
         pool = F.max_pool2d if len(self.kernel) == 2 else F.max_pool3d
         return pool(c, self.kernel, self.stride, self.padding)
 
+    def cut(self, c: Tensor) -> Tensor:
+        """Return the cells of each window along a new first dim."""
+        sides = [margin for margin in reversed(self.padding) for _ in range(2)]
+        cells = [F.pad(c, sides) if any(sides) else c]
+        for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
+            dim = c.dim() - len(self.kernel) + i
+            last = cells[0].shape[dim] - size
+            cells = [cell.narrow(dim, k, last + 1)[
+                (slice(None), ) * dim + (slice(None, None, step), )]
+                for cell in cells for k in range(size)]
+        return torch.stack(cells)
+
     def spread(self, g: Tensor, c: Tensor) -> Tensor:
         """Return the gradient of ``c`` for that of its ``mean``."""
         backward = (torch.ops.aten.avg_pool2d_backward
@@ -170,27 +183,22 @@ def _pool_windows(x: Tensor, p: PowerLike, windows: Windows,
 
 def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
                   eps: float | None) -> Tensor:
-    r"""Compute the power mean of windows by PyTorch's pools.
+    r"""Compute the power mean of windows.
 
     .. math::
         y = s \, \mathrm{avgpool}((c / s)^p)^{1/p}
 
-    with the unit :math:`s` and the dtype of :func:`_choose_unit`. Powers of a
-    window that is so far below the unit that they vanish, which is possible
-    for large powers, give its maximum, without a gradient.
+    by PyTorch's pools where all powers are known to fit into a dtype, with
+    the unit :math:`s` of :func:`_choose_unit`; else each window relative to
+    its own maximum.
     """
     c = clamp(x, eps)
-    if is_float(p, 1.0) and not is_exporting():
-        # In float64 the sum cannot overflow.
-        return windows.mean(c.double()).to(c.dtype)
-    unit, all_fit = _choose_unit(c, p, windows)
-    mean = windows.mean(_power(_in_units(c, unit), p, x))
-    gone = None if all_fit else mean < torch.finfo(mean.dtype).tiny
-    if gone is not None:
-        mean = mean.masked_fill(gone, 1.0)
-    y = root(mean, p)
-    y = (y if unit is None else y * unit.to(y.dtype)).to(c.dtype)
-    return y if gone is None else torch.where(gone, windows.max(c), y)
+    units = _choose_unit(c, p, windows)
+    if units is None:
+        cut = windows.cut(c)
+        return power_mean_forward(cut, p, Dims((0, )), None).squeeze(0)
+    mean = windows.mean(_power(_in_units(c, units), p, x))
+    return (root(mean, p) * units[1]).to(c.dtype)
 
 
 def windowed_mean_backward(
@@ -202,13 +210,10 @@ def windowed_mean_backward(
     With :math:`v = y / s` a cell has the slope :math:`(c / s)^{p-1} v^{1-p}
     / N` in each of its windows.
     """
-    # The results have the range of the elements, but for what is too small
-    # to have a slope.
-    unit, all_fit = _choose_unit(y, p, windows)
-    c, v = _in_units(clamp(x, eps), unit), _in_units(y, unit)
-    if not all_fit:
-        gone = v.pow(p) < torch.finfo(v.dtype).tiny
-        v, grad_y = v.masked_fill(gone, 1.0), grad_y.masked_fill(gone, 0.0)
+    units = _choose_unit(clamp(x, eps), p, windows)
+    if units is None:
+        return _differentiate(grad_y, x, p, windows, eps, wants_x, wants_p)
+    c, v = _in_units(clamp(x, eps), units), _in_units(y, units)
     grad_c = windows.spread(grad_y * v.pow(1 - p), c)
     grad_c.mul_(_power(c, p - 1, x))
     grad_p = None
@@ -218,57 +223,65 @@ def windowed_mean_backward(
         top = v.detach().amax()
         r = (grad_c * torch.xlogy(c, c / top)).sum_to_size(p.shape)
         log_y = (grad_y * torch.xlogy(v, v / top)).sum_to_size(p.shape)
-        grad_p = (r.double() - log_y.double()) / p
-        grad_p = (grad_p if unit is None else grad_p * unit).to(p.dtype)
+        grad_p = (r.double() - log_y.double()) / p * units[1]
+        grad_p = grad_p.to(p.dtype)
     return stop_at_clamp(grad_c, x, eps) if wants_x else None, grad_p
+
+
+def _differentiate(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
+                   eps: float | None, wants_x: bool, wants_p: bool
+                   ) -> tuple[Tensor | None, Tensor | None]:
+    """Differentiate the plain form of windows that are cut out."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not create_graph:
+            x = x.detach().requires_grad_(wants_x)
+            p = p.detach().requires_grad_(wants_p) if isinstance(
+                p, Tensor) else p
+        y = windowed_mean(x, p, windows, eps)
+        wanted = [t for t, wants in ((x, wants_x), (p, wants_p)) if wants]
+        grads = iter(torch.autograd.grad(y, wanted, grad_y,
+                                         create_graph=create_graph))
+    return next(grads) if wants_x else None, next(grads) if wants_p else None
 
 
 WINDOWED = Form('windowed_mean', windowed_mean, windowed_mean_backward)
 
 
 def _choose_unit(c: Tensor, p: PowerLike,
-                 windows: Windows) -> tuple[Tensor | None, bool]:
-    """Choose the unit and the dtype in which powers are taken.
+                 windows: Windows) -> tuple[torch.dtype, float] | None:
+    """Choose the dtype and the unit in which powers are taken.
 
-    They are taken of the elements as they are, in float32, where that is
-    known to be within 4 ulp and to leave float32 room for gradients. Else the
-    largest element is put at the upper end of the range, in float64 unless
-    the exponent is small.
-
-    Returns:
-        tuple[Tensor | None, bool]: The unit, of the dtype to compute in, or
-        None; and whether no power can vanish.
+    float32 where results are within 4 ulp and gradients have room, float64
+    where they need more; None if neither is known to hold all powers, as on
+    a GPU, whose values would have to be waited for, and under compilers.
     """
     if c.numel() == 0:
-        return None, True
+        return c.dtype, 1.0
+    if is_compiling() or torch.jit.is_tracing():
+        return None
     powers = find_range(p.detach()) if isinstance(p, Tensor) else (p, p)
-    values = None if torch.jit.is_tracing() else find_range(c.detach())
+    values = find_range(c.detach())
+    if not powers or not values or not 0 < values[0] <= values[1] < math.inf:
+        return None
+    low, high = (powers[1] * math.log2(value) for value in values)
     # Of the N + 2 roundings of powers and their mean the root takes 1/p, and
     # adds two: 8 are 4 ulp.
-    exact = powers is not None and windows.count + 2 <= 6 * powers[0]
-    spread = math.inf
-    if powers and values and 0 < values[0] and values[1] < math.inf:
-        low, high = (powers[1] * math.log2(value) for value in values)
-        spread = high - low
-        if exact and c.dtype == torch.float32 and spread < 200:
-            if -100 < low and high < 100:
-                return None, True
-            middle = round((low + high) / 2 / powers[1])
-            return c.new_tensor(2.0**middle), True
-    narrow = is_exporting() or (
-        exact and powers is not None and powers[1] <= 4)
-    dtype = c.dtype if narrow else torch.float64
-    half = 100 if dtype == torch.float32 else 850
-    exponent = -torch.as_tensor(
-        half / p, dtype=dtype, device=c.device).clamp(max=0.6 * half)
-    largest = c.detach().amax() if values is None else c.new_tensor(values[1])
-    largest = largest.clamp(max=torch.finfo(c.dtype).max).to(dtype)
-    unit = largest * exponent.exp2()
-    return unit.clamp(min=torch.finfo(dtype).tiny), spread < 1.6 * half
+    exact = windows.count + 2 <= 6 * powers[0]
+    if exact and c.dtype == torch.float32 and high - low < 200:
+        dtype = torch.float32
+    elif high - low < 1600:
+        dtype = torch.float64
+    else:
+        return None
+    if -100 < low and high < 100:
+        return dtype, 1.0
+    return dtype, 2.0**round((low + high) / 2 / powers[1])
 
 
-def _in_units(c: Tensor, unit: Tensor | None) -> Tensor:
-    return c if unit is None else c.to(unit.dtype) / unit
+def _in_units(c: Tensor, units: tuple[torch.dtype, float]) -> Tensor:
+    dtype, unit = units
+    return c.to(dtype) if unit == 1.0 else c.to(dtype) / unit
 
 
 def _power(c: Tensor, p: PowerLike, x: Tensor) -> Tensor:

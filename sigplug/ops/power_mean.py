@@ -196,8 +196,10 @@ def power_mean_backward(
 
     Args:
         grad_y (Tensor): The gradient of the result.
-        x (Tensor): See :func:`power_mean_forward`; so are ``p``, ``sets``
-            and ``eps``.
+        x (Tensor): As for :func:`power_mean_forward`.
+        p (float | Tensor): As there.
+        sets (Dims | Segments): As there.
+        eps (float, optional): As there.
         y (Tensor): The result.
         wants_x (bool): Whether the gradient of ``x`` is wanted.
         wants_p (bool): Whether the gradient of ``p`` is wanted.
@@ -246,8 +248,10 @@ def power_mean(x: Tensor, p: PowerLike, sets: Any, eps: float | None,
     """Compute a power mean by the best form, and make it differentiable.
 
     Args:
-        x (Tensor): See :func:`power_mean_forward`; so are ``p``, ``sets``
-            and ``eps``.
+        x (Tensor): As for :func:`power_mean_forward`.
+        p (float | Tensor): As there.
+        sets (Dims | Segments): What the plain form takes.
+        eps (float, optional): As there.
         backend (str): See :mod:`sigplug.ops.backends`. Defaults to
             ``'auto'``.
         plain (Form): The plain form. Defaults to ``PLAIN``.
