@@ -150,10 +150,9 @@ class Windows:
         cells = [F.pad(c, sides) if any(sides) else c]
         for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
             dim = c.dim() - len(self.kernel) + i
-            last = cells[0].shape[dim] - size
-            cells = [cell.narrow(dim, k, last + 1)[
-                (slice(None), ) * dim + (slice(None, None, step), )]
-                for cell in cells for k in range(size)]
+            before = (slice(None), ) * dim
+            cells = [cell[(*before, slice(k, k + 1 - size or None, step))]
+                     for cell in cells for k in range(size)]
         return torch.stack(cells)
 
     def spread(self, g: Tensor, c: Tensor) -> Tensor:

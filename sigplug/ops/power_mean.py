@@ -161,9 +161,14 @@ def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets,
     dtype = c.dtype
     if is_float(p, math.inf):
         return sets.max(c)
-    # In float64 the sum may overflow where the mean does not.
-    if is_float(p, 1.0) and dtype != torch.float64:
-        return sets.mean(c).to(dtype)
+    if is_float(p, 1.0):
+        mean = sets.mean(c)
+        if dtype == torch.float64:
+            # The sum may overflow where the mean does not.
+            scale = _divisor(sets.max(c.detach()), sets, None)
+            mean = torch.where(
+                mean.isinf(), scale * sets.mean(c / sets.expand(scale)), mean)
+        return mean.to(dtype)
     if not isinstance(p, Tensor) and p < 1 and not is_exporting():
         # The root divides the error of the power by p.
         c = c.double()

@@ -3,7 +3,6 @@
 The functions get tensors without data, so that nothing can wait for a value,
 and their launches only compile.
 """
-import math
 import os
 import re
 import subprocess
@@ -15,12 +14,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from sigplug.ops import cuda_kernels as kernels
-from sigplug.ops.power_mean import Dims, Segments, Windows
+from sigplug.ops.cuda_kernels import power_mean
+from sigplug.ops.power_mean import Dims, Segments
 
 ARCH = int(os.environ['SIGPLUG_TEST_ARCH'])
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-POWERS = (0.5, 1.0, 3.0, math.inf, 'shared', 'one per set')
+POWERS = (3.0, 'shared', 'one per set')
 COMPILED = {}
 
 
@@ -61,88 +60,42 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device='meta')
 
 
-@pytest.mark.parametrize('dtype, size', [
-    (torch.float16, 4096), (torch.bfloat16, 4096), (torch.float32, 1)])
-def test_clip_sigmoid(dtype, size):
-    x = empty(size, dtype=dtype)
-    assert kernels.clip_sigmoid_forward(x, 0.1, 0.9, 'zero').dtype == dtype
-    for grad in ('zero', 'straight_through'):
-        kernels.clip_sigmoid_backward(x, x, 0.1, 0.9, grad)
-
-
-# The number 1 and those beyond int32 are compiled apart.
-@pytest.mark.parametrize('alpha, gamma, clip, rows, cells', [
-    (2.0, 4.0, None, 1, 1), (2.0, 4.0, None, 2, 2**31),
-    (2.0, 4.0, 1e-4, 3, 100), (1.5, 0.0, None, 3, 100),
-    (2.0, 2.5, 1e-4, 3, 100)])
-def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
-    logits, target = empty(rows, cells, dtype=torch.bfloat16), empty(
-        rows, cells)
-    arguments = alpha, gamma, 1.0, 1.0, clip
-    kernels.gaussian_focal_loss_forward(logits, target, *arguments)
-    sums, _ = kernels.gaussian_focal_loss_sums(
-        logits, target, rows, *arguments, wants_slope=False)
-    assert sums.shape == (rows, )
-    for grad in (sums, target):
-        kernels.gaussian_focal_loss_backward(grad, logits, target, *arguments)
-
-
-@pytest.mark.parametrize('size', [(1, 1), (128, 128), (2**16, 2**16)])
-def test_gaussian_heatmap(size):
-    numbers = empty(5, 4, dtype=torch.int64).unbind(1)
-    kernels.gaussian_heatmap(empty(5, 2, dtype=torch.int64), numbers[0],
-                             numbers[1], 1, size)
-
-
-def pool(x, sets, members, result_shape, powers=POWERS, eps=1e-6):
+def pool(x, sets, result_shape, powers=POWERS, eps=1e-6):
     for p in powers:
         if isinstance(p, str):
             p = empty(*(result_shape if p == 'one per set' else ()))
-        y = kernels.power_mean_forward(x, p, sets, members, eps)
+        y = power_mean.forward(x, p, sets, eps)
         assert y.shape == result_shape and y.dtype == torch.float32
         for wants_p in {False, isinstance(p, torch.Tensor)}:
-            grad_x, grad_p = kernels.power_mean_backward(
-                y, x, p, sets, members, eps, y, True, wants_p)
+            grad_x, grad_p = power_mean.backward(
+                y, x, p, sets, eps, y, True, wants_p)
             assert grad_x.shape == x.shape and grad_x.dtype == x.dtype
             assert not wants_p or grad_p.shape == p.shape
 
 
-def test_power_mean_of_dims():
+def test_dims():
     x = empty(8, 64, 32, 32, dtype=torch.float16)
     mask = empty(8, 64, 32, 32, dtype=torch.bool)
-    pool(x, Dims((2, 3)), None, (8, 64, 1, 1))
-    pool(x, Dims((2, 3)), mask, (8, 64, 1, 1), ('shared', ), None)
-    pool(x, Dims((1, )), None, (8, 1, 32, 32), ('shared', ))
+    pool(x, Dims((2, 3)), (8, 64, 1, 1))
+    pool(x, Dims((2, 3), mask), (8, 64, 1, 1), ('shared', ), None)
+    pool(x, Dims((1, )), (8, 1, 32, 32), ('shared', ))
 
 
-def test_power_mean_in_chunks():
-    pool(empty(10**6), Dims((0, )), None, (1, ), (1.0, 'shared'))
-    pool(empty(2, 2**31), Dims((1, )), None, (2, 1), (3.0, ))
+def test_in_chunks():
+    pool(empty(10**6), Dims((0, )), (1, ), ('shared', ))
+    pool(empty(2, 2**31), Dims((1, )), (2, 1), (3.0, ))
 
 
-def test_power_mean_of_single_elements():
-    pool(empty(1), Dims((0, )), None, (1, ), ('shared', ))
-    pool(empty(1, 1), Segments(1), empty(1, dtype=torch.int64), (1, 1),
-         ('shared', ))
-    pool(empty(1, 1, 1, 1), Windows((4, 5), (1, 1), (1, 1), (0, 0)), None,
-         (1, 1, 1, 1, 1, 1), ('shared', ))
-
-
-def test_power_mean_of_segments():
-    pool(empty(5000, 64), Segments(900), empty(5000, dtype=torch.int64),
-         (900, 64), (1.0, 'one per set'))
-    pool(empty(100000, 64), Segments(4), empty(100000, dtype=torch.int64),
-         (4, 64), (math.inf, ))
-
-
-def test_power_mean_of_windows():
-    pool(empty(2, 3, 16, 16), Windows((4, 5), (3, 3), (2, 2), (1, 1)), None,
-         (2, 3, 8, 8, 1, 1), (1.0, 'one per set'))
+def test_segments():
+    pool(empty(5000, 64), Segments(900, empty(5000, dtype=torch.int64)),
+         (900, 64), ('one per set', ))
+    pool(empty(100000, 64), Segments(4, empty(100000, dtype=torch.int64)),
+         (4, 64), (3.0, ))
 
 
 def test_no_registers_spill(tmp_path):
     """The last test: of all that was compiled before it."""
-    assert len({name for name, _ in COMPILED.values()}) == 11
+    assert len({name for name, _ in COMPILED.values()}) == 2
     for name, cubin in COMPILED.values():
         path = tmp_path / 'kernel.cubin'
         path.write_bytes(cubin)

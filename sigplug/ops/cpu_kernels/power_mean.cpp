@@ -149,9 +149,10 @@ Vec mean_of(const Set<T, kPositive>& set, DoubleVec p) {
 }
 
 // Writes grad * dy/dx where `out` is given; returns dy/dp if it is wanted.
-template <template <typename, bool> class Set, typename T, bool kPositive>
+template <bool kWantsP, template <typename, bool> class Set, typename T,
+          bool kPositive>
 Vec slopes_of(const Set<T, kPositive>& set, DoubleVec p, Vec y, Vec grad,
-              T* out, bool wants_p) {
+              T* out) {
   const Vec count = to_float(count_of(set));
   const Log2 scale = log2(y);
   const Factor<Vec> power = factor(p - 1.0);
@@ -168,7 +169,7 @@ Vec slopes_of(const Set<T, kPositive>& set, DoubleVec p, Vec y, Vec grad,
           const IntVec passes = counts & (values >= set.sets.eps);
           store_upto(passes ? by_x : Vec{}, out + place, n);
         }
-        if (!wants_p) return Vec{};
+        if (!kWantsP) return Vec{};
         const Vec log_u = ratio.exponent + ratio.fraction;  // to base 2
         return c > 0.0f ? slope * (c * inverse) * log_u : Vec{};
       });
@@ -263,9 +264,14 @@ extern "C" bool power_mean_backward(
       const bool row = columns == 1;
       const Vec grad = row ? all(grad_y[place]) : load_upto(grad_y + place, n);
       const Vec result = row ? all(y[place]) : load_upto(y + place, n);
-      const Vec by_p = slopes_of(set, powers.load(k, column, n), result, grad,
-                                 static_cast<T*>(grad_x), grad_p != nullptr);
-      if (grad_p) store_upto(grad * by_p, grad_p + place, n);
+      const DoubleVec power = powers.load(k, column, n);
+      T* const out = static_cast<T*>(grad_x);
+      if (grad_p) {
+        const Vec by_p = slopes_of<true>(set, power, result, grad, out);
+        store_upto(grad * by_p, grad_p + place, n);
+      } else {
+        slopes_of<false>(set, power, result, grad, out);
+      }
     });
   });
 }
