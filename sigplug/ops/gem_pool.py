@@ -151,7 +151,7 @@ class Windows:
         for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
             dim = c.dim() - len(self.kernel) + i
             before = (slice(None), ) * dim
-            cells = [cell[(*before, slice(k, k + 1 - size or None, step))]
+            cells = [cell[before + (slice(k, k + 1 - size or None, step), )]
                      for cell in cells for k in range(size)]
         return torch.stack(cells)
 
@@ -172,12 +172,7 @@ def _pool_windows(x: Tensor, p: PowerLike, windows: Windows,
         if isinstance(p, Tensor) and p.dim():
             p = p.unsqueeze(-2)
         return _pool_windows(x.unsqueeze(-2), p, flat, eps).squeeze(-2)
-    if is_float(p, math.inf):
-        return windows.max(clamp(x, eps))
-    y = power_mean(x, without_inf(p), windows, eps, 'eager', WINDOWED)
-    if isinstance(p, Tensor) and has_inf(p):
-        y = torch.where(p.isinf(), windows.max(clamp(x, eps)), y)
-    return y
+    return power_mean(x, p, windows, eps, 'eager', WINDOWED)
 
 
 def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
@@ -192,6 +187,18 @@ def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
     its own maximum.
     """
     c = clamp(x, eps)
+    if is_float(p, math.inf):
+        return windows.max(c)
+    if isinstance(p, Tensor) and has_inf(p):
+        largest = windows.max(c)
+        y = _finite_mean(c, without_inf(p), windows, x)
+        return torch.where(p.isinf(), largest, y)
+    return _finite_mean(c, p, windows, x)
+
+
+def _finite_mean(c: Tensor, p: PowerLike, windows: Windows,
+                 x: Tensor) -> Tensor:
+    """Compute the mean of a finite power of clamped elements of ``x``."""
     units = _choose_unit(c, p, windows)
     if units is None:
         cut = windows.cut(c)
@@ -209,7 +216,7 @@ def windowed_mean_backward(
     With :math:`v = y / s` a cell has the slope :math:`(c / s)^{p-1} v^{1-p}
     / N` in each of its windows.
     """
-    units = _choose_unit(clamp(x, eps), p, windows)
+    units = None if has_inf(p) else _choose_unit(clamp(x, eps), p, windows)
     if units is None:
         return _differentiate(grad_y, x, p, windows, eps, wants_x, wants_p)
     c, v = _in_units(clamp(x, eps), units), _in_units(y, units)
@@ -238,7 +245,8 @@ def _differentiate(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
             p = p.detach().requires_grad_(wants_p) if isinstance(
                 p, Tensor) else p
         y = windowed_mean(x, p, windows, eps)
-        wanted = [t for t, wants in ((x, wants_x), (p, wants_p)) if wants]
+        wanted = [t for t, wants in ((x, wants_x), (p, wants_p))
+                  if wants and isinstance(t, Tensor)]
         grads = iter(torch.autograd.grad(y, wanted, grad_y,
                                          create_graph=create_graph))
     return next(grads) if wants_x else None, next(grads) if wants_p else None
