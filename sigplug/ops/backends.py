@@ -89,7 +89,7 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
         BackendError: One is asked for that cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or _is_watched() or not all(map(_has_memory, tensors)):
+    if name == 'eager' or _is_watched() or not all(map(has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     # Single values may come from the CPU.
@@ -126,7 +126,7 @@ def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
     A derivative of the gradient, or one that is mapped, needs the plain form.
     """
     kernels_may = (not torch.is_grad_enabled() and not _is_watched()
-                   and all(map(_has_memory, tensors)))
+                   and all(map(has_memory, tensors)))
     return form if kernels_may else plain
 
 
@@ -170,7 +170,7 @@ def _warn_once(name: str, problem: str) -> None:
         stacklevel=2)
 
 
-def _has_memory(x: Tensor) -> bool:
+def has_memory(x: Tensor) -> bool:
     """Return whether kernels may read the memory of a tensor as it is."""
     if (type(x) not in (Tensor, torch.nn.Parameter)
             or x.layout is not torch.strided

@@ -83,7 +83,7 @@ def generalized_mean(x: Tensor,
     if mask is not None:
         mask = _check_mask(mask, x)
 
-    y = power_mean(x, p, Dims(dims), mask, eps, backend)
+    y = power_mean(x, p, Dims(dims, mask), eps, backend)
     return (y if keepdim else y.squeeze(dims)).to(x.dtype)
 
 

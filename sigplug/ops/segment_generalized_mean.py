@@ -76,7 +76,7 @@ def segment_generalized_mean(x: Tensor,
     p = _check_row_power(p, x)
     index = index.long()
     _check_index(index, num_segments)
-    y = power_mean(x, p, Segments(num_segments), index, eps, backend)
+    y = power_mean(x, p, Segments(num_segments, index), eps, backend)
     return y.to(x.dtype)
 
 
