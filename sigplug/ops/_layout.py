@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .power_mean import Dims, PowerLike, Sets
+from ._checks import PowerLike
+from .power_mean import Dims, Sets
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import find_range
+from ._checks import PowerLike, check_input, find_range
 from ._tracing import is_compiling
 from .backends import Form, check_backend
 from .generalized_mean import check_power
 from .power_mean import (
     Dims,
-    PowerLike,
-    check_input,
     clamp,
     has_inf,
     is_float,

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_flag, check_tensor, fits_into
+from ._checks import (
+    PowerLike,
+    check_device,
+    check_flag,
+    check_input,
+    check_tensor,
+    fits_into,
+    prepare_power,
+)
 from .power_mean import (
     Dims,
-    PowerLike,
-    check_input,
     power_mean,
-    prepare_power,
 )
 
 

@@ -28,18 +28,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ._checks import (
-    check_device,
-    check_float_tensor,
-    check_positive,
-    find_range,
-    is_number,
-)
+from ._checks import PowerLike, find_range
 from ._dtypes import upcast_half
 from ._tracing import is_compiling, is_exporting
 from .backends import Form, has_memory, select, select_backward
-
-PowerLike = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -197,7 +189,7 @@ def power_mean_backward(
         grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
         eps: float | None, y: Tensor, wants_x: bool,
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients that are wanted by the closed form.
+    """Compute the gradients of ``x`` and ``p`` by the closed form.
 
     Args:
         grad_y (Tensor): The gradient of the result.
@@ -207,7 +199,7 @@ def power_mean_backward(
         eps (float, optional): As there.
         y (Tensor): The result.
         wants_x (bool): Whether the gradient of ``x`` is wanted.
-        wants_p (bool): Whether the gradient of ``p`` is wanted.
+        wants_p (bool): Whether that of ``p`` is.
 
     Returns:
         tuple[Tensor | None, Tensor | None]: Those of ``x`` and of ``p``.
@@ -379,33 +371,3 @@ def _divisor(y: Tensor, sets: Sets, eps: float | None) -> Tensor:
     """Return ``y``, finite, and 1 where it is 0."""
     y = y.clamp(max=torch.finfo(y.dtype).max)
     return y.masked_fill(y == 0, 1.0) if _may_be_zero(sets, eps) else y
-
-
-def check_input(x: Tensor, eps: float | None) -> None:
-    """Raise an error unless ``x`` and ``eps`` can be pooled."""
-    check_float_tensor('x', x)
-    if eps is not None:
-        check_positive('eps', eps)
-
-
-def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
-    """Return a float, or a tensor as precise as the sums; 0-d if it is one.
-
-    Raises:
-        TypeError: ``p`` does not hold real numbers.
-        ValueError: It is not above 0 or on another device.
-    """
-    if not isinstance(p, Tensor):
-        if not is_number(p) or not p > 0:
-            raise ValueError('p must be a number above 0 (inf gives the '
-                             'maximum) or a tensor of such numbers, but got '
-                             f'{p!r}')
-        return float(p)
-    if p.is_complex() or p.dtype == torch.bool:
-        raise TypeError(f'p must hold real numbers, but is of {p.dtype}')
-    values = find_range(p.detach())
-    if values and not values[0] > 0:
-        raise ValueError(f'p must be above 0, but got {p.tolist()}')
-    check_device('p', p, x)
-    p = p.to(torch.promote_types(x.dtype, torch.float32))
-    return p.reshape(()) if p.numel() == 1 else p

@@ -3,18 +3,18 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    PowerLike,
     check_device,
+    check_input,
     check_integer,
     check_tensor,
     find_range,
     fits_into,
+    prepare_power,
 )
 from .power_mean import (
-    PowerLike,
     Segments,
-    check_input,
     power_mean,
-    prepare_power,
 )
 
 

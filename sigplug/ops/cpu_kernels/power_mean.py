@@ -5,9 +5,10 @@ from ctypes import c_float, c_int, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from .._checks import PowerLike
 from .._layout import Layout, lay_out
 from ..backends import Form
-from ..power_mean import Dims, PowerLike, Sets, sum_to_power
+from ..power_mean import Dims, Sets, sum_to_power
 from .dtypes import DTYPES
 from .library import count_threads, kernel, pointer
 

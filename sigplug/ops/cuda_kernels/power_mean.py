@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import PowerLike
 from .._layout import Layout, lay_out
 from ..backends import Form
 from ..power_mean import (
     Dims,
-    PowerLike,
     Sets,
     is_float,
     power_mean_forward,
