@@ -320,16 +320,6 @@ def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
                      f'three more), but got the shape {tuple(x.shape)}')
 
 
-def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
-                  padding: int | Sequence[int]) -> None:
-    """Raise a ``ValueError`` if no input has such windows."""
-    for name, value in (('kernel_size', kernel_size), ('stride', stride),
-                        ('padding', padding)):
-        if len(_entries(name, value)) > 3:
-            raise ValueError(f'{name} must have at most three entries, but '
-                             f'got {value}')
-
-
 def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
     """One entry, or those of a sequence; padding has no None."""
     least = 0 if name == 'padding' else 1
