@@ -76,19 +76,6 @@ def parse_args(parser: ArgumentParser) -> Namespace:
     return args
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """Build the runner that the config describes, and its data sets.
 

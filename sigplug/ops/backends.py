@@ -18,9 +18,8 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ def available_backends() -> tuple[str, ...]:
         device, compiler and libraries are there.
     """
     return ('auto', 'eager', *(name for name in BACKENDS
-                               if not isinstance(_load(name), str)))
+                               if not _load(name).problem))
 
 
 def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
@@ -89,7 +88,7 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
         BackendError: One is asked for that cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or _is_watched() or not all(map(has_memory, tensors)):
+    if name == 'eager' or is_watched() or not all(map(has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     # Single values may come from the CPU.
@@ -102,17 +101,16 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
                      if kind == device.type), 'eager')
         if name == 'eager':
             return plain
-    package = _load(name)
-    if isinstance(package, str):
-        problem = package
-    elif device.type != BACKENDS[name][0]:
+    kernels = _load(name)
+    problem = kernels.problem
+    if not problem and device.type != BACKENDS[name][0]:
         problem = f'it computes {BACKENDS[name][0]} tensors, not {device.type}'
-    elif dtype.is_floating_point and dtype not in package.DTYPES:
-        if not asked:
-            return plain
-        problem = f'it does not compute {str(dtype)[6:]}'
-    else:
-        return package.FORMS.get(plain.operation, plain)
+    if not problem and (
+            dtype in kernels.dtypes or not dtype.is_floating_point):
+        return kernels.forms.get(plain.operation, plain)
+    if not problem and not asked:
+        return plain
+    problem = problem or f'it does not compute {str(dtype)[6:]}'
     if asked:
         raise BackendError(f'backend={name!r} cannot be used: {problem}. '
                            f'Available: {", ".join(available_backends())}')
@@ -125,7 +123,7 @@ def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
 
     A derivative of the gradient, or one that is mapped, needs the plain form.
     """
-    kernels_may = (not torch.is_grad_enabled() and not _is_watched()
+    kernels_may = (not torch.is_grad_enabled() and not is_watched()
                    and all(map(has_memory, tensors)))
     return form if kernels_may else plain
 
@@ -149,16 +147,24 @@ def _resolve(backend: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class _Kernels:
+    """What a backend computes, or why it is not there."""
+
+    forms: Mapping[str, Form]
+    dtypes: Collection[torch.dtype]
+    problem: str = ''
+
+
 @functools.cache
-def _load(name: str) -> ModuleType | str:
-    """Return the package of a backend, or why it is not there."""
+def _load(name: str) -> _Kernels:
     try:
         package = importlib.import_module(
             f'.{BACKENDS[name][1]}', __package__)
         package.prepare()
     except (ImportError, OSError, BackendError) as error:
-        return str(error)
-    return package
+        return _Kernels({}, (), str(error))
+    return _Kernels(package.FORMS, package.DTYPES)
 
 
 @functools.cache
@@ -180,7 +186,7 @@ def has_memory(x: Tensor) -> bool:
     return True
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Return whether a compiler, a tracer or a mode sees each operation."""
     # Modes and torch.func would miss what a kernel does. torch has no public
     # way to ask for either.

@@ -167,8 +167,11 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
     x = upcast_half(logits)
     t = target.to(x.dtype)
     if options.clip is None:
-        # Not 1 - q, which would lose its digits.
-        q, not_q = torch.sigmoid(x), torch.sigmoid(-x)
+        # Not 1 - q, which would lose its digits; and without the slopes of 0
+        # beyond the bound, which would meet infinite logarithms.
+        bound = 800.0 if x.dtype == torch.float64 else 110.0
+        inner = x.clamp(-bound, bound)
+        q, not_q = torch.sigmoid(inner), torch.sigmoid(-inner)
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     else:
         q = torch.sigmoid(x).clamp(*options.bounds(x.dtype))

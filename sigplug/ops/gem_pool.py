@@ -113,7 +113,7 @@ def gem_pool(x: Tensor,
             tuple(1 if is_full else k for k, is_full in zip(sizes, full))
             for sizes in (kernel, step))
     check_backend(backend)
-    if any(k != 1 for k in (*kernel, *step)):
+    if not any(full) or any(k != 1 for k in (*kernel, *step)):
         y = _pool_windows(y, p, Windows(kernel, step, pad), eps)
     return y.to(x.dtype)
 
@@ -143,15 +143,15 @@ class Windows:
         return pool(c, self.kernel, self.stride, self.padding)
 
     def cut(self, c: Tensor) -> Tensor:
-        """Return the cells of each window along a new first dim."""
+        """Return the cells of each window along new dims in front."""
         sides = [margin for margin in reversed(self.padding) for _ in range(2)]
-        cells = [F.pad(c, sides) if any(sides) else c]
+        c = F.pad(c, sides) if any(sides) else c
         for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
-            dim = c.dim() - len(self.kernel) + i
-            before = (slice(None), ) * dim
-            cells = [cell[before + (slice(k, k + 1 - size or None, step), )]
-                     for cell in cells for k in range(size)]
-        return torch.stack(cells)
+            before = (slice(None), ) * (c.dim() - len(self.kernel) + i)
+            c = torch.stack([
+                c[before + (slice(k, k + 1 - size or None, step), )]
+                for k in range(size)])
+        return c
 
     def spread(self, g: Tensor, c: Tensor) -> Tensor:
         """Return the gradient of ``c`` for that of its ``mean``."""
@@ -185,9 +185,10 @@ def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
     its own maximum.
     """
     c = clamp(x, eps)
-    if is_float(p, math.inf):
+    # PyTorch's pools take no maps without channels.
+    if is_float(p, math.inf) and c.numel():
         return windows.max(c)
-    if isinstance(p, Tensor) and has_inf(p):
+    if isinstance(p, Tensor) and has_inf(p) and c.numel():
         largest = windows.max(c)
         y = _finite_mean(c, without_inf(p), windows, x)
         return torch.where(p.isinf(), largest, y)
@@ -199,8 +200,9 @@ def _finite_mean(c: Tensor, p: PowerLike, windows: Windows,
     """Compute the mean of a finite power of clamped elements of ``x``."""
     units = _choose_unit(c, p, windows)
     if units is None:
-        cut = windows.cut(c)
-        return power_mean_forward(cut, p, Dims((0, )), None).squeeze(0)
+        dims = tuple(range(len(windows.kernel)))
+        return power_mean_forward(
+            windows.cut(c), p, Dims(dims), None).squeeze(dims)
     mean = windows.mean(_power(_in_units(c, units), p, x))
     return (root(mean, p) * units[1]).to(c.dtype)
 
@@ -261,8 +263,6 @@ def _choose_unit(c: Tensor, p: PowerLike,
     where they need more; None if neither is known to hold all powers, as on
     a GPU, whose values would have to be waited for, and under compilers.
     """
-    if c.numel() == 0:
-        return c.dtype, 1.0
     if is_compiling() or torch.jit.is_tracing():
         return None
     powers = find_range(p.detach()) if isinstance(p, Tensor) else (p, p)
@@ -318,6 +318,16 @@ def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
         return x.dim() - 2
     raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
                      f'three more), but got the shape {tuple(x.shape)}')
+
+
+def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
+                  padding: int | Sequence[int]) -> None:
+    """Raise a ``ValueError`` if no input has such windows."""
+    for name, value in (('kernel_size', kernel_size), ('stride', stride),
+                        ('padding', padding)):
+        if len(_entries(name, value)) > 3:
+            raise ValueError(f'{name} must have at most three entries, but '
+                             f'got {value}')
 
 
 def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:

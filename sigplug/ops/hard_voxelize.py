@@ -8,37 +8,6 @@ from ._checks import check_float_tensor, check_integer, is_number
 from ._dtypes import upcast_half
 
 
-def voxel_coordinates(points: Tensor, voxel_size: Sequence[float],
-                      point_cloud_range: Sequence[float]) -> Tensor:
-    r"""Return the voxel of each point, mmcv's dynamic voxelisation.
-
-    .. math::
-        c = \lfloor (x - x_{\min}) / s \rfloor
-
-    in float32 (float64 for such points), of which the points outside of the
-    grid and those with a NaN have none.
-
-    Args:
-        points (Tensor): Points ``(x, y, z, ...)`` in metres, shape
-            ``(N, C)``.
-        voxel_size (Sequence[float]): Extents along x, y, z in metres.
-        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
-            y_max, z_max)`` in metres.
-
-    Returns:
-        Tensor: ``(z, y, x)``, shape ``(N, 3)`` int32; -1 for a point without
-        a voxel.
-
-    Raises:
-        TypeError: ``points`` is no floating point tensor.
-        ValueError: An argument is not of the shape described.
-    """
-    _check_points(points)
-    grid, origin, size = _read_grid(voxel_size, point_cloud_range, points)
-    cells, inside = _find_cells(points, grid, origin, size)
-    return torch.where(inside.unsqueeze(1), cells, -1).int().flip(1)
-
-
 def hard_voxelize(
         points: Tensor | Sequence[Tensor], voxel_size: Sequence[float],
         point_cloud_range: Sequence[float], max_points: int,

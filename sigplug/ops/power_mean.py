@@ -30,8 +30,14 @@ from torch import Tensor
 
 from ._checks import PowerLike, find_range
 from ._dtypes import upcast_half
-from ._tracing import is_compiling, is_exporting
-from .backends import Form, has_memory, select, select_backward
+from ._tracing import is_exporting
+from .backends import (
+    Form,
+    has_memory,
+    is_watched,
+    select,
+    select_backward,
+)
 
 
 @dataclass(frozen=True)
@@ -263,17 +269,13 @@ def power_mean(x: Tensor, p: PowerLike, sets: Any, eps: float | None,
         form = plain
     # Compilers and transforms derive the backward of the plain form.
     if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            and all(map(has_memory, tensors)) and not is_compiling()
-            and not torch.jit.is_tracing()):
+            and all(map(has_memory, tensors)) and not is_watched()):
         return _PowerMean.apply(x, p, sets, eps, form, plain)
     return form.forward(x, p, sets, eps)
 
 
 class _PowerMean(torch.autograd.Function):
     """Saves the input, and tensors of the size of the result."""
-
-    # For a transform of something else in which this is called.
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, p: PowerLike, sets: Any, eps: float | None,

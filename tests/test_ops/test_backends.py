@@ -27,7 +27,7 @@ CALLS = {
     'gaussian_focal_loss_with_logits':
         lambda x, **k: ops.gaussian_focal_loss_with_logits(x, x, **k),
     'generalized_mean': lambda x, **k: ops.generalized_mean(x, **k),
-    'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, 2, **k),
+    'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, **k),
     'segment_generalized_mean': lambda x, **k: ops.segment_generalized_mean(
         x, INDEX, 2, **k),
 }

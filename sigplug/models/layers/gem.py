@@ -67,6 +67,7 @@ class GeM(LearnablePower):
         super().__init__(p, p_trainable, channels, p_range)
         check_positive('eps', eps)
         check_flag('clamp', clamp)
+        check_windows(kernel_size, stride, padding)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size

@@ -26,10 +26,8 @@ def _interpreted_log(x):
 @triton.jit
 def _interpreted_pow(base, exponent):
     log_base = tl.log(tl.where(base == 0, 1.0, base).to(tl.float64))
-    y = tl.exp(log_base * exponent.to(tl.float64)).to(tl.float32)
-    at_zero = tl.where(exponent == 0, 1.0, 0.0)
-    return tl.where(base == 0, tl.where(exponent < 0, float('inf'), at_zero),
-                    y)
+    y = tl.exp(log_base * exponent).to(tl.float32)
+    return tl.where((base == 0) & (base + exponent > 0), 0.0, y)
 
 
 exp = _interpreted_exp if INTERPRETED else libdevice.exp
