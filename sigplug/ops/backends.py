@@ -1,4 +1,4 @@
-"""Which form of an operation is computed: plain PyTorch, or kernels.
+"""The choice between plain PyTorch and kernels for each operation.
 
 The plain form of an operation stands in its file and specifies it; it runs
 everywhere. A backend is a package with faster forms of some operations for
@@ -11,8 +11,8 @@ one kind of device, with the same functions and arguments:
 ``backend='auto'``, the default of each operation, takes the one for the
 device of the input and falls back to the plain form with one warning;
 ``'eager'`` is the plain form. The environment variable ``SIGPLUG_BACKEND``
-says what ``'auto'`` means. An operation that a backend has no kernel for is
-as fast in its plain form, which is then taken.
+sets what ``'auto'`` means. An operation without a kernel in the backend is as
+fast in its plain form, which is then used.
 """
 import functools
 import importlib
@@ -86,10 +86,10 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
     Raises:
         ValueError: There is no backend of this name.
-        BackendError: One is asked for that cannot compute these tensors.
+        BackendError: The requested backend cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or _is_watched() or not all(map(_has_memory, tensors)):
+    if name == 'eager' or _is_traced() or not all(map(_has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     # Single values may come from the CPU.
@@ -125,7 +125,7 @@ def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
 
     A derivative of the gradient, or one that is mapped, needs the plain form.
     """
-    kernels_may = (not torch.is_grad_enabled() and not _is_watched()
+    kernels_may = (not torch.is_grad_enabled() and not _is_traced()
                    and all(map(_has_memory, tensors)))
     return form if kernels_may else plain
 
@@ -138,7 +138,7 @@ def check_backend(backend: str) -> None:
 
 
 def _resolve(backend: str) -> str:
-    """Return the name asked for, by the environment for ``'auto'``."""
+    """Return the backend; for ``'auto'``, the environment may name it."""
     check_backend(backend)
     if backend != 'auto' or is_compiling():
         return backend
@@ -151,7 +151,7 @@ def _resolve(backend: str) -> str:
 
 @functools.cache
 def _load(name: str) -> ModuleType | str:
-    """Return the package of a backend, or why it is not there."""
+    """Return the package of a backend, or the reason why it is missing."""
     try:
         package = importlib.import_module(
             f'.{BACKENDS[name][1]}', __package__)
@@ -180,8 +180,8 @@ def _has_memory(x: Tensor) -> bool:
     return True
 
 
-def _is_watched() -> bool:
-    """Return whether a compiler, a tracer or a mode sees each operation."""
+def _is_traced() -> bool:
+    """Return whether a compiler, tracer or mode handles each operation."""
     # Modes and torch.func would miss what a kernel does. torch has no public
     # way to ask for either.
     return (is_compiling() or torch.jit.is_tracing()

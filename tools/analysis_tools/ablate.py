@@ -95,7 +95,7 @@ def short_names(configs: list[Path]) -> list[str]:
 
 
 def digest(cfg: Config, manifest: bytes) -> str:
-    """Return a key of what a result depends on: the config and the data."""
+    """Return a key of the config and the data, which determine a result."""
     return hashlib.sha256(cfg.dump().encode() + manifest).hexdigest()[:16]
 
 
@@ -131,7 +131,7 @@ def run(config: Path, seed: int, amp: bool,
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """Write what follows from the runs; return the tables."""
+    """Write the summary of the runs; return its tables."""
     rows = [dict(name=result['name'], seed=result['seed'], **flatten(result))
             for result in results]
     lines = StringIO()
@@ -148,7 +148,7 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, then compare."""
+    """Train what is missing, then compare."""
     args = parse_args()
     lock = lock_folder(str(args.out_dir), '--out-dir')
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
@@ -169,7 +169,7 @@ def main() -> None:
                 for name, config, key in zip(args.names, args.configs,
                                              digests)]
     results: list[dict[str, Any]] = []
-    # Seed by seed: what an interruption leaves can be compared.
+    # Seed by seed, so that an interrupted run can be compared too.
     with tqdm(total=args.seeds * len(variants), unit='run') as bar:
         for seed in range(args.seeds):
             new = False

@@ -127,7 +127,7 @@ def main() -> None:
     for name, run in (('ops', run_operations), ('train', run_training)):
         if args.what in (None, name):
             with tempfile.TemporaryDirectory() as folder:
-                # What earlier runs have compiled must not count.
+                # Code that earlier runs have compiled must not count.
                 os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder
                 measured = dict(about, results=run(args))
             print('\n\n'.join(performance.TEXTS[name](measured).values()))

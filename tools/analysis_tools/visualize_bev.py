@@ -133,7 +133,7 @@ def describe(args: argparse.Namespace, index: int, info: dict) -> str:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the samples."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     dataset_cfg = dataset_config(cfg, args.split)

@@ -34,8 +34,8 @@ class BEVImageHook(Hook):
     ``CenterHead``. The samples are evenly spaced over those of rank 0, which
     alone draws, and the same in each validation.
 
-    A validation without LiDAR points or without boxes in space is left alone,
-    with a word in the log.
+    A validation without LiDAR points or without 3D boxes is left alone, with
+    a line in the log.
 
     In the quickstart, on one core, a picture of 60000 points took 0.8 s with
     its compression for both backends, and has about 0.5 MiB.
@@ -84,7 +84,7 @@ class BEVImageHook(Hook):
     def after_val_iter(self, runner: Runner, batch_idx: int,
                        data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
-        """Draw."""
+        """Draw the chosen samples of a batch."""
         for batch, place in self._chosen:
             if batch == batch_idx:
                 self._draw(runner, place, data_batch, outputs)

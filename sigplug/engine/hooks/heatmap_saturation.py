@@ -1,4 +1,4 @@
-"""How much of a heatmap sits at the clip of its sigmoid."""
+"""A hook that logs how much of a heatmap sits at the clip of its sigmoid."""
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from sigplug.registry import HOOKS
 from .heatmap_observer import HeatmapObserverHook
 
 NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
-# What is counted where a head does not clip: ClipSigmoid's default bounds.
+# Counted against where a head does not clip: ClipSigmoid's default bounds.
 NO_CLIP = (1e-4, 1 - 1e-4, False)
 
 
@@ -49,8 +49,8 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     Args:
         interval (int): Measure every so many iterations of an epoch, and at
-            the end of a shorter epoch, as ``LoggerHook`` logs; best its
-            interval. Defaults to 50, as there.
+            the end of a shorter epoch, as ``LoggerHook`` logs; best set to
+            its interval. Defaults to 50, as there.
 
     Raises:
         ValueError: ``interval`` is not an integer of at least 1.
@@ -62,7 +62,7 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Count the cells of one task; nothing waits for the device here."""
+        """Count the cells of one task, without waiting for the device."""
         low, high, stops = head.heatmap_clip or NO_CLIP
         score = logits.sigmoid()
         wrong = ((target == 1) & (score < 0.5)) | (

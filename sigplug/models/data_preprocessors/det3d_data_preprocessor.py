@@ -43,7 +43,7 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
                 sample.set_metainfo(dict(no_points=True))
         cells = super().voxelize(points, data_samples)
         last, coors = len(points) - 1, cells['coors']
-        # A GPU is waited for; upstream waits for this number as well.
+        # This waits for a GPU; upstream waits for this number as well.
         if len(coors) and int(coors[-1, 0]) == last:
             return cells
         for name, value in cells.items():

@@ -110,9 +110,9 @@ class CenterHead(_CenterHead):
 
     @property
     def heatmap_clip(self) -> tuple[float, float, bool] | None:
-        """Bounds of the scores in the loss, None where nothing is clipped.
+        """Return the bounds of the scores in the loss, None without a clip.
 
-        The third value tells whether the gradient is zero outside of them.
+        The third value is True if the gradient is zero outside of them.
         """
         act, clip = self.heatmap_act, getattr(self.loss_cls, 'clip', None)
         if isinstance(act, ClipSigmoid):
@@ -141,8 +141,8 @@ class CenterHead(_CenterHead):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Return heatmaps, boxes, indices of their cells and masks by task.
 
-        Those of mmdet3d; the boxes have 7 values without a velocity. See
-        ``center_targets``, which also names the errors.
+        They equal mmdet3d's; the boxes have 7 values without a velocity. See
+        ``center_targets``, also for the errors.
         """
         return center_targets(
             batch_gt_instances_3d, self.train_cfg, self.num_classes,
@@ -159,16 +159,16 @@ class CenterHead(_CenterHead):
                 left as they are.
             batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
                 ``labels_3d`` of each sample.
-            *args: Ignored, as upstream does.
-            **kwargs: Ignored, as upstream does.
+            *args: Ignored, as upstream.
+            **kwargs: Ignored, as upstream.
 
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
             ``task{i}.loss_bbox``, float32 scalars.
 
         Raises:
-            ValueError: The predictions are not of so many samples, or of
-                another grid than ``train_cfg``, which has to be complete.
+            ValueError: The predictions have another number of samples, or
+                another grid than ``train_cfg``, or that is incomplete.
         """
         _check_batch(preds_dicts, len(batch_gt_instances_3d))
         targets = self.get_targets(batch_gt_instances_3d)
@@ -198,8 +198,8 @@ class CenterHead(_CenterHead):
         pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
         known = mask.unsqueeze(2) * target.isfinite()
         target = target.nan_to_num(0.0, 0.0, 0.0)
-        # Weighed and averaged here: with a weight, mmdet's losses first look
-        # whether any is positive, and so wait for a GPU.
+        # Weighted and averaged here: given a weight, mmdet's losses first
+        # check whether any is positive, and so wait for a GPU.
         loss = self.loss_bbox(pred, target, reduction_override='none')
         return (loss * known * self._code_weights).sum() / (
             mask.sum() + 1e-4 + AVG_FACTOR_EPS)
@@ -221,7 +221,7 @@ class CenterHead(_CenterHead):
             ``no_points``, whatever an empty map looks like to the network.
 
         Raises:
-            ValueError: The features are not of so many samples.
+            ValueError: The predictions have another number of samples.
         """
         _check_batch(preds_dicts, len(batch_input_metas))
         found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,

@@ -66,7 +66,7 @@ class GeMNeck(GeM):
         torch.Size([2, 56])
     """
 
-    # mmpretrain stores it, and misses it in a checkpoint without it.
+    # mmpretrain stores it, and reports a checkpoint without it.
     stores_fixed_p = True
 
     def __init__(self,
@@ -104,7 +104,7 @@ class GeMNeck(GeM):
         self.channels = channels
         self.num_levels = num_levels
         self.bins = tuple(bins)
-        # How many values of p each level has.
+        # The number of values of p for each level.
         self._sizes = list(sizes) if several else None
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Any:

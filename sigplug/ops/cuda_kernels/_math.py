@@ -36,7 +36,7 @@ def log1p(e):
 
 @triton.jit
 def _times_power_of_two(y, n):
-    """``y * 2**n`` for a whole n in [-250, 250], also if it is subnormal."""
+    """Return ``y * 2**n`` for a whole n in [-250, 250], also subnormal."""
     half = n >> 1
     y = y * ((half + 127) << 23).to(tl.float32, bitcast=True)
     return y * ((n - half + 127) << 23).to(tl.float32, bitcast=True)
@@ -44,7 +44,7 @@ def _times_power_of_two(y, n):
 
 @triton.jit
 def _round(x):
-    """The nearest whole number as float32 and as int32, below 2**22."""
+    """Return the nearest whole number as float32 and int32, below 2**22."""
     # The sum has no bits after the point.
     shifted = x + 12582912.0
     bits = shifted.to(tl.int32, bitcast=True)
@@ -53,7 +53,7 @@ def _round(x):
 
 @triton.jit
 def _split(c):
-    """Exponent k and g in ``c = 2**k (1 + g)``, with g in [-0.3, 0.42]."""
+    """Return k and g such that ``c = 2**k (1 + g)``, g in [-0.3, 0.42]."""
     subnormal = c < 1.1754943508222875e-38
     bits = tl.where(subnormal, c * 16777216.0, c).to(tl.int32, bitcast=True)
     # 0x3f3504f3 are the bits of sqrt(0.5).
@@ -66,7 +66,7 @@ def _split(c):
 
 @triton.jit
 def log2(c):
-    """The logarithm to base 2 of c > 0 in two parts, whole and in +-0.5."""
+    """Return the binary logarithm of c > 0: a whole part, one in +-0.5."""
     k, g = _split(c)
     q = tl.fma(g, 0.12541245668319068, -0.21030334800464465)
     q = tl.fma(q, g, 0.21737937787710687)
@@ -81,7 +81,7 @@ def log2(c):
 
 @triton.jit
 def exp2_product(p, k, f):
-    """``2**(p (k + f))`` for a whole k."""
+    """Return ``2**(p (k + f))`` for a whole k."""
     exponent = p * k + p * f
     inside = tl.where(exponent > 129.0, 129.0,
                       tl.where(exponent < -151.0, -151.0, exponent))
@@ -100,7 +100,7 @@ def exp2_product(p, k, f):
 
 @triton.jit
 def power(base, exponent, WHOLE: tl.constexpr):
-    """``base ** exponent`` for numbers of at least 0.
+    """Return ``base ** exponent`` for numbers of at least 0.
 
     WHOLE is the exponent if it is a small whole number, else -1.
     """
@@ -119,19 +119,19 @@ def power(base, exponent, WHOLE: tl.constexpr):
 
 
 def small_whole(exponent: float) -> int:
-    """The argument WHOLE of :func:`power`."""
+    """Return the argument WHOLE of :func:`power`."""
     return int(exponent) if exponent in (0, 1, 2, 4) else -1
 
 
 @triton.jit
 def sigmoid(x):
-    """As PyTorch computes it on CUDA."""
+    """Compute the sigmoid as PyTorch does on CUDA."""
     return tl.div_rn(1.0, 1.0 + exp(-x))
 
 
 @triton.jit
 def add(total, rest, value):
-    """The next sum, and what all roundings have taken from it so far."""
+    """Return the next sum, and what roundings have taken from it so far."""
     new = total + value
     part = new - total
     return new, rest + ((total - (new - part)) + (value - part))
@@ -139,5 +139,5 @@ def add(total, rest, value):
 
 @triton.jit
 def finish_sum(total, rest):
-    """The sum in float64; of infinities nothing is left to add."""
+    """Return the sum in float64; an infinite one needs no correction."""
     return total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)

@@ -1,4 +1,4 @@
-"""Where the rays of a spinning LiDAR meet meshes, found by Embree."""
+"""Rays of a spinning LiDAR, cast at meshes by Embree."""
 from collections.abc import Iterator, Sequence
 
 import numpy as np
