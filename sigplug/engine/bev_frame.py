@@ -93,7 +93,7 @@ class HeatmapReader:
         self._handle = head.register_forward_hook(self._keep)
 
     @classmethod
-    def find(cls, model: nn.Module) -> 'HeatmapReader | None':
+    def attach(cls, model: nn.Module) -> 'HeatmapReader | None':
         """Attach a reader to the ``CenterHead`` of a detector, if any."""
         from mmdet3d.models import CenterHead
         head = getattr(model, 'pts_bbox_head', None)

@@ -148,7 +148,7 @@ def main() -> None:
         if args.checkpoint:
             model = cli.build_model(cfg, args.checkpoint, args.device)
     if model is not None and not args.no_heatmap:
-        reader = HeatmapReader.find(model)
+        reader = HeatmapReader.attach(model)
         if reader is None:
             raise UserError(f'{type(model).__name__} has no heatmap like that '
                             'of CenterHead: use --no-heatmap.')

@@ -192,7 +192,7 @@ def replace_heads(cfg: dict, config: str, logits: bool) -> None:
             if part.name == 'CenterHead' and not logits:
                 part.node['heatmap_act'] = dict(type='ClipSigmoid')
         if logits:
-            take_logits(part)
+            replace_loss(part)
     if not found:
         raise UserError(
             f'{config!r} has no heatmap head that sigplug replaces '
@@ -209,7 +209,7 @@ def looks_like_heatmap_head(part: Part) -> bool:
         or {LOSS, LOGITS_LOSS} & losses)
 
 
-def take_logits(part: Part) -> None:
+def replace_loss(part: Part) -> None:
     """Change the loss of a head to ``GaussianFocalLossWithLogits``."""
     key = HEADS[part.name]
     loss = part.node.get(key, ABSENT)

@@ -85,7 +85,7 @@ def damage_scans(data: Path, share: float = 0.1) -> int:
     return len(chosen)
 
 
-def look(process: psutil.Process) -> dict[str, float]:
+def measure(process: psutil.Process) -> dict[str, float]:
     """Return the resources of a process and its workers."""
     record = dict(files=process.num_fds(), threads=process.num_threads(),
                   workers=0, memory=0.0)
@@ -106,7 +106,7 @@ def watch(process: subprocess.Popen, seconds: float,
     with tqdm(total=round(seconds), unit='s') as progress:
         while time.time() < end and process.poll() is None:
             try:
-                records.append(look(psutil.Process(process.pid)))
+                records.append(measure(psutil.Process(process.pid)))
             except psutil.NoSuchProcess:
                 break
             time.sleep(interval)

@@ -79,7 +79,7 @@ class BEVImageHook(Hook):
                         data_batch: Any = None) -> None:
         """Read the heatmaps of a batch that is drawn."""
         if any(batch == batch_idx for batch, _ in self._chosen):
-            self._reader = HeatmapReader.find(unwrap(runner.model))
+            self._reader = HeatmapReader.attach(unwrap(runner.model))
 
     def after_val_iter(self, runner: Runner, batch_idx: int,
                        data_batch: Any = None,

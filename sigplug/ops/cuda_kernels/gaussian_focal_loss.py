@@ -96,7 +96,7 @@ def _load(logits_ptr, target_ptr, place, mask):
 
 
 @triton.jit
-def _side(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
+def _term(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
           CLIP: tl.constexpr):
     """Return a term of the loss without its weight, and its slope.
 
@@ -137,13 +137,13 @@ def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
           ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr):
     """Return the loss of each cell and its slope."""
     peak = t == 1.0
-    loss, slope = _side(x, peak, alpha, low, high, log_eps, ALPHA, CLIP)
+    loss, slope = _term(x, peak, alpha, low, high, log_eps, ALPHA, CLIP)
     weight = tl.where(peak, pos_weight,
                       neg_weight * power(1.0 - t, gamma, GAMMA))
     loss, slope = weight * loss, weight * slope
     if GAMMA == 0:
         # A peak is then background, too.
-        other, other_slope = _side(x, x != x, alpha, low, high, log_eps,
+        other, other_slope = _term(x, x != x, alpha, low, high, log_eps,
                                    ALPHA, CLIP)
         loss += tl.where(peak, neg_weight * other, 0.0)
         slope += tl.where(peak, neg_weight * other_slope, 0.0)
