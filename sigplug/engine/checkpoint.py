@@ -53,7 +53,7 @@ def read_checkpoint(path: str, map_location: Any = None,
         dict: The checkpoint.
 
     Raises:
-        UserError: It cannot be read, or would run code, or is no dict.
+        UserError: It cannot be read, or would run code, or is not a dict.
     """
     try:
         checkpoint = load_safely(path, map_location, mmap)

@@ -34,9 +34,9 @@ def load_checkpoints_safely() -> None:
 
     mmengine's own loaders are unsafe before torch 2.6, and later still for
     what they download
-    (https://github.com/open-mmlab/mmengine/issues/1655). These take their
-    place, through mmengine's register. ``torch.load`` itself is left alone,
-    and so are the names of mmengine's model zoos (``torchvision://``,
+    (https://github.com/open-mmlab/mmengine/issues/1655). These loaders
+    replace them, through mmengine's register. ``torch.load`` itself is left
+    alone, and so are the names of mmengine's model zoos (``torchvision://``,
     ``open-mmlab://``).
     """
     from mmengine.runner import CheckpointLoader

@@ -148,9 +148,9 @@ def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
                  num_classes: int, size: tuple[int, int]) -> Tensor:
     """Draw in plain PyTorch, without a loop over the objects.
 
-    Beside the heatmap its memory is bounded whatever the radii: the cells of
-    all squares are numbered through and drawn ``CELLS_AT_ONCE`` at a time. It
-    waits once for a GPU, for their number.
+    Its memory besides the heatmap is bounded for all radii: the cells of all
+    squares are numbered and drawn ``CELLS_AT_ONCE`` at a time. It waits once
+    for a GPU, for their number.
     """
     height, width = size
     x, y = centers.long().unbind(1)

@@ -30,8 +30,8 @@ def voxel_coordinates(points: Tensor, voxel_size: Sequence[float],
         a voxel.
 
     Raises:
-        TypeError: ``points`` is no floating point tensor.
-        ValueError: An argument is not of the shape described.
+        TypeError: ``points`` is not a floating point tensor.
+        ValueError: An argument does not have the shape described.
     """
     _check_points(points)
     grid, origin, size = _read_grid(voxel_size, point_cloud_range, points)
@@ -69,9 +69,9 @@ def hard_voxelize(
         points, ``(M, )`` int32.
 
     Raises:
-        TypeError: ``points`` is no floating point tensor, or no sequence of
-            them.
-        ValueError: An argument is not of the shape described.
+        TypeError: ``points`` is neither a floating point tensor nor a
+            sequence of them.
+        ValueError: An argument does not have the shape described.
 
     Examples:
         >>> points = torch.tensor([[0.6, 0.1, 0.1], [0.2, 0.1, 0.1],

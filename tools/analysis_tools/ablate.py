@@ -1,9 +1,9 @@
 r"""Train several configs with several seeds, and compare their results.
 
-The others are compared with the first config. The same command goes on after
-an interruption: finished runs stay, and one that was stopped continues from
-its last checkpoint, which is marked in results.json. A result is for one
-config and data set; the versions of the code stand beside it.
+All configs are compared with the first one. After an interruption the same
+command continues: finished runs stay, and a run that was stopped continues
+from its last checkpoint, which is marked in results.json. A result is for one
+config and data set; the versions of the code are stored with it.
 
 Example:
     python tools/analysis_tools/ablate.py configs/ablation/*_stock_*.py \
@@ -110,7 +110,7 @@ def trained_powers(path: str) -> dict[str, list[float]]:
 
 def run(config: Path, seed: int, amp: bool,
         work_dir: Path) -> dict[str, Any]:
-    """Train with one seed, or go on with it, and evaluate."""
+    """Train with one seed, or continue that training, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
     last = work_dir / 'last_checkpoint'
     resumed = last.exists()

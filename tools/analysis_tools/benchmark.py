@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     if args.device.type == 'cuda':
         if not torch.cuda.is_available():
             parser.error(f'--device {args.device}: torch finds no GPU here')
-        # The device whose work is waited for, and whose memory is counted.
+        # The device to synchronise with, and whose memory is counted.
         torch.cuda.set_device(args.device.index or 0)
     return args
 

@@ -2,7 +2,7 @@
 
 One training reads a synthetic data set of which some scans are truncated,
 empty, missing or full of NaN. Its memory, open files and processes are
-recorded from outside, and at the end it is ended by SIGTERM. The result is in
+recorded from outside, and SIGTERM ends it. The result is in
 WORK_DIR/soak.json; the exit code is 1 if anything grew, was NaN or was left
 behind.
 """

@@ -111,7 +111,7 @@ class BEVImageHook(Hook):
         # matplotlib is imported with the first picture.
         from sigplug.visualization import draw_bev, to_image
         info = dataset.get_data_info(index)
-        # Only a validation by itself has no training loop.
+        # A validation outside of a training has no training loop.
         loop = runner._train_loop
         step = loop.iter if isinstance(loop, BaseLoop) else 0
         try:

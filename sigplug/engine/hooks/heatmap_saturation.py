@@ -29,18 +29,18 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     A cell is wrong if it is a peak (:math:`t = 1`) with :math:`s < 1/2`, or
     background (:math:`t < 1/2`) with :math:`s > 1/2`; next to a peak, where
-    the target lies in between, a high score is no mistake. It gets no
-    gradient beyond a clip with ``grad='zero'``, that is a peak below ``lo``
-    or background above ``hi``: what training can no longer correct. Where no
-    cell is wrong, and with ``grad='straight_through'`` or a loss that does
-    not clip its logits, ``stuck`` is 0. Without a clip the first two count
-    against the default bounds of :class:`sigplug.ClipSigmoid`.
+    the target lies in between, a high score is not a mistake. A wrong cell
+    gets no gradient beyond a clip with ``grad='zero'``, that is as a peak
+    below ``lo`` or as background above ``hi``: training can no longer correct
+    it. Where no cell is wrong, and with ``grad='straight_through'`` or a loss
+    that does not clip its logits, ``stuck`` is 0. Without a clip the first
+    two count against the default bounds of :class:`sigplug.ClipSigmoid`.
 
     The values are logged as ``train/task{i}.{name}`` through the message hub,
     so that mmengine's ``LoggerHook`` writes them to the log and to the
     visualiser. A model with several such heads gets the name of the head in
-    front of ``task``. In a distributed run they are those of rank 0, whose
-    share of the batch stands for all.
+    front of ``task``. In a distributed run only rank 0 is measured, on its
+    share of the batch.
 
     Only every ``interval``-th iteration is measured, which then waits once
     for the device. In the quickstart, on a CPU, that took 0.4 % of the time

@@ -43,20 +43,20 @@ class CenterHead(_CenterHead):
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
-      keeps the task heads in a plain ``ModuleList``, which mmengine passes
-      over, and training starts from scores of 0.5.
+      keeps the task heads in a plain ``ModuleList``, which mmengine skips,
+      and training starts from scores of 0.5.
     - Nothing is predicted for a sample without points, as
       :class:`sigplug.Det3DDataPreprocessor` marks them.
     - A value of a target box that is not finite (a NaN velocity, the
-      logarithm of a zero height) takes its own term out of the loss; upstream
-      masks a NaN too, but NaN times 0 is still NaN.
+      logarithm of a zero height) is left out of the loss; upstream masks a
+      NaN too, but NaN times 0 is still NaN.
 
     Decoding uses the plain sigmoid: the clip is there for the logarithm of
     the loss.
 
-    What is appended to the list ``heatmap_observers`` is called with the
-    number, the logits and the target of each task, ``(B, classes, H, W)`` in
-    float32, whenever the losses are computed.
+    Functions in the list ``heatmap_observers`` are called with the number,
+    the logits and the target of each task, ``(B, classes, H, W)`` in float32,
+    whenever the losses are computed.
 
     Args:
         *args: Those of mmdet3d's ``CenterHead``.
@@ -66,7 +66,7 @@ class CenterHead(_CenterHead):
         **kwargs: Those of mmdet3d's ``CenterHead``.
 
     Raises:
-        TypeError: ``heatmap_act`` is no config.
+        TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits,
             its reduction is not ``'mean'``, or ``code_weights`` in
             ``train_cfg`` does not fit ``common_heads``.
@@ -218,7 +218,7 @@ class CenterHead(_CenterHead):
         Returns:
             list[InstanceData]: ``bboxes_3d``, ``scores_3d`` and
             ``labels_3d`` of each sample; empty where its ``metainfo`` has
-            ``no_points``, whatever an empty map looks like to the network.
+            ``no_points``, whatever the network makes of an empty map.
 
         Raises:
             ValueError: The predictions have another number of samples.

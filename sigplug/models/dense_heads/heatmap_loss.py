@@ -23,7 +23,7 @@ def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
         identity where ``loss`` takes logits.
 
     Raises:
-        TypeError: ``heatmap_act`` is no config.
+        TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss`` takes logits.
     """
     if getattr(loss, 'from_logits', False):

@@ -20,7 +20,7 @@ class InnerNeck(nn.Module):
             themselves.
 
     Raises:
-        TypeError: ``inner`` is no config.
+        TypeError: ``inner`` is not a config.
     """
 
     def __init__(self, inner: dict | list[dict] | None) -> None:
@@ -38,7 +38,7 @@ class InnerNeck(nn.Module):
 
         Raises:
             TypeError: They are neither a tensor nor a tuple or list.
-            ValueError: One of them is no map ``(N, C, H, W)``.
+            ValueError: One of them is not a map ``(N, C, H, W)``.
         """
         name, levels = 'inputs', inputs
         if self.inner is not None:

@@ -84,7 +84,7 @@ class GaussianFocalLossWithLogits(nn.Module):
             weight (Tensor, optional): Elementwise weight; not with
                 ``pos_inds``.
             avg_factor (float | Tensor, optional): Divides the sum.
-            reduction_override (str, optional): Takes the place of
+            reduction_override (str, optional): Used instead of
                 ``reduction``.
 
         Returns:

@@ -89,7 +89,7 @@ class GeMPyramid(InnerNeck):
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
             ValueError: There are more than ``num_outs``, or none, or one is
-                no map.
+                not a map.
         """
         levels = self.compute_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)

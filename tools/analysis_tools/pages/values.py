@@ -108,7 +108,7 @@ def safe_range(tests: list[Function], dtype: torch.dtype) -> str:
 
 
 def sig(value: float, digits: int) -> str:
-    """Return a number of some digits; a zero has no sign."""
+    """Return a number with some digits; a zero has no sign."""
     text = f'{value or 0.0:.{digits}g}'.replace('nan', 'NaN')
     return re.sub(r'e([+-])0', r'e\1', text)
 
