@@ -1,4 +1,4 @@
-"""Checkpoints that do not belong to the model are refused."""
+"""A hook that refuses checkpoints of another model."""
 import logging
 import re
 from collections import OrderedDict

@@ -72,7 +72,7 @@ class GeMContext(InnerNeck):
         True
     """
 
-    # How mmcv names a plugin within its block.
+    # mmcv names the plugin within its block by this.
     _abbr_ = 'gem_context'
 
     def __init__(self,

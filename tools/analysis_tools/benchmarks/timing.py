@@ -81,7 +81,7 @@ class Stepper:
         out = form.call(*self.work.args)
         values = [value.detach() for value in tree_flatten(out)[0]]
         if leaves := self.leaves(form):
-            # Of one sign, so that the sum for p does not cancel.
+            # All of one sign, so that the sum for p does not cancel.
             generator = torch.Generator(out.device).manual_seed(0)
             gradient = torch.rand(out.shape, generator=generator,
                                   device=out.device).to(out.dtype)
