@@ -1,4 +1,4 @@
-"""The arguments that tools share, and what they build from a config."""
+"""The arguments that tools share, and the objects built from a config."""
 import os
 import textwrap
 from argparse import ArgumentParser, Namespace

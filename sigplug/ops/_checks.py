@@ -98,10 +98,10 @@ def check_device(name: str, value: Tensor, x: Tensor) -> None:
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:
-    """Return the smallest and largest value, None where they are not known.
+    """Return the smallest and largest value, None where they are unknown.
 
-    On a GPU that would wait for the device; compilers, fake tensors and vmap
-    have no values.
+    On a GPU that would wait for the device; in compilers, fake tensors and
+    vmap there are no values.
     """
     if (x.device.type != 'cpu' or is_compiling() or torch.jit.is_tracing()
             or x.numel() == 0):

@@ -1,4 +1,4 @@
-"""Which form of an operation is computed: plain PyTorch, or kernels.
+"""The choice between plain PyTorch and kernels for each operation.
 
 The plain form of an operation stands in its file and specifies it; it runs
 everywhere. A backend is a package with faster forms of some operations for
@@ -11,8 +11,8 @@ one kind of device, with the same functions and arguments:
 ``backend='auto'``, the default of each operation, takes the one for the
 device of the input and falls back to the plain form with one warning;
 ``'eager'`` is the plain form. The environment variable ``SIGPLUG_BACKEND``
-says what ``'auto'`` means. An operation that a backend has no kernel for is
-as fast in its plain form, which is then taken.
+sets what ``'auto'`` means. An operation without a kernel in the backend is as
+fast in its plain form, which is then used.
 """
 import functools
 import importlib
@@ -85,10 +85,10 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
     Raises:
         ValueError: There is no backend of this name.
-        BackendError: One is asked for that cannot compute these tensors.
+        BackendError: The requested backend cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or is_watched() or not all(map(has_memory, tensors)):
+    if name == 'eager' or is_traced() or not all(map(has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     # Single values may come from the CPU.
@@ -123,7 +123,7 @@ def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
 
     A derivative of the gradient, or one that is mapped, needs the plain form.
     """
-    kernels_may = (not torch.is_grad_enabled() and not is_watched()
+    kernels_may = (not torch.is_grad_enabled() and not is_traced()
                    and all(map(has_memory, tensors)))
     return form if kernels_may else plain
 
@@ -136,7 +136,7 @@ def check_backend(backend: str) -> None:
 
 
 def _resolve(backend: str) -> str:
-    """Return the name asked for, by the environment for ``'auto'``."""
+    """Return the backend; for ``'auto'``, the environment may name it."""
     check_backend(backend)
     if backend != 'auto' or is_compiling():
         return backend
@@ -186,7 +186,7 @@ def has_memory(x: Tensor) -> bool:
     return True
 
 
-def is_watched() -> bool:
+def is_traced() -> bool:
     """Return whether a compiler, a tracer or a mode sees each operation."""
     # Modes and torch.func would miss what a kernel does. torch has no public
     # way to ask for either.

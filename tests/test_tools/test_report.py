@@ -84,14 +84,14 @@ def test_usage_errors(tmp_path, run_here):
 
 def test_bounds(committed):
     """Against the format of the dtype."""
-    for row in find_table(committed, 'bounds of ours'):
+    for row in find_table(committed, 'bounds, ours'):
         gap = 2.0**-BITS[row['dtype']]
         assert float(row['largest value below 1'].split()[-1]) == (
             pytest.approx(gap, rel=1e-5))
         half = row['dtype'] in ('fp16', 'bf16')
         assert (row['`1 - 1e-4` becomes'] == 'exactly 1') == half
-        assert row['bounds of mmdet3d'].endswith('exactly 1') == half
-        low, high = row['bounds of ours'].split(', 1 - ')
+        assert row['bounds, mmdet3d'].endswith('exactly 1') == half
+        low, high = row['bounds, ours'].split(', 1 - ')
         assert float(high) == pytest.approx(gap if half else 1e-4, rel=2e-4)
         assert float(low) == pytest.approx(1e-4, rel=2e-3)
 

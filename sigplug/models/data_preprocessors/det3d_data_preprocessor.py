@@ -55,7 +55,7 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
         cells = (self._voxelize_by_sort(points) if self._sorts(points) else
                  super().voxelize(points, data_samples))
         last, coors = len(points) - 1, cells['coors']
-        # A GPU is waited for; upstream waits for this number as well.
+        # This waits for a GPU; upstream waits for this number as well.
         if len(coors) and int(coors[-1, 0]) == last:
             return cells
         for name, value in cells.items():

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sigplug.ops import gem_pool
 from sigplug.ops._checks import check_flag, check_positive
+from sigplug.ops.gem_pool import check_windows
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower
