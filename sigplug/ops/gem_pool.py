@@ -21,12 +21,10 @@ from .power_mean import (
     Dims,
     clamp,
     has_inf,
-    is_float,
     power_mean,
     power_mean_forward,
     root,
     stop_at_clamp,
-    without_inf,
 )
 
 IntOrTuple = int | Sequence[int | None] | None
@@ -137,11 +135,6 @@ class Windows:
         pool = F.avg_pool2d if len(self.kernel) == 2 else F.avg_pool3d
         return pool(c, self.kernel, self.stride, self.padding)
 
-    def max(self, c: Tensor) -> Tensor:
-        """Return the maximum of each window."""
-        pool = F.max_pool2d if len(self.kernel) == 2 else F.max_pool3d
-        return pool(c, self.kernel, self.stride, self.padding)
-
     def cut(self, c: Tensor) -> Tensor:
         """Return the cells of each window along new dims in front."""
         sides = [margin for margin in reversed(self.padding) for _ in range(2)]
@@ -185,19 +178,6 @@ def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
     its own maximum.
     """
     c = clamp(x, eps)
-    # PyTorch's pools take no maps without channels.
-    if is_float(p, math.inf) and c.numel():
-        return windows.max(c)
-    if isinstance(p, Tensor) and has_inf(p) and c.numel():
-        largest = windows.max(c)
-        y = _finite_mean(c, without_inf(p), windows, x)
-        return torch.where(p.isinf(), largest, y)
-    return _finite_mean(c, p, windows, x)
-
-
-def _finite_mean(c: Tensor, p: PowerLike, windows: Windows,
-                 x: Tensor) -> Tensor:
-    """Compute the mean of a finite power of clamped elements of ``x``."""
     units = _choose_unit(c, p, windows)
     if units is None:
         dims = tuple(range(len(windows.kernel)))
@@ -216,7 +196,7 @@ def windowed_mean_backward(
     With :math:`v = y / s` a cell has the slope :math:`(c / s)^{p-1} v^{1-p}
     / N` in each of its windows.
     """
-    units = None if has_inf(p) else _choose_unit(clamp(x, eps), p, windows)
+    units = _choose_unit(clamp(x, eps), p, windows)
     if units is None:
         return _differentiate(grad_y, x, p, windows, eps, wants_x, wants_p)
     c, v = _in_units(clamp(x, eps), units), _in_units(y, units)
@@ -263,7 +243,7 @@ def _choose_unit(c: Tensor, p: PowerLike,
     where they need more; None if neither is known to hold all powers, as on
     a GPU, whose values would have to be waited for, and under compilers.
     """
-    if is_compiling() or torch.jit.is_tracing():
+    if is_compiling() or torch.jit.is_tracing() or has_inf(p):
         return None
     powers = find_range(p.detach()) if isinstance(p, Tensor) else (p, p)
     values = find_range(c.detach())

@@ -269,7 +269,7 @@ def power_mean(x: Tensor, p: PowerLike, sets: Any, eps: float | None,
         form = plain
     # Compilers and transforms derive the backward of the plain form.
     if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            and all(map(has_memory, tensors)) and not is_traced()):
+            and not is_traced() and all(map(has_memory, tensors))):
         return _PowerMean.apply(x, p, sets, eps, form, plain)
     return form.forward(x, p, sets, eps)
 
