@@ -1,8 +1,8 @@
 # `make` lists the targets. Options: PYTHON=python3.12 chooses the Python of
 # the environment, ARGS='...' goes to the program that the target runs,
 # EXAMPLES=1000 is how many random examples `make fuzz` draws for each of its
-# properties; with SECONDS=600 it goes over them again and again, by fewer
-# examples, until that time is up. SECONDS is also how long `make soak` trains.
+# properties; with SECONDS=600 it repeats them, with fewer examples each time,
+# until that time is up. SECONDS is also how long `make soak` trains.
 # JOBS=1 runs the tests in one process.
 # COLUMN=torch2.1 takes other versions, those of requirements/columns/, in an
 # environment of their own.
@@ -49,7 +49,7 @@ fuzz: env  ## try random arguments, once or for SECONDS=... over and over
 	--hypothesis-show-statistics tests/*/test_properties.py $(ARGS) \
 	|| exit; [ $$(date +%s) -lt $${FUZZ_UNTIL:-0} ] || break; done
 
-soak: env  ## faults at random moments, then SECONDS=3600 over damaged data
+soak: env  ## faults at random moments, then SECONDS=3600 on damaged data
 	$(VENV)/bin/python -m pytest -m soak
 	$(VENV)/bin/python tools/misc/soak.py --seconds $(or $(SECONDS),3600) \
 	$(ARGS)

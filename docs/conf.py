@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `make docs` calls it, warnings are errors."""
+"""Settings of Sphinx for `make docs`, where warnings are errors."""
 import re
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ def link_registered_name(app, env, node, contnode):
 
 
 def write_formula(translator, node):
-    """As MathML, which browsers draw themselves: no script, no network."""
+    """Write MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
     tex = node.astext()
     # Parentheses as tall as what is in them, by the name that docutils knows.
@@ -73,7 +73,7 @@ def write_formula(translator, node):
 
 
 def setup(app):
-    """Called by Sphinx."""
+    """Register the extensions; Sphinx calls this."""
     app.add_html_math_renderer(
         'mathml', (write_formula, None), (write_formula, None))
     app.connect('missing-reference', link_registered_name)

@@ -1,8 +1,8 @@
 """sigplug in a stock CenterHead: a few lines of its config change.
 
-The config of mmdet3d's head, and the same one with another type: equal losses
-at the default settings, and then a short training with a loss that it does
-not have. Writes center_head.png.
+The config of mmdet3d's head and the same config with another type have equal
+losses at the default settings. Then follows a short training with a loss that
+mmdet3d's head does not have. Writes center_head.png.
 """
 import copy
 
@@ -32,7 +32,7 @@ stock = dict(
     loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
     norm_bbox=True, train_cfg=train_cfg)
 
-# What changes: the type, and then whatever the stock head does not offer.
+# The changes: the type, and then whatever the stock head does not offer.
 ours = dict(stock, type='sigplug.CenterHead')
 logits = dict(
     ours, loss_cls=dict(type='sigplug.GaussianFocalLossWithLogits'))

@@ -10,8 +10,8 @@ from matplotlib.colors import LogNorm
 from sigplug.models import GaussianFocalLossWithLogits
 from sigplug.ops import clip_sigmoid, gaussian_heatmap
 
-# Three objects: the first is found, the second overlooked, and where the
-# model is sure of one more there is nothing.
+# Three places: the first object is found, the second is overlooked, and in the
+# third the model is sure of an object that is not there.
 target = gaussian_heatmap(
     torch.tensor([[12, 14], [34, 30], [38, 10]]), torch.tensor([4, 6, 3]),
     torch.tensor([0, 0, 0]), num_classes=1, size=(44, 52))
@@ -22,7 +22,7 @@ logits = -12 + 26 * seen
 
 
 def focal_loss(scores):
-    """The form of mmdet, of given scores."""
+    """Compute mmdet's form of the loss from scores."""
     peak = target.eq(1)
     gain = scores.log() * (1 - scores)**2 * peak
     gain += (1 - scores).log() * scores**2 * (1 - target)**4 * ~peak

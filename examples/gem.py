@@ -30,8 +30,7 @@ for ax in axes[:5]:
     ax.set_xticks([])
     ax.set_yticks([])
 
-# The whole map as one number, and where training would move p: here to the
-# one that gives 0.6.
+# The whole map as one number, with p trained until that number is 0.6.
 layer = GeM(p=3.0)
 optimizer = torch.optim.Adam(layer.parameters(), lr=0.2)
 for _ in range(200):

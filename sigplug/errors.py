@@ -1,4 +1,4 @@
-"""What is raised where the user can solve the problem."""
+"""The error for problems that the user can solve."""
 
 
 class UserError(Exception):

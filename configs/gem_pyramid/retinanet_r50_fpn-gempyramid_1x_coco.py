@@ -1,4 +1,4 @@
-# P6 and P7 by GeM in place of FPN's strided convolutions.
+# P6 and P7 by GeM instead of FPN's strided convolutions.
 _base_ = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     '../_base_/schedules/gem-power.py',

@@ -13,8 +13,8 @@ from mmengine.logging import print_log
 from sigplug.errors import UserError
 from sigplug.registry import TRANSFORMS
 
-# As if at least so many samples had been seen: one bad sample among the first
-# few says nothing about the share.
+# Count at least so many samples as seen: one bad sample among the first few
+# does not show the share.
 MIN_SEEN = 20
 WARNED_SIZE = 2**20
 FLOAT_BYTES = 4
@@ -24,7 +24,7 @@ class BadSampleError(UserError):
     """A sample that cannot be used; its text names the file and a remedy."""
 
     def __init__(self, text: str) -> None:
-        # That of a data loader's worker arrives behind a traceback.
+        # From a data loader's worker the text arrives behind a traceback.
         super().__init__(text.rpartition(f'{type(self).__name__}: ')[2])
 
 
@@ -38,7 +38,7 @@ class CheckSample:
     or another value of such a point is not finite; in training also if a box
     of a trained class has a value that is not finite, or a size that is not
     positive. Points without finite coordinates, the returns that some sensors
-    miss, are no fault: ``PointsRangeFilter`` drops them.
+    miss, are fine: ``PointsRangeFilter`` drops them.
 
     Bad samples are left out with ``on_bad='skip'``, each file with one
     warning: training takes another sample in its place, at random. In
@@ -46,11 +46,11 @@ class CheckSample:
     points, for which :class:`sigplug.CenterHead` behind
     :class:`sigplug.Det3DDataPreprocessor` predicts nothing.
 
-    The files are read twice, the second time from the memory of the system.
+    The files are read twice, the second time from the system's cache.
 
     Args:
         load_dim (int): Values of each point in the files.
-        sweeps_num (int): That of ``LoadPointsFromMultiSweeps``, whose files
+        sweeps_num (int): As for ``LoadPointsFromMultiSweeps``, whose files
             are checked too: the nearest, and in training, where it draws
             among them, all. Defaults to 0.
         on_bad (str): ``'raise'`` or ``'skip'``. Defaults to ``'raise'``.
@@ -94,7 +94,7 @@ class CheckSample:
         """Check a sample.
 
         Args:
-            results (dict): What the dataset knows of it; left as it is,
+            results (dict): The sample from the dataset; left as it is,
                 unless it becomes a sample without points.
 
         Returns:
@@ -121,7 +121,7 @@ class CheckSample:
             print_log(f'Bad data, {what}: {text}', 'current', logging.WARNING)
         if training:
             return None
-        # mmdet3d's loaders make no points of it, whatever their options.
+        # mmdet3d's loaders read no points from it, whatever their options.
         results['lidar_points'] = dict(
             results['lidar_points'], lidar_path=os.devnull)
         results.pop('lidar_sweeps', None)
@@ -136,8 +136,8 @@ class CheckSample:
                 f'last one is {text} Restore the data, or raise max_bad.')
 
     def _find_problems(self, results: dict) -> Iterator[tuple[str, str]]:
-        """Yield files with what is wrong about them or their boxes."""
-        # What mmdet3d's inferencer brings itself has no file.
+        """Yield each bad file with what is wrong with it or its boxes."""
+        # The points that mmdet3d's inferencer passes on have no file.
         if 'lidar_path' not in results.get('lidar_points', {}):
             return
         key_frame = results['lidar_points']['lidar_path']

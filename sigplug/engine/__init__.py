@@ -1,4 +1,4 @@
-"""What a run needs around mmengine's Runner.
+"""Everything that a run needs around mmengine's Runner.
 
 Nothing is imported here: ``import sigplug`` loads :mod:`.upstream_fixes` and
 :mod:`.versions` only.

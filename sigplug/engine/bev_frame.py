@@ -1,4 +1,4 @@
-"""From samples and detectors to the arguments of ``draw_bev``."""
+"""Arguments of ``draw_bev`` from samples and detectors."""
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def predictions(sample: BaseDataElement,
 
 
 class HeatmapReader:
-    """Reads the heatmaps that a ``CenterHead`` gives, until it is closed.
+    """Reader of the heatmaps that a ``CenterHead`` gives, until closed.
 
     Args:
         head (nn.Module): mmdet3d's ``CenterHead``, or one derived from it.
@@ -93,8 +93,8 @@ class HeatmapReader:
         self._handle = head.register_forward_hook(self._keep)
 
     @classmethod
-    def find(cls, model: nn.Module) -> 'HeatmapReader | None':
-        """Attach a reader to the head of a detector, if it has such one."""
+    def attach(cls, model: nn.Module) -> 'HeatmapReader | None':
+        """Attach a reader to the ``CenterHead`` of a detector, if any."""
         from mmdet3d.models import CenterHead
         head = getattr(model, 'pts_bbox_head', None)
         return cls(head) if isinstance(head, CenterHead) else None
@@ -103,12 +103,12 @@ class HeatmapReader:
         self._outputs = outputs
 
     def close(self) -> None:
-        """Leave the head alone."""
+        """Detach from the head."""
         self._handle.remove()
         self._outputs = None
 
     def read(self, index: int = 0) -> dict[str, Any]:
-        """Return the highest score of all classes and the place of the map.
+        """Return the highest score of all classes and where the map lies.
 
         Args:
             index (int): The sample of the last batch. Defaults to 0.

@@ -1,4 +1,4 @@
-"""Reading mmengine's checkpoints without running code that they may hold."""
+"""Read mmengine's checkpoints without running code that they may contain."""
 import pickle
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mmengine.utils import digit_version
 
 from sigplug.errors import UserError
 
-# Whether torch.load is safe by default, and takes exceptions.
+# From this version on torch.load is safe by default, and takes exceptions.
 HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
 
 
@@ -31,7 +31,8 @@ def load_safely(path: str, map_location: Any = None,
         Any: The content.
 
     Raises:
-        pickle.UnpicklingError: It names what no checkpoint of mmengine names.
+        pickle.UnpicklingError: It names something that mmengine's checkpoints
+            never name.
     """
     options: dict[str, Any] = dict(weights_only=True)
     if not HAS_ALLOW_LIST:
@@ -52,7 +53,7 @@ def read_checkpoint(path: str, map_location: Any = None,
         dict: The checkpoint.
 
     Raises:
-        UserError: It cannot be read, or would run code, or is no dict.
+        UserError: It cannot be read, or would run code, or is not a dict.
     """
     try:
         checkpoint = load_safely(path, map_location, mmap)
@@ -128,14 +129,14 @@ def _reconstruct(*args: Any) -> np.ndarray:
 
 
 def allowed_globals() -> dict[str, Any]:
-    """Return what mmengine's checkpoints name beside weights, by its name.
+    """Return the objects that mmengine's checkpoints refer to, by name.
 
     These are the logged values (``HistoryBuffer``, which holds numpy arrays),
     a numpy scalar as best score, nested dicts of a dataset's ``metainfo``
     (``ConfigDict``) and the annealing function of ``OneCycleLR``.
 
     Returns:
-        dict[str, Any]: What pickle gets for each name.
+        dict[str, Any]: The object that pickle gets for each name.
     """
     allowed = {
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
@@ -160,9 +161,9 @@ def allowed_globals() -> dict[str, Any]:
 
 
 def _restricted_pickle() -> SimpleNamespace:
-    """Return a ``pickle_module`` that knows what is allowed.
+    """Return a ``pickle_module`` that loads only what is allowed.
 
-    As torch's own, it is written in Python to watch what a checkpoint sets.
+    Like torch's own, it is written in Python to check what a checkpoint sets.
     """
     from torch._weights_only_unpickler import _get_allowed_globals
     known = dict(_get_allowed_globals(), **allowed_globals())

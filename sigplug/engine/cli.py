@@ -1,4 +1,4 @@
-"""The arguments that tools share, and what they build from a config."""
+"""The arguments that tools share, and the objects built from a config."""
 import os
 import textwrap
 from argparse import ArgumentParser, Namespace
@@ -74,19 +74,6 @@ def parse_args(parser: ArgumentParser) -> Namespace:
         if args.launcher in RANKS:
             os.environ['RANK'] = os.environ.get(RANKS[args.launcher], '0')
     return args
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:

@@ -14,7 +14,7 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
     """Lock a folder for this process, until it ends.
 
     Args:
-        folder (str): The folder, made if it is not there.
+        folder (str): The folder, made if missing.
         option (str): The option that names another folder. Defaults to
             ``'--work-dir'``.
 

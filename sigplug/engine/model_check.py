@@ -1,4 +1,4 @@
-"""The parts of a LiDAR heatmap detector, compared with one another."""
+"""A check that the parts of a LiDAR heatmap detector fit together."""
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,9 +14,9 @@ from .preflight import iter_datasets, iter_dicts
 def check_model(cfg: Config) -> None:
     """Compare the parts of a LiDAR heatmap detector with one another.
 
-    What does not fit would end in an error about shapes at best, and in boxes
-    at the wrong place or in classes that are never trained at worst. Other
-    models are left alone.
+    A mismatch would end in an error about shapes at best, and in boxes at the
+    wrong place or in classes that are never trained at worst. Other models
+    are left alone.
 
     Args:
         cfg (Config): The config.
@@ -46,8 +46,8 @@ def check_model(cfg: Config) -> None:
         # A name stands for a file, which mmengine reads.
         if not isinstance(classes, (list, tuple)):
             continue
-        # A head of the first classes alone is tested as it is, but in
-        # training objects of the others would be background to it.
+        # A head of only the first classes may be tested, but in training it
+        # would take objects of the others for background.
         expected = len(names)
         if key.startswith('train'):
             expected = min([len(classes), *_count_filtered_classes(node)])
@@ -72,7 +72,7 @@ def _count_filtered_classes(dataset: dict) -> Iterator[int]:
 def _order_differs(names: Iterable[str], classes: Iterable[str]) -> bool:
     """Return whether a name stands at another place in the other list.
 
-    Names that only one list has are no matter: the label is the place.
+    The place is the label, so names in only one of the lists do not matter.
     """
     first, second = ([re.sub(r'[\W_]', '', str(name)).lower()
                       for name in group] for group in (names, classes))

@@ -1,4 +1,4 @@
-"""Checks before a run, and clear words for the failures that are known.
+"""Checks before a run, and clear messages for known failures.
 
 Each check raises a :class:`sigplug.errors.UserError`, whose one message
 names the problem and the remedy. None of them changes the config.
@@ -59,7 +59,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
 
 def check_stack(cfg: Config) -> None:
-    """Import the packages that the scope of the config stands on.
+    """Import the packages that the scope of the config needs.
 
     Args:
         cfg (Config): The config.
@@ -190,7 +190,7 @@ def explain_registry_errors(cfg: Config) -> Iterator[None]:
         cfg (Config): The config that is built from.
 
     Raises:
-        UserError: In place of the registry's error.
+        UserError: Instead of the registry's error.
     """
     try:
         yield
@@ -225,7 +225,7 @@ def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
             loader or a dataset.
 
     Raises:
-        UserError: In place of the error.
+        UserError: Instead of the dataset's error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the command lines of training and testing change in a config.
+"""Changes to a config that ``tools/train.py`` and ``tools/test.py`` make.
 
 :func:`prepare_training` and :func:`prepare_test` list the changes in their
 order; each is a function of its own below.
@@ -76,7 +76,7 @@ def prepare_test(cfg: Config, args: Namespace) -> None:
 
 
 def _set_work_dir(cfg: Config, args: Namespace) -> None:
-    """Take the work dir of the command line, the config, or a default."""
+    """Take the work dir of the command line, of the config, or a default."""
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -87,7 +87,7 @@ def _set_work_dir(cfg: Config, args: Namespace) -> None:
 def _enable_amp(cfg: Config) -> None:
     """Switch to mixed precision: float16 on a GPU, bfloat16 on the CPU.
 
-    A ``dtype`` in ``cfg.optim_wrapper`` takes the place of these.
+    A ``dtype`` in ``cfg.optim_wrapper`` overrides these.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
@@ -170,8 +170,8 @@ def set_resume(cfg: Config, resume: str) -> None:
 def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
     """Return the last checkpoint to continue from, and its ``meta``.
 
-    mmengine's file ``last_checkpoint`` names it; where that one does not
-    exist or cannot be read, it is the newest of the others.
+    mmengine's file ``last_checkpoint`` names it. If it does not exist or
+    cannot be read, the newest other one is taken.
     """
     candidates = _list_checkpoints(cfg)
     record = osp.join(cfg.work_dir, 'last_checkpoint')
@@ -253,9 +253,9 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 
     mmengine initialises GPUs only, so that without one the process group is
     created here and the model is wrapped without a device. The processes wait
-    for one another ``env_cfg.dist_cfg.timeout`` seconds of the config,
-    without it torch's 30 minutes (an evaluation by the first process must end
-    in that time).
+    for one another as long as ``env_cfg.dist_cfg.timeout`` allows, in
+    seconds; by default that is torch's 30 minutes, within which an evaluation
+    by the first process must end.
 
     Args:
         cfg (Config): The config, changed in place.
@@ -267,8 +267,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'none':
         return
-    # One process may wait for another in C++, where no handler of Python
-    # runs: there SIGTERM ends each at once.
+    # A process may wait for another in C++, where no Python handler runs: let
+    # SIGTERM end each at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UserError(

@@ -1,4 +1,4 @@
-"""How the process of a command-line tool ends, and which of several prints."""
+"""The exit codes of the command-line tools, and printing from one process."""
 import errno
 import os
 import signal
@@ -11,8 +11,8 @@ import torch.distributed
 
 from sigplug.errors import UserError
 
-# What the system says where there is no room: on the disk, in the quota, or
-# under the limit of the process.
+# The errors for no room: on the disk, in the quota, or under the limit of the
+# process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,7 +34,7 @@ def run_tool(main: Callable[[], None]) -> int:
     except UserError as error:
         if is_rank_zero():
             print(f'error: {error}', file=sys.stderr, flush=True)
-        # Once the processes work together, it may be one of them alone.
+        # In a distributed run it may concern one of the processes alone.
         elif torch.distributed.is_initialized():
             print(f'error in process {torch.distributed.get_rank()}: {error}',
                   file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
         work_dir (Path): The work dir of ``tools/test.py``.
 
     Returns:
-        dict[str, Any]: As of :func:`summarize_nuscenes`.
+        dict[str, Any]: As from :func:`summarize_nuscenes`.
     """
     newest = max(
         work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
@@ -52,12 +52,12 @@ def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a file, never a part of one."""
+    """Write a text file, whole or not at all."""
     partial = f'{path}.partial'
     Path(partial).write_text(text)
     os.replace(partial, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, never a part of one."""
+    """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + '\n')

@@ -1,4 +1,4 @@
-"""A long job as a row of tools, each in a process of its own."""
+"""A long job as a sequence of tools, each in a process of its own."""
 import os
 import shlex
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# What a stage needs in its environment.
+# The environment variables that a stage needs.
 SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
             'CUDA_VISIBLE_DEVICES')
 GPU_PROBE = """
@@ -20,7 +20,7 @@ LINES_OF_A_FAILURE = 15
 
 
 def relative(path: Path | str) -> str:
-    """Return a path as it is typed: relative, if below the working dir."""
+    """Return a path as one types it: relative, if below the working dir."""
     path = os.path.relpath(path)
     return os.path.abspath(path) if path.startswith('..') else path
 
@@ -54,7 +54,7 @@ def run_stage(name: str, tool: Path | str, *args: Any,
         process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             _, status, usage = os.wait4(process.pid, 0)
-        # Ctrl-C, or SIGTERM as an exception. It would go on alone.
+        # Ctrl-C, or SIGTERM as an exception. The tool would go on alone.
         except BaseException:
             process.terminate()
             process.wait()
@@ -84,10 +84,10 @@ def run_stage(name: str, tool: Path | str, *args: Any,
 def hide_unusable_gpus() -> None:
     """Keep the stages on the CPU if mmcv's operators cannot use the GPU.
 
-    mmengine would choose the GPU, and the training fail in voxelisation.
+    mmengine would choose the GPU, and training would fail in voxelisation.
     """
     # In a process of its own: the memory of this one counts as that of each
-    # stage. Where mmcv is missing, the training will say so.
+    # stage. Where mmcv is missing, the training reports it.
     probe = subprocess.run([sys.executable, '-c', GPU_PROBE],
                            capture_output=True, text=True)
     if probe.stdout.strip() == 'unusable':

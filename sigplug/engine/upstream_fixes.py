@@ -1,4 +1,4 @@
-"""What sigplug changes outside itself, because upstream leaves no other way.
+"""Changes outside sigplug, for which upstream leaves no other way.
 
 ``import sigplug`` calls :func:`allow_mmengine_checkpoints`, as the loading of
 a checkpoint is mmengine's; the command-line tools call the others.
@@ -20,8 +20,8 @@ def allow_mmengine_checkpoints() -> None:
     Since torch 2.6 ``weights_only=True`` is the default, and it refuses the
     objects that mmengine stores beside the weights
     (https://github.com/open-mmlab/mmengine/issues/1655). They are
-    allow-listed one by one, see :func:`.checkpoint.allowed_globals`; the
-    safety stays on for everything else. Older versions of torch have no such
+    allow-listed one by one, see :func:`.checkpoint.allowed_globals`;
+    everything else is still refused. Older versions of torch have no such
     list, and nothing is done there.
     """
     if HAS_ALLOW_LIST:
@@ -34,9 +34,9 @@ def load_checkpoints_safely() -> None:
 
     mmengine's own loaders are unsafe before torch 2.6, and later still for
     what they download
-    (https://github.com/open-mmlab/mmengine/issues/1655). These take their
-    place, through mmengine's register. ``torch.load`` itself is left alone,
-    and so are the names of mmengine's model zoos (``torchvision://``,
+    (https://github.com/open-mmlab/mmengine/issues/1655). These loaders
+    replace them, through mmengine's register. ``torch.load`` itself is left
+    alone, and so are the names of mmengine's model zoos (``torchvision://``,
     ``open-mmlab://``).
     """
     from mmengine.runner import CheckpointLoader
@@ -66,7 +66,7 @@ def load_from_url(url: str, map_location: Any = None) -> dict[str, Any]:
 def supply_numpy_long() -> None:
     """Give numpy the ``long`` that mmdet3d's ``ObjectSample`` needs.
 
-    It went in numpy 1.24 and is this very type again since 2.0
+    numpy 1.24 removed it; since 2.0 it is this very type again
     (https://github.com/open-mmlab/mmdetection3d/issues/2821).
     """
     vars(np).setdefault('long', np.int_)

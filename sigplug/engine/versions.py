@@ -10,8 +10,8 @@ def warn_about_unsupported_versions() -> None:
     """Warn about packages that are older or newer than sigplug is made for.
 
     The ranges are those of ``requirements/mminstall.txt``, which an installed
-    sigplug has in its metadata. This is no error, which mmengine would turn
-    into "not in the registry".
+    sigplug has in its metadata. It is a warning, since mmengine would turn an
+    error into "not in the registry".
     """
     try:
         wanted = [Requirement(line) for line in requires('sigplug') or []]

@@ -1,8 +1,8 @@
 """Model parts.
 
 The parts that need only mmengine are imported here; ``dense_heads``,
-``voxel_encoders`` and ``data_preprocessors`` import mmdet and mmdet3d, once
-they are asked for.
+``voxel_encoders`` and ``data_preprocessors`` import mmdet and mmdet3d, and are
+imported once a config asks for them.
 """
 from .layers import ClipSigmoid, GeM, GeMContext
 from .losses import GaussianFocalLossWithLogits

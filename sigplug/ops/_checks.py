@@ -12,6 +12,9 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8,
                   torch.uint8)
 
+# The power of a generalised mean.
+PowerLike = float | Tensor
+
 
 def check_number(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is a real number."""
@@ -95,10 +98,10 @@ def check_device(name: str, value: Tensor, x: Tensor) -> None:
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:
-    """Return the smallest and largest value, None where they are not known.
+    """Return the smallest and largest value, None where they are unknown.
 
-    On a GPU that would wait for the device; compilers, fake tensors and vmap
-    have no values.
+    On a GPU that would wait for the device; in compilers, fake tensors and
+    vmap there are no values.
     """
     if (x.device.type != 'cpu' or is_compiling() or torch.jit.is_tracing()
             or x.numel() == 0):
@@ -116,3 +119,33 @@ def fits_into(shape: torch.Size, larger: torch.Size) -> bool:
         return torch.broadcast_shapes(shape, larger) == larger
     except RuntimeError:
         return False
+
+
+def check_input(x: Tensor, eps: float | None) -> None:
+    """Raise an error unless ``x`` and ``eps`` can be pooled."""
+    check_float_tensor('x', x)
+    if eps is not None:
+        check_positive('eps', eps)
+
+
+def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
+    """Return a float, or a tensor as precise as the sums; 0-d if it is one.
+
+    Raises:
+        TypeError: ``p`` does not hold real numbers.
+        ValueError: It is not above 0 or on another device.
+    """
+    if not isinstance(p, Tensor):
+        if not is_number(p) or not p > 0:
+            raise ValueError('p must be a number above 0 (inf gives the '
+                             'maximum) or a tensor of such numbers, but got '
+                             f'{p!r}')
+        return float(p)
+    if p.is_complex() or p.dtype == torch.bool:
+        raise TypeError(f'p must hold real numbers, but is of {p.dtype}')
+    values = find_range(p.detach())
+    if values and not values[0] > 0:
+        raise ValueError(f'p must be above 0, but got {p.tolist()}')
+    check_device('p', p, x)
+    p = p.to(torch.promote_types(x.dtype, torch.float32))
+    return p.reshape(()) if p.numel() == 1 else p

@@ -1,4 +1,4 @@
-"""Whether a compiler or an exporter reads the code that runs."""
+"""Detection of compilers and exporters that trace the running code."""
 import torch
 
 if hasattr(torch.compiler, 'is_compiling'):
@@ -12,8 +12,8 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 def is_exporting() -> bool:
-    """Return whether a program for another runtime is made, for ONNX or not.
+    """Return whether a program is exported, to ONNX or another runtime.
 
-    Not all of those have float64, and each node costs them.
+    Some runtimes have no float64, and each node costs time.
     """
     return torch.onnx.is_in_onnx_export() or _is_exporting()

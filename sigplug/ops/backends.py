@@ -1,4 +1,4 @@
-"""Which form of an operation is computed: plain PyTorch, or kernels.
+"""The choice between plain PyTorch and kernels for each operation.
 
 The plain form of an operation stands in its file and specifies it; it runs
 everywhere. A backend is a package with faster forms of some operations for
@@ -11,16 +11,15 @@ one kind of device, with the same functions and arguments:
 ``backend='auto'``, the default of each operation, takes the one for the
 device of the input and falls back to the plain form with one warning;
 ``'eager'`` is the plain form. The environment variable ``SIGPLUG_BACKEND``
-says what ``'auto'`` means. An operation that a backend has no kernel for is
-as fast in its plain form, which is then taken.
+sets what ``'auto'`` means. An operation without a kernel in the backend is as
+fast in its plain form, which is then used.
 """
 import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ def available_backends() -> tuple[str, ...]:
         device, compiler and libraries are there.
     """
     return ('auto', 'eager', *(name for name in BACKENDS
-                               if not isinstance(_load(name), str)))
+                               if not _load(name).problem))
 
 
 def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
@@ -86,10 +85,10 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
     Raises:
         ValueError: There is no backend of this name.
-        BackendError: One is asked for that cannot compute these tensors.
+        BackendError: The requested backend cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or _is_watched() or not all(map(_has_memory, tensors)):
+    if name == 'eager' or is_traced() or not all(map(has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     # Single values may come from the CPU.
@@ -102,17 +101,16 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
                      if kind == device.type), 'eager')
         if name == 'eager':
             return plain
-    package = _load(name)
-    if isinstance(package, str):
-        problem = package
-    elif device.type != BACKENDS[name][0]:
+    kernels = _load(name)
+    problem = kernels.problem
+    if not problem and device.type != BACKENDS[name][0]:
         problem = f'it computes {BACKENDS[name][0]} tensors, not {device.type}'
-    elif dtype.is_floating_point and dtype not in package.DTYPES:
-        if not asked:
-            return plain
-        problem = f'it does not compute {str(dtype)[6:]}'
-    else:
-        return package.FORMS.get(plain.operation, plain)
+    if not problem and (
+            dtype in kernels.dtypes or not dtype.is_floating_point):
+        return kernels.forms.get(plain.operation, plain)
+    if not problem and not asked:
+        return plain
+    problem = problem or f'it does not compute {str(dtype)[6:]}'
     if asked:
         raise BackendError(f'backend={name!r} cannot be used: {problem}. '
                            f'Available: {", ".join(available_backends())}')
@@ -125,8 +123,8 @@ def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
 
     A derivative of the gradient, or one that is mapped, needs the plain form.
     """
-    kernels_may = (not torch.is_grad_enabled() and not _is_watched()
-                   and all(map(_has_memory, tensors)))
+    kernels_may = (not torch.is_grad_enabled() and not is_traced()
+                   and all(map(has_memory, tensors)))
     return form if kernels_may else plain
 
 
@@ -138,7 +136,7 @@ def check_backend(backend: str) -> None:
 
 
 def _resolve(backend: str) -> str:
-    """Return the name asked for, by the environment for ``'auto'``."""
+    """Return the backend; for ``'auto'``, the environment may name it."""
     check_backend(backend)
     if backend != 'auto' or is_compiling():
         return backend
@@ -149,16 +147,24 @@ def _resolve(backend: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class _Kernels:
+    """What a backend computes, or why it is not there."""
+
+    forms: Mapping[str, Form]
+    dtypes: Collection[torch.dtype]
+    problem: str = ''
+
+
 @functools.cache
-def _load(name: str) -> ModuleType | str:
-    """Return the package of a backend, or why it is not there."""
+def _load(name: str) -> _Kernels:
     try:
         package = importlib.import_module(
             f'.{BACKENDS[name][1]}', __package__)
         package.prepare()
     except (ImportError, OSError, BackendError) as error:
-        return str(error)
-    return package
+        return _Kernels({}, (), str(error))
+    return _Kernels(package.FORMS, package.DTYPES)
 
 
 @functools.cache
@@ -170,7 +176,7 @@ def _warn_once(name: str, problem: str) -> None:
         stacklevel=2)
 
 
-def _has_memory(x: Tensor) -> bool:
+def has_memory(x: Tensor) -> bool:
     """Return whether kernels may read the memory of a tensor as it is."""
     if (type(x) not in (Tensor, torch.nn.Parameter)
             or x.layout is not torch.strided
@@ -180,7 +186,7 @@ def _has_memory(x: Tensor) -> bool:
     return True
 
 
-def _is_watched() -> bool:
+def is_traced() -> bool:
     """Return whether a compiler, a tracer or a mode sees each operation."""
     # Modes and torch.func would miss what a kernel does. torch has no public
     # way to ask for either.

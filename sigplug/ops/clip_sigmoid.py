@@ -131,7 +131,7 @@ def clip_sigmoid(x: Tensor,
     check_backend(backend)
     low, high = representable_bounds(min_val, max_val, x.dtype)
     y = torch.sigmoid(upcast_half(x)).clamp(low, high)
-    # What runs an ONNX model takes no gradient.
+    # An ONNX model takes no gradient.
     if grad == 'straight_through' and not torch.onnx.is_in_onnx_export():
         y = _with_gradient_of_sigmoid(y, upcast_half(x))
     return y.to(x.dtype)

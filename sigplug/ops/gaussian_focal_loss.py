@@ -22,7 +22,7 @@ from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
-# What mmdet adds inside its logarithms and to avg_factor.
+# mmdet adds this inside its logarithms and to avg_factor.
 LOG_EPS = 1e-12
 AVG_FACTOR_EPS = torch.finfo(torch.float32).eps
 
@@ -31,8 +31,7 @@ AVG_FACTOR_EPS = torch.finfo(torch.float32).eps
 class FocalOptions:
     """The numbers in the formula of the loss.
 
-    They are those of :func:`gaussian_focal_loss_with_logits`, which also
-    names the errors.
+    :func:`gaussian_focal_loss_with_logits` explains them and their errors.
     """
 
     alpha: float = 2.0
@@ -104,8 +103,8 @@ def gaussian_focal_loss_with_logits(
             the loss. Defaults to None.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
             Defaults to ``'mean'``.
-        avg_factor (float | Tensor, optional): Divides the sum in place of
-            the number of elements; only with ``'mean'`` and (without effect)
+        avg_factor (float | Tensor, optional): Divides the sum instead of the
+            number of elements; only with ``'mean'`` and (without effect)
             ``'none'``. Defaults to None.
         backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
             :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
@@ -116,10 +115,10 @@ def gaussian_focal_loss_with_logits(
         a scalar.
 
     Raises:
-        TypeError: ``logits`` is not a floating point tensor, or an argument
-            of another type than above.
+        TypeError: ``logits`` is not a floating point tensor, or another
+            argument has a type other than above.
         ValueError: Another argument is out of its range.
-        BackendError: The backend that is asked for cannot be used.
+        BackendError: The requested backend cannot be used.
 
     Examples:
         >>> logits = torch.tensor([100., -100., 0.])
@@ -167,8 +166,11 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
     x = upcast_half(logits)
     t = target.to(x.dtype)
     if options.clip is None:
-        # Not 1 - q, which would lose its digits.
-        q, not_q = torch.sigmoid(x), torch.sigmoid(-x)
+        # Not 1 - q, which would lose its digits; and without the slopes of 0
+        # beyond the bound, which would meet infinite logarithms.
+        bound = 800.0 if x.dtype == torch.float64 else 110.0
+        inner = x.clamp(-bound, bound)
+        q, not_q = torch.sigmoid(inner), torch.sigmoid(-inner)
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     else:
         q = torch.sigmoid(x).clamp(*options.bounds(x.dtype))
@@ -182,7 +184,7 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
 
 def focal_loss_backward(grad: Tensor, logits: Tensor, target: Tensor,
                         options: FocalOptions, rows: int | None) -> Tensor:
-    """Differentiate the plain form: what a second derivative goes through."""
+    """Differentiate the plain form, in a way that can be differentiated."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         x = logits if create_graph else logits.detach().requires_grad_()
@@ -214,7 +216,7 @@ class _FocalLoss(torch.autograd.Function):
 
 
 def _power(q: Tensor, exponent: float) -> Tensor:
-    """Raise a probability, kept away from 0, where the slope is infinite."""
+    """Raise a probability to a power, above 0 to keep the slope finite."""
     return q.clamp(min=torch.finfo(q.dtype).tiny).pow(exponent)
 
 
@@ -253,7 +255,7 @@ def _check_avg_factor(avg_factor: float | Tensor | None,
     if reduction == 'sum':
         raise ValueError("avg_factor does not go with reduction='sum': use "
                          "'mean', or divide the sum yourself")
-    # A tensor is not looked into: that of a head is on a GPU.
+    # The value of a tensor is not read: that would wait for a GPU.
     if isinstance(avg_factor, Tensor):
         fits = avg_factor.numel() == 1
     else:

@@ -15,8 +15,8 @@ from ._checks import (
 )
 from .backends import Form, select
 
-# Bounds the memory of the drawing, some 70 bytes a cell, and lets its
-# temporaries stay in a cache.
+# Bounds the memory of the drawing, some 70 bytes a cell, and keeps its
+# temporaries in a cache.
 CELLS_AT_ONCE = 2**17
 
 
@@ -115,7 +115,7 @@ def gaussian_heatmap(centers: Tensor,
         TypeError: An input is not an integer tensor.
         ValueError: The shapes or devices do not fit together, or a radius, a
             label, ``num_classes`` or ``size`` is out of its range.
-        BackendError: The backend that is asked for cannot be used.
+        BackendError: The requested backend cannot be used.
     """
     for name, value in (('centers', centers), ('radii', radii), ('labels',
                                                                  labels)):
@@ -148,9 +148,9 @@ def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
                  num_classes: int, size: tuple[int, int]) -> Tensor:
     """Draw in plain PyTorch, without a loop over the objects.
 
-    Beside the heatmap its memory is bounded whatever the radii: the cells of
-    all squares are numbered through and drawn ``CELLS_AT_ONCE`` at a time. It
-    waits once for a GPU, for their number.
+    Its memory besides the heatmap is bounded for all radii: the cells of all
+    squares are numbered and drawn ``CELLS_AT_ONCE`` at a time. It waits once
+    for a GPU, for their number.
     """
     height, width = size
     x, y = centers.long().unbind(1)

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_flag, check_tensor, fits_into
+from ._checks import (
+    PowerLike,
+    check_device,
+    check_flag,
+    check_input,
+    check_tensor,
+    fits_into,
+    prepare_power,
+)
 from .power_mean import (
     Dims,
-    PowerLike,
-    check_input,
     power_mean,
-    prepare_power,
 )
 
 
@@ -83,7 +88,7 @@ def generalized_mean(x: Tensor,
     if mask is not None:
         mask = _check_mask(mask, x)
 
-    y = power_mean(x, p, Dims(dims), mask, eps, backend)
+    y = power_mean(x, p, Dims(dims, mask), eps, backend)
     return (y if keepdim else y.squeeze(dims)).to(x.dtype)
 
 

@@ -8,37 +8,6 @@ from ._checks import check_float_tensor, check_integer, is_number
 from ._dtypes import upcast_half
 
 
-def voxel_coordinates(points: Tensor, voxel_size: Sequence[float],
-                      point_cloud_range: Sequence[float]) -> Tensor:
-    r"""Return the voxel of each point, mmcv's dynamic voxelisation.
-
-    .. math::
-        c = \lfloor (x - x_{\min}) / s \rfloor
-
-    in float32 (float64 for such points), of which the points outside of the
-    grid and those with a NaN have none.
-
-    Args:
-        points (Tensor): Points ``(x, y, z, ...)`` in metres, shape
-            ``(N, C)``.
-        voxel_size (Sequence[float]): Extents along x, y, z in metres.
-        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
-            y_max, z_max)`` in metres.
-
-    Returns:
-        Tensor: ``(z, y, x)``, shape ``(N, 3)`` int32; -1 for a point without
-        a voxel.
-
-    Raises:
-        TypeError: ``points`` is no floating point tensor.
-        ValueError: An argument is not of the shape described.
-    """
-    _check_points(points)
-    grid, origin, size = _read_grid(voxel_size, point_cloud_range, points)
-    cells, inside = _find_cells(points, grid, origin, size)
-    return torch.where(inside.unsqueeze(1), cells, -1).int().flip(1)
-
-
 def hard_voxelize(
         points: Tensor | Sequence[Tensor], voxel_size: Sequence[float],
         point_cloud_range: Sequence[float], max_points: int,
@@ -48,9 +17,9 @@ def hard_voxelize(
     The result is that of mmcv's deterministic hard voxelisation, bit for bit
     and in its order: voxels in the order of their first points, of which the
     first ``max_voxels`` are kept, and in each its first ``max_points``
-    points. It takes a stable sort in place of a loop over the points (on
-    CUDA mmcv numbers the voxels in a single thread), and waits once for the
-    device, for the number of voxels.
+    points. A stable sort replaces the loop over the points (on CUDA mmcv
+    numbers the voxels in a single thread). It waits once for the device, for
+    the number of voxels.
 
     Args:
         points (Tensor | Sequence[Tensor]): Points ``(x, y, z, ...)`` in
@@ -69,9 +38,9 @@ def hard_voxelize(
         points, ``(M, )`` int32.
 
     Raises:
-        TypeError: ``points`` is no floating point tensor, or no sequence of
-            them.
-        ValueError: An argument is not of the shape described.
+        TypeError: ``points`` is neither a floating point tensor nor a
+            sequence of them.
+        ValueError: An argument does not have the shape described.
 
     Examples:
         >>> points = torch.tensor([[0.6, 0.1, 0.1], [0.2, 0.1, 0.1],
@@ -123,10 +92,10 @@ def hard_voxelize(
     number = number - torch.stack(offsets)[sample]
     row = number + (kept.cumsum(0) - kept)[sample]
     fits = inside & (number < max_voxels)
-    # Here a GPU is waited for.
+    # This waits for a GPU.
     count = int(kept.sum())
 
-    # What is not kept goes to one more row, which is cut off.
+    # Points that are not kept go to one more row, which is cut off.
     row = torch.where(fits, row, count)
     voxel = row[first]
     in_voxel = fits[first] & inside[order]
@@ -162,7 +131,7 @@ def _read_grid(
                             ('point_cloud_range', point_cloud_range, 6)):
         if len(values) != n or not all(map(is_number, values)):
             raise ValueError(f'{name} must be {n} numbers, but got {values}')
-    # In float32 as mmcv, whose grid is rounded like this.
+    # In float32, as mmcv rounds its grid.
     bounds = torch.tensor(point_cloud_range, dtype=torch.float32)
     size = torch.tensor(voxel_size, dtype=torch.float32)
     grid = ((bounds[3:] - bounds[:3]) / size).round().long().tolist()
@@ -179,7 +148,7 @@ def _find_cells(points: Tensor, grid: list[int], origin: Tensor,
                 size: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cell ``(x, y, z)`` of each point, and whether it has one."""
     cells = ((upcast_half(points[:, :3]) - origin) / size).floor()
-    # Compared as numbers: a NaN has no integer.
+    # Compared as floats: a NaN has no integer value.
     last = torch.stack([cells[:, axis] < n for axis, n in enumerate(grid)], 1)
     inside = ((cells >= 0) & last).all(1)
     return torch.where(inside.unsqueeze(1), cells, 0).long(), inside

@@ -3,18 +3,18 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    PowerLike,
     check_device,
+    check_input,
     check_integer,
     check_tensor,
     find_range,
     fits_into,
+    prepare_power,
 )
 from .power_mean import (
-    PowerLike,
     Segments,
-    check_input,
     power_mean,
-    prepare_power,
 )
 
 
@@ -76,7 +76,7 @@ def segment_generalized_mean(x: Tensor,
     p = _check_row_power(p, x)
     index = index.long()
     _check_index(index, num_segments)
-    y = power_mean(x, p, Segments(num_segments), index, eps, backend)
+    y = power_mean(x, p, Segments(num_segments, index), eps, backend)
     return y.to(x.dtype)
 
 

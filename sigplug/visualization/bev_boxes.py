@@ -55,7 +55,7 @@ def check_boxes(name: str, bboxes: Any, labels: Any, num_classes: int,
                 num_points: Any = None, scores: Any = None) -> BEVBoxes | None:
     """Check the boxes of the ground truth ("gt") or predictions ("pred").
 
-    None without boxes; see ``draw_bev`` for shapes and errors.
+    Return None without boxes; see ``draw_bev`` for shapes and errors.
     """
     if bboxes is None:
         return None

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 DPI = 150
 INK = '#1a1a1a'
 MUTED = '#6b7280'
-# Of scores in [0, 1]; nothing is white.
+# For scores in [0, 1]; 0 is white.
 HEAT_CMAP = LinearSegmentedColormap.from_list(
     'heat', [(0.0, '#ffffff'), (0.02, '#ffffff'), (0.1, '#fff0c8'),
              (0.3, '#fdc160'), (0.6, '#f08030'), (1.0, '#b82e0a')])

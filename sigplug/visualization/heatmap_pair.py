@@ -1,9 +1,9 @@
-"""A heatmap beside its target, one cell for some whole number of pixels."""
+"""A heatmap beside its target, each cell a square of whole pixels."""
 import numpy as np
 
 from .figure import HEAT_CMAP, check_scores
 
-# Of the longer side of each map, about.
+# About the length of the longer side of each map, in pixels.
 SIDE = 512
 FRAME = 4
 FRAME_COLOR = (107, 114, 128)

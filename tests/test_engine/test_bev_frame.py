@@ -116,9 +116,9 @@ class Head(CenterHead):
 
 def test_heatmap_of_a_sample_and_its_place():
     model = nn.Module()
-    assert HeatmapReader.find(model) is None
+    assert HeatmapReader.attach(model) is None
     model.pts_bbox_head = Head()
-    reader = HeatmapReader.find(model)
+    reader = HeatmapReader.attach(model)
     # numpy has no bfloat16; the scores are not rounded to it either.
     x = torch.zeros(2, 3, 2, 3, dtype=torch.bfloat16)
     x[1, 2, 0, 1] = x[1, 0, 1, 2] = 1.5

@@ -1,9 +1,9 @@
 r"""Train several configs with several seeds, and compare their results.
 
-The others are compared with the first config. The same command goes on after
-an interruption: finished runs stay, and one that was stopped continues from
-its last checkpoint, which is marked in results.json. A result is for one
-config and data set; the versions of the code stand beside it.
+All configs are compared with the first one. After an interruption the same
+command continues: finished runs stay, and a run that was stopped continues
+from its last checkpoint, which is marked in results.json. A result is for one
+config and data set; the versions of the code are stored with it.
 
 Example:
     python tools/analysis_tools/ablate.py configs/ablation/*_stock_*.py \
@@ -95,7 +95,7 @@ def short_names(configs: list[Path]) -> list[str]:
 
 
 def digest(cfg: Config, manifest: bytes) -> str:
-    """Return a key of what a result depends on: the config and the data."""
+    """Return a key of the config and the data, which determine a result."""
     return hashlib.sha256(cfg.dump().encode() + manifest).hexdigest()[:16]
 
 
@@ -110,7 +110,7 @@ def trained_powers(path: str) -> dict[str, list[float]]:
 
 def run(config: Path, seed: int, amp: bool,
         work_dir: Path) -> dict[str, Any]:
-    """Train with one seed, or go on with it, and evaluate."""
+    """Train with one seed, or continue that training, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
     last = work_dir / 'last_checkpoint'
     resumed = last.exists()
@@ -131,7 +131,7 @@ def run(config: Path, seed: int, amp: bool,
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """Write what follows from the runs; return the tables."""
+    """Write the summary of the runs; return its tables."""
     rows = [dict(name=result['name'], seed=result['seed'], **flatten(result))
             for result in results]
     lines = StringIO()
@@ -148,7 +148,7 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, then compare."""
+    """Train what is missing, then compare."""
     args = parse_args()
     lock = lock_folder(str(args.out_dir), '--out-dir')
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
@@ -169,7 +169,7 @@ def main() -> None:
                 for name, config, key in zip(args.names, args.configs,
                                              digests)]
     results: list[dict[str, Any]] = []
-    # Seed by seed: what an interruption leaves can be compared.
+    # Seed by seed, so that an interrupted run can be compared too.
     with tqdm(total=args.seeds * len(variants), unit='run') as bar:
         for seed in range(args.seeds):
             new = False

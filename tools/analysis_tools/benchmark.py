@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     if args.device.type == 'cuda':
         if not torch.cuda.is_available():
             parser.error(f'--device {args.device}: torch finds no GPU here')
-        # The device whose work is waited for, and whose memory is counted.
+        # The device to synchronise with, and whose memory is counted.
         torch.cuda.set_device(args.device.index or 0)
     return args
 
@@ -127,7 +127,7 @@ def main() -> None:
     for name, run in (('ops', run_operations), ('train', run_training)):
         if args.what in (None, name):
             with tempfile.TemporaryDirectory() as folder:
-                # What earlier runs have compiled must not count.
+                # Code that earlier runs have compiled must not count.
                 os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder
                 measured = dict(about, results=run(args))
             print('\n\n'.join(performance.TEXTS[name](measured).values()))

@@ -34,7 +34,7 @@ def gather(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Values]:
         for each metric an array of shape ``(configs, seeds)``.
 
     Raises:
-        ValueError: A run is missing, or there twice.
+        ValueError: A run is missing, or is there twice.
     """
     names = list(dict.fromkeys(result['name'] for result in results))
     seeds = sorted({result['seed'] for result in results})
@@ -75,7 +75,7 @@ def format_tables(names: Sequence[str], values: Values) -> str:
 
     Args:
         names (Sequence[str]): The configs; the first is the baseline.
-        values (dict[str, np.ndarray]): As of :func:`gather`.
+        values (dict[str, np.ndarray]): As from :func:`gather`.
 
     Returns:
         str: A table of the main metrics with their differences from the

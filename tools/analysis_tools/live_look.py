@@ -1,9 +1,9 @@
 """Start TensorBoard on a work dir that sigplug.LiveLookHook fills.
 
-What `tensorboard --logdir WORK_DIR` does, with all images, and without the
+This is `tensorboard --logdir WORK_DIR` with all images, and without the
 plug-ins that other packages bring: that of open3d, which comes with mmdet3d,
-keeps TensorBoard from starting where a library of the system is missing.
-Options of TensorBoard, as --port 6007, follow the work dir and are passed on.
+keeps TensorBoard from starting where a system library is missing. Options of
+TensorBoard, such as --port 6007, follow the work dir and are passed on.
 """
 import argparse
 import os

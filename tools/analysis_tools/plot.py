@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the chosen picture."""
     args = parse_args()
     if args.what == 'training':
         from plots.training import draw_training, read_training_log

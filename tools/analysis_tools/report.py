@@ -1,4 +1,4 @@
-"""Write a page of docs/ from what is measured.
+"""Write a page of docs/ from measurements.
 
 ``numerics`` measures the operations in every dtype on the CPU, which takes
 about a minute; ``performance`` takes the results of benchmark.py.

@@ -1,4 +1,4 @@
-"""The usual forms that the analysis tools draw and measure ours against.
+"""The stock forms that the analysis tools compare sigplug's with.
 
 They are written out here, so that neither mmdet3d nor mmpretrain is needed; a
 test compares them with the installed originals, bit for bit.
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def clip_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """``mmdet3d/models/utils/clip_sigmoid.py``, but ``x`` is left alone."""
+    """Clip as ``mmdet3d/models/utils/clip_sigmoid.py``, but keep ``x``."""
     return x.sigmoid().clamp(min=eps, max=1 - eps)
 
 
 def gaussian_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """``mmdet/models/losses/gaussian_focal_loss.py``, without reduction."""
+    """Compute ``mmdet/models/losses/gaussian_focal_loss.py`` by cell."""
     eps = 1e-12
     pos_loss = -(pred + eps).log() * (1 - pred).pow(2.0) * target.eq(1)
     neg_loss = -(1 - pred + eps).log() * pred.pow(2.0) * (1 - target).pow(4.0)
@@ -25,7 +25,7 @@ def gem(x: Tensor,
         eps: float = 1e-6,
         kernel_size: int | None = None,
         stride: int | None = None) -> Tensor:
-    """The textbook form of GeM pooling, as in mmpretrain.
+    """Pool by the textbook form of GeM, as in mmpretrain.
 
     Args:
         x (Tensor): Shape ``(N, C, H, W)``.
@@ -49,7 +49,7 @@ def power_mean_aggregation(x: Tensor,
                            p: float | Tensor,
                            low: float = 1e-4,
                            high: float = 100.0) -> Tensor:
-    """``torch_geometric/nn/aggr/basic.py``, the power mean of segments.
+    """Compute the power mean of ``torch_geometric/nn/aggr/basic.py``.
 
     Args:
         x (Tensor): Shape ``(M, C)``.

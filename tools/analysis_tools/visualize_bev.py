@@ -133,7 +133,7 @@ def describe(args: argparse.Namespace, index: int, info: dict) -> str:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the samples."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     dataset_cfg = dataset_config(cfg, args.split)
@@ -148,7 +148,7 @@ def main() -> None:
         if args.checkpoint:
             model = cli.build_model(cfg, args.checkpoint, args.device)
     if model is not None and not args.no_heatmap:
-        reader = HeatmapReader.find(model)
+        reader = HeatmapReader.attach(model)
         if reader is None:
             raise UserError(f'{type(model).__name__} has no heatmap like that '
                             'of CenterHead: use --no-heatmap.')

@@ -26,11 +26,11 @@ from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
 TOLERANCE = 1e-4
-# What a task of CenterHead may predict, in the order of its losses.
+# The maps that a task of CenterHead may predict, in the order of its losses.
 BRANCHES = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
 
-# Whether torch has the exporter that is built on torch.export; older ones
-# trace the model instead.
+# True if torch has an exporter built on torch.export; older versions trace the
+# model instead.
 EXPORTS_PROGRAMS = 'dynamic_shapes' in inspect.signature(
     torch.onnx.export).parameters
 
@@ -112,7 +112,7 @@ class DensePart(nn.Module):
         raise NotImplementedError
 
     def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
-        """Return what a decoder has to know."""
+        """Return the metadata that a decoder needs."""
         known = cfg.model.get('data_preprocessor') or {}
         return dict(
             classes=(checkpoint.get('meta') or {}).get(
@@ -121,7 +121,7 @@ class DensePart(nn.Module):
 
 
 class CenterPointPart(DensePart):
-    """That of mmdet3d's CenterPoint, from the canvas."""
+    """The dense part of mmdet3d's CenterPoint, from the canvas."""
 
     input_name = 'canvas'
 
@@ -143,7 +143,7 @@ class CenterPointPart(DensePart):
 
 
 class CenterNetPart(DensePart):
-    """That of mmdet's ``CenterNetHead``, which has one level."""
+    """A model with mmdet's ``CenterNetHead``, which has one level."""
 
     def predict(self, x: Any) -> dict[str, Tensor]:
         x, = x
@@ -155,7 +155,7 @@ class CenterNetPart(DensePart):
 
 
 class CenterNetUpdatePart(DensePart):
-    """That of mmdet's ``CenterNetUpdateHead``, of several levels."""
+    """A model with mmdet's ``CenterNetUpdateHead``, of several levels."""
 
     def predict(self, x: Any) -> dict[str, Tensor]:
         maps = {}
@@ -213,7 +213,7 @@ def sizes_of(divisor: int, step: int = 0) -> tuple[int, int]:
 
 
 def find_divisor(part: DensePart) -> int:
-    """Return what heights and widths have to be multiples of.
+    """Return the number that divides all heights and widths.
 
     Levels of different strides only meet again where each of them divides
     evenly.

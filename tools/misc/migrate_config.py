@@ -1,7 +1,7 @@
 """Make a config with stock heatmap heads use sigplug.
 
-Prints, or writes to --out, a config on top of the given one. What it changes
-goes to the standard error.
+It prints a config on top of the given one, or writes it to --out. The changes
+are listed on the standard error.
 """
 import argparse
 import copy
@@ -40,7 +40,7 @@ ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 
 class Part(NamedTuple):
-    """A dict with a ``type`` inside of a config: where, and of what class."""
+    """A dict with a ``type`` inside of a config: its place and its class."""
 
     key: str
     node: dict
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
 def migrate(config: str, out: str | None = None, *, logits: bool = False,
             gem: bool = False,
             overwrite: bool = False) -> tuple[str, list[str]]:
-    """Make the child of a config that uses sigplug in place of stock parts.
+    """Make a child of a config that uses sigplug instead of stock parts.
 
     Args:
         config (str): A config file, or a name such as ``'mmdet3d::...'``.
@@ -173,7 +173,7 @@ def load_text(text: str) -> dict:
 
 
 def replace_heads(cfg: dict, config: str, logits: bool) -> None:
-    """Replace the heatmap heads, and their losses where logits are asked."""
+    """Replace the heatmap heads, and with ``logits`` their losses."""
     parts = list(iter_parts(cfg))
     found = False
     for part in parts:
@@ -192,7 +192,7 @@ def replace_heads(cfg: dict, config: str, logits: bool) -> None:
             if part.name == 'CenterHead' and not logits:
                 part.node['heatmap_act'] = dict(type='ClipSigmoid')
         if logits:
-            take_logits(part)
+            replace_loss(part)
     if not found:
         raise UserError(
             f'{config!r} has no heatmap head that sigplug replaces '
@@ -209,8 +209,8 @@ def looks_like_heatmap_head(part: Part) -> bool:
         or {LOSS, LOGITS_LOSS} & losses)
 
 
-def take_logits(part: Part) -> None:
-    """Change the loss of a head to the one that takes logits."""
+def replace_loss(part: Part) -> None:
+    """Change the loss of a head to ``GaussianFocalLossWithLogits``."""
     key = HEADS[part.name]
     loss = part.node.get(key, ABSENT)
     if class_name(loss) not in (LOSS, LOGITS_LOSS):
@@ -238,7 +238,7 @@ def replace_pillar_nets(cfg: dict, config: str) -> None:
             'Leave out --pillar gem.')
     for part in nets:
         part.node.update(type=f'sigplug.{PILLAR_NETS[part.name]}', p=3.0)
-        # p tells which mean it is.
+        # p determines the reduction.
         part.node.pop('mode', None)
     # A config for testing has no optimiser.
     if nets and cfg.get('optim_wrapper') is not None:
@@ -292,7 +292,7 @@ def class_name(node: Any) -> str:
 
 
 def list_parts(parts: list[Part], word: str) -> str:
-    """Return what there is in place of what was looked for."""
+    """Return the types that were found instead, for an error."""
     found = [str(part) for part in parts if part.key.endswith(word)]
     return f'; it has {", ".join(found)}' if found else ''
 
@@ -378,7 +378,7 @@ def to_code(value: Any, used: int, indent: int = 0) -> str:
 def main() -> None:
     """Migrate."""
     args = parse_args()
-    # What is imported for the config may print.
+    # Modules that the config imports may print.
     with redirect_stdout(sys.stderr):
         text, changes = migrate(
             args.config,

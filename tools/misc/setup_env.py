@@ -268,7 +268,7 @@ class Setup:
 
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # What would send packages elsewhere, or bring foreign ones in.
+    # These would send packages elsewhere, or bring in foreign ones.
     os.environ.update(PYTHONPATH='', PYTHONHOME='', PIP_TARGET='',
                       PIP_PREFIX='', PIP_USER='0',
                       # torch looks for ninja on the PATH.

@@ -2,7 +2,7 @@
 
 One training reads a synthetic data set of which some scans are truncated,
 empty, missing or full of NaN. Its memory, open files and processes are
-recorded from outside, and at the end it is ended by SIGTERM. The result is in
+recorded from outside, and SIGTERM ends it. The result is in
 WORK_DIR/soak.json; the exit code is 1 if anything grew, was NaN or was left
 behind.
 """
@@ -42,7 +42,7 @@ test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1))
 log_processor = dict(window_size=1)
 """
-# Of the time, after which caches and allocators have settled.
+# Share of the time after which caches and allocators have settled.
 WARM_UP = 0.25
 # Growth that is taken for noise.
 MOST_GROWTH = 0.03
@@ -85,13 +85,13 @@ def damage_scans(data: Path, share: float = 0.1) -> int:
     return len(chosen)
 
 
-def look(process: psutil.Process) -> dict[str, float]:
-    """Return what a process takes, together with its workers."""
+def measure(process: psutil.Process) -> dict[str, float]:
+    """Return the resources of a process and its workers."""
     record = dict(files=process.num_fds(), threads=process.num_threads(),
                   workers=0, memory=0.0)
     for member in (process, *process.children(recursive=True)):
         try:
-            # What forked processes share is divided among them.
+            # Memory shared by forked processes is divided among them.
             record['memory'] += member.memory_full_info().pss / 2**20
             record['workers'] += member != process
         except psutil.NoSuchProcess:
@@ -101,12 +101,12 @@ def look(process: psutil.Process) -> dict[str, float]:
 
 def watch(process: subprocess.Popen, seconds: float,
           interval: float = 5.0) -> list[dict[str, float]]:
-    """Look at a process until the time is over or it ends."""
+    """Record a process until the time is over or it ends."""
     records, end = [], time.time() + seconds
     with tqdm(total=round(seconds), unit='s') as progress:
         while time.time() < end and process.poll() is None:
             try:
-                records.append(look(psutil.Process(process.pid)))
+                records.append(measure(psutil.Process(process.pid)))
             except psutil.NoSuchProcess:
                 break
             time.sleep(interval)
@@ -136,7 +136,7 @@ def stop(process: subprocess.Popen) -> bool:
 
 
 def judge(records: list[dict], losses: list[float]) -> dict:
-    """Return figures, and in ``faults`` what is wrong with them.
+    """Return figures, and under ``faults`` everything that is wrong.
 
     The last third of the time after the warm-up is compared with its first
     third, by the medians.

@@ -23,7 +23,7 @@ model = dict(
         voxel_size=voxel_size,
         point_cloud_range=pc_range,
         norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.05),
-        # Offsets from the pillar's centre in place of absolute coordinates,
+        # Offsets from the pillar's centre instead of absolute coordinates,
         # which would drown them in a short training.
         legacy=True),
     pts_middle_encoder=dict(

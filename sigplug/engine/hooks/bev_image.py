@@ -34,8 +34,8 @@ class BEVImageHook(Hook):
     ``CenterHead``. The samples are evenly spaced over those of rank 0, which
     alone draws, and the same in each validation.
 
-    A validation without LiDAR points or without boxes in space is left alone,
-    with a word in the log.
+    A validation without LiDAR points or without 3D boxes is left alone, with
+    a line in the log.
 
     In the quickstart, on one core, a picture of 60000 points took 0.8 s with
     its compression for both backends, and has about 0.5 MiB.
@@ -79,12 +79,12 @@ class BEVImageHook(Hook):
                         data_batch: Any = None) -> None:
         """Read the heatmaps of a batch that is drawn."""
         if any(batch == batch_idx for batch, _ in self._chosen):
-            self._reader = HeatmapReader.find(unwrap(runner.model))
+            self._reader = HeatmapReader.attach(unwrap(runner.model))
 
     def after_val_iter(self, runner: Runner, batch_idx: int,
                        data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
-        """Draw."""
+        """Draw the chosen samples of a batch."""
         for batch, place in self._chosen:
             if batch == batch_idx:
                 self._draw(runner, place, data_batch, outputs)
@@ -111,7 +111,7 @@ class BEVImageHook(Hook):
         # matplotlib is imported with the first picture.
         from sigplug.visualization import draw_bev, to_image
         info = dataset.get_data_info(index)
-        # Only a validation by itself has no training loop.
+        # A validation outside of a training has no training loop.
         loop = runner._train_loop
         step = loop.iter if isinstance(loop, BaseLoop) else 0
         try:

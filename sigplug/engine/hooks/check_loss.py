@@ -19,9 +19,9 @@ from .checkpoint_fit import STATISTICS
 class CheckLossHook(Hook):
     """End the training at the first loss that is NaN or infinite.
 
-    mmdet's ``CheckInvalidLossHook`` does so every 50 iterations, without
-    the name of the loss or of the data. Each iteration costs nothing more:
-    mmengine's ``RuntimeInfoHook`` waits for the losses anyway.
+    mmdet's ``CheckInvalidLossHook`` checks every 50 iterations only, and
+    names neither the loss nor the data. The check costs nothing: mmengine's
+    ``RuntimeInfoHook`` waits for the losses anyway.
 
     In mixed precision with a loss scaler (``AmpOptimWrapper``) an overflow
     may pass: gradients that are not finite change no weight. There the
@@ -49,7 +49,7 @@ class CheckLossHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:
-        """Look at the losses.
+        """Check the losses.
 
         Args:
             runner (Runner): The runner of the training.

@@ -50,7 +50,7 @@ class AtomicLocalBackend(LocalBackend):
         except BaseException as error:
             Path(partial).unlink(missing_ok=True)
             if isinstance(error, OSError):
-                # A failed write does not say which file it was about.
+                # The error of a failed write does not name the file.
                 error.filename = str(filepath)
             raise
 
@@ -63,7 +63,7 @@ class AtomicLocalBackend(LocalBackend):
         self._outdated.append(str(filepath))
 
     def remove_outdated(self, kept: set[str | None]) -> None:
-        """Remove the files that were to be removed before.
+        """Remove the files that :meth:`remove` has been called for.
 
         Args:
             kept (set[str]): Files that have been written again since.
@@ -82,14 +82,14 @@ class CheckpointHook(BaseCheckpointHook):
     """mmengine's hook, with a good checkpoint on the disk at every moment.
 
     It takes the arguments of ``mmengine.hooks.CheckpointHook``, and in an
-    undisturbed training leaves the same files. What it does otherwise:
+    undisturbed training leaves the same files. It differs in three points:
 
     - A checkpoint is first written whole beside the old one and then takes
       its place.
     - ``max_keep_ckpts`` and ``save_best`` remove the old checkpoint after the
-      new one is on the disk; for that moment there is room needed for one
-      more. (mmengine removes it before, so that a kill or a full disk may
-      leave none.) A kill right between leaves one more than asked for.
+      new one is on the disk, which for that moment needs room for one more.
+      (mmengine removes it before, so that a kill or a full disk may leave
+      none.) A kill in between leaves one more than asked for.
     - One training at a time writes to a work dir. The lock, a file ``.lock``,
       ends with the process, however that ends.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that do not belong to the model are refused."""
+"""A hook that refuses checkpoints of another model."""
 import logging
 import re
 from collections import OrderedDict
@@ -22,8 +22,8 @@ class CheckpointFitHook(Hook):
     """Refuse a checkpoint that leaves weights of the model as they were.
 
     mmengine loads what fits and logs the rest, so that the checkpoint of
-    another model gives random predictions. What counts are the parameters and
-    the running statistics; entries that the model has no use for do not.
+    another model gives random predictions. Only parameters and running
+    statistics count; entries that the model does not use are ignored.
 
     Args:
         partial (bool): Take a checkpoint that has at least one parameter of

@@ -1,4 +1,4 @@
-"""The power of every generalised mean as training moves it."""
+"""A hook that logs the power of every generalised mean."""
 import torch
 from mmengine.runner import Runner
 
@@ -24,8 +24,8 @@ class GeMPowerHook(IntervalHook):
 
     Args:
         interval (int): Log every so many iterations of an epoch, and at the
-            end of a shorter epoch, as ``LoggerHook`` does; best its interval.
-            Defaults to 50, as there.
+            end of a shorter epoch, as ``LoggerHook`` does; best set to its
+            interval. Defaults to 50, as there.
 
     Raises:
         ValueError: ``interval`` is not an integer of at least 1.

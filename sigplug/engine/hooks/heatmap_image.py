@@ -43,13 +43,13 @@ class HeatmapImageHook(HeatmapObserverHook):
 
     def _measure(self, head: nn.Module, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Keep the best of all classes; nothing waits for the device here."""
+        """Keep the highest score of all classes, without waiting."""
         if is_main_process():
             pair = torch.stack([logits[0].sigmoid(), target[0]])
             self._maps.setdefault(prefix, []).append(pair.amax(1))
 
     def _report(self, runner: Runner) -> None:
-        """Draw what was kept."""
+        """Draw the maps that were kept."""
         for prefix, tasks in self._maps.items():
             # matplotlib is imported with the first picture.
             from sigplug.visualization import draw_heatmap_pair

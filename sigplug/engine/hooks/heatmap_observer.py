@@ -16,8 +16,8 @@ from .interval import IntervalHook
 class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
     """Base of hooks that observe every head like :class:`sigplug.CenterHead`.
 
-    In the iterations that are due it stands in the list
-    ``heatmap_observers`` of each head, and nowhere else in between.
+    It is in the list ``heatmap_observers`` of each head only during the
+    iterations that are due.
 
     Args:
         interval (int): See :class:`IntervalHook`.
@@ -31,7 +31,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
     @abstractmethod
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Take what is needed of one task; best, do not wait for a device.
+        """Measure one task, if possible without waiting for a device.
 
         Args:
             head (nn.Module): The head.
@@ -43,7 +43,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     @abstractmethod
     def _report(self, runner: Runner) -> None:
-        """Hand on what was taken, if anything was."""
+        """Report the measurements, if there are any."""
 
     def before_train(self, runner: Runner) -> None:
         """Find the heads.
@@ -72,7 +72,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Any = None, outputs: Any = None) -> None:
-        """Leave the heads alone, and report what was measured."""
+        """Stop observing the heads, and report the measurements."""
         for observers, observer in self._attached:
             observers.remove(observer)
         self._attached.clear()

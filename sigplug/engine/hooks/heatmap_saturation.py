@@ -1,4 +1,4 @@
-"""How much of a heatmap sits at the clip of its sigmoid."""
+"""A hook that logs how much of a heatmap sits at the clip of its sigmoid."""
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from sigplug.registry import HOOKS
 from .heatmap_observer import HeatmapObserverHook
 
 NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
-# What is counted where a head does not clip: ClipSigmoid's default bounds.
+# Counted against where a head does not clip: ClipSigmoid's default bounds.
 NO_CLIP = (1e-4, 1 - 1e-4, False)
 
 
@@ -29,18 +29,18 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     A cell is wrong if it is a peak (:math:`t = 1`) with :math:`s < 1/2`, or
     background (:math:`t < 1/2`) with :math:`s > 1/2`; next to a peak, where
-    the target lies in between, a high score is no mistake. It gets no
-    gradient beyond a clip with ``grad='zero'``, that is a peak below ``lo``
-    or background above ``hi``: what training can no longer correct. Where no
-    cell is wrong, and with ``grad='straight_through'`` or a loss that does
-    not clip its logits, ``stuck`` is 0. Without a clip the first two count
-    against the default bounds of :class:`sigplug.ClipSigmoid`.
+    the target lies in between, a high score is not a mistake. A wrong cell
+    gets no gradient beyond a clip with ``grad='zero'``, that is as a peak
+    below ``lo`` or as background above ``hi``: training can no longer correct
+    it. Where no cell is wrong, and with ``grad='straight_through'`` or a loss
+    that does not clip its logits, ``stuck`` is 0. Without a clip the first
+    two count against the default bounds of :class:`sigplug.ClipSigmoid`.
 
     The values are logged as ``train/task{i}.{name}`` through the message hub,
     so that mmengine's ``LoggerHook`` writes them to the log and to the
     visualiser. A model with several such heads gets the name of the head in
-    front of ``task``. In a distributed run they are those of rank 0, whose
-    share of the batch stands for all.
+    front of ``task``. In a distributed run only rank 0 is measured, on its
+    share of the batch.
 
     Only every ``interval``-th iteration is measured, which then waits once
     for the device. In the quickstart, on a CPU, that took 0.4 % of the time
@@ -49,8 +49,8 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     Args:
         interval (int): Measure every so many iterations of an epoch, and at
-            the end of a shorter epoch, as ``LoggerHook`` logs; best its
-            interval. Defaults to 50, as there.
+            the end of a shorter epoch, as ``LoggerHook`` logs; best set to
+            its interval. Defaults to 50, as there.
 
     Raises:
         ValueError: ``interval`` is not an integer of at least 1.
@@ -62,7 +62,7 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Count the cells of one task; nothing waits for the device here."""
+        """Count the cells of one task, without waiting for the device."""
         low, high, stops = head.heatmap_clip or NO_CLIP
         score = logits.sigmoid()
         wrong = ((target == 1) & (score < 0.5)) | (

@@ -1,4 +1,4 @@
-"""One switch for all that TensorBoard can show of a training."""
+"""One switch for everything that TensorBoard can show of a training."""
 import os.path as osp
 from importlib.util import find_spec
 
@@ -29,20 +29,20 @@ class LiveLookHook(Hook):
         default_hooks.live.type=sigplug.LiveLookHook
 
     It adds mmengine's ``TensorboardVisBackend`` to the visualiser of the
-    runner, and the hooks for what that does not get by itself:
+    runner, and the hooks for what mmengine does not log by itself:
     :class:`HeatmapSaturationHook` and :class:`GeMPowerHook` as often as
     ``LoggerHook`` logs, :class:`HeatmapImageHook` and :class:`BEVImageHook`
-    with their defaults. Each of them that the config has already stays as it
-    is there. For what the model does not have, neither a head like
-    :class:`sigplug.CenterHead` nor a GeM, there is a word in the log.
+    with their defaults. A hook that the config already has stays as it is.
+    Where the model has no head like :class:`sigplug.CenterHead`, or no GeM,
+    there is a line in the log.
 
     ``tools/analysis_tools/live_look.py WORK_DIR`` starts TensorBoard. All of
     it, added up from the cost of each, takes about 7 s of processor time in
     the quickstart, whose training takes some minutes.
     """
 
-    # Before the run, so that the hooks that it adds miss nothing of it. With a
-    # low priority mmengine calls it twice, which adds nothing.
+    # Before the run, so that the added hooks miss nothing of it. With a low
+    # priority mmengine calls it twice, which adds nothing.
     def before_run(self, runner: Runner) -> None:
         """Add the backend and the hooks.
 

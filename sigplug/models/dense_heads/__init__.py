@@ -3,7 +3,7 @@ from sigplug.registry import register_unavailable
 
 try:
     from .center_head import CenterHead
-# mmdet3d asserts the versions of what it stands on.
+# mmdet3d asserts the versions of its dependencies.
 except (ImportError, AssertionError) as error:
     # To a type checker the name stays the class.
     globals()['CenterHead'] = register_unavailable('CenterHead', error)

@@ -43,20 +43,20 @@ class CenterHead(_CenterHead):
     - Without a ``vel`` entry in ``common_heads`` the boxes have 7 values, as
       in KITTI, and ``code_weights`` has 8 values.
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
-      keeps the task heads in a plain ``ModuleList``, which mmengine passes
-      over, and training starts from scores of 0.5.
+      keeps the task heads in a plain ``ModuleList``, which mmengine skips,
+      and training starts from scores of 0.5.
     - Nothing is predicted for a sample without points, as
       :class:`sigplug.Det3DDataPreprocessor` marks them.
     - A value of a target box that is not finite (a NaN velocity, the
-      logarithm of a zero height) takes its own term out of the loss; upstream
-      masks a NaN too, but NaN times 0 is still NaN.
+      logarithm of a zero height) is left out of the loss; upstream masks a
+      NaN too, but NaN times 0 is still NaN.
 
     Decoding uses the plain sigmoid: the clip is there for the logarithm of
     the loss.
 
-    What is appended to the list ``heatmap_observers`` is called with the
-    number, the logits and the target of each task, ``(B, classes, H, W)`` in
-    float32, whenever the losses are computed.
+    Functions in the list ``heatmap_observers`` are called with the number,
+    the logits and the target of each task, ``(B, classes, H, W)`` in float32,
+    whenever the losses are computed.
 
     Args:
         *args: Those of mmdet3d's ``CenterHead``.
@@ -66,7 +66,7 @@ class CenterHead(_CenterHead):
         **kwargs: Those of mmdet3d's ``CenterHead``.
 
     Raises:
-        TypeError: ``heatmap_act`` is no config.
+        TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits,
             its reduction is not ``'mean'``, or ``code_weights`` in
             ``train_cfg`` does not fit ``common_heads``.
@@ -89,15 +89,11 @@ class CenterHead(_CenterHead):
         # A box is (x, y, z, dx, dy, dz, yaw[, vx, vy]); the targets encode
         # the yaw as (sin, cos).
         self.box_size = 9 if self.with_velocity else 7
-        code_size = self.box_size + 1
+        _check_branches(branches)
+        _check_train_cfg(self.train_cfg or {}, self.box_size + 1)
         code_weights = (self.train_cfg or {}).get('code_weights')
         if code_weights is None:
-            code_weights = [1.0] * code_size
-        if len(code_weights) != code_size:
-            raise ValueError(
-                f'train_cfg.code_weights must have {code_size} values for the '
-                f'common_heads {sorted(branches)}, but has '
-                f'{len(code_weights)}: {list(code_weights)}')
+            code_weights = [1.0] * (self.box_size + 1)
         # Buffers, as a list in a training step would wait for a GPU; no part
         # of the state_dict.
         self.register_buffer(
@@ -110,9 +106,9 @@ class CenterHead(_CenterHead):
 
     @property
     def heatmap_clip(self) -> tuple[float, float, bool] | None:
-        """Bounds of the scores in the loss, None where nothing is clipped.
+        """Return the bounds of the scores in the loss, None without a clip.
 
-        The third value tells whether the gradient is zero outside of them.
+        The third value is True if the gradient is zero outside of them.
         """
         act, clip = self.heatmap_act, getattr(self.loss_cls, 'clip', None)
         if isinstance(act, ClipSigmoid):
@@ -141,8 +137,8 @@ class CenterHead(_CenterHead):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Return heatmaps, boxes, indices of their cells and masks by task.
 
-        Those of mmdet3d; the boxes have 7 values without a velocity. See
-        ``center_targets``, which also names the errors.
+        They equal mmdet3d's; the boxes have 7 values without a velocity. See
+        ``center_targets``, also for the errors.
         """
         return center_targets(
             batch_gt_instances_3d, self.train_cfg, self.num_classes,
@@ -159,16 +155,16 @@ class CenterHead(_CenterHead):
                 left as they are.
             batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
                 ``labels_3d`` of each sample.
-            *args: Ignored, as upstream does.
-            **kwargs: Ignored, as upstream does.
+            *args: Ignored, as upstream.
+            **kwargs: Ignored, as upstream.
 
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
             ``task{i}.loss_bbox``, float32 scalars.
 
         Raises:
-            ValueError: The predictions are not of so many samples, or of
-                another grid than ``train_cfg``, which has to be complete.
+            ValueError: The predictions have another number of samples, or
+                another grid than ``train_cfg``, or that is incomplete.
         """
         _check_batch(preds_dicts, len(batch_gt_instances_3d))
         targets = self.get_targets(batch_gt_instances_3d)
@@ -198,8 +194,8 @@ class CenterHead(_CenterHead):
         pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
         known = mask.unsqueeze(2) * target.isfinite()
         target = target.nan_to_num(0.0, 0.0, 0.0)
-        # Weighed and averaged here: with a weight, mmdet's losses first look
-        # whether any is positive, and so wait for a GPU.
+        # Weighted and averaged here: given a weight, mmdet's losses first
+        # check whether any is positive, and so wait for a GPU.
         loss = self.loss_bbox(pred, target, reduction_override='none')
         return (loss * known * self._code_weights).sum() / (
             mask.sum() + 1e-4 + AVG_FACTOR_EPS)
@@ -218,10 +214,10 @@ class CenterHead(_CenterHead):
         Returns:
             list[InstanceData]: ``bboxes_3d``, ``scores_3d`` and
             ``labels_3d`` of each sample; empty where its ``metainfo`` has
-            ``no_points``, whatever an empty map looks like to the network.
+            ``no_points``, whatever the network makes of an empty map.
 
         Raises:
-            ValueError: The features are not of so many samples.
+            ValueError: The predictions have another number of samples.
         """
         _check_batch(preds_dicts, len(batch_input_metas))
         found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,
@@ -256,3 +252,37 @@ def _check_batch(preds_dicts: tuple[list[dict]], size: int) -> None:
             'its last one has no points in range, and mmdet3d does not count '
             "it. Choose type='sigplug.Det3DDataPreprocessor' for "
             'model.data_preprocessor')
+
+
+def _check_branches(branches: dict) -> None:
+    """Raise a ``ValueError`` unless the branches give a box."""
+    wanted = dict(reg=2, height=1, dim=3, rot=2)
+    if 'vel' in branches:
+        wanted['vel'] = 2
+    for name, channels in wanted.items():
+        found = branches.get(name)
+        if found is None or found[0] != channels:
+            raise ValueError(
+                f'common_heads.{name} must be ({channels}, number of '
+                f'convolutions), but is {found}')
+
+
+def _check_train_cfg(cfg: dict, code_size: int) -> None:
+    """Raise a ``ValueError`` at values that give no targets.
+
+    Values that are missing are left to the targets: inference needs none.
+    """
+    for name, least in (('max_objs', 1), ('dense_reg', 1),
+                        ('out_size_factor', 1), ('min_radius', 0)):
+        value = cfg.get(name)
+        if value is not None and not value >= least:
+            raise ValueError(f'train_cfg.{name} must be at least {least}, '
+                             f'but is {value}')
+    weights = cfg.get('code_weights')
+    if weights is not None and (
+            len(weights) != code_size
+            or not all(0 <= weight < float('inf') for weight in weights)):
+        raise ValueError(
+            f'train_cfg.code_weights must have {code_size} finite values of '
+            f'at least 0 for these common_heads, but has {len(weights)}: '
+            f'{list(weights)}')

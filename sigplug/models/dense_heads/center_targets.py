@@ -7,12 +7,12 @@ from torch import Tensor
 
 from sigplug.ops import gaussian_heatmap, gaussian_radius
 
-# What the targets need of train_cfg.
+# The entries of train_cfg that the targets need.
 TARGET_KEYS = ('grid_size', 'voxel_size', 'point_cloud_range',
                'out_size_factor', 'max_objs', 'dense_reg', 'min_radius',
                'gaussian_overlap')
 
-# In cells: flat all over any map, and still an int32.
+# In cells: a peak that is flat over any map; it still fits an int32.
 MAX_RADIUS = 2**24
 
 
@@ -80,7 +80,7 @@ def center_targets(
     slot = slot - torch.searchsorted(group, group)
 
     center, extent = _to_cells(boxes, cfg)
-    # Compared as floats: a NaN has no integer.
+    # Compared as floats: a NaN has no integer value.
     drawn = ((channel < num_channels) & (slot < max_objs)
              & (extent > 0).all(1) & (center > -1).all(1)
              & (center[:, 0] < width) & (center[:, 1] < height))
@@ -93,7 +93,7 @@ def center_targets(
         channel.clamp(max=num_channels - 1), num_channels,
         (height, width)).view(batch_size, num_all, height, width)
 
-    # What is not drawn goes to one more place, which is cut off.
+    # Boxes that are not drawn go to one more place, which is cut off.
     num_places = batch_size * num_tasks * max_objs
     place = torch.where(drawn, group * max_objs + slot, num_places)
 
@@ -130,7 +130,7 @@ def _flatten(batch_gt_instances_3d: list[InstanceData],
 
 def _to_cells(boxes: Tensor, cfg: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return centres (x, y) and extents (length, width) in cells."""
-    # By Python's numbers: a tensor of them would have to be copied to the
+    # With Python numbers: a tensor of them would have to be copied to the
     # GPU, where its quotients also differ from upstream's in the last bit.
     centers, extents = [], []
     for axis in range(2):

@@ -63,7 +63,7 @@ class CenterNetHead(_CenterNetHead):
 
     def loss_by_feat(self, center_heatmap_preds: list[Tensor], *args: Any,
                      **kwargs: Any) -> dict[str, Tensor]:
-        """Compute mmdet's losses of the logits that ``forward`` returns."""
+        """Compute mmdet's losses from the logits that ``forward`` returns."""
         heatmaps = [self.heatmap_act(upcast_half(logits))
                     for logits in center_heatmap_preds]
         return super().loss_by_feat(heatmaps, *args, **kwargs)
@@ -77,7 +77,7 @@ class CenterNetHead(_CenterNetHead):
 
 @MODELS.register_module()
 class CenterNetUpdateHead(_CenterNetUpdateHead):
-    """Drop-in for mmdet's ``CenterNetUpdateHead``, see there.
+    """Drop-in for mmdet's ``CenterNetUpdateHead``, with logits.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
     at the default settings. What differs:
@@ -225,7 +225,7 @@ class CornerHead(_CornerHead):
             det_losses.append(heatmap_loss(
                 self.heatmap_act, self.loss_heatmap, logits, heatmap,
                 avg_factor=count_peaks(heatmap)))
-            # The corners, of whatever class.
+            # Corners of any class.
             mask = heatmap.eq(1).any(1, keepdim=True).type_as(heatmap)
             off_losses.append(self.loss_offset(
                 offset, targets[f'{corner}_offset'], mask,
@@ -247,7 +247,7 @@ class CentripetalHead(_CentripetalHead, CornerHead):
 
     Args:
         *args: Those of mmdet's ``CentripetalHead``.
-        heatmap_act (dict, optional): That of :class:`CornerHead`.
+        heatmap_act (dict, optional): As for :class:`CornerHead`.
         **kwargs: Those of mmdet's ``CentripetalHead``.
 
     Raises:

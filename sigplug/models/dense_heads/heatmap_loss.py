@@ -23,7 +23,7 @@ def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
         identity where ``loss`` takes logits.
 
     Raises:
-        TypeError: ``heatmap_act`` is no config.
+        TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss`` takes logits.
     """
     if getattr(loss, 'from_logits', False):
@@ -47,11 +47,11 @@ def heatmap_loss(act: nn.Module, loss: nn.Module, logits: Tensor,
                  target: Tensor, **kwargs: Any) -> Tensor:
     """Compute the loss of a heatmap, at least in float32.
 
-    Half-precision dtypes hold no probability close to 1, nor do they sum
+    Half-precision dtypes have no numbers close to 1, nor do they sum
     thousands of cells well.
 
     Args:
-        act (nn.Module): That of :func:`build_heatmap_act`.
+        act (nn.Module): From :func:`build_heatmap_act`.
         loss (nn.Module): Loss of what ``act`` returns.
         logits (Tensor): Logits of any shape; left as they are.
         target (Tensor): The target, of the same shape.
@@ -64,7 +64,7 @@ def heatmap_loss(act: nn.Module, loss: nn.Module, logits: Tensor,
 
 
 def count_peaks(target: Tensor) -> Tensor:
-    """Return the number of cells of value 1, at least 1, without a wait."""
+    """Return the number of peaks, at least 1, without waiting for a GPU."""
     return target.eq(1).sum().clamp(min=1)
 
 
@@ -72,7 +72,7 @@ def check_reductions(head: nn.Module, *names: str) -> None:
     """Check that losses of a head divide their sum by ``avg_factor``.
 
     With ``reduction='none'`` mmdet's losses ignore ``avg_factor``, and
-    mmengine averages the map that they return: another scale, unannounced.
+    mmengine averages the map that they return: silently another scale.
 
     Args:
         head (nn.Module): The head.

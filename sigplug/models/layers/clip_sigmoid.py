@@ -17,8 +17,8 @@ class ClipSigmoid(nn.Module):
 
     Args:
         eps (float): Distance of both bounds from 0 and 1. Defaults to 1e-4.
-        min_val (float, optional): Lower bound, in place of ``eps``.
-        max_val (float, optional): Upper bound, in place of ``1 - eps``.
+        min_val (float, optional): Lower bound, instead of ``eps``.
+        max_val (float, optional): Upper bound, instead of ``1 - eps``.
         grad (str): Gradient outside the bounds, ``'zero'`` or
             ``'straight_through'``. Defaults to ``'zero'``.
         inplace (bool): Accepted, as mmcv's ``ConvModule`` passes it to each
@@ -48,7 +48,7 @@ class ClipSigmoid(nn.Module):
         self.max_val = 1 - eps if max_val is None else max_val
         self.grad = grad
         self.inplace = inplace
-        # The operation checks its arguments: not at the first batch only.
+        # The operation checks its arguments: now, not at the first batch.
         self.forward(torch.zeros(1, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sigplug.ops import gem_pool
 from sigplug.ops._checks import check_flag, check_positive
+from sigplug.ops.gem_pool import check_windows
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower
@@ -67,6 +68,7 @@ class GeM(LearnablePower):
         super().__init__(p, p_trainable, channels, p_range)
         check_positive('eps', eps)
         check_flag('clamp', clamp)
+        check_windows(kernel_size, stride, padding)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size

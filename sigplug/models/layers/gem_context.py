@@ -26,7 +26,7 @@ class GeMContext(InnerNeck):
 
     :math:`W_2` and :math:`b_2` start at 0, where both forms are exactly the
     identity: a trained model keeps its values when the layer is added.
-    ``init_weights`` restores that behind the ``init_cfg`` of a model. The
+    ``init_weights`` restores that after the ``init_cfg`` of a model. The
     descriptor sees values above ``eps`` only.
 
     It has two uses. As a plugin of mmcv, where ``in_channels`` comes from the
@@ -72,7 +72,7 @@ class GeMContext(InnerNeck):
         True
     """
 
-    # How mmcv names a plugin within its block.
+    # mmcv names the plugin within its block by this.
     _abbr_ = 'gem_context'
 
     def __init__(self,
@@ -101,7 +101,7 @@ class GeMContext(InnerNeck):
             for c in channels)
 
     def init_weights(self) -> None:
-        """Make it the identity again, after a model's ``init_cfg``."""
+        """Restore the identity after a model's ``init_cfg``."""
         super().init_weights()
         for context in self.contexts:
             context.reset_parameters()
@@ -109,7 +109,7 @@ class GeMContext(InnerNeck):
     def forward(
         self, inputs: Tensor | Sequence[Tensor]
     ) -> Tensor | Sequence[Tensor]:
-        """Add the context to each level; shapes and dtypes are kept.
+        """Apply the context to each level; shapes and dtypes are kept.
 
         Args:
             inputs (Tensor | Sequence[Tensor]): Inputs of the inner neck.
@@ -121,7 +121,7 @@ class GeMContext(InnerNeck):
 
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: They are not as ``in_channels`` describes them.
+            ValueError: They do not have the channels of ``in_channels``.
         """
         levels = self.compute_levels(inputs)
         if isinstance(levels, Tensor):

@@ -8,10 +8,10 @@ from sigplug.registry import MODELS, check_config
 
 
 class InnerNeck(nn.Module):
-    """Own the inner neck, which is given by its config.
+    """Base of necks that build an inner neck from its config.
 
     Checkpoints of a model that has the inner neck alone can be loaded: a key
-    whose first part is no child of this module is the inner neck's. A strict
+    whose first part is no child of this module is the inner neck's. Strict
     loading reports the parameters that such a checkpoint does not have.
 
     Args:
@@ -20,7 +20,7 @@ class InnerNeck(nn.Module):
             themselves.
 
     Raises:
-        TypeError: ``inner`` is no config.
+        TypeError: ``inner`` is not a config.
     """
 
     def __init__(self, inner: dict | list[dict] | None) -> None:
@@ -38,7 +38,7 @@ class InnerNeck(nn.Module):
 
         Raises:
             TypeError: They are neither a tensor nor a tuple or list.
-            ValueError: One of them is no map ``(N, C, H, W)``.
+            ValueError: One of them is not a map ``(N, C, H, W)``.
         """
         name, levels = 'inputs', inputs
         if self.inner is not None:
@@ -61,7 +61,7 @@ class InnerNeck(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
                               *args: Any) -> None:
-        """Load, with the keys of the inner neck alone put in their place."""
+        """Load a state_dict, also one of the inner neck alone."""
         if self.inner is not None:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 name = key[len(prefix):]

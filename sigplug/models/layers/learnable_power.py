@@ -26,7 +26,7 @@ class LearnablePower(nn.Module):
     """
 
     p: Tensor
-    # Whether the state_dict has a fixed p too.
+    # True to have a fixed p in the state_dict too.
     stores_fixed_p = False
 
     def __init__(self,
@@ -89,7 +89,7 @@ class LearnablePower(nn.Module):
         """Take over a fixed ``p`` too, and warn of one out of its range."""
         found = state_dict.get(f'{prefix}p')
         if not self.p_trainable and found is not None:
-            # Part of the state_dict for as long as it is loaded.
+            # Part of the state_dict only while it is loaded.
             self.register_buffer('p', self.p, persistent=True)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if not self.p_trainable:

@@ -15,7 +15,7 @@ from sigplug.registry import register_everywhere
 
 @register_everywhere
 class GaussianFocalLossWithLogits(nn.Module):
-    """Gaussian focal loss that takes logits in place of probabilities.
+    """Gaussian focal loss that takes logits instead of probabilities.
 
     See :func:`sigplug.ops.gaussian_focal_loss_with_logits`. The arguments
     are those of mmdet's ``GaussianFocalLoss`` and ``clip``.
@@ -70,9 +70,9 @@ class GaussianFocalLossWithLogits(nn.Module):
         """Compute the loss of heatmap logits.
 
         The peaks are the cells of target 1 or, as in mmdet's
-        ``CenterNetUpdateHead``, those at ``pos_inds``, of which one cell may
-        be several. There ``'mean'`` without ``avg_factor`` is the mean over
-        the peaks and that over all cells, added up.
+        ``CenterNetUpdateHead``, those at ``pos_inds``, which may name a cell
+        several times. There ``'mean'`` without ``avg_factor`` adds the mean
+        over the peaks to that over all cells.
 
         Args:
             pred (Tensor): Logits of any shape; ``(N, num_classes)`` with
@@ -84,7 +84,7 @@ class GaussianFocalLossWithLogits(nn.Module):
             weight (Tensor, optional): Elementwise weight; not with
                 ``pos_inds``.
             avg_factor (float | Tensor, optional): Divides the sum.
-            reduction_override (str, optional): Takes the place of
+            reduction_override (str, optional): Used instead of
                 ``reduction``.
 
         Returns:

@@ -15,9 +15,9 @@ from sigplug.registry import register_everywhere
 class GeMNeck(GeM):
     r"""Global generalised-mean pooling of one or several feature maps.
 
-    Takes the place, the keyword arguments and the checkpoints (parameter
-    ``p`` of shape ``(1, )``, stored also where it is fixed) of mmpretrain's
-    ``GeneralizedMeanPooling``. See :class:`sigplug.models.GeM`.
+    It replaces mmpretrain's ``GeneralizedMeanPooling``, with the same keyword
+    arguments and checkpoints (parameter ``p`` of shape ``(1, )``, also stored
+    when it is fixed). See :class:`sigplug.models.GeM`.
 
     ``p`` is shared by all channels and levels, or there is one per channel
     (an integer ``channels``), per level (``num_levels``), or per channel of
@@ -66,7 +66,7 @@ class GeMNeck(GeM):
         torch.Size([2, 56])
     """
 
-    # mmpretrain stores it, and misses it in a checkpoint without it.
+    # mmpretrain stores it, and reports a checkpoint without it.
     stores_fixed_p = True
 
     def __init__(self,
@@ -104,7 +104,7 @@ class GeMNeck(GeM):
         self.channels = channels
         self.num_levels = num_levels
         self.bins = tuple(bins)
-        # How many values of p each level has.
+        # The number of values of p for each level.
         self._sizes = list(sizes) if several else None
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Any:
@@ -119,7 +119,7 @@ class GeMNeck(GeM):
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
-            ValueError: One is no map, or the number of levels, or of their
+            ValueError: One is not a map, or the number of levels, or of their
                 channels, is not that of ``p``.
         """
         if isinstance(inputs, Tensor):

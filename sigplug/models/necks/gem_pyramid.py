@@ -19,9 +19,9 @@ class GeMPyramid(InnerNeck):
             \max(x_{2i+a, 2j+b}, \epsilon)^p\Big)^{1/p}
 
     with the last row and column of an odd map counted twice. So a map of
-    :math:`H` rows gives :math:`\lceil H/2 \rceil`, as in mmdet's ``FPN``, in
-    place of whose max pooling or strided convolutions it stands. On positive
-    maps ``p = 1`` equals ``avg_pool2d(x, 2, ceil_mode=True,
+    :math:`H` rows gives :math:`\lceil H/2 \rceil`, as in mmdet's ``FPN``,
+    whose max pooling or strided convolutions it replaces. On positive maps
+    ``p = 1`` equals ``avg_pool2d(x, 2, ceil_mode=True,
     count_include_pad=False)`` and a fixed ``p = inf`` ``max_pool2d(x, 2,
     ceil_mode=True)``. The clamp at ``eps`` acts as a ReLU in front of the
     first extra level, as ``relu_before_extra_convs`` of ``FPN`` does: the
@@ -89,7 +89,7 @@ class GeMPyramid(InnerNeck):
         Raises:
             TypeError: The levels are neither a tensor nor a tuple or list.
             ValueError: There are more than ``num_outs``, or none, or one is
-                no map.
+                not a map.
         """
         levels = self.compute_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)

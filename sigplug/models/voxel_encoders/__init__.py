@@ -4,7 +4,7 @@ from sigplug.registry import register_unavailable
 try:
     from .gem_dynamic_encoders import GeMDynamicPillarFeatureNet, GeMDynamicVFE
     from .gem_pillar_feature_net import GeMPillarFeatureNet
-# mmdet3d asserts the versions of what it stands on.
+# mmdet3d asserts the versions of its dependencies.
 except (ImportError, AssertionError) as error:
     for name in ('GeMDynamicPillarFeatureNet', 'GeMDynamicVFE',
                  'GeMPillarFeatureNet'):

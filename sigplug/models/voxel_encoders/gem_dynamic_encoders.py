@@ -18,8 +18,8 @@ from .points_by_cell import PointsByCell, sort_by_cell
 class _GeMDynamicEncoder(GeMEncoder):
     """The common part of both encoders.
 
-    Upstream's builds the layers. Its ``forward`` is replaced, as its scatters
-    need CUDA and its points out of range enter the batch norm's statistics.
+    Upstream's ``__init__`` builds the layers. Its ``forward`` is replaced: its
+    scatters need CUDA, and its batch norm counts points out of range.
     """
 
     # Prefix of the names of upstream's layers: 'pfn' or 'vfe'.
@@ -66,10 +66,10 @@ class _GeMDynamicEncoder(GeMEncoder):
         return cells, x, y
 
     def _add_offsets(self: Any, points: Tensor, cells: PointsByCell) -> Tensor:
-        """Append what upstream appends to each point.
+        """Append to each point what upstream appends.
 
-        Its offset from the mean of its cell and from the centre of its cell,
-        and its distance from the origin, as far as they are asked for.
+        That is its offset from the mean of its cell and from the centre of
+        its cell, and its distance from the origin, as configured.
         """
         xyz = points[:, :3]
         parts = [points]

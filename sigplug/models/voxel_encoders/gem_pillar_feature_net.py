@@ -47,7 +47,7 @@ class GeMPFNLayer(nn.Module):
         """
         num_pillars, size, _ = inputs.shape
         mask = get_paddings_indicator(num_voxels, size)
-        # The one place where a GPU is waited for: the number of points.
+        # The only wait for a GPU: for the number of points.
         row = mask.flatten().nonzero().squeeze(1)
         pillar = row.div(size, rounding_mode='floor')
         x = activate_points(

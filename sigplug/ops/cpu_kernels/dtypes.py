@@ -1,5 +1,5 @@
-"""What the C++ kernels compute."""
+"""The dtypes of the C++ kernels."""
 import torch
 
-# With the number by which the kernels know a dtype.
+# With the number that stands for each in C++.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}

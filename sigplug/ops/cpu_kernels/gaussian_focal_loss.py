@@ -14,7 +14,7 @@ _OPTIONS = c_float * 7
 
 def forward(logits: Tensor, target: Tensor, options: FocalOptions,
             rows: int | None) -> Tensor:
-    """See :func:`sigplug.ops.gaussian_focal_loss.focal_loss`."""
+    """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`."""
     logits, target = logits.contiguous(), target.float().contiguous()
     if rows is None:
         loss = torch.empty_like(logits, dtype=torch.float32)

@@ -1,8 +1,8 @@
 """Build the C++ kernels with the machine's compiler, once, and load them.
 
 The library stays in ``$SIGPLUG_CACHE``, else ``$XDG_CACHE_HOME/sigplug``, else
-``~/.cache/sigplug``, under a name made of the sources and the processor. One
-that is there is loaded, also where there is no compiler.
+``~/.cache/sigplug``, under a name made of the sources and the processor. A
+library that is already there needs no compiler.
 """
 import contextlib
 import ctypes
@@ -41,7 +41,8 @@ def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
 
     Args:
         name (str): Its name.
-        *arguments: Its types of ctypes, as the C++ declares them.
+        *arguments: The ctypes types of its arguments, as in its C++
+            declaration.
     """
     function = getattr(load(), name)
     function.argtypes, function.restype = arguments, ctypes.c_bool
@@ -49,7 +50,7 @@ def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
 
 
 def count_threads(x: Tensor) -> int:
-    """Return how many threads a tensor is worth."""
+    """Return the number of threads to use for a tensor."""
     return max(1, min(torch.get_num_threads(),
                       x.numel() // ELEMENTS_PER_THREAD))
 
@@ -93,7 +94,7 @@ def _fingerprint() -> str:
 
 @contextlib.contextmanager
 def _folder_of(name: str) -> Iterator[Path]:
-    """Yield the cache if it holds the library or can, else a passing one."""
+    """Yield the cache if the library is or can be there, else a temporary."""
     user = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     path = os.environ.get('SIGPLUG_CACHE') or f'{user}/sigplug'
     try:
@@ -102,7 +103,7 @@ def _folder_of(name: str) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError
-    # A RuntimeError says that there is no home.
+    # A RuntimeError: there is no home directory.
     except (OSError, RuntimeError):
         with tempfile.TemporaryDirectory(prefix='sigplug-') as temporary:
             yield Path(temporary)

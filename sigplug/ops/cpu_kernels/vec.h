@@ -152,21 +152,22 @@ SIGPLUG_INLINE IntVec load_mask(const bool* mask, int64_t n) {
   return out != 0;
 }
 
-// 0 in place of all but the first n elements.
-SIGPLUG_INLINE Vec first_of(Vec x, int64_t n) {
-  for (int64_t i = n; i < kWidth; ++i) x[i] = 0.0f;
-  return x;
+// All bits set in the first n lanes.
+SIGPLUG_INLINE IntVec first_lanes(int64_t n) {
+  IntVec out = {};
+  for (int64_t i = 0; i < n; ++i) out[i] = -1;
+  return out;
 }
 
-// One element, for the few that are worked on by themselves.
-SIGPLUG_INLINE float load_one(const float* x) { return *x; }
-template <typename T>
-SIGPLUG_INLINE float load_one(const T* x) {
-  return load(x, 1)[0];
+// 0 in place of all but the first n elements.
+SIGPLUG_INLINE Vec first_of(Vec x, int64_t n) {
+  return n == kWidth ? x : (first_lanes(n) ? x : Vec{});
 }
-template <typename T>
-SIGPLUG_INLINE void store_one(float x, T* out) {
-  store(all(x), out, 1);
+
+SIGPLUG_INLINE bool any(IntVec x) {
+  int32_t found = 0;
+  for (int i = 0; i < kWidth; ++i) found |= x[i];
+  return found != 0;
 }
 
 // Calls function(T{}) with the type that the Python side names by a number;

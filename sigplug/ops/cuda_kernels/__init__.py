@@ -8,7 +8,7 @@ import triton
 
 from . import gaussian_focal_loss, gaussian_heatmap, power_mean
 
-# What the kernels load and store.
+# The dtypes that the kernels load and store.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORMS = {form.operation: form for form in (
     gaussian_focal_loss.FORM, gaussian_heatmap.FORM, power_mean.FORM)}

@@ -1,13 +1,13 @@
-"""What the launches of the kernels share."""
+"""The options and the device of every kernel launch."""
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-# Where products and sums fuse is written out: no other place, in any version.
+# Fused multiply-adds are written out; no version of Triton may add others.
 OPTIONS = dict(enable_fp_fusion=False)
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager:
-    """Launch on the device of ``x``; the interpreter works on the CPU."""
+    """Make the device of ``x`` current; the interpreter runs on the CPU."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

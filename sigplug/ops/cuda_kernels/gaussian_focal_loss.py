@@ -19,13 +19,13 @@ from ._math import (
 )
 
 BLOCK = 1024
-# Cells of one program of the sum: enough of them to hide its end.
+# Cells per program of the sum: enough to hide the cost of its end.
 CHUNK = 8 * BLOCK
 
 
 def forward(logits: Tensor, target: Tensor, options: FocalOptions,
             rows: int | None) -> Tensor:
-    """See :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
+    """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
     The sums do not depend on the order in which the device works.
     """
@@ -55,7 +55,7 @@ def backward(grad: Tensor, logits: Tensor, target: Tensor,
              options: FocalOptions, rows: int | None) -> Tensor:
     """Return the gradient of the logits, in their dtype.
 
-    The slopes are computed again: to keep them costs a GPU as much.
+    The slopes are computed again: storing them would cost as much on a GPU.
     """
     logits, target = logits.contiguous(), target.contiguous()
     grad = grad.contiguous()
@@ -81,7 +81,7 @@ def _numbers(options: FocalOptions) -> tuple[float, ...]:
 
 
 def _variant(options: FocalOptions) -> dict[str, int | bool]:
-    """Return what the kernels are compiled for."""
+    """Return the numbers that are compiled into the kernels."""
     return dict(ALPHA=small_whole(options.alpha),
                 GAMMA=small_whole(options.gamma),
                 CLIP=options.clip is not None, **OPTIONS)
@@ -96,9 +96,9 @@ def _load(logits_ptr, target_ptr, place, mask):
 
 
 @triton.jit
-def _side(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
+def _term(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
           CLIP: tl.constexpr):
-    """A term of the loss without its weight, and its slope.
+    """Return a term of the loss without its weight, and its slope.
 
     With s = -x at a peak and x elsewhere, it is
     ``-sigmoid(s)**alpha log(1 - sigmoid(s))``.
@@ -135,15 +135,15 @@ def _side(x, peak, alpha, low, high, log_eps, ALPHA: tl.constexpr,
 @triton.jit
 def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
           ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr):
-    """The loss of each cell and its slope."""
+    """Return the loss of each cell and its slope."""
     peak = t == 1.0
-    loss, slope = _side(x, peak, alpha, low, high, log_eps, ALPHA, CLIP)
+    loss, slope = _term(x, peak, alpha, low, high, log_eps, ALPHA, CLIP)
     weight = tl.where(peak, pos_weight,
                       neg_weight * power(1.0 - t, gamma, GAMMA))
     loss, slope = weight * loss, weight * slope
     if GAMMA == 0:
         # A peak is then background, too.
-        other, other_slope = _side(x, x != x, alpha, low, high, log_eps,
+        other, other_slope = _term(x, x != x, alpha, low, high, log_eps,
                                    ALPHA, CLIP)
         loss += tl.where(peak, neg_weight * other, 0.0)
         slope += tl.where(peak, neg_weight * other_slope, 0.0)

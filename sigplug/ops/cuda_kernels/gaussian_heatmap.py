@@ -15,10 +15,10 @@ SLOTS = 8
 
 def forward(centers: Tensor, radii: Tensor, labels: Tensor, num_classes: int,
             size: tuple[int, int]) -> Tensor:
-    """See :func:`sigplug.ops.gaussian_heatmap.draw_heatmap`.
+    """Draw as :func:`sigplug.ops.gaussian_heatmap.draw_heatmap` does.
 
-    The memory is that of the result, whatever the radii are. An object whose
-    radius is below 0, or whose label is out of range, draws nothing.
+    The result is all the memory that it takes. An object whose radius is
+    below 0, or whose label is out of range, draws nothing.
     """
     height, width = size
     # Numbers of at least 0 are ordered like their bits.

@@ -1,12 +1,8 @@
 """The power mean of sets, forward and backward.
 
 A program works on a tile of sets by members, and takes all members of its
-sets, or one of several chunks of them if the sets are few and long. What the
-kinds of sets differ in is where their members lie: see ``_place``.
-
-The powers are taken relative to the maximum, as in the plain form, from
-logarithms to base 2 whose whole and broken parts are subtracted one by one,
-so that nothing cancels.
+sets, or one of several chunks of them if the sets are few and long. The powers
+are taken relative to the maximum, as in the plain form.
 """
 import math
 from dataclasses import dataclass
@@ -16,213 +12,156 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import PowerLike
+from .._layout import Layout, lay_out
 from ..backends import Form
-from ..power_mean import Dims, Members, PowerLike, Segments, Sets, Windows
+from ..power_mean import (
+    Dims,
+    Sets,
+    is_float,
+    power_mean_forward,
+    root,
+    sum_to_power,
+)
 from ._launch import OPTIONS, on_device_of
-from ._math import add, exp2_product, finish_sum, log2
+from ._math import add, finish_sum, log, pow
 
 # Elements of a tile.
 TILE = 1024
 # Sets are cut into chunks until there are about as many programs.
 PROGRAMS = 1024
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
-SMALLEST = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
 INFINITY = tl.constexpr(math.inf)
 
 
-def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets, members: Members,
-                       eps: float | None) -> Tensor:
+def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
-    plan = _plan(x, sets, members)
-    power, common = _power_of(p, plan)
-    y = torch.empty(plan.result_shape, dtype=torch.float32, device=x.device)
-    partial = (plan.chunks, y.numel())
+    if is_float(p, 1.0):
+        # A sum, which is exact and as fast in PyTorch.
+        return power_mean_forward(x, p, sets, eps)
+    layout = lay_out(x, sets)
+    plan = _plan(layout, p, sets, eps)
+    y = x.new_empty(layout.groups, layout.columns, dtype=torch.float32)
     tops = totals = None
     if plan.chunks > 1:
-        tops = y.new_empty(partial)
-        totals = y.new_empty(partial, dtype=torch.float64)
+        tops = y.new_empty((plan.chunks, y.numel()))
+        totals = torch.empty_like(tops, dtype=torch.float64)
     if y.numel():
         with on_device_of(x):
-            _forward[plan.grid](
-                plan.x, power, plan.members, plan.counts, y, tops, totals,
-                *plan.numbers, *_clamp(eps), **plan.variant, **common)
-            if plan.chunks > 1:
-                _merge[(triton.cdiv(y.numel(), 128), )](
-                    power, plan.counts, y, tops, totals, y.numel(),
-                    *plan.numbers[:3], KIND=plan.kind, SETS=128, **common)
-    return _permute_back(y, plan.order)
+            _forward[plan.grid](y, tops, totals, *plan.arguments,
+                                **plan.variant)
+    if tops is not None and totals is not None:
+        y = _merge(tops.view(-1, *y.shape), totals.view(-1, *y.shape), layout,
+                   plan, p)
+    return layout.restore(y)
 
 
-def power_mean_backward(
-        grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets, members: Members,
-        eps: float | None, y: Tensor, wants_x: bool,
-        wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of ``x`` and ``p``, in their shapes and dtypes.
+def _merge(tops: Tensor, totals: Tensor, layout: Layout, plan: '_Plan',
+           p: PowerLike) -> Tensor:
+    """Return the results of sets in chunks."""
+    if isinstance(p, Tensor):
+        p = p if p.numel() == 1 else plan.power.view(-1, tops.shape[-1])
+    largest = tops.amax(0).clamp(min=0)
+    scale, scales = (t.clamp(1e-45, torch.finfo(t.dtype).max).double()
+                     for t in (largest, tops))
+    totals = (totals * (scales / scale).pow(p)).sum(0)
+    mean = totals / plan.counts_of(layout)
+    y = (largest * root(mean, p)).to(largest.dtype)
+    return torch.where((largest == 0) | torch.as_tensor(p).isinf(), largest,
+                       y)
 
-    ``y`` is the result of the forward. As in the plain form, a power that is
-    trained is taken to be finite.
+
+def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
+             eps: float | None, y: Tensor, wants_x: bool,
+             wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
+    """See :func:`sigplug.ops.power_mean.power_mean_backward`.
+
+    Powers are finite.
     """
-    plan = _plan(x, sets, members)
-    power, common = _power_of(p, plan)
-    wants_p = wants_p and isinstance(p, Tensor)
-    if common['MODE'] == 'double':
-        # Only the root of the forward needs it.
-        common['MODE'] = 'float'
-    y, grad_y = _permute(y, plan.order), _permute(grad_y, plan.order)
-    grad_x = by_p = ties = None
-    gathers = wants_x and plan.kind == 'windows'
-    if wants_x:
-        # No program comes to rows of segments that do not exist.
-        grad_x = (torch.zeros_like if plan.kind == 'segments' else
-                  torch.empty_like)(plan.x)
+    layout = lay_out(x, sets)
+    plan = _plan(layout, p, sets, eps)
+    y, grad_y = layout.arrange(y), layout.arrange(grad_y)
+    # No program comes to rows of segments that do not exist.
+    grad_x = torch.zeros_like(layout.x) if wants_x else None
+    by_p = None
     if wants_p:
         by_p = y.new_zeros((plan.chunks, y.numel()), dtype=torch.float64)
-    if y.numel() and plan.x.numel():
+    if y.numel() and x.numel():
         with on_device_of(x):
-            if wants_x and not wants_p and common['MODE'] in (
-                    'max', 'tensor'):
-                ties = y.new_empty((plan.chunks, y.numel()))
-                _ties[plan.grid](
-                    plan.x, power, plan.members, plan.counts, y, ties,
-                    *plan.numbers, *_clamp(eps), **plan.variant, **common)
-                ties = ties.sum(0)
-            if wants_p or (wants_x and not gathers):
-                _backward[plan.grid](
-                    grad_y, plan.x, power, plan.members, plan.counts, y, ties,
-                    None if gathers else grad_x, by_p, *plan.numbers,
-                    *_clamp(eps), **plan.variant, **common)
-            if gathers:
-                _gather[(triton.cdiv(plan.x.numel(), 256), )](
-                    grad_y, plan.x, power, y, ties, grad_x, plan.x.numel(),
-                    plan.count, plan.geometry, *_clamp(eps),
-                    INDEX=plan.variant['INDEX'], CELLS=256, **common)
-    elif gathers and grad_x is not None:
-        grad_x.zero_()
-    if grad_x is not None:
-        grad_x = _permute_back(grad_x, plan.order)
+            _backward[plan.grid](grad_y, y, grad_x, by_p, *plan.arguments,
+                                 **plan.variant)
+    grad_p = None
     if by_p is not None and isinstance(p, Tensor):
-        by_p = by_p.sum(0).view(plan.result_shape)
-        by_p = _permute_back(by_p, plan.order).sum_to_size(p.shape)
-        by_p = by_p.to(p.dtype)
-    return grad_x, by_p
+        grad_p = sum_to_power(layout.restore(by_p.sum(0)), p)
+    return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
-FORM = Form('power_mean', power_mean_forward, power_mean_backward)
-
-# --- where the members lie --------------------------------------------------
+FORM = Form('power_mean', forward, backward)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tensors as the kernels take them."""
+    """What the kernels are launched with."""
 
-    kind: str
-    # In the order of its memory: ``order`` are the dims, None as they are.
-    x: Tensor
-    order: tuple[int, ...] | None
-    result_shape: tuple[int, ...]
-    # The mask, or the rows of x by segment.
-    members: Tensor | None
+    power: Tensor
     # Of each masked set, or the first row of each segment.
     counts: Tensor | None
-    # Members of a set where all have as many.
-    count: int
-    # The sets are ``outer`` groups of ``num_sets``.
-    outer: int
-    num_sets: int
-    # What ``_place`` computes with.
-    geometry: tuple[int, ...]
-    # Sets and members of a tile.
-    tile: tuple[int, int]
     chunks: int
+    grid: tuple[int]
+    # Between the results of a kernel and its constants.
+    arguments: tuple[object, ...]
+    # Those.
+    variant: dict[str, object]
 
-    @property
-    def grid(self) -> tuple[int]:
-        tiles = triton.cdiv(self.num_sets, self.tile[0])
-        return self.outer * tiles * self.chunks,
-
-    @property
-    def numbers(self) -> tuple:
-        return self.num_sets, self.count, self.chunks, self.geometry
-
-    @property
-    def variant(self) -> dict[str, object]:
-        """What the kernels are compiled for."""
-        wide = max(self.x.numel(), math.prod(self.result_shape)) >= 2**31
-        return dict(KIND=self.kind, INDEX=tl.int64 if wide else tl.int32,
-                    SETS=self.tile[0], MEMBERS=self.tile[1])
+    def counts_of(self, layout: Layout) -> int | Tensor:
+        """Return the number of members of each set, at least 1."""
+        if self.counts is None:
+            return layout.members
+        if not layout.members:
+            return self.counts.diff().clamp(min=1).unsqueeze(1)
+        return self.counts.clamp(min=1)
 
 
-def _plan(x: Tensor, sets: Sets, members: Members) -> _Plan:
-    if isinstance(sets, Windows):
-        return _plan_windows(x, sets)
-    if isinstance(sets, Segments):
-        return _plan_segments(x, sets, members)
-    return _plan_dims(x, sets, members)
-
-
-def _plan_dims(x: Tensor, sets: Dims, mask: Tensor | None) -> _Plan:
-    # The order of memory, if it keeps the pooled dims together.
-    order = tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
-    pooled = [i for i, d in enumerate(order) if d in sets.dims]
-    if (pooled[-1] - pooled[0] + 1 != len(pooled)
-            or not x.permute(order).is_contiguous()):
-        kept = tuple(d for d in range(x.dim()) if d not in sets.dims)
-        order, pooled = kept + sets.dims, list(range(len(kept), x.dim()))
-    counts = None
-    if mask is not None:
-        counts = _permute(mask.sum(sets.dims, keepdim=True), order)
-        mask = _permute(mask, order)
-    x = _permute(x, order)
-    outer = math.prod(x.shape[:pooled[0]])
-    count = math.prod(x.shape[i] for i in pooled)
-    inner = math.prod(x.shape[pooled[-1] + 1:])
-    if inner == 1:
-        outer, num_sets, geometry = 1, outer, (0, count, 1)
-        length = min(_power_of_two(count), TILE)
-        tile = min(TILE // length, _power_of_two(num_sets)), length
+def _plan(layout: Layout, p: PowerLike, sets: Sets,
+          eps: float | None) -> _Plan:
+    power, p_group, p_column = layout.power(p)
+    mask = rows = counts = None
+    groups, members, columns = layout.groups, layout.members, layout.columns
+    # Steps in memory from a group, a set and a member to the next.
+    steps = members * columns, 1, columns
+    if isinstance(sets, Dims):
+        length = members
+        if sets.members is not None:
+            counts = sets.members.sum(sets.dims, keepdim=True)
+            counts = layout.arrange(counts)
+            mask = sets.members.permute(layout.order).contiguous()
     else:
-        num_sets, geometry = inner, (count * inner, 1, inner)
-        width = min(_power_of_two(inner), 64)
-        tile = width, min(TILE // width, _power_of_two(count))
-    programs = outer * triton.cdiv(num_sets, tile[0])
+        # int32 sorts faster.
+        index = sets.members.int() if sets.num < 2**31 else sets.members
+        index, rows = torch.sort(index, stable=True)
+        counts = torch.searchsorted(index, torch.arange(
+            sets.num + 1, dtype=index.dtype, device=index.device))
+        length = triton.cdiv(len(index), max(sets.num, 1))
+    if columns == 1 and rows is None:
+        # The groups are the sets.
+        groups, columns, steps, p_column = 1, groups, (0, members, 1), p_group
+        depth = min(_power_of_two(members), TILE)
+        tile = min(TILE // depth, _power_of_two(columns)), depth
+    else:
+        width = min(_power_of_two(columns), 64)
+        # A pillar has few points.
+        tile = width, (min(TILE // width, _power_of_two(members))
+                       if rows is None else max(16, 128 // width))
+    programs = groups * triton.cdiv(columns, tile[0])
+    chunks = _chunks(programs, length, tile[1])
+    wide = max(layout.x.numel(), groups * columns) >= 2**31
     return _Plan(
-        'dims' if mask is None else 'masked', x, order,
-        tuple(1 if i in pooled else size for i, size in enumerate(x.shape)),
-        mask, counts, count, outer, num_sets, geometry, tile,
-        _chunks(programs, count, tile[1]))
-
-
-def _plan_segments(x: Tensor, sets: Segments, index: Tensor) -> _Plan:
-    # int32 sorts faster.
-    index = index.int() if sets.num < 2**31 else index
-    segments, rows = torch.sort(index, stable=True)
-    starts = torch.searchsorted(segments, torch.arange(
-        sets.num + 1, dtype=index.dtype, device=x.device))
-    channels = math.prod(x.shape[1:])
-    width = min(_power_of_two(channels), 64)
-    # A pillar has few points.
-    tile = width, max(16, 128 // width)
-    chunks = _chunks(sets.num * triton.cdiv(channels, width),
-                     triton.cdiv(len(x), max(sets.num, 1)), tile[1])
-    return _Plan('segments', x.contiguous(), None, (sets.num, *x.shape[1:]),
-                 rows, starts, 0, sets.num, channels, (channels, ), tile,
-                 chunks)
-
-
-def _plan_windows(x: Tensor, sets: Windows) -> _Plan:
-    spatial = len(sets.kernel)
-    lead, extent = x.shape[:-spatial], x.shape[-spatial:]
-    windows = tuple(
-        (size + 2 * margin - width) // step + 1 for size, width, step, margin
-        in zip(extent, sets.kernel, sets.stride, sets.padding))
-    ones, zeros = (1, ) * (3 - spatial), (0, ) * (3 - spatial)
-    geometry = (*ones, *extent, *ones, *windows, *ones, *sets.kernel, *ones,
-                *sets.stride, *zeros, *sets.padding)
-    return _Plan('windows', x.contiguous(), None,
-                 (*lead, *windows, *(1, ) * spatial), None, None,
-                 math.prod(sets.kernel), 1, math.prod(lead + windows),
-                 geometry, (256, 1), 1)
+        power, counts, chunks, (programs * chunks, ),
+        (layout.x, power, mask, rows, counts, groups, columns, members,
+         chunks, *steps, p_group, p_column,
+         -math.inf if eps is None else float(eps)),
+        dict(OPTIONS, INDEX=tl.int64 if wide else tl.int32, SETS=tile[0],
+             MEMBERS=tile[1]))
 
 
 def _power_of_two(n: int) -> int:
@@ -230,151 +169,58 @@ def _power_of_two(n: int) -> int:
 
 
 def _chunks(programs: int, members: int, step: int) -> int:
-    """Into how many parts the sets are cut."""
+    """Return into how many parts the sets are cut."""
     if programs == 0 or programs > PROGRAMS // 2:
         return 1
     return max(1, min(triton.cdiv(members, 4 * step), PROGRAMS // programs))
 
 
-def _permute(t: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    return (t if order is None else t.permute(order)).contiguous()
-
-
-def _permute_back(t: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    if order is None:
-        return t
-    return t.permute(sorted(range(t.dim()), key=order.__getitem__))
-
-
-def _power_of(p: PowerLike, plan: _Plan) -> tuple[Tensor | None, dict]:
-    """The power as a tensor that the kernels read, and their variant.
-
-    P_STEP is 0 for one power, and 1 for one per set.
-    """
-    if isinstance(p, Tensor):
-        p = p.detach().to(plan.x.device)
-        if p.numel() == 1:
-            return p.reshape(1), dict(OPTIONS, MODE='tensor', P_STEP=0)
-        shape = plan.result_shape
-        if plan.order is not None:
-            p = p.view((1, ) * (len(shape) - p.dim()) + p.shape)
-            p = p.permute(plan.order)
-        p = p.expand(shape).contiguous()
-        return p, dict(OPTIONS, MODE='tensor', P_STEP=1)
-    if p == 1.0 or math.isinf(p):
-        mode = 'one' if p == 1.0 else 'max'
-        return None, dict(OPTIONS, MODE=mode, P_STEP=0)
-    # The root divides the error of the power by p.
-    mode = 'double' if p < 1 else 'float'
-    p = torch.full((1, ), p, dtype=torch.float64, device=plan.x.device)
-    return p, dict(OPTIONS, MODE=mode, P_STEP=0)
-
-
-def _clamp(eps: float | None) -> tuple[float, bool]:
-    return (0.0, False) if eps is None else (float(eps), True)
-
-
 @triton.jit
-def _program(num_sets, chunks, SETS: tl.constexpr, INDEX: tl.constexpr):
-    """The group, the sets as a column, and the chunk of a program."""
+def _program(p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
+             p_column, INDEX: tl.constexpr, SETS: tl.constexpr,
+             MEMBERS: tl.constexpr):
+    """The group of a program, its sets as a column, and its members."""
     program = tl.program_id(0)
-    tiles = tl.cdiv(num_sets, SETS)
-    tile = program // chunks % tiles
-    s = tile.to(INDEX) * SETS + tl.arange(0, SETS)[:, None]
-    return (program // chunks // tiles).to(INDEX), s, program % chunks
-
-
-@triton.jit
-def _range(counts_ptr, outer, chunk, chunks, count, KIND: tl.constexpr,
-           MEMBERS: tl.constexpr):
-    """The first member of a chunk and the one after its last."""
-    if KIND == 'segments':
-        first = tl.load(counts_ptr + outer)
-        last = tl.load(counts_ptr + outer + 1)
+    tiles = tl.cdiv(columns, SETS)
+    group = (program // chunks // tiles).to(INDEX)
+    s = (program // chunks % tiles).to(INDEX) * SETS + tl.arange(
+        0, SETS)[:, None]
+    valid = s < columns
+    result = group * columns + s
+    if rows_ptr is not None:
+        first = tl.load(counts_ptr + group)
+        last = tl.load(counts_ptr + group + 1)
+        n = tl.zeros_like(s).to(tl.int64) + (last - first)
     else:
-        first = tl.zeros_like(outer).to(tl.int64)
-        last = first + count
+        first = tl.zeros_like(group).to(tl.int64)
+        last = first + members
+        if counts_ptr is not None:
+            n = tl.load(counts_ptr + result, mask=valid, other=1)
+        else:
+            n = tl.zeros_like(s).to(tl.int64) + members
     step = tl.cdiv(tl.cdiv(last - first, chunks), MEMBERS) * MEMBERS
-    start = first + chunk * step
-    return start, tl.minimum(start + step, last)
+    start = first + program % chunks * step
+    p = tl.load(p_ptr + group * p_group + s * p_column, mask=valid, other=1.0)
+    return (group, s, valid, result, start, tl.minimum(start + step, last),
+            tl.maximum(n, 1).to(tl.float64), p)
 
 
 @triton.jit
-def _count(counts_ptr, outer, result, valid, count, KIND: tl.constexpr):
-    """Number of members of each set, at least 1, in float64."""
-    if KIND == 'segments':
-        n = (tl.load(counts_ptr + outer + 1, mask=valid, other=1)
-             - tl.load(counts_ptr + outer, mask=valid, other=0))
-    elif KIND == 'masked':
-        n = tl.load(counts_ptr + result, mask=valid, other=1)
-    else:
-        n = tl.zeros_like(result).to(tl.int64) + count
-    return tl.maximum(n, 1).to(tl.float64)
-
-
-@triton.jit
-def _place(members_ptr, outer, s, j, inside, geometry, KIND: tl.constexpr):
-    """Where in x the members j of the sets s lie, and which there are.
-
-    The others, of a mask or of the padding, count as zeros.
-    """
-    kept = inside
-    if KIND == 'segments':
-        row = tl.load(members_ptr + j, mask=inside, other=0)
-        place = row * geometry[0] + s
-    elif KIND == 'windows':
-        column = s % geometry[5] * geometry[11] - geometry[14] + (
-            j % geometry[8])
-        s, j = s // geometry[5], j // geometry[8]
-        line = s % geometry[4] * geometry[10] - geometry[13] + (
-            j % geometry[7])
-        s, j = s // geometry[4], j // geometry[7]
-        slab = s % geometry[3] * geometry[9] - geometry[12] + j
-        kept = inside & (slab >= 0) & (slab < geometry[0]) & (
-            line >= 0) & (line < geometry[1]) & (
-            column >= 0) & (column < geometry[2])
-        place = ((s // geometry[3] * geometry[0] + slab) * geometry[1]
-                 + line) * geometry[2] + column
-    else:
-        place = outer * geometry[0] + s * geometry[1] + j * geometry[2]
-        if KIND == 'masked':
-            kept = tl.load(members_ptr + place, mask=inside, other=0) != 0
-    return place, kept
-
-
-@triton.jit
-def _load(x_ptr, members_ptr, outer, s, j, inside, geometry, eps,
-          KIND: tl.constexpr, CLAMP: tl.constexpr, INDEX: tl.constexpr):
+def _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside, group_step,
+          set_step, member_step, eps, INDEX: tl.constexpr):
     """The members of a tile: place, clamped value, and what passes."""
-    place, kept = _place(members_ptr, outer, s, j.to(INDEX), inside, geometry,
-                         KIND)
-    x = tl.load(x_ptr + place, mask=kept, other=0.0).to(tl.float32)
-    c, passes = x, kept
-    if CLAMP:
-        # A NaN stays one.
-        c = tl.where(x < eps, eps, x)
-        passes = kept & (x >= eps)
-    return place, tl.where(kept, c, 0.0), passes
-
-
-# --- the mathematics --------------------------------------------------------
-
-
-@triton.jit
-def _larger(a, b):
-    """The maximum, of which a NaN is one."""
-    return tl.where((b > a) | (b != b), b, a)
-
-
-@triton.jit
-def _powers(p_ptr, result, valid, MODE: tl.constexpr, P_STEP: tl.constexpr):
-    """The power of each set in float64."""
-    if MODE == 'one' or MODE == 'max':
-        return tl.full(result.shape, 1.0, tl.float64)
-    elif P_STEP == 0:
-        return tl.zeros_like(result).to(tl.float64) + tl.load(p_ptr)
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + j, mask=inside, other=0)
+        place = row * member_step + s
     else:
-        return tl.load(p_ptr + result, mask=valid, other=1.0).to(tl.float64)
+        place = group * group_step + s * set_step + j.to(INDEX) * member_step
+    kept = inside
+    if mask_ptr is not None:
+        kept = tl.load(mask_ptr + place, mask=inside, other=0) != 0
+    x = tl.load(x_ptr + place, mask=kept, other=0.0).to(tl.float32)
+    # A NaN stays one.
+    low = x < eps
+    return place, tl.where(kept, tl.where(low, eps, x), 0.0), kept & (low == 0)
 
 
 @triton.jit
@@ -384,300 +230,86 @@ def _divisor(y):
 
 
 @triton.jit
-def _scale(largest, p, MODE: tl.constexpr):
-    """What the members are divided by before the power."""
-    scale = _divisor(largest)
-    if MODE == 'tensor':
-        # For p = 1 a power of two, so that nothing is rounded.
-        bits = scale.to(tl.int32, bitcast=True) & 0x7f800000
-        whole = tl.maximum(bits.to(tl.float32, bitcast=True), SMALLEST)
-        scale = tl.where((p == 1) & (scale == scale), whole, scale)
-    return scale
-
-
-@triton.jit
-def _power(c, scale, k_scale, f_scale, p, MODE: tl.constexpr):
-    """``(c / scale)**p`` for a p above 0."""
-    if MODE == 'double':
-        ratio = c.to(tl.float64) / scale.to(tl.float64)
-        return tl.exp(p * tl.log(ratio))
-    else:
-        k, f = log2(c)
-        y = exp2_product(p.to(tl.float32), k - k_scale, f - f_scale)
-        y = tl.where(c == 0, 0.0, tl.where(c == INFINITY, INFINITY, y))
-        if MODE == 'tensor':
-            y = tl.where(p == 1, c * tl.div_rn(1.0, scale), y)
-        return y
-
-
-@triton.jit
-def _root(largest, total, count, p, KIND: tl.constexpr, MODE: tl.constexpr):
-    """The mean of the powers back on the scale of the members."""
-    if KIND == 'segments':
-        # Of an empty one.
-        largest = tl.where(largest < 0, 0.0, largest)
-    if MODE == 'max':
-        return largest
-    mean = total / count
-    if MODE == 'one':
-        return mean.to(tl.float32)
-    scale = _scale(largest, p, MODE).to(tl.float64)
-    y = scale * tl.exp(tl.log(mean) / p)
-    if MODE == 'tensor':
-        y = tl.where(p == INFINITY, largest.to(tl.float64), y)
-    return tl.where(largest == 0, 0.0, y).to(tl.float32)
-
-
-@triton.jit
-def _slope(c, y, p, count, ties, MODE: tl.constexpr):
-    """The derivative of y by c."""
-    weight = (1.0 / count).to(tl.float32)
-    if MODE == 'one':
-        return tl.zeros_like(c) + weight
-    if MODE == 'max':
-        return tl.where(c == y, tl.div_rn(1.0, ties), 0.0)
-    k, f = log2(c)
-    k_y, f_y = log2(_divisor(y))
-    q = (p - 1.0).to(tl.float32)
-    slope = exp2_product(q, k - k_y, f - f_y)
-    at_infinity = tl.where(q > 0, INFINITY, tl.where(q == 0, 1.0, 0.0))
-    slope = tl.where(c == INFINITY, at_infinity, slope)
-    slope = tl.where(c == 0, tl.where(p == 1, 1.0, 0.0), slope) * weight
-    if MODE == 'tensor':
-        shared = tl.div_rn(1.0, ties)
-        slope = tl.where(p == INFINITY, tl.where(c == y, shared, 0.0), slope)
-    return slope
-
-
-@triton.jit
-def _entropy(c, y, p):
-    """``u**p ln(u)`` with u = c / y."""
-    k, f = log2(c)
-    k_y, f_y = log2(_divisor(y))
-    k, f = k - k_y, f - f_y
-    value = exp2_product(p.to(tl.float32), k, f) * (
-        (k + f) * 0.6931471805599453)
-    value = tl.where(c == INFINITY, INFINITY, value)
-    return tl.where((c == 0) | (p == INFINITY), 0.0, value)
-
-
-# --- the kernels ------------------------------------------------------------
-
-
-@triton.jit
-def _forward(x_ptr, p_ptr, members_ptr, counts_ptr, y_ptr, tops_ptr,
-             totals_ptr, num_sets, count, chunks, geometry, eps,
-             CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
-             P_STEP: tl.constexpr, INDEX: tl.constexpr, SETS: tl.constexpr,
-             MEMBERS: tl.constexpr):
-    outer, s, chunk = _program(num_sets, chunks, SETS, INDEX)
-    start, stop = _range(counts_ptr, outer, chunk, chunks, count, KIND,
-                         MEMBERS)
-    valid = s < num_sets
-    result = outer * num_sets + s
-    p = _powers(p_ptr, result, valid, MODE, P_STEP)
-
-    largest = tl.full([SETS, 1], -INFINITY, tl.float32)
-    if MODE != 'one':
-        tops = tl.full([SETS, MEMBERS], -INFINITY, tl.float32)
-        for first in range(start, stop, MEMBERS):
-            j = first + tl.arange(0, MEMBERS)[None, :]
-            inside = valid & (j < stop)
-            _, c, _ = _load(x_ptr, members_ptr, outer, s, j, inside, geometry,
-                            eps, KIND, CLAMP, INDEX)
-            tops = _larger(tops, tl.where(inside, c, -INFINITY))
-        # The reduction drops a NaN.
-        invalid = tl.max((tops != tops).to(tl.int32), 1, keep_dims=True)
-        largest = tl.max(tl.where(tops == tops, tops, 0.0), 1,
-                         keep_dims=True)
-        largest = tl.where(invalid != 0, float('nan'), largest)
-
-    total = tl.zeros([SETS, 1], tl.float64)
-    if MODE != 'max':
-        # The second time, the members come from the cache.
-        scale = _scale(largest, p, MODE)
-        k_scale, f_scale = log2(scale)
-        if MODE == 'double' or MODE == 'one':
-            # Members that are not divided may overflow a sum in float32.
-            sums = tl.zeros([SETS, MEMBERS], tl.float64)
-        else:
-            sums = tl.zeros([SETS, MEMBERS], tl.float32)
-        rests = tl.zeros_like(sums)
-        for first in range(start, stop, MEMBERS):
-            j = first + tl.arange(0, MEMBERS)[None, :]
-            inside = valid & (j < stop)
-            _, c, _ = _load(x_ptr, members_ptr, outer, s, j, inside, geometry,
-                            eps, KIND, CLAMP, INDEX)
-            if MODE == 'one':
-                power = c.to(tl.float64)
-            else:
-                power = _power(c, scale, k_scale, f_scale, p, MODE)
-            sums, rests = add(sums, rests, tl.where(inside, power, 0.0))
-        total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
-
-    if tops_ptr is None:
-        n = _count(counts_ptr, outer + tl.zeros_like(s), result, valid, count,
-                   KIND)
-        tl.store(y_ptr + result, _root(largest, total, n, p, KIND, MODE),
-                 mask=valid)
-    else:
-        # The number of results may have more than 31 bits with the chunks.
-        groups = tl.num_programs(0) // chunks // tl.cdiv(num_sets, SETS)
-        place = chunk.to(tl.int64) * groups * num_sets + result
-        tl.store(tops_ptr + place, largest, mask=valid)
-        tl.store(totals_ptr + place, total, mask=valid)
-
-
-@triton.jit
-def _merge(p_ptr, counts_ptr, y_ptr, tops_ptr, totals_ptr, size, num_sets,
-           count, chunks, KIND: tl.constexpr, MODE: tl.constexpr,
-           P_STEP: tl.constexpr, SETS: tl.constexpr):
-    """The results of sets in chunks."""
-    result = tl.program_id(0).to(tl.int64) * SETS + tl.arange(0, SETS)
-    valid = result < size
-    p = _powers(p_ptr, result, valid, MODE, P_STEP)
-    largest = tl.full([SETS], -INFINITY, tl.float32)
-    place = result
-    for _ in range(chunks):
-        top = tl.load(tops_ptr + place, mask=valid, other=0.0)
-        largest = _larger(largest, top)
-        place += size
-    scale = _scale(largest, p, MODE).to(tl.float64)
-    total = tl.zeros([SETS], tl.float64)
-    place = result
-    for _ in range(chunks):
-        part = tl.load(totals_ptr + place, mask=valid, other=0.0)
-        if MODE != 'one':
-            top = tl.load(tops_ptr + place, mask=valid, other=0.0)
-            ratio = _scale(top, p, MODE).to(tl.float64) / scale
-            # Zeros have no scale.
-            part = tl.where(part == 0, 0.0, part * tl.exp(
-                p * tl.log(ratio)))
-        total += part
-        place += size
-    n = _count(counts_ptr, result // num_sets, result, valid, count, KIND)
-    tl.store(y_ptr + result, _root(largest, total, n, p, KIND, MODE),
-             mask=valid)
-
-
-@triton.jit
-def _ties(x_ptr, p_ptr, members_ptr, counts_ptr, y_ptr, ties_ptr, num_sets,
-          count, chunks, geometry, eps, CLAMP: tl.constexpr,
-          KIND: tl.constexpr, MODE: tl.constexpr, P_STEP: tl.constexpr,
-          INDEX: tl.constexpr, SETS: tl.constexpr, MEMBERS: tl.constexpr):
-    """How many members of each set are its maximum, where p is infinite."""
-    outer, s, chunk = _program(num_sets, chunks, SETS, INDEX)
-    start, stop = _range(counts_ptr, outer, chunk, chunks, count, KIND,
-                         MEMBERS)
-    valid = s < num_sets
-    result = outer * num_sets + s
-    if MODE == 'tensor':
-        p = _powers(p_ptr, result, valid, MODE, P_STEP)
-        if tl.max(tl.max((p == INFINITY).to(tl.int32), 1), 0) == 0:
-            stop = start
-    y = tl.load(y_ptr + result, mask=valid, other=0.0)
-    ties = tl.zeros([SETS, MEMBERS], tl.int32)
+def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, mask_ptr, rows_ptr,
+             counts_ptr, groups, columns, members, chunks, group_step,
+             set_step, member_step, p_group, p_column, eps,
+             INDEX: tl.constexpr, SETS: tl.constexpr, MEMBERS: tl.constexpr):
+    """The result, or the maximum and the sum of powers of each chunk."""
+    group, s, valid, result, start, stop, n, p = _program(
+        p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
+        p_column, INDEX, SETS, MEMBERS)
+    tops = tl.full([SETS, MEMBERS], -INFINITY, tl.float32)
     for first in range(start, stop, MEMBERS):
         j = first + tl.arange(0, MEMBERS)[None, :]
         inside = valid & (j < stop)
-        _, c, _ = _load(x_ptr, members_ptr, outer, s, j, inside, geometry,
-                        eps, KIND, CLAMP, INDEX)
-        ties += (inside & (c == y)).to(tl.int32)
-    groups = tl.num_programs(0) // chunks // tl.cdiv(num_sets, SETS)
-    place = chunk.to(tl.int64) * groups * num_sets + result
-    tl.store(ties_ptr + place, tl.sum(ties, 1, keep_dims=True), mask=valid)
+        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside,
+                        group_step, set_step, member_step, eps, INDEX)
+        # A NaN stays one here, but not in the reduction.
+        tops = tl.where(inside & ((c > tops) | (c != c)), c, tops)
+    invalid = tl.max((tops != tops).to(tl.int32), 1, keep_dims=True)
+    largest = tl.max(tl.where(tops == tops, tops, 0.0), 1, keep_dims=True)
+    largest = tl.where(invalid != 0, float('nan'), largest)
 
-
-@triton.jit
-def _backward(grad_y_ptr, x_ptr, p_ptr, members_ptr, counts_ptr, y_ptr,
-              ties_ptr, grad_x_ptr, by_p_ptr, num_sets, count, chunks,
-              geometry, eps, CLAMP: tl.constexpr, KIND: tl.constexpr,
-              MODE: tl.constexpr, P_STEP: tl.constexpr, INDEX: tl.constexpr,
-              SETS: tl.constexpr, MEMBERS: tl.constexpr):
-    """The gradient of x, the share of each set in that of p, or both."""
-    outer, s, chunk = _program(num_sets, chunks, SETS, INDEX)
-    start, stop = _range(counts_ptr, outer, chunk, chunks, count, KIND,
-                         MEMBERS)
-    valid = s < num_sets
-    result = outer * num_sets + s
-    p = _powers(p_ptr, result, valid, MODE, P_STEP)
-    y = tl.load(y_ptr + result, mask=valid, other=0.0)
-    grad_y = tl.load(grad_y_ptr + result, mask=valid, other=0.0)
-    grad_y = grad_y.to(tl.float32)
-    n = _count(counts_ptr, outer + tl.zeros_like(s), result, valid, count,
-               KIND)
-    ties = n.to(tl.float32)
-    if ties_ptr is not None:
-        ties = tl.load(ties_ptr + result, mask=valid, other=1.0)
-        ties = tl.maximum(ties, 1.0)
-
+    # The second time, the members come from the cache.
+    scale = _divisor(largest)
+    exponent = p.to(tl.float32)
     sums = tl.zeros([SETS, MEMBERS], tl.float32)
     rests = tl.zeros([SETS, MEMBERS], tl.float32)
     for first in range(start, stop, MEMBERS):
         j = first + tl.arange(0, MEMBERS)[None, :]
         inside = valid & (j < stop)
-        place, c, passes = _load(x_ptr, members_ptr, outer, s, j, inside,
-                                 geometry, eps, KIND, CLAMP, INDEX)
-        if grad_x_ptr is not None:
-            grad = grad_y * _slope(c, y, p, n, ties, MODE)
-            tl.store(grad_x_ptr + place, tl.where(passes, grad, 0.0),
-                     mask=inside)
-        if by_p_ptr is not None:
-            value = tl.where(inside, _entropy(c, y, p), 0.0)
-            sums, rests = add(sums, rests, value)
-    if by_p_ptr is not None:
-        total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
-        by_p = grad_y * (y * (total / n / p))
-        groups = tl.num_programs(0) // chunks // tl.cdiv(num_sets, SETS)
-        place = chunk.to(tl.int64) * groups * num_sets + result
-        tl.store(by_p_ptr + place, by_p, mask=valid)
+        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside,
+                        group_step, set_step, member_step, eps, INDEX)
+        power = pow(tl.div_rn(c, scale), exponent)
+        sums, rests = add(sums, rests, tl.where(inside, power, 0.0))
+    total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
+    if tops_ptr is None:
+        y = largest.to(tl.float64) * tl.exp(tl.log(total / n) / p)
+        y = tl.where(p == INFINITY, largest.to(tl.float64), y).to(tl.float32)
+        tl.store(y_ptr + result, tl.where(largest <= 0, 0.0, y), mask=valid)
+    else:
+        # The number of results may have more than 31 bits with the chunks.
+        place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
+        tl.store(tops_ptr + place + result, largest, mask=valid)
+        tl.store(totals_ptr + place + result, total, mask=valid)
 
 
 @triton.jit
-def _gather(grad_y_ptr, x_ptr, p_ptr, y_ptr, ties_ptr, grad_x_ptr, size,
-            count, geometry, eps, CLAMP: tl.constexpr, MODE: tl.constexpr,
-            P_STEP: tl.constexpr, INDEX: tl.constexpr, CELLS: tl.constexpr):
-    """The gradient of cells, each from all windows that contain it."""
-    cell = tl.program_id(0).to(INDEX) * CELLS + tl.arange(0, CELLS)
-    valid = cell < size
-    x = tl.load(x_ptr + cell, mask=valid, other=0.0).to(tl.float32)
-    c = x
-    if CLAMP:
-        c = tl.where(x < eps, eps, x)
-    # Where a window of the first row of windows would begin.
-    column = cell % geometry[2] + geometry[14]
-    line = cell // geometry[2] % geometry[1] + geometry[13]
-    slab = cell // geometry[2] // geometry[1] % geometry[0] + geometry[12]
-    plane = cell // geometry[2] // geometry[1] // geometry[0]
-    # At most so many windows contain a cell.
-    columns = tl.cdiv(geometry[8], geometry[11])
-    lines = tl.cdiv(geometry[7], geometry[10])
-    slabs = tl.cdiv(geometry[6], geometry[9])
-    total = tl.zeros([CELLS], tl.float32)
-    for i in range(slabs * lines * columns):
-        # The last window that begins at or before the cell, and those
-        # before it.
-        w = column // geometry[11] - i % columns
-        h = line // geometry[10] - i // columns % lines
-        d = slab // geometry[9] - i // columns // lines
-        inside = valid & (w >= 0) & (w < geometry[5]) & (
-            column - w * geometry[11] < geometry[8]) & (
-            h >= 0) & (h < geometry[4]) & (
-            line - h * geometry[10] < geometry[7]) & (
-            d >= 0) & (d < geometry[3]) & (
-            slab - d * geometry[9] < geometry[6])
-        result = ((plane * geometry[3] + d) * geometry[4]
-                  + h) * geometry[5] + w
-        p = _powers(p_ptr, result, inside, MODE, P_STEP)
-        y = tl.load(y_ptr + result, mask=inside, other=1.0)
-        grad_y = tl.load(grad_y_ptr + result, mask=inside, other=0.0)
-        n = tl.zeros_like(c).to(tl.float64) + count
-        ties = n.to(tl.float32)
-        if ties_ptr is not None:
-            ties = tl.load(ties_ptr + result, mask=inside, other=1.0)
-            ties = tl.maximum(ties, 1.0)
-        grad = grad_y.to(tl.float32) * _slope(c, y, p, n, ties, MODE)
-        total += tl.where(inside, grad, 0.0)
-    if CLAMP:
-        total = tl.where(x >= eps, total, 0.0)
-    tl.store(grad_x_ptr + cell, total, mask=valid)
+def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, mask_ptr,
+              rows_ptr, counts_ptr, groups, columns, members, chunks,
+              group_step, set_step, member_step, p_group, p_column, eps,
+              INDEX: tl.constexpr, SETS: tl.constexpr, MEMBERS: tl.constexpr):
+    """The gradient of x, the share of each set in that of p, or both."""
+    group, s, valid, result, start, stop, n, p = _program(
+        p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
+        p_column, INDEX, SETS, MEMBERS)
+    y = tl.load(y_ptr + result, mask=valid, other=0.0)
+    grad_y = tl.load(grad_y_ptr + result, mask=valid, other=0.0)
+    grad_y = grad_y.to(tl.float32)
+    weight = (1.0 / n).to(tl.float32)
+    exponent = (p - 1.0).to(tl.float32)
+    at_zero = tl.where(p == 1, 1.0, 0.0)
+    sums = tl.zeros([SETS, MEMBERS], tl.float32)
+    rests = tl.zeros([SETS, MEMBERS], tl.float32)
+    for first in range(start, stop, MEMBERS):
+        j = first + tl.arange(0, MEMBERS)[None, :]
+        inside = valid & (j < stop)
+        place, c, passes = _load(
+            x_ptr, mask_ptr, rows_ptr, group, s, j, inside, group_step,
+            set_step, member_step, eps, INDEX)
+        u = tl.div_rn(tl.where(c == 0, 1.0, c), _divisor(y))
+        power = pow(u, exponent)
+        if grad_x_ptr is not None:
+            # dy/dx = u^(p-1) / N.
+            slope = tl.where(c == 0, at_zero, power) * weight
+            tl.store(grad_x_ptr + place, tl.where(passes, grad_y * slope, 0.0),
+                     mask=inside)
+        if by_p_ptr is not None:
+            value = tl.where(inside & (c != 0), power * u * log(u), 0.0)
+            sums, rests = add(sums, rests, value)
+    if by_p_ptr is not None:
+        # dy/dp = (y/p) mean(u^p ln u).
+        total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
+        place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
+        tl.store(by_p_ptr + place + result, grad_y * (y * (total / n / p)),
+                 mask=valid)

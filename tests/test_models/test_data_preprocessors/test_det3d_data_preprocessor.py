@@ -160,3 +160,25 @@ def test_grid_that_does_not_match(change):
     data = model.data_preprocessor(batch(900), True)
     with pytest.raises(ValueError, match=r'\(10, 32, 32\), .*train_cfg'):
         model(**data, mode='loss')
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_voxels_of_a_fine_grid_are_those_of_mmdet3d(training, monkeypatch):
+    """Bit for bit, in order, with both limits at work."""
+    from sigplug.models.data_preprocessors import det3d_data_preprocessor
+    cfg = dict(voxel=True, voxel_layer=dict(
+        max_num_points=3, max_voxels=(150, 250), voxel_size=[1.6, 1.6, 2],
+        point_cloud_range=AREA))
+    clouds = [cloud(n, n) for n in (900, 0, 40)]
+    stock, ours = (
+        MODELS.build(dict(cfg, type=kind)).train(training).voxelize(
+            clouds, None)
+        for kind in ('Det3DDataPreprocessor', 'sigplug.Det3DDataPreprocessor'))
+    monkeypatch.setattr(det3d_data_preprocessor, 'MANY_CELLS', 0)
+    model = MODELS.build(dict(cfg, type='sigplug.Det3DDataPreprocessor'))
+    sorted_ = model.train(training).voxelize(clouds, None)
+    assert stock.keys() == ours.keys() == sorted_.keys()
+    for name, value in stock.items():
+        assert ours[name].equal(value), name
+        assert sorted_[name].equal(value), name
+        assert sorted_[name].dtype == value.dtype

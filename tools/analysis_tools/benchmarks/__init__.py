@@ -1,1 +1,1 @@
-"""What ``benchmark.py`` measures, and how."""
+"""The cases of ``benchmark.py``, and how they are measured."""

@@ -36,7 +36,7 @@ PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
 
 @dataclass(frozen=True)
 class Case:
-    """A case: its title, and what makes forms and inputs on a device."""
+    """A case: its title, and a maker of its forms and inputs on a device."""
 
     name: str
     build: Callable[[torch.device], Work]
@@ -59,9 +59,9 @@ class Headline:
 
 def on_backend(function: Callable[..., Any],
                backend: str) -> Callable[..., Any]:
-    """Run a function with one backend in all that it calls.
+    """Return a function that uses one backend in everything that it calls.
 
-    By the environment, because heads and encoders pass no backend on.
+    The environment sets it, because heads and encoders pass no backend on.
     """
 
     def call(*args: Any) -> Any:
@@ -79,7 +79,7 @@ def ours(function: Callable[..., Any], answer: str = '', suffix: str = '',
 
 
 def stock(name: str, function: Callable[..., Any]) -> list[Form]:
-    """Return a stock form and what torch.compile makes of it."""
+    """Return a stock form, as it is and compiled."""
     torch._dynamo.reset()
     return [Form(name, function),
             Form(COMPILED, torch.compile(function, dynamic=False))]
@@ -168,7 +168,7 @@ def loss_case(side: int, device: torch.device) -> Work:
 
 
 def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
-    """Global pooling with a trained p."""
+    """Pool globally with a trained p."""
     x, p = features(shape, device), power(device)
     average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
                    (x, ))
@@ -195,7 +195,7 @@ def window_case(kernel: int, stride: int, device: torch.device) -> Work:
 
 
 def segment_case(device: torch.device) -> Work:
-    """Pillars of 0.2 m."""
+    """Reduce the points of pillars of 0.2 m."""
     cells = torch.cat([
         F.pad((points[:, :2] / 0.2).floor().long(), (1, 0), value=sample)
         for sample, points in enumerate(lidar_points())])
@@ -218,7 +218,7 @@ def segment_case(device: torch.device) -> Work:
 
 
 def pillar_case(device: torch.device) -> Work:
-    """Both whole pillar nets on the pillars of two scans."""
+    """Run both whole pillar nets on the pillars of two scans."""
     from mmcv.ops import Voxelization
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
@@ -250,7 +250,7 @@ def pillar_case(device: torch.device) -> Work:
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
-    """Targets of four samples by both heads."""
+    """Compute the targets of four samples by both heads."""
     from mmdet3d.models.dense_heads import CenterHead as StockHead
     from mmdet3d.structures import LiDARInstance3DBoxes
     from mmengine.registry import DefaultScope

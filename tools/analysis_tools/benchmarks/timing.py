@@ -26,7 +26,7 @@ class Form:
     """One way to compute a case.
 
     Args:
-        name (str): What it is called in the tables.
+        name (str): Its name in the tables.
         call (Callable): Takes the arguments of the case.
         answer (str): Forms with the same answer are compared with each
             other. Any other than ``''`` is another function, there for scale.
@@ -57,7 +57,7 @@ class Work:
 
 
 class Stepper:
-    """Runs forms of a case, forward and backward.
+    """Run the forms of a case, forward and backward.
 
     Args:
         work (Work): The case.
@@ -70,7 +70,7 @@ class Stepper:
         self.gradients: dict[str, Tensor] = {}
 
     def leaves(self, form: Form) -> tuple[Tensor, ...]:
-        """Return what a form is differentiated by."""
+        """Return the tensors that a form is differentiated by."""
         if form.leaves is not None:
             return form.leaves
         return tuple(arg for arg in self.work.args
@@ -81,7 +81,7 @@ class Stepper:
         out = form.call(*self.work.args)
         values = [value.detach() for value in tree_flatten(out)[0]]
         if leaves := self.leaves(form):
-            # Of one sign, so that the sum for p does not cancel.
+            # All of one sign, so that the sum for p does not cancel.
             generator = torch.Generator(out.device).manual_seed(0)
             gradient = torch.rand(out.shape, generator=generator,
                                   device=out.device).to(out.dtype)
@@ -172,7 +172,7 @@ def measure(work: Work, repeat: int,
             lambda form=form: stepper.time(form), device)
     with no_garbage_collection():
         for _ in range(repeat):
-            # In turn, so that a change of the machine's pace meets them all.
+            # In turn, so that a change of the machine's pace affects all.
             for form, _, times in running:
                 times.append(stepper.time(form, calls[form.name]))
     for form, row, times in running:

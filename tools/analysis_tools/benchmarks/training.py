@@ -108,7 +108,7 @@ class Trainee:
                 self.clock.watch(owner, method, name)
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Run one iteration; return the seconds by stage and in all."""
+        """Run one iteration; return the seconds by stage and in total."""
         batch = copy.deepcopy(batch)
         self.clock.seconds.clear()
         start = perf_counter()
@@ -131,7 +131,7 @@ class Trainee:
 def load_batch(cfg: Config, batch_size: int) -> dict[str, Any]:
     """Return a batch of a config's data set, on synthetic data."""
     dataset = cfg.train_dataloader.dataset
-    # Below what repeats the samples.
+    # Inside wrappers that repeat the samples.
     while 'dataset' in dataset:
         dataset = dataset.dataset
     dataset = copy.deepcopy(dataset)

@@ -54,7 +54,7 @@ straight_through = partial(clip_sigmoid, grad='straight_through')
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return what the operations compute in."""
+    """Return the dtype that the operations compute in."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -101,7 +101,7 @@ def report_bounds() -> str:
               for function in functions)])
     return markdown(
         ('dtype', '`1 - 1e-4` becomes', 'largest value below 1',
-         'bounds of mmdet3d', 'bounds of ours', 'largest safe logit, mmdet3d',
+         'bounds, mmdet3d', 'bounds, ours', 'largest safe logit, mmdet3d',
          'largest safe logit, ours'), rows)
 
 
@@ -359,7 +359,7 @@ def report_pool_errors(values: int) -> str:
 
 
 def report_dead_channels() -> str:
-    """Show from which trained p on an all-zero map breaks its gradient."""
+    """Show from which trained p on an all-zero map gives a bad gradient."""
     rows = []
     powers = np.arange(1.0, 100.25, 0.25)
     for name, dtype in DTYPES.items():
@@ -382,7 +382,7 @@ def write_page(values: int, page: Path = PAGE) -> Path:
     """Measure and write the page.
 
     Args:
-        values (int): How many float32 logits are tried.
+        values (int): The number of float32 logits to try.
         page (Path): The file.
     """
     with np.errstate(all='ignore'):

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 def sig3(value: float | None) -> str:
-    """Return three digits, or what stands for nothing."""
+    """Return three significant digits, or a dash for no number."""
     if value is None or not math.isfinite(value):
         return '-'
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
@@ -78,7 +78,7 @@ def case_table(case: Record) -> str:
 
 
 def headline_rows(results: list[Record]) -> list[list[str]]:
-    """Return the ratios that are meant to be reached, as measured."""
+    """Return the measured ratios beside their goals."""
     from benchmarks.operations import HEADLINES
     medians = {(case['case'], row['form']): total(row)[1]
                for case in results for row in case['rows'] if total(row)}
@@ -136,7 +136,7 @@ TEXTS = dict(ops=ops_texts, train=training_texts)
 
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
-    """Write the page; a part that was not measured says so.
+    """Write the page, which names the parts that were not measured.
 
     Args:
         results (Path): Folder of the results.

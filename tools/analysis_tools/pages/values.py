@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 SAME_SIZE_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Where sigmoid and loss change in float32: at the clip of 1e-4, within what no
-# clip touches, and where exp drops out of the range.
+# Logits where sigmoid and loss change in float32: at the clip of 1e-4, where
+# no clip acts, and where exp leaves the range.
 EDGES = (math.log(1 / 1e-4 - 1), 1.0, 5.0, 16.64, 87.34, 103.97)
 
 Function = Callable[[Tensor], Tensor]
@@ -108,7 +108,7 @@ def safe_range(tests: list[Function], dtype: torch.dtype) -> str:
 
 
 def sig(value: float, digits: int) -> str:
-    """Return a number of some digits; a zero has no sign."""
+    """Return a number with some digits; a zero has no sign."""
     text = f'{value or 0.0:.{digits}g}'.replace('nan', 'NaN')
     return re.sub(r'e([+-])0', r'e\1', text)
 

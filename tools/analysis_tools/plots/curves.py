@@ -35,7 +35,7 @@ def logits(dtype: torch.dtype) -> torch.Tensor:
 
 
 def columns(axes: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Give each dtype a column of axes; return it with the logits."""
+    """Yield a column of axes and the logits for each dtype."""
     for column, (name, dtype) in zip(axes.T, DTYPES.items()):
         yield column, logits(dtype)
         for ax in column:

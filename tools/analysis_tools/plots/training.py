@@ -39,7 +39,7 @@ def read_training_log(work_dir: Path) -> TrainingLog:
 
     Each start of mmengine's runner logs into a folder of its own, named by
     the time. A later one replaces what earlier ones logged from its first
-    iteration on. Folders without training are passed over.
+    iteration on. Folders without training are skipped.
 
     Args:
         work_dir (Path): The work dir.

@@ -1,6 +1,6 @@
 """Generator of a synthetic LiDAR data set in the nuScenes format.
 
-A street scene is drawn up (:mod:`scenario`), scanned by a ray-cast LiDAR
+A street scene is made up (:mod:`scenario`), scanned by a ray-cast LiDAR
 (:mod:`scene`, :mod:`lidar`), and written (:mod:`generator`) as nuScenes tables
 (:mod:`tables`) and mmdet3d info files (:mod:`infos`).
 """

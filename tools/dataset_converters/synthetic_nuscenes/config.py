@@ -1,4 +1,4 @@
-"""What the user can choose about the synthetic data set."""
+"""The options of the synthetic data set."""
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ KEY_FRAME_INTERVAL_US = 500_000  # nuScenes key frames come at 2 Hz
 
 
 class Difficulty(NamedTuple):
-    """What makes objects hard to find.
+    """Settings that make objects hard to find.
 
     Attributes:
         beams (int): Beams of the LiDAR, evenly chosen from its 32; with fewer,
@@ -45,8 +45,8 @@ class GeneratorConfig:
         samples_per_scene (int): Key frames (at 2 Hz) per scene, at least 2.
         intermediate_sweeps (int): Sweeps without annotations between two key
             frames, 0 to 9. The real data set has about 9.
-        scenes (tuple[str]): Which of the ten official mini scenes to make, in
-            any order.
+        scenes (tuple[str]): The scenes to make, of the ten official mini
+            scenes and in any order.
         difficulty (str): ``'standard'``, or ``'hard'``: half the beams, lost
             returns, and crowded streets.
 
@@ -83,12 +83,12 @@ class GeneratorConfig:
 
     @property
     def sweeps_per_sample(self) -> int:
-        """Sweeps from one key frame to the next."""
+        """Return the number of sweeps from one key frame to the next."""
         return self.intermediate_sweeps + 1
 
     @property
     def sweep_offsets_us(self) -> list[int]:
-        """Time of every sweep after the scene's start, in microseconds."""
+        """Return the sweeps' times after the scene's start in microseconds."""
         steps = self.sweeps_per_sample
         count = (self.samples_per_scene - 1) * steps + 1
         return [i * KEY_FRAME_INTERVAL_US // steps for i in range(count)]

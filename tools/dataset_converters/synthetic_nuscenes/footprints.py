@@ -1,4 +1,4 @@
-"""Which moving rectangles would touch each other."""
+"""Moving rectangles that must not touch each other."""
 from collections.abc import Sequence
 
 import numpy as np

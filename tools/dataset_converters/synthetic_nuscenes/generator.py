@@ -1,4 +1,4 @@
-"""Writes the data set: all of it or nothing."""
+"""Write the data set: all of it or nothing."""
 import fcntl
 import json
 import multiprocessing
@@ -44,9 +44,9 @@ def generate_synthetic_nuscenes(out: str | Path,
                                 force: bool = False) -> bool:
     """Make a synthetic nuScenes ``v1.0-mini`` data set.
 
-    The folder appears only once it is complete, with the manifest
-    ``synthetic_nuscenes.json`` as the mark of it. Equal configs give equal
-    bytes whatever the number of workers.
+    The folder appears only once it is complete, which the manifest
+    ``synthetic_nuscenes.json`` marks. Equal configs give equal bytes whatever
+    the number of workers.
 
     Args:
         out (str or Path): Data root to create.

@@ -100,7 +100,7 @@ def _instance(box: Box, scene: Scene, lidar2global: np.ndarray,
 
 
 def _velocity(boxes: list[tuple[Box, int]]) -> np.ndarray:
-    """Divide the way between key frames by the time, like the devkit."""
+    """Divide the shift between key frames by the time, like the devkit."""
     boxes = sorted(boxes, key=lambda pair: pair[1])
     (first, start), (last, end) = boxes[0], boxes[-1]
     travel = np.array(last.translation) - np.array(first.translation)

@@ -1,4 +1,4 @@
-"""How surfaces answer a LiDAR pulse."""
+"""Surfaces, and how they reflect a LiDAR pulse."""
 from enum import IntEnum
 
 import numpy as np

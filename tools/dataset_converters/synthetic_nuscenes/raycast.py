@@ -1,4 +1,4 @@
-"""Where the rays of a spinning LiDAR meet meshes, found by Embree."""
+"""Rays of a spinning LiDAR, cast at meshes by Embree."""
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,7 +19,7 @@ class Body:
         self.material = mesh.material
         low, high = mesh.vertices.min(0), mesh.vertices.max(0)
         self.center = (low + high) / 2
-        # Of the upright cylinder around it.
+        # The radius of the upright cylinder around it.
         self.radius = np.hypot(*(mesh.vertices - self.center)[:, :2].T).max()
         self.height = high[2] - low[2]
         self.scene = EmbreeScene()

@@ -57,7 +57,7 @@ class Road:
         return x, y, heading
 
     def lateral(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Signed distance of global points to the axis, left positive.
+        """Return the signed distance of points to the axis, left positive.
 
         With a, b the coordinates along and left of the start's tangent, the
         distance to a circle of curvature k is

@@ -1,4 +1,4 @@
-"""Draws up one street scene: who is where, and when."""
+"""Make up one street scene: who is where, and when."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ FURNITURE_DECK = ('pole', 'pole', 'pole', 'tree', 'tree', 'tree', 'bush',
                   'bicycle_parked')
 SIDEWALK_DECK = ('adult', 'adult', 'adult', 'adult', 'adult', 'child')
 
-# What has another attribute while it stands still.
+# Attributes that change while the object stands still.
 IDLE = {'vehicle.moving': 'vehicle.stopped',
         'pedestrian.moving': 'pedestrian.standing'}
 
@@ -50,7 +50,7 @@ class Scenario:
         road (Road): Its road.
         ego (np.ndarray): Arc length of the ego vehicle at every instant.
         tracks (list[Track]): The annotated objects.
-        clutter (list): What else stands there: solids, and the x, y, z, yaw
+        clutter (list): Everything else there: solids, and the x, y, z, yaw
             of their frame.
     """
 
@@ -111,7 +111,7 @@ def _deal(deck: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 class _Builder:
-    """Fills a road with objects, each kept only if it fits."""
+    """Fill a road with objects, each kept only if it fits."""
 
     def __init__(self, duration: float, rng: np.random.Generator,
                  spacing: float) -> None:

@@ -1,4 +1,4 @@
-"""Drives through a scene, scans it, and annotates the key frames."""
+"""Drive through a scene, scan it, and annotate the key frames."""
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ class Box(NamedTuple):
     """One object in one key frame.
 
     Attributes:
-        track (int): Which of the scene's objects.
+        track (int): Index of the object in the scene.
         translation (list[float]): Centre of the box in the global frame.
         yaw (float): Yaw of the box in the global frame, in radians.
         attribute (str): nuScenes attribute, empty for none.

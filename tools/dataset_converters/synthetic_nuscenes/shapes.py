@@ -20,7 +20,7 @@ Solids = list[Solid]
 
 
 class ObjectClass(NamedTuple):
-    """What the scenario needs to know about a kind of object.
+    """A kind of object, described for the scenario.
 
     Attributes:
         name (str): nuScenes detection class.
@@ -146,7 +146,7 @@ def _beam(start: tuple[float, float], end: tuple[float, float], y: float,
 
 def _person(w: float, le: float, h: float, rng: np.random.Generator,
             cloth: M = M.CLOTH) -> Solids:
-    """One foot before the other, shoulders as wide as the box."""
+    """Make a person in mid-stride, with shoulders as wide as the box."""
     return [
         frustum((-le / 2, -0.04 * le), (-0.4 * w, 0), (0, 0.5 * h), M.CLOTH),
         frustum((0.04 * le, le / 2), (0, 0.4 * w), (0, 0.5 * h), M.CLOTH),
