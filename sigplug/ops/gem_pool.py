@@ -1,31 +1,14 @@
-"""Generalised-mean pooling over windows.
-
-Windows are pooled by PyTorch's own pools of powers: see
-:func:`windowed_mean`. One window that takes in all is a set of
-:mod:`sigplug.ops.power_mean`.
-"""
-import math
+"""Generalised-mean pooling over windows."""
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import PowerLike, check_input, find_range
-from ._tracing import is_compiling
-from .backends import Form, check_backend
+from ._checks import PowerLike, check_input
 from .generalized_mean import check_power
-from .power_mean import (
-    Dims,
-    clamp,
-    has_inf,
-    power_mean,
-    power_mean_forward,
-    root,
-    stop_at_clamp,
-)
+from .power_mean import Dims, clamp, power_mean
 
 IntOrTuple = int | Sequence[int | None] | None
 
@@ -98,182 +81,35 @@ def gem_pool(x: Tensor,
             raise ValueError(f'kernel_size {kernel} must fit into the padded '
                              f'input, but x has the shape {tuple(x.shape)} '
                              f'and padding={pad}')
-    dims = tuple(range(x.dim() - spatial, x.dim()))
+    dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
     p = check_power(p, x, dims)
     full = [margin == 0 and _is_full(k, size)
             for k, size, margin in zip(kernel, extent, pad)]
-    y = x
-    if any(full):
-        # A mean of means of equal sets is that of all: full dims go first.
-        pooled = tuple(d for d, is_full in zip(dims, full) if is_full)
-        y, eps = power_mean(y, p, Dims(pooled), eps, backend), None
-        kernel, step = (
-            tuple(1 if is_full else k for k, is_full in zip(sizes, full))
-            for sizes in (kernel, step))
-    check_backend(backend)
-    if not any(full) or any(k != 1 for k in (*kernel, *step)):
-        y = _pool_windows(y, p, Windows(kernel, step, pad), eps)
-    return y.to(x.dtype)
+    if any(pad):
+        # Padded cells are 0 behind the clamp.
+        x, eps = clamp(x, eps), None
+    sides = [margin for margin in reversed(pad) for _ in range(2)]
+    cells = F.pad(x, sides) if any(pad) else x
+    cut = 0
+    for i, (size, step_, is_full) in enumerate(zip(kernel, step, full)):
+        if not is_full:
+            cells = _cut_windows(cells, i - spatial, size, step_)
+            cut += 1
+    pooled = (*range(cut), *(d + cut for d, is_full in zip(dims, full)
+                             if is_full))
+    y = power_mean(cells, p, Dims(pooled), eps, backend)
+    return y.squeeze(tuple(range(cut))).to(dtype)
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Windows over the last dims, with the arguments of PyTorch's pools."""
+def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """Return the cells of each window along ``dim`` in a new first dim.
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    members: None = None
-
-    @property
-    def count(self) -> int:
-        """Return the number of cells of a window."""
-        return math.prod(self.kernel)
-
-    def mean(self, c: Tensor) -> Tensor:
-        """Return the mean of each window; padded cells count as 0."""
-        pool = F.avg_pool2d if len(self.kernel) == 2 else F.avg_pool3d
-        return pool(c, self.kernel, self.stride, self.padding)
-
-    def cut(self, c: Tensor) -> Tensor:
-        """Return the cells of each window along new dims in front."""
-        sides = [margin for margin in reversed(self.padding) for _ in range(2)]
-        c = F.pad(c, sides) if any(sides) else c
-        for i, (size, step) in enumerate(zip(self.kernel, self.stride)):
-            before = (slice(None), ) * (c.dim() - len(self.kernel) + i)
-            c = torch.stack([
-                c[before + (slice(k, k + 1 - size or None, step), )]
-                for k in range(size)])
-        return c
-
-    def spread(self, g: Tensor, c: Tensor) -> Tensor:
-        """Return the gradient of ``c`` for that of its ``mean``."""
-        backward = (torch.ops.aten.avg_pool2d_backward
-                    if len(self.kernel) == 2 else
-                    torch.ops.aten.avg_pool3d_backward)
-        return backward(g, c, self.kernel, self.stride, self.padding, False,
-                        True, None)
-
-
-def _pool_windows(x: Tensor, p: PowerLike, windows: Windows,
-                  eps: float | None) -> Tensor:
-    if len(windows.kernel) == 1:
-        flat = Windows((1, *windows.kernel), (1, *windows.stride),
-                       (0, *windows.padding))
-        if isinstance(p, Tensor) and p.dim():
-            p = p.unsqueeze(-2)
-        return _pool_windows(x.unsqueeze(-2), p, flat, eps).squeeze(-2)
-    return power_mean(x, p, windows, eps, 'eager', WINDOWED)
-
-
-def windowed_mean(x: Tensor, p: PowerLike, windows: Windows,
-                  eps: float | None) -> Tensor:
-    r"""Compute the power mean of windows.
-
-    .. math::
-        y = s \, \mathrm{avgpool}((c / s)^p)^{1/p}
-
-    by PyTorch's pools where all powers are known to fit into a dtype, with
-    the unit :math:`s` of :func:`_choose_unit`; else each window relative to
-    its own maximum.
+    By slices, which every compiler and runtime has.
     """
-    c = clamp(x, eps)
-    units = _choose_unit(c, p, windows)
-    if units is None:
-        dims = tuple(range(len(windows.kernel)))
-        return power_mean_forward(
-            windows.cut(c), p, Dims(dims), None).squeeze(dims)
-    mean = windows.mean(_power(_in_units(c, units), p, x))
-    return (root(mean, p) * units[1]).to(c.dtype)
-
-
-def windowed_mean_backward(
-        grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
-        eps: float | None, y: Tensor, wants_x: bool,
-        wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
-    r"""Compute the gradients that are wanted by the closed form.
-
-    With :math:`v = y / s` a cell has the slope :math:`(c / s)^{p-1} v^{1-p}
-    / N` in each of its windows.
-    """
-    units = _choose_unit(clamp(x, eps), p, windows)
-    if units is None:
-        return _differentiate(grad_y, x, p, windows, eps, wants_x, wants_p)
-    c, v = _in_units(clamp(x, eps), units), _in_units(y, units)
-    grad_c = windows.spread(grad_y * v.pow(1 - p), c)
-    grad_c.mul_(_power(c, p - 1, x))
-    grad_p = None
-    if wants_p and isinstance(p, Tensor):
-        # dy/dp = (y/p) (r - ln y): r is summed over cells, not windows. Of
-        # logarithms to a common unit little cancels in the large results.
-        top = v.detach().amax()
-        r = (grad_c * torch.xlogy(c, c / top)).sum_to_size(p.shape)
-        log_y = (grad_y * torch.xlogy(v, v / top)).sum_to_size(p.shape)
-        grad_p = (r.double() - log_y.double()) / p * units[1]
-        grad_p = grad_p.to(p.dtype)
-    return stop_at_clamp(grad_c, x, eps) if wants_x else None, grad_p
-
-
-def _differentiate(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
-                   eps: float | None, wants_x: bool, wants_p: bool
-                   ) -> tuple[Tensor | None, Tensor | None]:
-    """Differentiate the plain form of windows that are cut out."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not create_graph:
-            x = x.detach().requires_grad_(wants_x)
-            p = p.detach().requires_grad_(wants_p) if isinstance(
-                p, Tensor) else p
-        y = windowed_mean(x, p, windows, eps)
-        wanted = [t for t, wants in ((x, wants_x), (p, wants_p))
-                  if wants and isinstance(t, Tensor)]
-        grads = iter(torch.autograd.grad(y, wanted, grad_y,
-                                         create_graph=create_graph))
-    return next(grads) if wants_x else None, next(grads) if wants_p else None
-
-
-WINDOWED = Form('windowed_mean', windowed_mean, windowed_mean_backward)
-
-
-def _choose_unit(c: Tensor, p: PowerLike,
-                 windows: Windows) -> tuple[torch.dtype, float] | None:
-    """Choose the dtype and the unit in which powers are taken.
-
-    float32 where results are within 4 ulp and gradients have room, float64
-    where they need more; None if neither is known to hold all powers, as on
-    a GPU, whose values would have to be waited for, and under compilers.
-    """
-    if is_compiling() or torch.jit.is_tracing() or has_inf(p):
-        return None
-    powers = find_range(p.detach()) if isinstance(p, Tensor) else (p, p)
-    values = find_range(c.detach())
-    if not powers or not values or not 0 < values[0] <= values[1] < math.inf:
-        return None
-    low, high = (powers[1] * math.log2(value) for value in values)
-    # Of the N + 2 roundings of powers and their mean the root takes 1/p, and
-    # adds two: 8 are 4 ulp.
-    exact = windows.count + 2 <= 6 * powers[0]
-    if exact and c.dtype == torch.float32 and high - low < 200:
-        dtype = torch.float32
-    elif high - low < 1600:
-        dtype = torch.float64
-    else:
-        return None
-    if -100 < low and high < 100:
-        return dtype, 1.0
-    return dtype, 2.0**round((low + high) / 2 / powers[1])
-
-
-def _in_units(c: Tensor, units: tuple[torch.dtype, float]) -> Tensor:
-    dtype, unit = units
-    return c.to(dtype) if unit == 1.0 else c.to(dtype) / unit
-
-
-def _power(c: Tensor, p: PowerLike, x: Tensor) -> Tensor:
-    """Raise ``c``, in its place where nothing else needs it or ``x``."""
-    if isinstance(p, Tensor) or torch.is_grad_enabled() or c is x:
-        return c.pow(p)
-    return c.pow_(p)
+    before = (slice(None), ) * (x.dim() + dim)
+    return torch.stack([
+        x[before + (slice(k, k + 1 - size or None, step), )]
+        for k in range(size)])
 
 
 def _is_full(size: int, extent: int) -> bool:

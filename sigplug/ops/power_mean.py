@@ -246,31 +246,30 @@ def _slope_of_max(c: Tensor, y: Tensor, sets: Sets) -> Tensor:
 PLAIN = Form('power_mean', power_mean_forward, power_mean_backward)
 
 
-def power_mean(x: Tensor, p: PowerLike, sets: Any, eps: float | None,
-               backend: str = 'auto', plain: Form = PLAIN) -> Tensor:
+def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
+               backend: str = 'auto') -> Tensor:
     """Compute a power mean by the best form, and make it differentiable.
 
     Args:
         x (Tensor): As for :func:`power_mean_forward`.
         p (float | Tensor): As there.
-        sets (Dims | Segments): What the plain form takes.
+        sets (Dims | Segments): As there.
         eps (float, optional): As there.
         backend (str): See :mod:`sigplug.ops.backends`. Defaults to
             ``'auto'``.
-        plain (Form): The plain form. Defaults to ``PLAIN``.
 
     Returns:
         Tensor: One value per set.
     """
     tensors = [t for t in (x, p, sets.members) if isinstance(t, Tensor)]
-    form = select(plain, backend, *tensors)
+    form = select(PLAIN, backend, *tensors)
     if not isinstance(p, Tensor) and not 1 <= p < math.inf:
         # Kernels compute in float32, which p < 1 needs more than.
-        form = plain
+        form = PLAIN
     # Compilers and transforms derive the backward of the plain form.
     if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
             and not is_traced() and all(map(has_memory, tensors))):
-        return _PowerMean.apply(x, p, sets, eps, form, plain)
+        return _PowerMean.apply(x, p, sets, eps, form)
     return form.forward(x, p, sets, eps)
 
 
@@ -278,13 +277,13 @@ class _PowerMean(torch.autograd.Function):
     """Saves the input, and tensors of the size of the result."""
 
     @staticmethod
-    def forward(x: Tensor, p: PowerLike, sets: Any, eps: float | None,
-                form: Form, plain: Form) -> Tensor:
+    def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
+                form: Form) -> Tensor:
         return form.forward(x, p, sets, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, p, sets, ctx.eps, ctx.form, ctx.plain = inputs
+        x, p, sets, ctx.eps, ctx.form = inputs
         ctx.p = None if isinstance(p, Tensor) else p
         ctx.sets = dataclasses.replace(sets, members=None)
         ctx.save_for_backward(x, None if ctx.p else p, sets.members, output)
@@ -293,14 +292,14 @@ class _PowerMean(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, p, members, y = ctx.saved_tensors
         sets = dataclasses.replace(ctx.sets, members=members)
-        form = select_backward(ctx.form, ctx.plain, grad_y, x, y)
+        form = select_backward(ctx.form, PLAIN, grad_y, x, y)
         p = ctx.p or p
         if has_inf(p):
-            form = ctx.plain
+            form = PLAIN
         assert form.backward is not None
         grad_x, grad_p = form.backward(grad_y, x, p, sets, ctx.eps, y,
                                        *ctx.needs_input_grad[:2])
-        return grad_x, grad_p, None, None, None, None
+        return grad_x, grad_p, None, None, None
 
 
 def is_float(p: PowerLike, value: float) -> bool:

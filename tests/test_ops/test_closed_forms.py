@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sigplug.ops import gem_pool
-from sigplug.ops.gem_pool import WINDOWED, Windows, windowed_mean
 from sigplug.ops.power_mean import (
     Dims,
     Segments,
@@ -55,19 +54,6 @@ def test_trained_power_mean(name, shape):
             lambda x, p, eps=eps: power_mean(x, p, SETS[name], eps),
             lambda x, p, eps=eps: power_mean_forward(x, p, SETS[name], eps),
             values, p)
-
-
-@pytest.mark.parametrize('eps', [1e-6, None])
-def test_windows(eps):
-    windows = Windows((2, 3), (1, 2), (1, 0))
-    x, p = torch.randn(2, 3, 4, 5).abs(), 1 + 5 * torch.rand(3, 1, 1)
-    # Zeros have no logarithm: those windows are cut out.
-    x[0, 0] = 0.0
-    for values in (x, x + 0.1):
-        assert_same_gradients(
-            lambda x, p: power_mean(
-                x, p, windows, eps, 'eager', WINDOWED),
-            lambda x, p: windowed_mean(x, p, windows, eps), values, p)
 
 
 @pytest.mark.parametrize('p', [1.0, 3.0, 20.0, 200.0])
