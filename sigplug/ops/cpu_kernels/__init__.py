@@ -1,13 +1,11 @@
 """Kernels for CPUs, in C++.
 
-The arithmetic is in float32, but for sums and unusual numbers, which are in
-float64; the bits of a result do not depend on the number of threads.
+The arithmetic is in float32, and sums are in float64; the bits of a result do not depend on the number of threads.
 """
 import torch
 
 from . import gaussian_focal_loss, power_mean
-from .dtypes import DTYPES
-from .library import kernel
+from .library import DTYPES, kernel
 
 FORMS = {form.operation: form
          for form in (gaussian_focal_loss.FORM, power_mean.FORM)}

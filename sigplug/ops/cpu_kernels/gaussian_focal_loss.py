@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ..backends import Form
 from ..gaussian_focal_loss import LOG_EPS, FocalOptions
-from .dtypes import DTYPES
-from .library import count_threads, kernel
+from .library import DTYPES, count_threads, kernel
 
 _OPTIONS = c_float * 7
 

@@ -9,8 +9,7 @@ from .._checks import PowerLike
 from .._layout import Layout, lay_out
 from ..backends import Form
 from ..power_mean import Dims, Sets, sum_to_power
-from .dtypes import DTYPES
-from .library import count_threads, kernel, pointer
+from .library import DTYPES, count_threads, kernel, pointer
 
 # dtype, x, mask, sets, members, columns, offsets, list, p and its two steps,
 # and eps.
