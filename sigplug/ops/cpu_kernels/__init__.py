@@ -1,6 +1,7 @@
 """Kernels for CPUs, in C++.
 
-The arithmetic is in float32, and sums are in float64; the bits of a result do not depend on the number of threads.
+The arithmetic is in float32, and sums are in float64; the bits of a result do
+not depend on the number of threads.
 """
 import torch
 
