@@ -98,7 +98,7 @@ def gem_pool(x: Tensor,
     pooled = (*range(cut), *(d + cut for d, is_full in zip(dims, full)
                              if is_full))
     y = power_mean(cells, p, Dims(pooled), eps, backend)
-    return y.squeeze(tuple(range(cut))).to(dtype)
+    return (y.squeeze(tuple(range(cut))) if cut else y).to(dtype)
 
 
 def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:

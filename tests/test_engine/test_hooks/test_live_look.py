@@ -73,6 +73,8 @@ def training(tmp_path_factory, synthetic_nuscenes):
         patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
         patch.setattr(sigplug.visualization, 'draw_bev', spy)
         cfg = Config.fromfile(QUICKSTART)
+        # Of this name alone: mmengine keeps visualizers by their names.
+        cfg.visualizer.name = 'live look'
         work_dir = tmp_path_factory.mktemp('live')
         cfg.merge_from_dict({
             'default_hooks.live.type': 'sigplug.LiveLookHook',
