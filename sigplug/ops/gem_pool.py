@@ -91,9 +91,9 @@ def gem_pool(x: Tensor,
     sides = [margin for margin in reversed(pad) for _ in range(2)]
     cells = F.pad(x, sides) if any(pad) else x
     cut = 0
-    for i, (size, step_, is_full) in enumerate(zip(kernel, step, full)):
+    for i, (size, stride_, is_full) in enumerate(zip(kernel, step, full)):
         if not is_full:
-            cells = _cut_windows(cells, i - spatial, size, step_)
+            cells = _cut_windows(cells, i - spatial, size, stride_)
             cut += 1
     pooled = (*range(cut), *(d + cut for d, is_full in zip(dims, full)
                              if is_full))

@@ -78,6 +78,10 @@ class CenterHead(_CenterHead):
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_reductions(self, 'loss_cls')
+        # 'none', mmdet3d's default, is averaged over the boxes like 'mean'.
+        if getattr(self.loss_bbox, 'reduction', None) == 'sum':
+            raise ValueError("loss_bbox.reduction must be 'mean' or 'none', "
+                             "but is 'sum': the loss is averaged over boxes")
         self.heatmap_act = build_heatmap_act(
             heatmap_act, self.loss_cls, 'ClipSigmoid')
         self.heatmap_observers: list[Callable[[int, Tensor, Tensor],

@@ -57,6 +57,30 @@ def test_needs_train_cfg_for_its_losses_alone(train_cfg):
         head.loss_by_feat(head(x), BATCHES['random'])
 
 
+GOOD = config()
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(common_heads=dict(GOOD['common_heads'], dim=(2, 2))),
+     ('common_heads.dim', '3', '2')),
+    (dict(common_heads={name: value
+                        for name, value in GOOD['common_heads'].items()
+                        if name != 'rot'}), ('common_heads.rot', 'None')),
+    *((dict(train_cfg=dict(GOOD['train_cfg'], **{name: value})),
+       (name, str(value)))
+      for name, value in (('max_objs', 0), ('out_size_factor', 0),
+                          ('min_radius', -5),
+                          ('code_weights', [1.0] * 9 + [float('nan')]),
+                          ('code_weights', [1.0] * 9 + [-0.2]))),
+    (dict(loss_bbox=dict(type='mmdet.L1Loss', reduction='sum')),
+     ('loss_bbox', 'sum')),
+])
+def test_values_that_give_no_targets(change, words):
+    with pytest.raises(ValueError) as info:
+        CenterHead(**config(**change))
+    assert all(word in str(info.value) for word in words)
+
+
 @pytest.mark.parametrize('velocity, wrong', [(True, 8), (False, 10)])
 def test_wrong_code_weights(velocity, wrong):
     with pytest.raises(ValueError) as info:

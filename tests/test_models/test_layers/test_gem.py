@@ -61,3 +61,12 @@ def test_bad_arguments():
         GeM(kernel_size=0)(x)
     with pytest.raises(ValueError, match=r'\(4,\)'):
         GeM(channels=4)(x)
+
+
+@pytest.mark.parametrize('window', [
+    dict(kernel_size=0), dict(kernel_size='a'), dict(padding=-1),
+    dict(stride=(1, 1, 1, 1))], ids=str)
+def test_windows_that_no_input_has(window):
+    name, = window
+    with pytest.raises(ValueError, match=f'^{name} must'):
+        GeM(**window)
