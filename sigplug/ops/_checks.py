@@ -24,7 +24,9 @@ def check_number(name: str, value: object) -> None:
 
 def is_number(value: object) -> bool:
     """Return whether ``value`` is a real number; a bool is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    # First what nearly all values are: an abstract class takes its time.
+    return type(value) is float or (
+        isinstance(value, Real) and not isinstance(value, bool))
 
 
 def is_integer(value: Any, least: int) -> bool:

@@ -118,14 +118,10 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
     return plain
 
 
-def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
-    """Return the form for a backward pass whose forward took ``form``.
-
-    A derivative of the gradient, or one that is mapped, needs the plain form.
-    """
-    kernels_may = (not torch.is_grad_enabled() and not is_traced()
-                   and all(map(has_memory, tensors)))
-    return form if kernels_may else plain
+def wants_plain_backward(*tensors: Tensor) -> bool:
+    """Return whether a backward pass is itself differentiated or mapped."""
+    return (torch.is_grad_enabled() or is_traced()
+            or not all(map(has_memory, tensors)))
 
 
 def check_backend(backend: str) -> None:

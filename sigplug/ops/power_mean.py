@@ -36,7 +36,7 @@ from .backends import (
     has_memory,
     is_traced,
     select,
-    select_backward,
+    wants_plain_backward,
 )
 
 
@@ -292,9 +292,9 @@ class _PowerMean(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, p, members, y = ctx.saved_tensors
         sets = dataclasses.replace(ctx.sets, members=members)
-        form = select_backward(ctx.form, PLAIN, grad_y, x, y)
         p = ctx.p or p
-        if has_inf(p):
+        form = ctx.form
+        if has_inf(p) or wants_plain_backward(grad_y, x, y):
             form = PLAIN
         assert form.backward is not None
         grad_x, grad_p = form.backward(grad_y, x, p, sets, ctx.eps, y,

@@ -40,13 +40,13 @@ logger = logging.getLogger('sigplug')
 
 
 @functools.cache
-def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
+def kernel(name: str, arguments: tuple[Any, ...] = ()) -> Callable[..., Any]:
     """Return a function of the library.
 
     Args:
         name (str): Its name.
-        *arguments: The ctypes types of its arguments, as in its C++
-            declaration.
+        arguments (tuple): The ctypes types of its arguments, as in its C++
+            declaration. Defaults to none.
     """
     function = getattr(load(), name)
     function.argtypes, function.restype = arguments, ctypes.c_bool

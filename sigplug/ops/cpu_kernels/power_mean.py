@@ -15,6 +15,8 @@ from .library import DTYPES, count_threads, kernel, pointer
 # and eps.
 _SETS = (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p,
          c_void_p, c_void_p, c_int64, c_int64, c_float)
+# index, its length, the number of segments, offsets and rows.
+_GROUP = (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 
 
 def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
@@ -51,7 +53,7 @@ def _call(name: str, layout: Layout, p: PowerLike, sets: Sets,
     else:
         offsets, rows = _group(sets.members.contiguous(), sets.num)
     power, set_step, column_step = layout.power(p)
-    kernel(name, *_SETS, *[c_void_p for _ in tensors], c_int)(
+    kernel(name, (*_SETS, *[c_void_p for _ in tensors], c_int))(
         DTYPES[layout.x.dtype], layout.x.data_ptr(), pointer(mask),
         layout.groups, layout.members, layout.columns, pointer(offsets),
         pointer(rows), power.data_ptr(), set_step, column_step,
@@ -62,8 +64,7 @@ def _call(name: str, layout: Layout, p: PowerLike, sets: Sets,
 def _group(index: Tensor, num: int) -> tuple[Tensor, Tensor | None]:
     """Return where segments begin, and their rows if these are in no order."""
     offsets, rows = index.new_empty(num + 1), torch.empty_like(index)
-    in_order = kernel('group_rows', c_void_p, c_int64, c_int64, c_void_p,
-                      c_void_p)(
+    in_order = kernel('group_rows', _GROUP)(
         index.data_ptr(), len(index), num, offsets.data_ptr(),
         rows.data_ptr())
     return offsets, None if in_order else rows
