@@ -131,7 +131,9 @@ def check_input(x: Tensor, eps: float | None) -> None:
 
 
 def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
-    """Return a float, or a tensor as precise as the sums; 0-d if it is one.
+    """Return a float, or a tensor as precise as the sums.
+
+    One value has at most one dim, and so broadcasts against any result.
 
     Raises:
         TypeError: ``p`` does not hold real numbers.
@@ -150,4 +152,4 @@ def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
     check_device('p', p, x)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
-    return p.reshape(()) if p.numel() == 1 else p
+    return p.reshape(()) if p.numel() == 1 and p.dim() > 1 else p

@@ -1,4 +1,5 @@
 """Generalised-mean pooling over windows."""
+import itertools
 import operator
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import PowerLike, check_input
+from .backends import is_traced
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -88,28 +90,36 @@ def gem_pool(x: Tensor,
     if any(pad):
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
-    sides = [margin for margin in reversed(pad) for _ in range(2)]
-    cells = F.pad(x, sides) if any(pad) else x
-    cut = 0
-    for i, (size, stride_, is_full) in enumerate(zip(kernel, step, full)):
-        if not is_full:
-            cells = _cut_windows(cells, i - spatial, size, stride_)
-            cut += 1
-    pooled = (*range(cut), *(d + cut for d, is_full in zip(dims, full)
-                             if is_full))
+        x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
+    cut = [i for i, is_full in enumerate(full) if not is_full]
+    cells = _cut_windows(x, [dims[i] for i in cut], [kernel[i] for i in cut],
+                         [step[i] for i in cut])
+    # The dims of the cells of a window come last.
+    last = tuple(range(x.dim(), cells.dim()))
+    if isinstance(p, Tensor) and p.numel() > 1:
+        p = p[(..., *[None] * len(last))]
+    pooled = tuple(d for d, is_full in zip(dims, full) if is_full) + last
     y = power_mean(cells, p, Dims(pooled), eps, backend)
-    return (y.squeeze(tuple(range(cut))) if cut else y).to(dtype)
+    return (y.squeeze(last) if last else y).to(dtype)
 
 
-def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
-    """Return the cells of each window along ``dim`` in a new first dim.
-
-    By slices, which every compiler and runtime has.
-    """
-    before = (slice(None), ) * (x.dim() + dim)
-    return torch.stack([
-        x[before + (slice(k, k + 1 - size or None, step), )]
-        for k in range(size)])
+def _cut_windows(x: Tensor, dims: Sequence[int], sizes: Sequence[int],
+                 steps: Sequence[int]) -> Tensor:
+    """Return the cells of each window, in dims behind those of ``x``."""
+    if not is_traced():
+        for dim, size, step in zip(dims, sizes, steps):
+            x = x.unfold(dim, size, step)
+        return x
+    if not dims:
+        return x
+    # Unlike unfold, slices are known to every compiler and runtime.
+    cells = []
+    for places in itertools.product(*map(range, sizes)):
+        window = [slice(None)] * x.dim()
+        for dim, size, step, k in zip(dims, sizes, steps, places):
+            window[dim] = slice(k, k + 1 - size or None, step)
+        cells.append(x[tuple(window)])
+    return torch.stack(cells, dim=-1)
 
 
 def _is_full(size: int, extent: int) -> bool:

@@ -41,11 +41,11 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
     if not logits.numel():
         return logits.new_zeros(shape, dtype=torch.float32)
     losses = sums = None
-    chunks = triton.cdiv(columns, CHUNK)
+    chunks = -(-columns // CHUNK)
     if by_cell:
         losses = torch.empty_like(logits, dtype=torch.float32)
     else:
-        sums = logits.new_empty((rows, chunks), dtype=torch.float64)
+        sums = logits.new_empty((*shape, chunks), dtype=torch.float64)
     with on_device_of(logits):
         _loss_of_rows[(rows * chunks, )](
             logits, target, losses, sums, slopes, columns, chunks,
@@ -53,8 +53,7 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
             **_variant(options))
     if sums is None:
         return losses
-    # One sum of few numbers; the launch adds up the rest.
-    return sums.sum(1).float().view(shape)
+    return sums.sum(-1).float()
 
 
 FORM = Form('gaussian_focal_loss', forward)
