@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from sigplug import ops
-from sigplug.models import GeM, GeMNeck
+from sigplug.models import ClipSigmoid, GeM, GeMNeck
 from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
@@ -430,6 +430,14 @@ def test_inductor_at_several_sizes(dynamo):
         i = torch.arange(size * size) % 3
         assert_close(value_and_grads(compiled, [x, z, p], [t, i]),
                      value_and_grads(function, [x, z, p], [t, i]))
+
+
+@pytest.mark.parametrize('make', [
+    GeM, ClipSigmoid,
+    lambda: GeM([2.0, 3.0, 4.0], channels=3, p_trainable=False)])
+def test_fx_trace(make):
+    x, module = torch.rand(2, 3, 6, 5), make()
+    assert torch.fx.symbolic_trace(module)(x).equal(module(x))
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
