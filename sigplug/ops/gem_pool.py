@@ -1,5 +1,4 @@
 """Generalised-mean pooling over windows."""
-import itertools
 import operator
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import PowerLike, check_input
-from .backends import is_traced
+from ._dtypes import upcast_half
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -70,7 +69,7 @@ def gem_pool(x: Tensor,
     spatial = _num_spatial_dims(x, kernel_size)
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
-    step = _window('stride', stride, spatial, kernel)
+    steps = _window('stride', stride, spatial, kernel)
     pad = _window('padding', padding, spatial, ())
     if min(kernel) < 1:
         raise ValueError('x must not be empty along the pooled dims, but has '
@@ -91,35 +90,41 @@ def gem_pool(x: Tensor,
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
         x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
-    cut = [i for i, is_full in enumerate(full) if not is_full]
-    cells = _cut_windows(x, [dims[i] for i in cut], [kernel[i] for i in cut],
-                         [step[i] for i in cut])
-    # The dims of the cells of a window come last.
-    last = tuple(range(x.dim(), cells.dim()))
-    if isinstance(p, Tensor) and p.numel() > 1:
-        p = p[(..., *[None] * len(last))]
-    pooled = tuple(d for d, is_full in zip(dims, full) if is_full) + last
-    y = power_mean(cells, p, Dims(pooled), eps, backend)
-    return (y.squeeze(last) if last else y).to(dtype)
+    elif any(step < size for size, step in zip(kernel, steps)):
+        # The gradient of a cell is the sum over its windows.
+        x = upcast_half(x)
+    whole = tuple(d for d, is_full in zip(dims, full) if is_full)
+    if whole:
+        x, eps = _pool(x, p, whole, eps, backend)
+    # The mean of equal sets is the mean of their means: dim by dim, a window
+    # of k by k cells costs 2 k in place of k^2.
+    for dim, is_full, size, step in zip(dims, full, kernel, steps):
+        if not is_full:
+            x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
+                           backend)
+            x = x.squeeze(0)
+    return x.to(dtype)
 
 
-def _cut_windows(x: Tensor, dims: Sequence[int], sizes: Sequence[int],
-                 steps: Sequence[int]) -> Tensor:
-    """Return the cells of each window, in dims behind those of ``x``."""
-    if not is_traced():
-        for dim, size, step in zip(dims, sizes, steps):
-            x = x.unfold(dim, size, step)
-        return x
-    if not dims:
-        return x
-    # Unlike unfold, slices are known to every compiler and runtime.
-    cells = []
-    for places in itertools.product(*map(range, sizes)):
-        window = [slice(None)] * x.dim()
-        for dim, size, step, k in zip(dims, sizes, steps, places):
-            window[dim] = slice(k, k + 1 - size or None, step)
-        cells.append(x[tuple(window)])
-    return torch.stack(cells, dim=-1)
+def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
+          backend: str) -> tuple[Tensor, float | None]:
+    """Return the means, and what to clamp them at if they are pooled again.
+
+    They are not below eps but for rounding, which must not stop a gradient.
+    """
+    return (power_mean(x, p, Dims(dims), eps, backend),
+            None if eps is None else eps / 2)
+
+
+def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """Return the cells of each window along ``dim`` in a new first dim.
+
+    By slices, which every compiler and runtime has.
+    """
+    before = (slice(None), ) * dim
+    return torch.stack([
+        x[before + (slice(k, k + 1 - size or None, step), )]
+        for k in range(size)])
 
 
 def _is_full(size: int, extent: int) -> bool:
