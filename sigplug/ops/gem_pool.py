@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import PowerLike, check_input
+from ._dtypes import upcast_half
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -88,6 +89,9 @@ def gem_pool(x: Tensor,
     if any(pad):
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
+    elif not all(full) and any(map(operator.lt, step, kernel)):
+        # The gradient of a cell is the sum over its windows.
+        x = upcast_half(x)
     sides = [margin for margin in reversed(pad) for _ in range(2)]
     cells = F.pad(x, sides) if any(pad) else x
     cut = 0

@@ -111,6 +111,18 @@ def test_power_per_channel(shape, kernel):
         torch.testing.assert_close(y.narrow(channel_dim, c, 1), alone)
 
 
+def test_gradient_of_overlapping_windows_is_rounded_once():
+    """0.79 and -1.00 of float16 would leave two units of their sum."""
+    x = torch.tensor([[[0.125, 1., 1.]]], dtype=torch.float16)
+
+    def function(x):
+        return gem_pool(x, 3.0, (2, ), 1) * torch.tensor([1., -2.])
+
+    torch.testing.assert_close(
+        grads(function, x)[0].double(), grads(function, x.double())[0],
+        rtol=2**-11, atol=0)
+
+
 @pytest.mark.parametrize('kwargs, words', [
     (dict(kernel_size=0), ['kernel_size', '0']),
     (dict(kernel_size=(2.5, 2)), ['kernel_size', '2.5']),
