@@ -65,11 +65,10 @@ class Setup:
         if not self.velocity:
             # The stock head always has a velocity: it counts for nothing.
             weights[8:] = [0.0, 0.0]
-        share = draw(st.sampled_from((2, 4)))
-        heads = dict(
+        self.weights = weights
+        self.heads = dict(
             reg=(2, draw(st.integers(1, 2))), height=(1, 2), dim=(3, 1),
             rot=(2, 2), vel=(2, 1))
-        self.weights, self.heads = weights, heads
         limits = [-40.0, -40.0, -10.0, 40.0, 40.0, 10.0]
         self.focal = dict(
             alpha=draw(st.sampled_from((2.0, 1.0))),
@@ -80,7 +79,7 @@ class Setup:
             tasks=[dict(num_class=n, class_names=[
                 f'task{i}_{j}' for j in range(n)])
                 for i, n in enumerate(sizes)],
-            share_conv_channel=share,
+            share_conv_channel=4,
             num_heatmap_convs=draw(st.integers(1, 2)),
             bbox_coder=dict(
                 type='CenterPointBBoxCoder', pc_range=origin,
@@ -88,9 +87,7 @@ class Setup:
                 out_size_factor=factor, voxel_size=voxel),
             separate_head=dict(
                 type='SeparateHead', init_bias=-2.19,
-                final_kernel=draw(st.sampled_from((1, 3))),
-                # One convolution takes what is shared.
-                head_conv=share),
+                final_kernel=draw(st.sampled_from((1, 3))), head_conv=4),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean',
                            loss_weight=draw(st.sampled_from((0.25, 2.0)))),
             norm_bbox=draw(st.booleans()),
@@ -207,11 +204,7 @@ def test_losses_of_center_head(data):
     size = 9 if setup.velocity else 7
     got = ours.loss_by_feat(ours(x), setup.instances(size))
     expected = stock.loss_by_feat(stock(x), setup.instances())
-    compare(ours, stock, got, expected)
-
-
-def compare(ours, stock, got, expected):
-    """Losses to 1e-6, and their gradients to 1e-6 of the largest."""
+    # To 1e-6, and their gradients to 1e-6 of the largest.
     assert got.keys() == expected.keys()
     for key, value in expected.items():
         assert value.isfinite()

@@ -150,16 +150,19 @@ def test_input_is_left_untouched(inplace):
     torch.testing.assert_close(leaf.grad, expected.float())
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(min_val=0.0), ['min_val', '0.0']),
-    (dict(min_val=math.nan), ['min_val', 'nan']),
-    (dict(max_val=1.0), ['max_val', '1.0']),
-    (dict(min_val=0.7, max_val=0.3), ['min_val', '0.7', 'max_val', '0.3']),
-    (dict(grad='one'), ['grad', 'one', 'straight_through']),
-    (dict(backend='fast'), ['backend', 'fast', 'auto']),
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(min_val='1e-4'), TypeError, ['min_val', 'number', "'1e-4'"]),
+    (dict(min_val=0.0), ValueError, ['min_val', '0.0']),
+    (dict(min_val=math.nan), ValueError, ['min_val', 'nan']),
+    (dict(max_val=1.0), ValueError, ['max_val', '1.0']),
+    (dict(min_val=0.7, max_val=0.3), ValueError,
+     ['min_val', '0.7', 'max_val', '0.3']),
+    (dict(grad='one'), ValueError, ['grad', 'one', 'straight_through']),
+    (dict(inplace='no'), TypeError, ['inplace', 'False', "'no'"]),
+    (dict(backend='fast'), ValueError, ['backend', 'fast', 'auto']),
 ])
-def test_bad_arguments(kwargs, words):
-    with pytest.raises(ValueError) as info:
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error) as info:
         clip_sigmoid(torch.zeros(2), **kwargs)
     assert all(word in str(info.value) for word in words)
 

@@ -131,14 +131,16 @@ def test_integer_dtypes(dtype):
     ('centers', torch.zeros(2, 3).long(), ValueError),
     ('radii', torch.zeros(3).long(), ValueError),
     ('labels', torch.zeros(2, 1).long(), ValueError),
+    ('num_classes', -1, ValueError),
 ])
 def test_bad_arguments(name, value, error):
     good = dict(centers=torch.zeros(2, 2).long(),
-                radii=torch.zeros(2).long(), labels=torch.zeros(2).long())
-    got = str(value.dtype if error is TypeError else tuple(value.shape))
+                radii=torch.zeros(2).long(), labels=torch.zeros(2).long(),
+                num_classes=1, size=(4, 4))
+    got = str(value if name == 'num_classes' else value.dtype
+              if error is TypeError else tuple(value.shape))
     with pytest.raises(error) as info:
-        gaussian_heatmap(**dict(good, **{name: value}), num_classes=1,
-                         size=(4, 4))
+        gaussian_heatmap(**dict(good, **{name: value}))
     assert name in str(info.value) and got in str(info.value)
 
 

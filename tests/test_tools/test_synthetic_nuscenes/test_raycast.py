@@ -1,6 +1,5 @@
 """Rays against formulas, and the choice of rays against all of them."""
 import numpy as np
-import pytest
 from pyquaternion import Quaternion
 from synthetic_nuscenes.materials import Material as M
 from synthetic_nuscenes.raycast import Body, RayGrid, cast
@@ -34,13 +33,12 @@ def test_box():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('seed', range(2))
-def test_no_ray_is_left_out(seed):
+def test_no_ray_is_left_out():
     """All bodies at once, each against Embree with every ray there is.
 
     They lie on all sides, above, below and around the sensor, and turned.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     solids, poses = [], []
     for _ in range(40):
         x, y, z = (np.sort(pair) for pair in rng.uniform(-3, 3, (3, 2)))

@@ -36,10 +36,8 @@ def test_boxes_never_overlap(seed, spacing):
     ego = scenario.ego_poses(times)
     poses = [t.poses(scenario.road, times) for t in scenario.tracks]
     for i in range(len(times)):
-        boxes = [
-            rectangle(pose[i], track.size[[1, 0]] / 2)
-            for pose, track in zip(poses, scenario.tracks)
-        ]
+        boxes = [rectangle(pose[i], track.size[[1, 0]] / 2)
+                 for pose, track in zip(poses, scenario.tracks)]
         boxes.append(rectangle(ego[i], EGO_HALF, EGO_CENTER))
         tree = shapely.STRtree(boxes)
         first, second = tree.query(boxes, predicate='intersects')
