@@ -10,14 +10,7 @@ from torch import nn
 
 from sigplug.models import GeMContext
 
-from ..detectors import (
-    centerpoint,
-    features,
-    images,
-    overfit,
-    retinanet,
-    second_fpn,
-)
+from ..detectors import centerpoint, features, images, overfit, retinanet
 
 FUSIONS = ['channel_mul', 'channel_add']
 CONFIG = 'gem_context/retinanet_r50-gemcontext_fpn_1x_coco.py'
@@ -171,7 +164,13 @@ def test_pretrained_weights_win(tmp_path):
 
 # --- around a neck --------------------------------------------------------
 
-WRAPPED = dict(type='GeMContext', in_channels=[96], inner=second_fpn())
+# Around the stock neck of that CenterPoint.
+WRAPPED = dict(type='GeMContext', in_channels=[96], inner=dict(
+    type='SECONDFPN', in_channels=[32, 64, 128], out_channels=[32] * 3,
+    upsample_strides=[1, 2, 4],
+    norm_cfg=dict(type='BN', eps=1e-3, momentum=0.05),
+    upsample_cfg=dict(type='deconv', bias=False),
+    use_conv_for_no_stride=True))
 
 
 def test_checkpoints():

@@ -18,21 +18,6 @@ def distances(solid, max_range=100.0):
     return out
 
 
-def test_box():
-    low, high = np.array([5, -1, -1.5]), np.array([9, 1, -0.5])
-    expected = np.full(len(GRID.directions), np.inf)
-    for axis, plane in ((0, 5.0), (2, -0.5)):  # the front and the top
-        with np.errstate(divide='ignore', invalid='ignore'):
-            t = plane / GRID.directions[:, axis]
-            points = t[:, None] * GRID.directions
-            on_face = ((t > 0) & (points >= low - 1e-9).all(1) &
-                       (points <= high + 1e-9).all(1))
-        assert on_face.sum() > 30
-        expected[on_face] = np.minimum(expected[on_face], t[on_face])
-    found = distances(box((5, 9), 1.0, (-1.5, -0.5), M.PAINT))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 def test_no_ray_is_left_out():
     """All bodies at once, each against Embree with every ray there is.
 
