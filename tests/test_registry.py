@@ -41,6 +41,25 @@ def run(code, cwd):
     return done.stdout
 
 
+def run_forks(code, count, cwd):
+    """Run each of CASES in a fork of one fresh interpreter, which is quick."""
+    out = run('import os\nimport traceback\nfrom functools import partial\n'
+              + code + """
+for name, case in CASES.items():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            case()
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    print(name, 'failed' if status else 'done', flush=True)
+""", cwd)
+    assert 'failed' not in out and out.count('done') == count, out
+
+
 def test_ops_import_nothing_of_the_stack_and_need_no_mmengine(tmp_path):
     run("""
 import sigplug.ops
@@ -97,9 +116,9 @@ assert not imported('mmdet3d')
 """, tmp_path)
 
 
-def test_without_mmdet3d(tmp_path):
-    """Layers and necks work; the parts on mmdet3d say what is missing."""
-    run("""
+WITHOUT = {
+    # Layers and necks work; the parts on mmdet3d say what is missing.
+    'mmdet3d': """
 sys.modules['mmdet3d'] = None
 import torch
 import sigplug, sigplug.ops
@@ -126,12 +145,9 @@ head = MODELS.build(dict(
     type='sigplug.CenterNetHead', in_channels=4, feat_channels=4,
     num_classes=1))
 assert type(head).__module__ == 'sigplug.models.dense_heads.heatmap_heads'
-""", tmp_path)
-
-
-def test_without_mmdet(tmp_path):
-    """Each head on mmdet says what is missing."""
-    run("""
+""",
+    # Each head on mmdet says what is missing.
+    'mmdet': """
 sys.modules['mmdet'] = None
 from mmengine.registry import MODELS
 for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
@@ -141,33 +157,37 @@ for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
     for word in (f'sigplug.{name} needs mmdet and', 'Install'):
         assert word in message, message
 assert type(MODELS.build(dict(type='sigplug.GeM'))).__name__ == 'GeM'
-""", tmp_path)
-
-
-def test_mmdet3d_that_refuses_its_surroundings(tmp_path):
-    """mmdet and mmdet3d assert the versions of what they stand on."""
-    # The folder in which Python is started comes first in its path.
-    package = tmp_path / 'mmdet3d'
-    package.mkdir()
-    (package / '__init__.py').write_text(
-        "assert False, 'MMCV==2.2.0 is used but incompatible.'\n")
-    run("""
+""",
+    # mmdet and mmdet3d assert the versions of what they stand on.
+    'a fitting mmdet3d': """
 from mmengine.registry import MODELS
 neck = MODELS.build(dict(type='sigplug.GeMNeck'))
 assert type(neck).__module__ == 'sigplug.models.necks.gem_neck'
 message = message_of(
     ImportError, MODELS.build, dict(type='sigplug.CenterHead'))
 assert 'MMCV==2.2.0 is used but incompatible' in message, message
-""", tmp_path)
+""",
+}
+
+
+def test_without_parts_of_the_stack(tmp_path):
+    # The folder in which Python is started comes first in its path.
+    package = tmp_path / 'mmdet3d'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        "assert False, 'MMCV==2.2.0 is used but incompatible.'\n")
+    run_forks(f"""
+import torch
+import mmcv.ops
+import mmengine.registry
+CASES = {{name: partial(exec, code, globals())
+         for name, code in {WITHOUT!r}.items()}}
+""", len(WITHOUT), tmp_path)
 
 
 def test_prefixed_names_without_any_import(tmp_path):
     """The first look-up from each scope, each in a fork of one start."""
-    out = run('''
-import os
-import traceback
-from functools import partial
-
+    run_forks('''
 import mmcv.cnn
 import mmdet.models
 import mmdet3d.models
@@ -225,16 +245,4 @@ for scope, registry, cfg in (
         ('mmdet3d', HOOKS, HOOK), ('sigplug', HOOKS, HOOK)):
     CASES[f'{cfg["type"]} {scope} {registry}'[:60]] = partial(
         first, scope, registry, cfg)
-for name, case in CASES.items():
-    pid = os.fork()
-    if pid == 0:
-        try:
-            case()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    print(name, 'failed' if status else 'done', flush=True)
-''', tmp_path)
-    assert 'failed' not in out and out.count('done') == 10, out
+''', 10, tmp_path)
