@@ -89,7 +89,8 @@ def gem_pool(x: Tensor,
     if any(pad):
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
-    elif not all(full) and any(map(operator.lt, step, kernel)):
+    elif any(stride_ < size for size, stride_, is_full in zip(
+            kernel, step, full) if not is_full):
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
     sides = [margin for margin in reversed(pad) for _ in range(2)]
