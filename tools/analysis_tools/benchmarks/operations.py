@@ -1,4 +1,4 @@
-"""The operations of sigplug beside the stock forms: cases and headlines."""
+"""The operations of sigplug beside the stock forms."""
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from sigplug.ops import (
     gaussian_focal_loss_with_logits,
     gaussian_heatmap,
     gem_pool,
+    hard_voxelize,
     segment_generalized_mean,
 )
 
@@ -23,7 +24,8 @@ from .timing import Form, Work
 
 EPS, GEM_EPS = 1e-4, 1e-6
 OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
-MMDET, MMDET3D = 'mmdet3d + mmdet', 'mmdet3d'
+MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
+MAXIMUM = 'mmdet3d, maximum'
 MMPRETRAIN = "mmpretrain's formula"
 TEXTBOOK = 'textbook formula'
 PYG = "PyG's formula"
@@ -32,26 +34,35 @@ EXACT = ', clip=None'
 NUM_CLASSES, MAP = 10, (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')
+# Those of mmdet3d's CenterPoint.
+PILLARS = dict(
+    voxel_size=(0.2, 0.2, 8), point_cloud_range=(-51.2, -51.2, -5, 51.2, 51.2,
+                                                 3),
+    max_points=20, max_voxels=30000)
+VOXELS = dict(
+    voxel_size=(0.075, 0.075, 0.2), point_cloud_range=(-54, -54, -5, 54, 54,
+                                                       3),
+    max_points=10, max_voxels=90000)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A case: its title, and a maker of its forms and inputs on a device."""
+class Goal:
+    """A ratio of speed (``at_least``) or of cost (``at_most``) to report."""
 
-    name: str
-    build: Callable[[torch.device], Work]
-    quick: bool = True
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A ratio of speed (``at_least``) or of cost (``at_most``) as a goal."""
-
-    case: str
     against: str
     at_least: float | None = None
     at_most: float | None = None
     form: str = OURS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its title, a maker of its forms and inputs, and its goals."""
+
+    name: str
+    build: Callable[[torch.device], Work]
+    goals: tuple[Goal, ...] = ()
+    quick: bool = True
 
 
 # Forms -------------------------------------------------------------------
@@ -176,8 +187,9 @@ def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
                  average], (x, p), tolerance=2e-3)
 
 
-def window_case(kernel: int, stride: int, device: torch.device) -> Work:
-    x, p = features((4, 64, *MAP), device), 3.0
+def window_case(shape: tuple[int, ...], kernel: int, stride: int,
+                device: torch.device) -> Work:
+    x, p = features(shape, device), 3.0
     windows = dict(kernel_size=kernel, stride=stride)
 
     def lp_pool(x: Tensor) -> Tensor:
@@ -217,23 +229,33 @@ def segment_case(device: torch.device) -> Work:
                  Form(AMAX, amax, 'max', (x, ))], (x, p), tolerance=2e-3)
 
 
+def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
+    """Voxelise two scans."""
+    from mmcv.ops import voxelization
+    arguments = grid.values()
+
+    def mmcv(scans: list[Tensor]) -> tuple[Tensor, ...]:
+        parts = [voxelization(points, *arguments) for points in scans]
+        voxels, coors, counts = map(list, zip(*parts))
+        coors = [F.pad(c, (1, 0), value=i) for i, c in enumerate(coors)]
+        return torch.cat(voxels), torch.cat(coors), torch.cat(counts)
+
+    def mine(scans: list[Tensor]) -> tuple[Tensor, ...]:
+        return hard_voxelize(scans, *arguments)
+
+    scans = [points.to(device) for points in lidar_points()]
+    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans, ))
+
+
 def pillar_case(device: torch.device) -> Work:
     """Run both whole pillar nets on the pillars of two scans."""
-    from mmcv.ops import Voxelization
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
     from sigplug.models.voxel_encoders import GeMPillarFeatureNet
-    cfg = pillar_model()
-    layer, arguments = (cfg.data_preprocessor.voxel_layer,
-                        dict(cfg.pts_voxel_encoder))
+    arguments = dict(pillar_model().pts_voxel_encoder)
     del arguments['type']
-    voxelise = Voxelization(
-        layer.voxel_size, arguments['point_cloud_range'],
-        layer.max_num_points, layer.max_voxels[0]).train()
-    voxels, coors, counts = map(torch.cat, zip(*(
-        (voxels, F.pad(coors, (1, 0), value=sample), counts)
-        for sample, (voxels, coors, counts) in enumerate(
-            voxelise(points.to(device)) for points in lidar_points()))))
+    voxels, coors, counts = hard_voxelize(
+        [points.to(device) for points in lidar_points()], **PILLARS)
     torch.manual_seed(0)
     net = PillarFeatureNet(**arguments).to(device)
     mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
@@ -244,7 +266,7 @@ def pillar_case(device: torch.device) -> Work:
         return lambda *args: net(args[0].clone(), *args[1:]).flatten(1)
 
     return Work([
-        Form(MMDET3D + ', maximum', run(net), 'max', tuple(net.parameters())),
+        Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
         *ours(run(mine), leaves=tuple(mine.parameters()))
     ], (voxels, counts, coors))
 
@@ -278,44 +300,35 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
                 (samples, ))
 
 
-LOSS = 'loss, clip=1e-4, (4, 10, {0}, {0})'
-GEM = 'GeM, trained p, {}'
-TARGETS = 'targets, 4 samples x {} boxes, six tasks'
-WINDOWS = 'gem_pool, p=3, (4, 64, 128, 128), windows of {} by {}'
-SEGMENTS = 'GeM over the points of a pillar, 64 channels, trained p'
-NETS = 'pillar feature net, training'
 LARGE, SMALL = (4, 256, *MAP), (8, 512, 16, 16)
+LOSS_GOALS = (Goal(MMDET, at_least=8.0), Goal(COMPILED, at_least=1.5),
+              Goal(OURS, at_least=1.0, form=OURS + EXACT))
 CASES = (
     Case('clip_sigmoid, fp32, (4, 10, 128, 128)',
          partial(sigmoid_case, torch.float32)),
     Case('clip_sigmoid, bf16, (4, 10, 128, 128)',
          partial(sigmoid_case, torch.bfloat16), quick=False),
-    Case(LOSS.format(128), partial(loss_case, 128)),
-    Case(LOSS.format(180), partial(loss_case, 180), quick=False),
-    Case(GEM.format(LARGE), partial(gem_case, LARGE)),
-    Case(GEM.format(SMALL), partial(gem_case, SMALL), quick=False),
-    Case(WINDOWS.format(2, 2), partial(window_case, 2, 2), quick=False),
-    Case(WINDOWS.format(3, 2), partial(window_case, 3, 2), quick=False),
-    Case(SEGMENTS, segment_case),
-    Case(NETS, pillar_case),
-    Case(TARGETS.format(400), partial(targets_case, 400)),
-    Case(TARGETS.format(30), partial(targets_case, 30)),
-)
-HEADLINES = (
-    Headline(LOSS.format(128), MMDET, at_least=8.0),
-    Headline(LOSS.format(128), COMPILED, at_least=1.5),
-    Headline(LOSS.format(180), MMDET, at_least=8.0),
-    Headline(LOSS.format(180), COMPILED, at_least=1.5),
-    Headline(LOSS.format(128), OURS, at_least=1.0, form=OURS + EXACT),
-    Headline(LOSS.format(180), OURS, at_least=1.0, form=OURS + EXACT),
-    Headline(GEM.format(LARGE), MMPRETRAIN, at_least=5.0),
-    Headline(GEM.format(LARGE), AVERAGE, at_most=2.2),
-    Headline(GEM.format(SMALL), MMPRETRAIN, at_least=3.5),
-    Headline(WINDOWS.format(2, 2), TEXTBOOK),
-    Headline(WINDOWS.format(3, 2), TEXTBOOK),
-    Headline(TARGETS.format(400), MMDET3D, at_least=20.0),
-    Headline(TARGETS.format(30), MMDET3D, at_least=5.0),
-    Headline(SEGMENTS, PYG),
-    Headline(SEGMENTS, AMAX),
-    Headline(NETS, MMDET3D + ', maximum'),
+    *(Case(f'loss, clip=1e-4, (4, 10, {side}, {side})',
+           partial(loss_case, side), LOSS_GOALS, quick=side == 128)
+      for side in (128, 180)),
+    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE),
+         (Goal(MMPRETRAIN, at_least=5.0), Goal(AVERAGE, at_most=2.2))),
+    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL),
+         (Goal(MMPRETRAIN, at_least=3.5), ), quick=False),
+    *(Case(f'gem_pool, p=3, {shape}, windows of {kernel}, stride {stride}',
+           partial(window_case, shape, kernel, stride), (Goal(TEXTBOOK), ),
+           quick=False)
+      for shape in ((8, 64, *MAP), (2, 64, 64, 64))
+      for kernel, stride in ((2, 2), (3, 1))),
+    Case('GeM over the points of a pillar, 64 channels, trained p',
+         segment_case, (Goal(PYG), Goal(AMAX))),
+    *(Case(f'hard_voxelize, {name}', partial(voxel_case, grid),
+           (Goal(MMCV), ))
+      for name, grid in (('pillars of 0.2 m', PILLARS),
+                         ('voxels of 0.075 m', VOXELS))),
+    Case('pillar feature net, training', pillar_case,
+         (Goal(MAXIMUM), )),
+    *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
+           partial(targets_case, boxes), (Goal(MMDET3D, at_least=goal), ))
+      for boxes, goal in ((400, 20.0), (30, 5.0))),
 )

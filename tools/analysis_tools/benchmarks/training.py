@@ -4,8 +4,6 @@ import random
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +20,7 @@ from sigplug.engine import preflight
 from sigplug.errors import UserError
 
 from .data import make_data
-from .timing import no_garbage_collection, quartiles, synchronizer
+from .timing import no_garbage_collection, quartiles, synchronize
 
 CONFIGS = Path(__file__).resolve().parents[3] / 'configs/centerpoint'
 QUICKSTART = [
@@ -48,44 +46,8 @@ STAGES = (
 )
 
 
-class Stopwatch:
-    """Seconds by stage; a stage inside another one counts for itself only.
-
-    Args:
-        sync (Callable): Waits for the device.
-    """
-
-    def __init__(self, sync: Callable[[], Any]) -> None:
-        self.sync = sync
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inner: list[float] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        self.sync()
-        start = perf_counter()
-        self._inner.append(0.0)
-        yield
-        self.sync()
-        took = perf_counter() - start
-        self.seconds[name] += took - self._inner.pop()
-        if self._inner:
-            self._inner[-1] += took
-
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Time each call of a method of an object as a stage."""
-        original = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, method, timed)
-
-
 class Trainee:
-    """A model and its optimizer under a stopwatch.
+    """A model and its optimizer, whose stages are timed.
 
     Args:
         path (str): Its config file.
@@ -97,35 +59,51 @@ class Trainee:
         self.name = Path(path.rpartition('::')[2]).stem
         self.label = 'sigplug' if 'sigplug.' in str(cfg.model) else 'stock'
         torch.manual_seed(0)
+        self.device = device
         self.model = MODELS.build(cfg.model)
         self.model.init_weights()
         self.model.to(device).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
-        self.clock = Stopwatch(synchronizer(device))
-        for part, method, name in STAGES:
-            owner = getattr(self.model, part, None)
-            if hasattr(owner, method):
-                self.clock.watch(owner, method, name)
+        self.seconds: dict[str, float] = defaultdict(float)
+        for part, method, stage in STAGES:
+            owner = getattr(self.model, part)
+            setattr(owner, method, self.timed(getattr(owner, method), stage))
+
+    def timed(self, call: Any, stage: str) -> Any:
+        """Return a function that adds its seconds to a stage."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            start = perf_counter()
+            result = call(*args, **kwargs)
+            synchronize(self.device)
+            self.seconds[stage] += perf_counter() - start
+            return result
+
+        return run
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
         """Run one iteration; return the seconds by stage and in total."""
         batch = copy.deepcopy(batch)
-        self.clock.seconds.clear()
-        start = perf_counter()
-        with self.clock.stage('other'):
-            inputs = self.model.data_preprocessor(batch, True)
-            losses = self.model(**inputs, mode='loss')
-            loss, _ = self.model.parse_losses(losses)
-            with self.clock.stage('backward'):
-                self.optimizer.backward(loss)
-            with self.clock.stage('optimizer'):
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        total = perf_counter() - start
+        self.seconds.clear()
+        self.timed(self.iterate, 'iteration')(batch)
+        seconds = dict(self.seconds)
+        # The targets are made inside of the loss.
+        seconds['loss'] -= seconds['targets']
+        seconds['other'] = 2 * seconds['iteration'] - sum(seconds.values())
+        return seconds
+
+    def iterate(self, batch: dict[str, Any]) -> None:
+        """Train with one batch."""
+        inputs = self.model.data_preprocessor(batch, True)
+        losses = self.model(**inputs, mode='loss')
+        loss, _ = self.model.parse_losses(losses)
         if not loss.isfinite():
             raise UserError(f'the loss of {self.name} is {loss.item()}: '
                             'nothing was timed')
-        return dict(self.clock.seconds, iteration=total)
+        self.timed(self.optimizer.backward, 'backward')(loss)
+        self.timed(self.optimizer.step, 'optimizer')()
+        self.optimizer.zero_grad()
 
 
 def load_batch(cfg: Config, batch_size: int) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sigplug.errors import UserError
+from sigplug.visualization.figure import INK, MUTED, new_figure, style_axes
 
-from . import COLORS, INK, MUTED, new_figure, style_axes
+from . import COLORS
 
 # The precision at one matching distance in NuScenesMetric's results.
 CLASS_AP = re.compile(r'(?:.*/)?(\w+)_AP_dist_[\d.]+')
@@ -119,7 +120,7 @@ def draw_training(log: TrainingLog,
     bars = {name: rows[-1, 1] for name, rows in curves.items()}
     bars |= last_class_ap(log.val)
 
-    figure = new_figure(1500, 600)
+    figure = new_figure((1500, 600))
     axes = iter(figure.subplots(
         1, 1 + over_time + bool(bars), squeeze=False)[0])
     draw_losses(next(axes), losses, log.resumed)
