@@ -25,13 +25,10 @@ MIN_SECONDS, MAX_CALLS = 0.01, 1000
 class Form:
     """One way to compute a case.
 
-    Args:
-        name (str): Its name in the tables.
-        call (Callable): Takes the arguments of the case.
-        answer (str): Forms with the same answer are compared with each
-            other. Any other than ``''`` is another function, there for scale.
-        leaves (tuple, optional): Tensors to differentiate by, instead of the
-            arguments that require a gradient.
+    Forms with the same ``answer`` are compared with each other; any other
+    than ``''`` is another function, there for scale. ``leaves`` are the
+    tensors to differentiate by, by default the arguments that require a
+    gradient.
     """
 
     name: str
@@ -42,13 +39,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Work:
-    """Forms with their common arguments; the first form is the stock one.
+    """Forms and their arguments; the first form is the stock one.
 
-    Args:
-        forms (list[Form]): The forms.
-        args (tuple): Arguments of every form.
-        tolerance (float): Largest accepted difference of two answers,
-            relative to the largest value.
+    Answers may differ by ``tolerance``, relative to the largest value.
     """
 
     forms: list[Form]
@@ -57,13 +50,7 @@ class Work:
 
 
 class Timer:
-    """Run one form, forward and backward.
-
-    Args:
-        form (Form): The form.
-        args (tuple): Its arguments.
-        device (torch.device): Where they are.
-    """
+    """Run one form, forward and backward."""
 
     def __init__(self, form: Form, args: tuple, device: torch.device) -> None:
         self.form, self.args, self.device = form, args, device
@@ -149,15 +136,9 @@ def measure(work: Work, repeat: int,
             device: torch.device) -> list[dict[str, Any]]:
     """Compare the answers of the forms, then time them in turn.
 
-    Args:
-        work (Work): The case.
-        repeat (int): Number of repetitions.
-        device (torch.device): Where the case runs.
-
-    Returns:
-        list[dict]: For each form ``form``, ``same_function`` and ``status``;
-        where that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
-        ``Timer.time`` measures. A form whose answer is wrong is not timed.
+    Each form gets a dict of ``form``, ``same_function`` and ``status``; where
+    that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
+    ``Timer.time`` measures. A form whose answer is wrong is not timed.
     """
     rows, running, expected = [], [], {}
     for form in work.forms:
@@ -200,14 +181,13 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Return the largest difference, relative to the largest value."""
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return math.inf
-    worst = 0.0
-    for x, y in zip(expected, actual):
-        if x.numel():
-            scale = x.double().abs().max().item() or 1.0
-            difference = (x.double() - y.double()).abs().max().item() / scale
-            worst = max(worst, math.inf if math.isnan(difference)
-                        else difference)
-    return worst
+    differences = [
+        ((x.double() - y.double()).abs().max()
+         / x.double().abs().max().clamp(min=1e-30)).item()
+        for x, y in zip(expected, actual) if x.numel()]
+    # NaN is a difference as well.
+    return max((math.inf if math.isnan(d) else d for d in differences),
+               default=0.0)
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

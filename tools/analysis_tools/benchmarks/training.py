@@ -47,13 +47,7 @@ STAGES = (
 
 
 class Trainee:
-    """A model and its optimizer, whose stages are timed.
-
-    Args:
-        path (str): Its config file.
-        cfg (Config): The config.
-        device (torch.device): Where it is trained.
-    """
+    """A model and its optimizer, whose stages are timed."""
 
     def __init__(self, path: str, cfg: Config, device: torch.device) -> None:
         self.name = Path(path.rpartition('::')[2]).stem
@@ -131,16 +125,6 @@ def load_batch(cfg: Config, batch_size: int) -> dict[str, Any]:
             len(samples) - batch_size, len(samples))])
 
 
-def describe_batch(trainees: list[Trainee], batch: dict[str, Any]) -> str:
-    """Return a sentence about the models and their batch."""
-    points = sum(len(p) for p in batch['inputs']['points'])
-    boxes = sum(len(sample.gt_instances_3d)
-                for sample in batch['data_samples'])
-    names = ', '.join(f'{t.label} is `{t.name}`' for t in trainees)
-    return (f'{len(batch["data_samples"])} samples of the synthetic data set '
-            f'with {points} points and {boxes} boxes; {names}.')
-
-
 def time_training(paths: list[str], repeat: int, device: torch.device,
                   batch_size: int | None = None) -> dict[str, Any]:
     """Train several models in turn on the same batch.
@@ -168,16 +152,19 @@ def time_training(paths: list[str], repeat: int, device: torch.device,
                     for path, cfg in zip(paths, configs)]
         for trainee in trainees:
             trainee.step(batch)
-        steps: list[list] = [[] for _ in trainees]
         with no_garbage_collection():
-            for _ in range(repeat):
-                for trainee, measured in zip(trainees, steps):
-                    measured.append(trainee.step(batch))
+            rounds = [[trainee.step(batch) for trainee in trainees]
+                      for _ in range(repeat)]
     rows = [dict(
         config=trainee.label,
-        stages={name: statistics.median(step[name] for step in measured)
-                for name in measured[0]},
-        quartiles=quartiles([step['iteration'] for step in measured]))
-        for trainee, measured in zip(trainees, steps)]
-    return dict(title=trainees[-1].name,
-                input=describe_batch(trainees, batch), rows=rows)
+        stages={name: statistics.median(step[name] for step in steps)
+                for name in steps[0]},
+        quartiles=quartiles([step['iteration'] for step in steps]))
+        for trainee, steps in zip(trainees, zip(*rounds))]
+    points = sum(map(len, batch['inputs']['points']))
+    boxes = sum(len(s.gt_instances_3d) for s in batch['data_samples'])
+    names = ', '.join(f'{t.label} is `{t.name}`' for t in trainees)
+    return dict(
+        title=trainees[-1].name, rows=rows,
+        input=f'{len(batch["data_samples"])} samples of the synthetic data '
+        f'set with {points} points and {boxes} boxes; {names}.')
