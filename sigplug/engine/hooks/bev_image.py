@@ -18,7 +18,7 @@ from sigplug.engine.bev_frame import (
 from sigplug.ops._checks import check_integer, check_number
 from sigplug.registry import HOOKS
 
-from .heatmap_observer import unwrap
+from .interval import unwrap
 
 
 @HOOKS.register_module()
