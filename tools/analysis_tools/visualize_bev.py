@@ -31,46 +31,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', nargs='?', help='checkpoint file; none: data alone')
     parser.add_argument(
-        '--out-dir',
-        type=Path,
-        required=True,
+        '--out-dir', type=Path, required=True,
         help='folder of the pictures, bev_<index>.png')
     parser.add_argument(
-        '--split',
-        choices=['val', 'train'],
-        default='val',
+        '--split', choices=('val', 'train'), default='val',
         help='where the samples are from; those for training are drawn '
         'without augmentation (default: val)')
     parser.add_argument(
-        '--num',
-        type=int,
-        default=4,
+        '--num', type=int, default=4,
         help='number of samples, evenly spaced over the split (default: 4)')
     parser.add_argument(
-        '--indices',
-        type=int,
-        nargs='+',
-        metavar='INDEX',
+        '--indices', type=int, nargs='+', metavar='INDEX',
         help='draw these samples of the split instead')
     parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
+        '--score-thr', type=float, default=0.3,
         help='draw predictions with at least this score (default: 0.3)')
     parser.add_argument(
-        '--bev-range',
-        type=float,
-        nargs=4,
+        '--bev-range', type=float, nargs=4,
         metavar=('X_MIN', 'Y_MIN', 'X_MAX', 'Y_MAX'),
         help='what to draw, in metres around the LiDAR (default: the range of '
         'the heatmap, else of the data)')
     parser.add_argument(
-        '--no-heatmap',
-        action='store_true',
+        '--no-heatmap', action='store_true',
         help='leave out the heatmap (only heads like CenterHead have one)')
     parser.add_argument(
-        '--device',
-        default=get_device(),
+        '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
     cli.add_cfg_options(parser)
     args = cli.parse_args(parser)

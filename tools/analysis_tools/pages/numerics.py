@@ -99,12 +99,6 @@ def bounds_of(function: Function, dtype: torch.dtype) -> tuple[float, float]:
     return low, high
 
 
-def outside(function: Function, x: Tensor) -> Tensor:
-    """Tell where the output is not strictly between 0 and 1."""
-    y = function(x)
-    return ~((y > 0) & (y < 1))
-
-
 def no_gradient(function: Function, x: Tensor) -> Tensor:
     """Tell where the gradient is 0 or not finite."""
     gradient = with_gradient(function, x)[1]
@@ -116,6 +110,11 @@ def no_gradient(function: Function, x: Tensor) -> Tensor:
        'largest safe logit, ours')
 def bounds(_: int) -> Rows:
     functions = stock_forms.clip_sigmoid, clip_sigmoid
+
+    def outside(function: Function, x: Tensor) -> Tensor:
+        y = function(x)
+        return ~((y > 0) & (y < 1))
+
     for name, dtype in DTYPES.items():
         rounded = torch.tensor(1 - EPS, dtype=dtype).item()
         yield [
