@@ -96,9 +96,12 @@ def run_operations(args: argparse.Namespace) -> list[dict[str, Any]]:
     if not cases:
         raise UserError(f'--filter {args.filter!r} finds none of\n  ' +
                         '\n  '.join(case.name for case in CASES))
-    return [dict(case=case.name, rows=measure(
-        case.build(args.device), args.repeat, args.device))
-        for case in tqdm(cases, unit='case')]
+    measured = []
+    for case in tqdm(cases, unit='case'):
+        torch.manual_seed(0)
+        rows = measure(case.build(args.device), args.repeat, args.device)
+        measured.append(dict(case=case.name, rows=rows))
+    return measured
 
 
 def run_training(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -35,9 +35,9 @@ def gem(x: Tensor,
 
 
 def power_mean_aggregation(x: Tensor,
+                           p: float | Tensor,
                            index: Tensor,
                            num_segments: int,
-                           p: float | Tensor,
                            low: float = 1e-4,
                            high: float = 100.0) -> Tensor:
     """Compute the power mean of ``torch_geometric/nn/aggr/basic.py``.

@@ -99,18 +99,13 @@ def stock(name: str, function: Callable[..., Any]) -> list[Form]:
 # Inputs ------------------------------------------------------------------
 
 
-def generator() -> torch.Generator:
-    """Return the same random numbers for every case."""
-    return torch.Generator().manual_seed(0)
-
-
 def heatmap_logits(shape: tuple[int, ...], device: torch.device,
                    dtype: torch.dtype = torch.float32) -> Tensor:
     """Return logits of a training: most are low, some beyond the clip.
 
     None lies so close to the clip that rounding decides on its gradient.
     """
-    x = 3 * torch.randn(shape, generator=generator()) - 2
+    x = 3 * torch.randn(shape) - 2
     kink = torch.tensor(1 / EPS - 1).log()
     x[(x.abs() - kink).abs() < 0.05] = 0
     return x.to(device, dtype).requires_grad_()
@@ -118,20 +113,19 @@ def heatmap_logits(shape: tuple[int, ...], device: torch.device,
 
 def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return targets of the loss with 30 objects per sample."""
-    batch, classes, *size = shape
-    seeded, count = generator(), 30 * batch
-    centers = torch.stack([
-        torch.randint(limit, (count, ), generator=seeded)
-        for limit in reversed(size)], dim=1)
-    radii = torch.randint(2, 9, (count, ), generator=seeded)
-    maps = torch.randint(batch * classes, (count, ), generator=seeded)
-    return gaussian_heatmap(centers, radii, maps, batch * classes,
-                            tuple(size)).view(shape).to(device)
+    batch, classes, height, width = shape
+    count = (30 * batch, )
+    centers = torch.stack(
+        [torch.randint(width, count), torch.randint(height, count)], dim=1)
+    return gaussian_heatmap(
+        centers, torch.randint(2, 9, count),
+        torch.randint(batch * classes, count), batch * classes,
+        (height, width)).view(shape).to(device)
 
 
 def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return activations, none so extreme that a form's clamps show."""
-    x = (torch.randn(shape, generator=generator()).abs() + 0.1).clamp(max=4)
+    x = (torch.randn(shape).abs() + 0.1).clamp(max=4)
     return x.to(device).requires_grad_()
 
 
@@ -215,9 +209,6 @@ def segment_case(device: torch.device) -> Work:
     index, num = index.to(device), len(unique)
     x, p = features((len(index), 64), device), power(device)
 
-    def formula(x: Tensor, p: Tensor) -> Tensor:
-        return stock_forms.power_mean_aggregation(x, index, num, p)
-
     def mean(x: Tensor, p: Tensor) -> Tensor:
         return segment_generalized_mean(x, index, num, p)
 
@@ -225,8 +216,11 @@ def segment_case(device: torch.device) -> Work:
         return x.new_zeros(num, x.shape[1]).scatter_reduce(
             0, index[:, None].expand_as(x), x, 'amax')
 
-    return Work([*stock(PYG, formula), *ours(mean),
-                 Form(AMAX, amax, 'max', (x, ))], (x, p), tolerance=2e-3)
+    return Work([
+        *stock(PYG, partial(stock_forms.power_mean_aggregation, index=index,
+                            num_segments=num)),
+        *ours(mean), Form(AMAX, amax, 'max', (x, ))
+    ], (x, p), tolerance=2e-3)
 
 
 def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
@@ -256,7 +250,6 @@ def pillar_case(device: torch.device) -> Work:
     del arguments['type']
     voxels, coors, counts = hard_voxelize(
         [points.to(device) for points in lidar_points()], **PILLARS)
-    torch.manual_seed(0)
     net = PillarFeatureNet(**arguments).to(device)
     mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
     mine.load_state_dict(net.state_dict(), strict=False)
@@ -285,17 +278,16 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
     del arguments['type']
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         head, mine = (kind(**arguments) for kind in (StockHead, CenterHead))
-    seeded = generator()
     samples = []
     for _ in range(4):
-        boxes = torch.rand(num_boxes, 9, generator=seeded)
+        boxes = torch.rand(num_boxes, 9, device=device)
         boxes[:, :2] = 100 * boxes[:, :2] - 50
         boxes[:, 2] -= 2
         boxes[:, 3:6] = 0.4 + boxes[:, 3:6] * boxes.new_tensor([8, 2.5, 3])
-        labels = torch.randint(NUM_CLASSES, (num_boxes, ), generator=seeded)
         samples.append(InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9),
-            labels_3d=labels.to(device)))
+            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
+            labels_3d=torch.randint(NUM_CLASSES, (num_boxes, ),
+                                    device=device)))
     return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
                 (samples, ))
 
