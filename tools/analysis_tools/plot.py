@@ -1,5 +1,6 @@
-"""Draw the log of a training, or the operations in several dtypes."""
+"""Draw the log of a training, its stages, or the operations by dtype."""
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -30,8 +31,16 @@ def parse_args() -> argparse.Namespace:
         'curves', help='the pictures of docs/numerics.md')
     curves.add_argument(
         '--out-dir', type=Path, required=True, help='folder of the pictures')
+    stages = commands.add_parser(
+        'stages', help='where the time of an iteration goes')
+    stages.add_argument(
+        'results', type=Path, metavar='train.json',
+        help='written by benchmark.py train')
+    stages.add_argument(
+        '--out', type=Path, required=True, metavar='FILE.png',
+        help='the picture')
     args = parser.parse_args()
-    if args.what == 'training' and args.out.suffix.lower() != '.png':
+    if args.what != 'curves' and args.out.suffix.lower() != '.png':
         parser.error(f'--out must end in .png, got {str(args.out)!r}')
     return args
 
@@ -45,6 +54,12 @@ def main() -> None:
             *read_training_log(args.work_dir), args.metrics,
             args.title or args.work_dir.resolve().name)
         save_png(figure, args.out)
+        print(args.out)
+        return
+    if args.what == 'stages':
+        from plots.stages import draw_stages
+        results = json.loads(args.results.read_text())['results']
+        save_png(draw_stages(results), args.out)
         print(args.out)
         return
     from plots.curves import PICTURES

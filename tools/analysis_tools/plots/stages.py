@@ -1,0 +1,50 @@
+"""A picture of where the time of an iteration goes."""
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sigplug.visualization.figure import INK, new_figure, style_axes
+
+from . import COLORS
+
+
+def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the stages of iterations as bars, those of a group together.
+
+    Args:
+        groups (Sequence[dict]): As ``benchmark.py train`` writes them: a
+            ``title``, and ``rows`` with a ``config`` and the seconds of its
+            ``stages``, of which ``iteration`` is the sum.
+    """
+    bars = sum(len(group['rows']) for group in groups)
+    figure = new_figure((1470, 130 * len(groups) + 80 * bars))
+    names = list(dict.fromkeys(
+        name for group in groups for row in group['rows']
+        for name in row['stages'] if name != 'iteration'))
+    colors = dict(zip(names, COLORS * len(names)))
+    panels = figure.subplots(
+        len(groups), 1, squeeze=False,
+        height_ratios=[len(group['rows']) for group in groups])[:, 0]
+    for ax, group in zip(panels, groups):
+        style_axes(ax, group['title'], 'ms')
+        ax.grid(axis='y', visible=False)
+        left = np.zeros(len(group['rows']))
+        for name in names:
+            width = 1e3 * np.array([row['stages'].get(name, 0)
+                                    for row in group['rows']])
+            ax.barh(range(len(left)), width, left=left, height=0.6,
+                    color=colors[name])
+            left += width
+        for row, total in enumerate(left):
+            ax.text(total, row, f' {total:.3g}', va='center', fontsize=9,
+                    color=INK)
+        ax.set_yticks(range(len(left)), [r['config'] for r in group['rows']])
+        ax.set_ylim(len(left) - 0.5, -0.5)
+        ax.set_xlim(0, 1.08 * left.max())
+    figure.legend(
+        handles=[figure.axes[0].barh([0], [0], color=colors[name], label=name)
+                 for name in names],
+        loc='outside lower left', ncols=6, fontsize=9, frameon=False)
+    return figure
