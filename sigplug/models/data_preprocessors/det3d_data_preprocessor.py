@@ -1,5 +1,6 @@
 """Voxelise batches, also of samples without points."""
 import math
+from typing import Any
 
 import torch
 from mmdet3d.models.data_preprocessors import (
@@ -32,9 +33,18 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
 
     A sample without points is marked by ``no_points=True`` in the
     ``metainfo`` of its data sample; :class:`sigplug.CenterHead` predicts
-    nothing for it. The arguments are those of mmdet3d's
-    ``Det3DDataPreprocessor``.
+    nothing for it.
+
+    Args:
+        *args: Those of mmdet3d's ``Det3DDataPreprocessor``.
+        non_blocking (bool): Copy the batch to a GPU without waiting for each
+            of its tensors. Defaults to True; upstream's default is False.
+        **kwargs: Those of mmdet3d's ``Det3DDataPreprocessor``.
     """
+
+    def __init__(self, *args: Any, non_blocking: bool = True,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, non_blocking=non_blocking, **kwargs)
 
     def voxelize(self, points: list[Tensor],
                  data_samples: list | None) -> dict[str, Tensor]:
