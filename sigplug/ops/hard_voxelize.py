@@ -59,13 +59,13 @@ def hard_voxelize(
 
 
 def voxelize_batch(
-        batch: Sequence[Tensor], voxel_size: Sequence[float],
+        batch: list[Tensor], voxel_size: Sequence[float],
         point_cloud_range: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Return what :func:`hard_voxelize` does, and the voxels per sample.
 
     Args:
-        batch (Sequence[Tensor]): Points of each sample.
+        batch (list[Tensor]): Points of each sample.
         voxel_size (Sequence[float]): As there.
         point_cloud_range (Sequence[float]): As there.
         max_points (int): As there.

@@ -95,8 +95,7 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
 
     def _voxelize_by_sort(
             self, points: list[Tensor]) -> tuple[dict[str, Tensor], bool]:
-        """Return upstream's hard voxels, and whether the last sample has any.
-        """
+        """Return upstream's hard voxels, and if the last sample has any."""
         layer = self.voxel_layer
         voxels, coors, counts, num_voxels = voxelize_batch(
             points, layer.voxel_size, layer.point_cloud_range,
