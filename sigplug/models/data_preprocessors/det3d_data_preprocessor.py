@@ -29,7 +29,7 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
     any cell they raise an ``IndexError``, and where the last sample has none
     its result is missing. Here such a batch gets a cell without points. The
     voxel encoders of sigplug reduce it to zeros, as an empty map has them;
-    those of mmdet3d stay finite.
+    those of mmdet3d for hard voxels stay finite.
 
     A sample without points is marked by ``no_points=True`` in the
     ``metainfo`` of its data sample; :class:`sigplug.CenterHead` predicts
