@@ -30,7 +30,9 @@ model = dict(
         point_cloud_range=pc_range,
         legacy=False),
     pts_middle_encoder=dict(
-        type='PointPillarsScatter', in_channels=64, output_shape=(496, 432)),
+        type='sigplug.PointPillarsScatter',
+        in_channels=64,
+        output_shape=(496, 432)),
     pts_backbone=dict(
         type='SECOND',
         in_channels=64,

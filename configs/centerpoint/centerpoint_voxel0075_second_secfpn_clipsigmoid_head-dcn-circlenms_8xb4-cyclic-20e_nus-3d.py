@@ -1,6 +1,7 @@
 _base_ = 'mmdet3d::centerpoint/centerpoint_voxel0075_second_secfpn_head-dcn-circlenms_8xb4-cyclic-20e_nus-3d.py'  # noqa: E501
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_bbox_head=dict(
         type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
 default_hooks = dict(

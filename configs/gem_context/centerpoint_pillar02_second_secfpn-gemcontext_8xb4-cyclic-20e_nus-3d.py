@@ -5,6 +5,7 @@ _base_ = [
 ]
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_neck=dict(
         _delete_=True,
         type='sigplug.GeMContext',

@@ -5,6 +5,7 @@ _base_ = [
 ]
 
 model = dict(
+    data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_neck=[
         dict(type='sigplug.GeMPyramid', num_outs=4),
         # The stock neck, with one level more.

@@ -51,6 +51,30 @@ def hard_voxelize(
         ([[0, 0, 1], [0, 0, 0]], [2, 1])
     """
     batch = [points] if isinstance(points, Tensor) else list(points)
+    voxels, coordinates, counts, _ = voxelize_batch(
+        batch, voxel_size, point_cloud_range, max_points, max_voxels)
+    if isinstance(points, Tensor):
+        coordinates = coordinates[:, 1:]
+    return voxels, coordinates, counts
+
+
+def voxelize_batch(
+        batch: list[Tensor], voxel_size: Sequence[float],
+        point_cloud_range: Sequence[float], max_points: int, max_voxels: int
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Return what :func:`hard_voxelize` does, and the voxels per sample.
+
+    Args:
+        batch (list[Tensor]): Points of each sample.
+        voxel_size (Sequence[float]): As there.
+        point_cloud_range (Sequence[float]): As there.
+        max_points (int): As there.
+        max_voxels (int): As there.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor, list[int]]: Voxels, coordinates, counts,
+        and the number of voxels of each sample.
+    """
     if not batch:
         raise ValueError('points must hold at least one sample, but is empty')
     for sample in batch:
@@ -93,7 +117,8 @@ def hard_voxelize(
     row = number + (kept.cumsum(0) - kept)[sample]
     fits = inside & (number < max_voxels)
     # This waits for a GPU.
-    count = int(kept.sum())
+    num_voxels = kept.tolist()
+    count = sum(num_voxels)
 
     # Points that are not kept go to one more row, which is cut off.
     row = torch.where(fits, row, count)
@@ -110,10 +135,8 @@ def hard_voxelize(
     counts = torch.zeros(count + 1, dtype=torch.int32, device=x.device)
     counts.index_add_(0, torch.where(in_voxel, voxel, count),
                       torch.ones_like(voxel, dtype=torch.int32))
-    if isinstance(points, Tensor):
-        result = result[:, 1:]
     return (voxels[:-1].view(count, max_points, x.shape[1]), result[:-1],
-            counts[:-1].clamp(max=max_points))
+            counts[:-1].clamp(max=max_points), num_voxels)
 
 
 def _check_points(points: Tensor) -> None:

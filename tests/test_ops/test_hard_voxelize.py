@@ -1,8 +1,12 @@
 """Voxels against mmcv's deterministic operator, bit for bit."""
 import math
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from mmcv.ops import Voxelization
 
 from sigplug.ops import hard_voxelize
@@ -14,10 +18,6 @@ SIZES = [(0.5, 0.5, 2.0), (0.3, 0.7, 0.4), (8.0, 4.0, 2.0)]
 @pytest.fixture(scope='module', autouse=True)
 def backend():
     """There is one form."""
-
-
-def stock(points, size, max_points, max_voxels):
-    return Voxelization(size, RANGE, max_points, max_voxels)(points)
 
 
 def cloud(n, channels=4, dtype=torch.float32):
@@ -32,23 +32,82 @@ def cloud(n, channels=4, dtype=torch.float32):
     return x.to(dtype)
 
 
-@pytest.mark.parametrize('seed', range(5))
+def check(points, size, max_points=5, max_voxels=4000, grid=RANGE):
+    expected = Voxelization(size, grid, max_points, max_voxels)(points)
+    got = hard_voxelize(points, size, grid, max_points, max_voxels)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        # NaN features are features.
+        assert ours.equal(theirs) or torch.equal(
+            ours.nan_to_num(7.5), theirs.nan_to_num(7.5))
+    return got
+
+
+def check_clouds(seeds, size):
+    for seed in seeds:
+        torch.manual_seed(seed)
+        dtype = (torch.float32, torch.float32, torch.float64,
+                 torch.float16)[seed // 4 % 4]
+        for n in (0, 1, 7, 100, 2000):
+            points = cloud(n, channels=3 + seed % 4, dtype=dtype)
+            for max_points, max_voxels in ((5, 4000), (1, 30), (40, 3)):
+                check(points, size, max_points, max_voxels)
+
+
 @pytest.mark.parametrize('size', SIZES, ids=str)
-def test_equals_mmcv(seed, size):
-    torch.manual_seed(seed)
-    for n in (0, 1, 7, 100, 1500):
-        points = cloud(n, channels=3 + seed % 4,
-                       dtype=torch.float64 if seed % 5 == 4 else
-                       torch.float32)
-        for max_points, max_voxels in ((5, 4000), (1, 30), (40, 3)):
-            expected = stock(points, size, max_points, max_voxels)
-            got = hard_voxelize(points, size, RANGE, max_points, max_voxels)
-            for ours, theirs in zip(got, expected):
-                assert ours.dtype == theirs.dtype
-                assert ours.shape == theirs.shape
-                # NaN features are features.
-                assert ours.equal(theirs) or torch.equal(
-                    ours.nan_to_num(7.5), theirs.nan_to_num(7.5))
+def test_equals_mmcv(size):
+    check_clouds(range(0, 16, 4), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_1000_clouds_equal_mmcvs(size):
+    check_clouds(range(68), size)
+
+
+ADVERSARIAL = dict(
+    nan=torch.full((20, 4), math.nan),
+    one_cell=torch.full((300, 4), 0.3),
+    outside=torch.full((20, 4), 99.0),
+    huge=torch.tensor([[1e30, 0, 0, 1], [0, -3e38, 0, 1], [0, 0, 0, 1]]),
+    tiny=torch.tensor([[1e-40, -1e-40, 0, 0], [-1e-40, 0, 0, 0]]),
+    borders=torch.cartesian_prod(*(torch.tensor([
+        low, low - 1e-6, low + 1e-6, -0.0, high - 1e-6, high])
+        for low, high in zip(RANGE[:3], RANGE[3:]))),
+    each_cell_once=torch.cartesian_prod(
+        *(torch.arange(low + 0.25, high, 0.5)
+          for low, high in zip(RANGE[:3], RANGE[3:]))),
+    falling=torch.linspace(3.9, -3.9, 50).unsqueeze(1).repeat(1, 3))
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_adversarial_clouds_equal_mmcvs(name, size):
+    for limits in ((5, 4000), (1, 30), (40, 3)):
+        check(ADVERSARIAL[name].clone(), size, *limits)
+
+
+FRAMES = sorted(Path(
+    os.environ.get('SIGPLUG_REAL_FRAMES')
+    or REPOSITORY.parent / 'shared/real_frames').glob('kitti/*.bin'))
+
+
+@pytest.mark.skipif(not FRAMES, reason='no real frames: SIGPLUG_REAL_FRAMES')
+@pytest.mark.parametrize('size, max_points, max_voxels', [
+    ((0.16, 0.16, 4.0), 32, 16000), ((0.2, 0.2, 8.0), 20, 30000),
+    ((0.1, 0.1, 0.4), 10, 90000)], ids=str)
+def test_real_frames_equal_mmcvs(size, max_points, max_voxels):
+    grid = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    frames = [torch.from_numpy(np.fromfile(path, np.float32).reshape(-1, 4))
+              for path in FRAMES]
+    each = [check(points, size, max_points, max_voxels, grid)
+            for points in frames]
+    assert all(len(voxels) > 1000 for voxels, _, _ in each)
+    voxels, _, counts = hard_voxelize(
+        frames, size, grid, max_points, max_voxels)
+    assert voxels.equal(torch.cat([found[0] for found in each]))
+    assert counts.equal(torch.cat([found[2] for found in each]))
 
 
 @pytest.mark.parametrize('channels', [3, 5])
@@ -56,23 +115,13 @@ def test_a_batch_is_its_samples(channels):
     batch = [cloud(n, channels) for n in (50, 0, 1, 400)]
     batch.append(torch.full((3, channels), 100.0))
     voxels, coordinates, counts = hard_voxelize(batch, SIZES[0], RANGE, 3, 60)
-    each = [stock(points, SIZES[0], 3, 60) for points in batch]
+    each = [check(points, SIZES[0], 3, 60) for points in batch]
     assert voxels.nan_to_num(7.5).equal(
         torch.cat([v for v, _, _ in each]).nan_to_num(7.5))
     assert counts.equal(torch.cat([n for _, _, n in each]))
     assert coordinates.equal(torch.cat([
         torch.nn.functional.pad(c, (1, 0), value=i)
         for i, (_, c, _) in enumerate(each)]))
-
-
-def test_float16_points():
-    """Their cells are computed in float32, as mmcv does."""
-    points = cloud(500, dtype=torch.float16)
-    got = hard_voxelize(points, SIZES[1], RANGE, 5, 100)
-    expected = hard_voxelize(points.float(), SIZES[1], RANGE, 5, 100)
-    assert got[0].dtype == torch.float16
-    assert got[0].float().nan_to_num(7.5).equal(expected[0].nan_to_num(7.5))
-    assert got[1].equal(expected[1]) and got[2].equal(expected[2])
 
 
 @pytest.mark.parametrize('change, error, match', [

@@ -1,5 +1,6 @@
 """Voxelise batches, also of samples without points."""
 import math
+from typing import Any
 
 import torch
 from mmdet3d.models.data_preprocessors import (
@@ -7,7 +8,7 @@ from mmdet3d.models.data_preprocessors import (
 )
 from torch import Tensor
 
-from sigplug.ops import hard_voxelize
+from sigplug.ops.hard_voxelize import voxelize_batch
 from sigplug.registry import MODELS
 
 # mmcv's CPU form fills a table of all cells: with more, a sort is faster.
@@ -20,21 +21,30 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
 
     Hard voxels come from :func:`sigplug.ops.hard_voxelize` on CUDA, and on a
     CPU where the grid is fine: the same voxels in the same order, for the
-    whole batch at once. ``deterministic=False`` in ``voxel_layer`` keeps
-    mmcv's own form.
+    whole batch at once. It waits once for the device; mmcv numbers the voxels
+    in a single thread. ``deterministic=False`` in ``voxel_layer`` keeps mmcv's
+    own form.
 
     mmdet3d's detectors take the size of a batch from its last cell: without
     any cell they raise an ``IndexError``, and where the last sample has none
-    its result is missing. Here such a batch gets a cell without points, which
-    the voxel encoders of sigplug reduce to zeros, as an empty map has them.
-    Do not use it with mmdet3d's encoders: they divide by the number of
-    points.
+    its result is missing. Here such a batch gets a cell without points. The
+    voxel encoders of sigplug reduce it to zeros, as an empty map has them;
+    those of mmdet3d for hard voxels stay finite.
 
     A sample without points is marked by ``no_points=True`` in the
     ``metainfo`` of its data sample; :class:`sigplug.CenterHead` predicts
-    nothing for it. The arguments are those of mmdet3d's
-    ``Det3DDataPreprocessor``.
+    nothing for it.
+
+    Args:
+        *args: Those of mmdet3d's ``Det3DDataPreprocessor``.
+        non_blocking (bool): Copy the batch to a GPU without waiting for each
+            of its tensors. Defaults to True; upstream's default is False.
+        **kwargs: Those of mmdet3d's ``Det3DDataPreprocessor``.
     """
+
+    def __init__(self, *args: Any, non_blocking: bool = True,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, non_blocking=non_blocking, **kwargs)
 
     def voxelize(self, points: list[Tensor],
                  data_samples: list | None) -> dict[str, Tensor]:
@@ -52,11 +62,18 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
         for sample, own in zip(data_samples or (), points):
             if len(own) == 0:
                 sample.set_metainfo(dict(no_points=True))
-        cells = (self._voxelize_by_sort(points) if self._sorts(points) else
-                 super().voxelize(points, data_samples))
-        last, coors = len(points) - 1, cells['coors']
-        # This waits for a GPU; upstream waits for this number as well.
-        if len(coors) and int(coors[-1, 0]) == last:
+        last = len(points) - 1
+        if self._sorts(points):
+            cells, is_full = self._voxelize_by_sort(points)
+        else:
+            cells = super().voxelize(points, data_samples)
+            coors = cells['coors']
+            # Of dynamic voxels, which has a row for each point, the last row
+            # is known; of mmcv's hard voxels, this would wait for a GPU.
+            is_full = len(points[last]) > 0 if (
+                self.voxel_type == 'dynamic') else (
+                    len(coors) > 0 and int(coors[-1, 0]) == last)
+        if is_full:
             return cells
         for name, value in cells.items():
             cells[name] = torch.cat((value, value.new_zeros(
@@ -64,6 +81,9 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
         # A point out of range, in dynamic voxelisation: part of no cell.
         cells['coors'][-1] = -1 if self.voxel_type == 'dynamic' else 0
         cells['coors'][-1, 0] = last
+        if 'num_points' in cells:
+            # No point; mmdet3d's encoders divide by it.
+            cells['num_points'][-1] = -1
         return cells
 
     def _sorts(self, points: list[Tensor]) -> bool:
@@ -73,13 +93,18 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
         return points[0].is_cuda or math.prod(
             self.voxel_layer.grid_shape) > MANY_CELLS
 
-    def _voxelize_by_sort(self, points: list[Tensor]) -> dict[str, Tensor]:
-        """Return what upstream's hard voxelisation does."""
+    def _voxelize_by_sort(
+            self, points: list[Tensor]) -> tuple[dict[str, Tensor], bool]:
+        """Return upstream's hard voxels, and if the last sample has any."""
         layer = self.voxel_layer
-        voxels, coors, counts = hard_voxelize(
+        voxels, coors, counts, num_voxels = voxelize_batch(
             points, layer.voxel_size, layer.point_cloud_range,
             layer.max_num_points, layer.max_voxels[not self.training])
-        centers = (coors[:, [3, 2, 1]] + 0.5) * voxels.new_tensor(
-            layer.voxel_size) + voxels.new_tensor(layer.point_cloud_range[:3])
+        # Not new_tensor() of a list, which waits for a GPU.
+        size, origin = (
+            torch.tensor(values, dtype=voxels.dtype).to(
+                voxels.device, non_blocking=True)
+            for values in (layer.voxel_size, layer.point_cloud_range[:3]))
+        centers = (coors[:, 1:].flip(1) + 0.5) * size + origin
         return dict(voxels=voxels, coors=coors, num_points=counts,
-                    voxel_centers=centers)
+                    voxel_centers=centers), num_voxels[-1] > 0

@@ -1,4 +1,6 @@
 """CenterPoint's head with an activation that is chosen by config."""
+import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -6,6 +8,7 @@ import torch
 from mmdet3d.models.dense_heads.centerpoint_head import (
     CenterHead as _CenterHead,
 )
+from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
+from .center_decoding import check_test_cfg, decode, suppress
 from .center_targets import center_targets
 from .heatmap_loss import (
     build_heatmap_act,
@@ -45,6 +49,10 @@ class CenterHead(_CenterHead):
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
       keeps the task heads in a plain ``ModuleList``, which mmengine skips,
       and training starts from scores of 0.5.
+    - All samples and tasks are predicted at once, which waits at most twice
+      for a GPU; half precision is decoded in float32. A ``bbox_coder`` or
+      ``get_task_detections`` of one's own is used as upstream uses it.
+    - ``nms_type`` in ``test_cfg`` may be a list with an entry per task.
     - Nothing is predicted for a sample without points, as
       :class:`sigplug.Det3DDataPreprocessor` marks them.
     - A value of a target box that is not finite (a NaN velocity, the
@@ -68,8 +76,9 @@ class CenterHead(_CenterHead):
     Raises:
         TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits,
-            its reduction is not ``'mean'``, or ``code_weights`` in
-            ``train_cfg`` does not fit ``common_heads``.
+            its reduction is not ``'mean'``, ``code_weights`` in
+            ``train_cfg`` does not fit ``common_heads``, or ``test_cfg`` and
+            ``bbox_coder`` lack what predictions need.
     """
 
     def __init__(self,
@@ -95,6 +104,11 @@ class CenterHead(_CenterHead):
         self.box_size = 9 if self.with_velocity else 7
         _check_branches(branches)
         _check_train_cfg(self.train_cfg or {}, self.box_size + 1)
+        if (self.test_cfg and self._decodes_itself
+                and type(self).predict_by_feat is CenterHead.predict_by_feat):
+            check_test_cfg(self.test_cfg, self.bbox_coder,
+                           len(self.num_classes), self.box_size)
+        _warn_without_act(type(self))
         code_weights = (self.train_cfg or {}).get('code_weights')
         if code_weights is None:
             code_weights = [1.0] * (self.box_size + 1)
@@ -224,11 +238,44 @@ class CenterHead(_CenterHead):
             ValueError: The predictions have another number of samples.
         """
         _check_batch(preds_dicts, len(batch_input_metas))
-        found = super().predict_by_feat(preds_dicts, batch_input_metas, *args,
-                                        **kwargs)
+        found = (self._predict(preds_dicts, batch_input_metas)
+                 if self._decodes_itself else super().predict_by_feat(
+                     preds_dicts, batch_input_metas, *args, **kwargs))
         return [
             boxes[:0] if meta.get('no_points') else boxes
             for boxes, meta in zip(found, batch_input_metas, strict=True)
+        ]
+
+    @property
+    def _decodes_itself(self) -> bool:
+        """Return whether no part of upstream's decoding was replaced."""
+        return (getattr(type(self.bbox_coder), 'decode', None)
+                is CenterPointBBoxCoder.decode
+                and type(self).get_task_detections
+                is _CenterHead.get_task_detections)
+
+    def _predict(self, preds_dicts: tuple[list[dict]],
+                 metas: list[dict]) -> list[InstanceData]:
+        """Return what upstream predicts, for all samples and tasks at once."""
+        found = decode([levels[0] for levels in preds_dicts], self.bbox_coder,
+                       self.norm_bbox)
+        rows, counts = suppress(found, self.test_cfg)
+        boxes, scores, labels = (
+            values.flatten(0, 2).index_select(0, rows)
+            for values in (found.boxes, found.scores, found.labels))
+        # From the centre to that of the bottom.
+        boxes = torch.cat((
+            boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] * 0.5, boxes[:, 3:]),
+            dim=1)
+        return [
+            InstanceData(
+                bboxes_3d=meta['box_type_3d'](
+                    own, self.bbox_coder.code_size),
+                scores_3d=score,
+                labels_3d=label)
+            for meta, own, score, label in zip(
+                metas, boxes.split(counts), scores.split(counts),
+                labels.split(counts), strict=True)
         ]
 
     def _check_grid(self, preds_dicts: tuple[list[dict]],
@@ -245,6 +292,21 @@ class CenterHead(_CenterHead):
                 f"out_size_factor={cfg['out_size_factor']}. Give train_cfg "
                 'the grid of the voxels, and the backbone and the neck '
                 'strides that divide it by out_size_factor')
+
+
+def _warn_without_act(cls: type) -> None:
+    """Warn of a loss of a subclass's own that leaves ``heatmap_act`` out."""
+    for base in cls.__mro__[:cls.__mro__.index(CenterHead)]:
+        for name in {'loss', 'loss_by_feat'} & vars(base).keys():
+            code = getattr(inspect.unwrap(vars(base)[name]), '__code__', None)
+            # Either that of this class, or its activation.
+            if code and not {name, 'loss_by_feat', 'heatmap_act'} & {
+                    *code.co_names}:
+                warnings.warn(
+                    f'{base.__name__}.{name} uses neither heatmap_act nor '
+                    f'CenterHead.{name}: its loss ignores the activation that '
+                    'the config selects. Let it call super() or apply '
+                    'self.heatmap_act to the logits', stacklevel=3)
 
 
 def _check_batch(preds_dicts: tuple[list[dict]], size: int) -> None:

@@ -1,5 +1,6 @@
 """Batches with samples without points, through whole detectors."""
 import copy
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 
 from ..detectors import CONFIGS
+from ..test_dense_heads.center_heads import NoReading
 
 AREA = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
 
@@ -115,6 +117,22 @@ def test_features_of_an_empty_sample_are_those_of_an_empty_map(kind):
     assert maps[0][0].any() and not maps[0][1].any()
 
 
+@pytest.mark.parametrize('encoder', [
+    dict(type='HardSimpleVFE', num_features=4),
+    dict(type='PillarFeatureNet', in_channels=4, feat_channels=[8],
+         with_distance=True, voxel_size=[0.4, 0.4, 8],
+         point_cloud_range=AREA)], ids=lambda encoder: encoder['type'])
+def test_encoders_of_mmdet3d_stay_finite(encoder):
+    """They divide by the number of points."""
+    data = build('pillar').data_preprocessor(batch(900, 0), True)
+    voxels = data['inputs']['voxels']
+    assert voxels['coors'][-1].tolist() == [1, 0, 0, 0]
+    features = MODELS.build(encoder)(
+        voxels['voxels'], voxels['num_points'], voxels['coors'])
+    assert features.isfinite().all()
+    assert encoder['type'] != 'HardSimpleVFE' or not features[-1].any()
+
+
 @KINDS
 def test_points_out_of_range(kind):
     """Without PointsRangeFilter in the pipeline."""
@@ -182,3 +200,38 @@ def test_voxels_of_a_fine_grid_are_those_of_mmdet3d(training, monkeypatch):
         assert ours[name].equal(value), name
         assert sorted_[name].equal(value), name
         assert sorted_[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize('counts', [(900, 40), (900, 0)])
+def test_reads_values_once(counts, monkeypatch):
+    """On a GPU that would wait."""
+    from sigplug.models.data_preprocessors import det3d_data_preprocessor
+    monkeypatch.setattr(det3d_data_preprocessor, 'MANY_CELLS', 0)
+    preprocessor = build('pillar').data_preprocessor
+    tolist, read = torch.Tensor.tolist, []
+    monkeypatch.setattr(
+        torch.Tensor, 'tolist', lambda x: read.append(x) or tolist(x))
+    with NoReading():
+        preprocessor.voxelize([cloud(n) for n in counts], None)
+    # The other one is the grid, on the host.
+    assert [x.shape for x in read] == [(3, ), (len(counts), )]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('counts', [(900, 40), (900, 0)])
+def test_waits_once_for_cuda(counts):
+    preprocessor = build('pillar').data_preprocessor
+    clouds = [cloud(n) for n in counts]
+    expected = preprocessor.voxelize(clouds, None)
+    points = [x.cuda() for x in clouds]
+    preprocessor.voxelize(points, None)
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            found = preprocessor.voxelize(points, None)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert sum('synchron' in str(w.message) for w in caught) == 1
+    for name, value in expected.items():
+        assert found[name].cpu().equal(value), name

@@ -165,6 +165,18 @@ class NoWaiting(TorchDispatchMode):
         return result
 
 
+class NoReading(NoWaiting):
+    """Count the arrays of the host, which may be copied without waiting."""
+
+    arrays = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == 'lift_fresh':
+            self.arrays += 1
+            return func(*args)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def no_peaks(centers, radii, labels, num_classes, size):
     """In place of gaussian_heatmap, which may wait."""
     return torch.zeros(num_classes, *size, device=centers.device)

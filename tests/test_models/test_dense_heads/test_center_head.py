@@ -81,6 +81,84 @@ def test_values_that_give_no_targets(change, words):
     assert all(word in str(info.value) for word in words)
 
 
+def changed(part, **values):
+    """The part of the config, without the values that are None."""
+    part = {**GOOD[part], **values}
+    return {name: value for name, value in part.items() if value is not None}
+
+
+@pytest.mark.parametrize('nms_type, name, value, remedy', [
+    ('circle', 'min_radius', None, 'a list of numbers, .* each of 6 tasks'),
+    ('circle', 'min_radius', [4, 12, 10], 'each of 6 tasks'),
+    ('circle', 'min_radius', 4.0, 'each of 6 tasks'),
+    ('circle', 'post_max_size', None, 'an integer'),
+    ('rotate', 'nms_thr', None, 'a number'),
+    ('rotate', 'nms_thr', [0.2] * 6, 'a number'),
+    ('rotate', 'score_threshold', None, 'a number'),
+    ('rotate', 'pre_max_size', 0, 'an integer'),
+    ('rotate', 'post_max_size', 'all', 'an integer'),
+    ('rotate', 'post_center_limit_range', None, 'six numbers'),
+    ('rotate', 'post_center_limit_range', [], 'six numbers'),
+    (['rotate'], 'nms_type', ['rotate'], 'a list of them for 6 tasks'),
+    ('size', 'nms_type', 'size', "'circle' or 'rotate'"),
+    (['circle'] + ['rotate'] * 5, 'nms_thr', None, 'a number'),
+])
+def test_test_cfg_that_gives_no_predictions(nms_type, name, value, remedy):
+    test_cfg = changed('test_cfg', **{'nms_type': nms_type, name: value})
+    with pytest.raises(ValueError, match=fr'test_cfg\.{name} .*{remedy}'):
+        CenterHead(**config(test_cfg=test_cfg))
+    # They are read by no one else.
+    CenterHead(**config(test_cfg=None))
+    other = 'rotate' if nms_type == 'circle' else 'circle'
+    if name not in ('nms_type', 'post_max_size'):
+        CenterHead(**config(test_cfg=dict(test_cfg, nms_type=other)))
+
+
+@pytest.mark.parametrize('velocity, coder, words', [
+    (True, dict(post_center_range=None), 'bbox_coder.post_center_range'),
+    (True, dict(code_size=7), "bbox_coder.code_size must be 9 .* with 'vel'"),
+    (False, {}, "bbox_coder.code_size must be 7 .* without 'vel'")])
+def test_coder_that_gives_no_predictions(velocity, coder, words):
+    coder = changed('bbox_coder', **coder)
+    if 'post_center_range' not in coder:
+        coder['post_center_range'] = None
+    with pytest.raises(ValueError, match=words):
+        CenterHead(**config(velocity, bbox_coder=coder))
+    CenterHead(**config(velocity, bbox_coder=coder, test_cfg=None))
+
+
+class OwnLoss(CenterHead):
+    def loss_by_feat(self, preds_dicts, *args, **kwargs):
+        return dict(loss=preds_dicts[0][0]['heatmap'].sigmoid().mean())
+
+
+class OwnLossLater(OwnLoss):
+    def loss(self, *args, **kwargs):
+        return super().loss(*args, **kwargs)
+
+
+class OwnLossWithAct(CenterHead):
+    def loss_by_feat(self, preds_dicts, *args, **kwargs):
+        return dict(loss=self.heatmap_act(preds_dicts[0][0]['heatmap']).mean())
+
+
+class MoreLoss(CenterHead):
+    def loss_by_feat(self, *args, **kwargs):
+        return dict(super().loss_by_feat(*args, **kwargs), more=0)
+
+
+@pytest.mark.parametrize('cls', [OwnLoss, OwnLossLater])
+def test_warns_of_a_loss_without_the_activation(cls):
+    with pytest.warns(UserWarning, match=r'OwnLoss\.loss_by_feat .*super'):
+        cls(**config())
+
+
+@pytest.mark.filterwarnings('error:.*heatmap_act')
+@pytest.mark.parametrize('cls', [CenterHead, OwnLossWithAct, MoreLoss])
+def test_does_not_warn_of_a_loss_with_the_activation(cls):
+    cls(**config())
+
+
 @pytest.mark.parametrize('velocity, wrong', [(True, 8), (False, 10)])
 def test_wrong_code_weights(velocity, wrong):
     with pytest.raises(ValueError) as info:
