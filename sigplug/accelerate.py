@@ -41,8 +41,9 @@ def accelerate(model: nn.Module) -> Acceleration:
     The heads are mmdet3d's ``CenterHead`` and ``SMOKEMono3DHead``, for which
     activation and loss become one operation and the targets lose their loop
     over boxes, and mmdet's ``CenterNetHead``, ``CornerHead`` and
-    ``CentripetalHead``, for which the targets do. A subclass is changed if it
-    leaves alone what would be replaced.
+    ``CentripetalHead``, for which the targets do. A subclass is changed as
+    far as it leaves alone what would be replaced; with a loss of its own, a
+    ``CenterHead`` gets the targets.
 
     Losses, gradients and predictions stay the same up to rounding, and so do
     the parameters and the ``state_dict``. Where a batch has NaN among its
@@ -63,21 +64,26 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     done, recipes = Acceleration(), _recipes()
     for name, module in list(model.named_modules()):
-        recipe = next((recipe for recipe in recipes
-                       if isinstance(module, recipe.stock)), None)
-        if recipe is not None:
+        reasons = []
+        for recipe in recipes:
+            if not isinstance(module, recipe.stock):
+                continue
             reason = recipe.obstacle(module)
             try:
                 if not reason:
-                    done.replaced[name] = _replace(module, recipe, done._undo)
+                    words = _replace(module, recipe, done._undo)
+                    done.replaced[name] = ' as '.join([words, *reasons])
+                    break
             except ValueError as error:
                 reason = str(error)
-            if reason:
-                done.left[name] = f'left, as {reason}'
-        elif any(map(_is_focal_loss, module.children())):
-            done.left[name] = (
-                f'left, as {type(module).__name__} is no head that is known; '
-                'docs/heads.md has the parts for it')
+            reasons.append(reason)
+        else:
+            if reasons:
+                done.left[name] = f'left, as {reasons[0]}'
+            elif any(map(_is_focal_loss, module.children())):
+                done.left[name] = (
+                    f'left, as {type(module).__name__} is no head that is '
+                    'known; docs/heads.md has the parts for it')
     return done
 
 
@@ -95,7 +101,7 @@ class _Recipe:
     def obstacle(self, module: nn.Module) -> str:
         """Return why the module cannot be changed, or nothing."""
         if isinstance(module, self.part):
-            return 'it is already sigplug\'s'
+            return "it is already sigplug's"
         if self.loss and getattr(getattr(module, self.loss), 'from_logits', 0):
             return f'its {self.loss} takes logits, and gets scores'
         # What is called no longer, or from elsewhere.
@@ -129,9 +135,13 @@ def _recipes() -> list[_Recipe]:
     except (ImportError, AssertionError):
         return recipes
     from sigplug.models import dense_heads as ours
+    from sigplug.models.dense_heads.center_targets import CenterHeadTargets
     return [
         _Recipe(stock.CenterHead, ours.CenterHead, 'loss_cls',
                 ('get_targets_single', )),
+        # For one with a loss of its own.
+        _Recipe(stock.CenterHead, CenterHeadTargets,
+                unused=('get_targets_single', )),
         _Recipe(stock.SMOKEMono3DHead, ours.SMOKEMono3DHead, 'loss_cls'),
         *recipes]
 
@@ -160,6 +170,8 @@ def _replace(module: nn.Module, recipe: _Recipe,
 
     undo.append(restore)
     words = ['targets without a loop over boxes']
+    if recipe.loss is None:
+        words.append('its loss is left')
     try:
         module.__class__ = new
         if recipe.loss is not None:

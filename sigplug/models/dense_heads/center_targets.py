@@ -18,7 +18,7 @@ def head_targets(
     batch_gt_instances_3d: list[InstanceData],
     cfg: dict[str, Any] | None,
     num_classes: list[int],
-    task_of_class: Tensor,
+    task_of_class: Tensor | None,
     box_size: int,
     norm_bbox: bool = True
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -29,8 +29,8 @@ def head_targets(
             ``box_size`` values) and ``labels_3d`` of each sample.
         cfg (dict, optional): The ``train_cfg`` of the head.
         num_classes (list[int]): The number of classes of each task.
-        task_of_class (Tensor): The task of each class, on the device of the
-            labels.
+        task_of_class (Tensor, optional): The task of each class, on the
+            device of the labels.
         box_size (int): The number of box values that are learnt, 7 or 9.
         norm_bbox (bool): Learn the logarithm of the size. Defaults to True.
 
@@ -64,6 +64,21 @@ def head_targets(
                           _encode(objects, offset, norm_bbox), 0)
     return (list(heatmap.split(num_classes, dim=1)), list(encoded.unbind(1)),
             list(index.unbind(1)), list(mask.to(torch.uint8).unbind(1)))
+
+
+class CenterHeadTargets:
+    """Targets of mmdet3d's ``CenterHead`` alone, for boxes of 9 values."""
+
+    train_cfg: dict[str, Any]
+    num_classes: list[int]
+    norm_bbox: bool
+
+    def get_targets(
+        self, batch_gt_instances_3d: list[InstanceData]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Return what mmdet3d's method does; see ``head_targets``."""
+        return head_targets(batch_gt_instances_3d, self.train_cfg,
+                            self.num_classes, None, 9, self.norm_bbox)
 
 
 def label_weights(batch_gt_instances_3d: list[InstanceData],

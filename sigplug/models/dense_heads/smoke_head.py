@@ -68,12 +68,20 @@ class SMOKEMono3DHead(_SMOKEMono3DHead):
         return logits, boxes
 
     def loss_by_feat(self, cls_scores: list[Tensor],
-                     bbox_preds: list[Tensor], *args: Any,
+                     bbox_preds: list[Tensor],
+                     batch_gt_instances_3d: list[InstanceData], *args: Any,
                      **kwargs: Any) -> dict[str, Tensor]:
         """Compute upstream's losses from the logits of ``forward``."""
-        heatmaps = [self.heatmap_act(upcast_half(x)) for x in cls_scores]
-        boxes = [upcast_half(x) for x in bbox_preds]
-        return super().loss_by_feat(heatmaps, boxes, *args, **kwargs)
+        logits, boxes = upcast_half(cls_scores[0]), upcast_half(bbox_preds[0])
+        heatmap = self.heatmap_act(logits)
+        if not any(len(gt) for gt in batch_gt_instances_3d):
+            return dict(
+                loss_cls=self.loss_cls(
+                    heatmap, torch.zeros_like(heatmap), avg_factor=1),
+                loss_bbox=boxes.sum() * 0)
+        with torch.autocast(boxes.device.type, enabled=False):
+            return super().loss_by_feat(
+                [heatmap], [boxes], batch_gt_instances_3d, *args, **kwargs)
 
     def predict_by_feat(self, cls_scores: list[Tensor],
                         bbox_preds: list[Tensor], *args: Any,

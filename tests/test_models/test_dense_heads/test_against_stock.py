@@ -14,6 +14,8 @@ from sigplug.models import dense_heads
 from .stock_twins import (
     CASES,
     METAS,
+    MONO,
+    MONO_METAS,
     both,
     build,
     change_heatmaps,
@@ -139,7 +141,8 @@ def clip_stock(name, stock, outs):
         return outs
     # sigmoid(clamp(x)) is clamp(sigmoid(x)).
     limit = math.log((1 - EPS) / EPS)
-    bounds = (EPS, 1 - EPS) if name == 'CenterNetHead' else (-limit, limit)
+    bounds = (EPS, 1 - EPS) if name in ('CenterNetHead', MONO) else (
+        -limit, limit)
     return change_heatmaps(name, outs, lambda x: x.clamp(*bounds))
 
 
@@ -303,6 +306,12 @@ def test_predictions_equal_the_stock_heads(name, act):
                 compute_losses(name, head, outs, instances(name, 5, 3))
             if name == 'CenterHead':
                 results = head.predict_by_feat(outs, METAS)
+                found.append([
+                    (r.scores_3d, r.labels_3d, r.bboxes_3d.tensor)
+                    for r in results])
+                continue
+            if name == MONO:
+                results = head.predict_by_feat(*outs, MONO_METAS)
                 found.append([
                     (r.scores_3d, r.labels_3d, r.bboxes_3d.tensor)
                     for r in results])
