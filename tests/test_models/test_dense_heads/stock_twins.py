@@ -67,7 +67,8 @@ SMOKE = dict(
     diff_rad_by_sin=False, pred_attrs=False, pred_velo=False, dir_offset=0,
     group_reg_dims=(8, ), cls_branch=(32, ), reg_branch=((32, ), ),
     num_attrs=0, bbox_code_size=7, dir_branch=(), attr_branch=(),
-    conv_bias=True, dcn_on_last_conv=False, strides=None, loss_attr=None,
+    # In front of a norm a bias has no gradient but rounding.
+    conv_bias=False, dcn_on_last_conv=False, strides=None, loss_attr=None,
     bbox_coder=dict(
         type='SMOKECoder', base_depth=(28.01, 16.32), code_size=7,
         base_dims=((0.88, 1.73, 0.67), (1.78, 1.70, 0.58),
@@ -177,7 +178,6 @@ def instances(name, *counts, dtype=torch.float32):
             batch[-1].update(InstanceData(
                 bboxes_3d=CameraInstance3DBoxes(boxes, box_dim=7),
                 labels_3d=labels, centers_2d=corner + size / 3))
-            batch[-1].bboxes_3d.tensor = boxes
     return batch
 
 
