@@ -22,7 +22,8 @@ class Acceleration:
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
-    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _undo: list[Callable[[], None]] = field(
+        default_factory=list, init=False, repr=False)
 
     def undo(self) -> None:
         """Give the model back its own parts; a second call does nothing."""
@@ -64,7 +65,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     done, recipes = Acceleration(), _recipes()
     for name, module in list(model.named_modules()):
-        reasons = []
+        reasons: list[str] = []
         for recipe in recipes:
             if not isinstance(module, recipe.stock):
                 continue
@@ -91,18 +92,19 @@ def accelerate(model: nn.Module) -> Acceleration:
 class _Recipe:
     """How a stock head is changed."""
 
-    stock: type
-    part: type
-    #: The name of the loss that becomes one operation with its clip.
+    stock: type[Any]
+    part: type[Any]
+    # The name of the loss that becomes one operation with its clip.
     loss: str | None = None
-    #: Methods of the stock head that are no longer called.
+    # Methods of the stock head that are no longer called.
     unused: tuple[str, ...] = ()
 
     def obstacle(self, module: nn.Module) -> str:
         """Return why the module cannot be changed, or nothing."""
         if isinstance(module, self.part):
             return "it is already sigplug's"
-        if self.loss and getattr(getattr(module, self.loss), 'from_logits', 0):
+        loss = getattr(module, self.loss) if self.loss else None
+        if getattr(loss, 'from_logits', False):
             return f'its {self.loss} takes logits, and gets scores'
         # What is called no longer, or from elsewhere.
         names = {*self.unused, *(
@@ -180,7 +182,8 @@ def _replace(module: nn.Module, recipe: _Recipe,
                 words.insert(0, 'clip and loss in one operation')
             else:
                 words.insert(0, f'the clip; {type(loss).__name__} is left')
-            module.set_up()
+            head: Any = module
+            head.set_up()
             # Its new buffers go where its weights are.
             module.to(next(module.parameters()).device)
     except Exception:

@@ -6,11 +6,6 @@ import sys
 import pytest
 import torch
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
-
-import sigplug
-from sigplug.models.losses import GaussianFocalLossWithLogits
 from test_models.test_dense_heads.stock_twins import (
     CASES,
     METAS,
@@ -22,6 +17,11 @@ from test_models.test_dense_heads.stock_twins import (
     instances,
     stock_of,
 )
+from torch import nn
+from torch.utils.data import Dataset
+
+import sigplug
+from sigplug.models.losses import GaussianFocalLossWithLogits
 
 FUSED = ('CenterHead', MONO)
 NAMES = (*FUSED, 'CenterNetHead', 'CornerHead', 'CentripetalHead')

@@ -24,18 +24,18 @@ class CenterTargets(NamedTuple):
     """What :func:`center_targets` returns.
 
     ``B`` samples, ``C`` classes, ``T`` tasks, ``K`` objects of each. A place
-    without an object holds zeros. All but the heatmap are None without
+    without an object holds zeros. All but the heatmaps are None without
     ``max_objs``.
     """
 
     #: Float32, ``(B, C, H, W)``.
-    heatmap: Tensor
+    heatmaps: Tensor
     #: The cell of each object, ``y * W + x``, int64, ``(B, T, K)``.
-    index: Tensor | None = None
+    indices: Tensor | None = None
     #: Where there is an object, bool, ``(B, T, K)``.
-    mask: Tensor | None = None
+    masks: Tensor | None = None
     #: Centre minus cell, x and y in cells, float32, ``(B, T, K, 2)``.
-    offset: Tensor | None = None
+    offsets: Tensor | None = None
     #: The boxes as they were given, float32, ``(B, T, K, D)``.
     boxes: Tensor | None = None
 
@@ -85,7 +85,7 @@ def center_targets(boxes: Sequence[Tensor],
             Defaults to 0.1.
         min_radius (int): Smallest radius in cells. Defaults to 2.
         max_objs (int, optional): Objects per task and sample. Defaults to
-            None, the heatmap alone.
+            None, the heatmaps alone.
         oriented (bool): Draw ellipses; cells are taken as square.
             Defaults to False.
         task_of_class (Tensor, optional): The task of each class on the device
@@ -104,7 +104,7 @@ def center_targets(boxes: Sequence[Tensor],
         >>> targets = center_targets(
         ...     [box], [torch.tensor([0])], 1, grid_size=(4, 4),
         ...     voxel_size=(1, 1), point_cloud_range=(0, 0), max_objs=1)
-        >>> targets.heatmap.argmax(), targets.index, targets.offset
+        >>> targets.heatmaps.argmax(), targets.indices, targets.offsets
         (tensor(6), tensor([[[6]]]), tensor([[[[0.5000, 0.0000]]]]))
     """
     check_flag('oriented', oriented)

@@ -58,8 +58,8 @@ def draw(sample, labels, oriented, min_radius=2):
 def test_heatmaps_against_the_definition(oriented):
     batch = [boxes(9), boxes(0), boxes(6, 1)]
     targets = center_targets(*zip(*batch), 3, **GRID, oriented=oriented)
-    assert targets.heatmap.shape == (3, 3, HEIGHT, WIDTH)
-    for heatmap, sample in zip(targets.heatmap, batch):
+    assert targets.heatmaps.shape == (3, 3, HEIGHT, WIDTH)
+    for heatmap, sample in zip(targets.heatmaps, batch):
         torch.testing.assert_close(
             heatmap.double(), draw(*sample, oriented), rtol=0, atol=1e-6)
     assert targets[1:] == (None, ) * 4
@@ -70,7 +70,7 @@ def test_a_long_vehicle_is_positive_along_its_body():
     truck = torch.tensor([[0.1, 0.1, 0, 12, 2.5, 3, math.pi / 4]])
     heatmap = center_targets(
         [truck], [torch.tensor([0])], 1, oriented=True, grid_size=(40, 40),
-        voxel_size=(0.5, 0.5), point_cloud_range=(-10, -10)).heatmap[0, 0]
+        voxel_size=(0.5, 0.5), point_cloud_range=(-10, -10)).heatmaps[0, 0]
     assert heatmap[20, 20] == 1
     # 3 cells on, of sigma 12 m / 0.5 m / 6 = 4 along, and 5 / 6 across.
     assert heatmap[23, 23].item() == pytest.approx(
@@ -91,18 +91,18 @@ def test_objects_by_hand():
     labels = torch.tensor([1, 0, 2, 2, 2, -1])
     targets = center_targets(
         [sample], [labels], [2, 1], **GRID, max_objs=3)
-    assert targets.mask.tolist() == [[[True, True, False],
+    assert targets.masks.tolist() == [[[True, True, False],
                                       [True, False, False]]]
     # x = 12.6, y = 6.4 and x = 0.2, y = 11.8; x = 10, y = 6.
-    assert targets.index.tolist() == [[[11 * 20, 6 * 20 + 12, 0],
+    assert targets.indices.tolist() == [[[11 * 20, 6 * 20 + 12, 0],
                                        [6 * 20 + 10, 0, 0]]]
-    torch.testing.assert_close(targets.offset, torch.tensor(
+    torch.testing.assert_close(targets.offsets, torch.tensor(
         [[[[0.2, 0.8], [0.6, 0.4], [0, 0]], [[0.0, 0], [0, 0], [0, 0]]]]),
         rtol=0, atol=1e-5)
     assert targets.boxes.equal(torch.stack((
         sample[[1, 0, 2]], torch.stack((sample[2], *torch.zeros(2, 7))))
-    )[None].where(targets.mask[..., None], 0))
-    assert targets.heatmap.eq(1).sum((2, 3)).tolist() == [[1, 1, 1]]
+    )[None].where(targets.masks[..., None], 0))
+    assert targets.heatmaps.eq(1).sum((2, 3)).tolist() == [[1, 1, 1]]
 
 
 def test_what_does_not_fit_is_left_out_in_order_of_class():
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_left_out_in_order_of_class():
     first = labels.sort(stable=True)[1][:12]
     assert targets.boxes[0, 0].equal(sample[first])
     kept = center_targets([sample[first]], [labels[first]], 3, **GRID)
-    assert kept.heatmap.equal(targets.heatmap)
+    assert kept.heatmaps.equal(targets.heatmaps)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16])

@@ -3,16 +3,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmdet.models.utils.gaussian_target import (
+    get_local_maximum,
+    get_topk_from_heatmap,
+    transpose_and_gather_feat,
+)
 from mmdet3d.models.dense_heads import MonoFlexHead as _MonoFlexHead
 from mmdet3d.models.utils import (
     filter_outside_objs,
     get_keypoints,
     handle_proj_objs,
-)
-from mmdet.models.utils.gaussian_target import (
-    get_local_maximum,
-    get_topk_from_heatmap,
-    transpose_and_gather_feat,
 )
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -100,8 +100,9 @@ class MonoFlexHead(_MonoFlexHead):
              **kwargs: Any) -> dict[str, Tensor]:
         """Compute the losses of features and of annotated samples."""
         metas = [sample.metainfo for sample in batch_data_samples]
+        cls_scores, bbox_preds = self(x, metas)
         return self.loss_by_feat(
-            *self(x, metas),
+            cls_scores, bbox_preds,
             [sample.gt_instances_3d for sample in batch_data_samples],
             [sample.gt_instances for sample in batch_data_samples], metas)
 
@@ -109,7 +110,8 @@ class MonoFlexHead(_MonoFlexHead):
                 rescale: bool = False) -> list[InstanceData]:
         """Return the boxes of each sample; ``rescale`` has no effect."""
         metas = [sample.metainfo for sample in batch_data_samples]
-        return self.predict_by_feat(*self(x, metas), batch_img_metas=metas)
+        cls_scores, bbox_preds = self(x, metas)
+        return self.predict_by_feat(cls_scores, bbox_preds, metas)
 
     def predict_by_feat(self, cls_scores: list[Tensor],
                         bbox_preds: list[Tensor],
@@ -186,8 +188,10 @@ class MonoFlexHead(_MonoFlexHead):
                                boxes[:, 2:] - cells.cell)
                  * self.edge_heatmap_ratio).clamp(min=0).long()
         sides = torch.where(outside.unsqueeze(1), sides, radius.unsqueeze(1))
-        heatmap = cells.draw(sides.amax(1), labels, self.num_classes, torch.cat(
-            ((2 * sides + 1) / 6, torch.zeros_like(base[:, :1])), 1))
+        ellipses = torch.cat(
+            ((2 * sides + 1) / 6, torch.zeros_like(base[:, :1])), 1)
+        heatmap = cells.draw(
+            sides.amax(1), labels, self.num_classes, ellipses)
 
         points = torch.cat(keypoints)
         all_boxes = torch.cat([x.tensor for x in boxes_3d])

@@ -1,4 +1,4 @@
-"""The head completes upstream's, whose losses and predictions end in errors."""
+"""The head completes upstream's, whose losses end in errors."""
 import copy
 import math
 
