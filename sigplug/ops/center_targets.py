@@ -1,4 +1,5 @@
 """Targets of a heatmap head for all boxes of a batch at once."""
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,8 +52,7 @@ def center_targets(boxes: Sequence[Tensor],
                    gaussian_overlap: float = 0.1,
                    min_radius: int = 2,
                    max_objs: int | None = None,
-                   oriented: bool = False,
-                   task_of_class: Tensor | None = None) -> CenterTargets:
+                   oriented: bool = False) -> CenterTargets:
     r"""Return CenterPoint's targets, without a loop over boxes or samples.
 
     A box becomes a peak of its class in the cell of its centre, and that cell
@@ -88,8 +88,6 @@ def center_targets(boxes: Sequence[Tensor],
             None, the heatmaps alone.
         oriented (bool): Draw ellipses; cells are taken as square.
             Defaults to False.
-        task_of_class (Tensor, optional): The task of each class on the device
-            of the boxes, where it is at hand: it is copied there otherwise.
 
     Returns:
         CenterTargets: The heatmaps and, with ``max_objs``, the objects.
@@ -133,12 +131,11 @@ def center_targets(boxes: Sequence[Tensor],
     if max_objs is not None:
         # The place of a box among those of its sample and task.
         check_integer('max_objs', max_objs, 1)
-        if task_of_class is None:
-            task_of_class = torch.tensor(
-                [task for task, count in enumerate(tasks)
-                 for _ in range(count)], device=flat.device)
-        group = (channel // num_all * len(tasks)
-                 + task_of_class[channel % num_all])
+        # By comparisons: a table would have to be copied to a GPU.
+        task = torch.zeros_like(channel)
+        for first in itertools.accumulate(tasks[:-1]):
+            task += channel % num_all >= first
+        group = channel // num_all * len(tasks) + task
         slot = torch.arange(len(group), device=group.device)
         slot = slot - torch.searchsorted(group, group)
         drawn = drawn & (slot < max_objs)

@@ -148,11 +148,6 @@ class CenterHead(_CenterHead):
             '_class_weights', None if class_weights is None else
             check_class_weights(class_weights, sum(self.num_classes)),
             persistent=False)
-        self.register_buffer(
-            '_task_of_class',
-            torch.tensor([task for task, count in enumerate(self.num_classes)
-                          for _ in range(count)]),
-            persistent=False)
 
     @property
     def heatmap_clip(self) -> tuple[float, float, bool] | None:
@@ -195,7 +190,7 @@ class CenterHead(_CenterHead):
         """
         return head_targets(
             batch_gt_instances_3d, self.train_cfg, self.num_classes,
-            self._task_of_class, self.box_size, self.norm_bbox)
+            self.box_size, self.norm_bbox)
 
     def loss_by_feat(self, preds_dicts: tuple[list[dict]],
                      batch_gt_instances_3d: list[InstanceData], *args: Any,

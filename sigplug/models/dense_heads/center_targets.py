@@ -18,7 +18,6 @@ def head_targets(
     batch_gt_instances_3d: list[InstanceData],
     cfg: dict[str, Any] | None,
     num_classes: list[int],
-    task_of_class: Tensor | None,
     box_size: int,
     norm_bbox: bool = True
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -29,8 +28,6 @@ def head_targets(
             ``box_size`` values) and ``labels_3d`` of each sample.
         cfg (dict, optional): The ``train_cfg`` of the head.
         num_classes (list[int]): The number of classes of each task.
-        task_of_class (Tensor, optional): The task of each class, on the
-            device of the labels.
         box_size (int): The number of box values that are learnt, 7 or 9.
         norm_bbox (bool): Learn the logarithm of the size. Defaults to True.
 
@@ -55,8 +52,7 @@ def head_targets(
         gaussian_overlap=cfg['gaussian_overlap'],
         min_radius=cfg['min_radius'],
         max_objs=cfg['max_objs'] * cfg['dense_reg'],
-        oriented=cfg.get('oriented_gaussians', False),
-        task_of_class=task_of_class)
+        oriented=cfg.get('oriented_gaussians', False))
     heatmap, index, mask, offset, objects = targets
     assert not (index is None or mask is None or offset is None
                 or objects is None)
@@ -78,7 +74,7 @@ class CenterHeadTargets:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Return what mmdet3d's method does; see ``head_targets``."""
         return head_targets(batch_gt_instances_3d, self.train_cfg,
-                            self.num_classes, None, 9, self.norm_bbox)
+                            self.num_classes, 9, self.norm_bbox)
 
 
 def label_weights(batch_gt_instances_3d: list[InstanceData],

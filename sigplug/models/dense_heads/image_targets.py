@@ -66,6 +66,17 @@ def sample_of(values: list[Tensor]) -> Tensor:
         for i, x in enumerate(values)])
 
 
+def scale_of(feat_shape: tuple, batch_img_metas: list[dict]) -> float:
+    """Return the cells of a map per pixel, the same along x and y."""
+    image, size = batch_img_metas[0]['pad_shape'], feat_shape[2:]
+    if image[0] * size[1] != image[1] * size[0]:
+        raise ValueError(
+            f'the map of {tuple(size)} cells and the padded image of '
+            f'{tuple(image[:2])} pixels differ in shape: choose a '
+            'pad_size_divisor that the stride of the neck divides')
+    return size[1] / image[1]
+
+
 class CenterNetTargets:
     """Targets of mmdet's ``CenterNetHead`` without its loop over boxes."""
 

@@ -26,8 +26,8 @@ from .heatmap_loss import (
     count_peaks,
     heatmap_loss,
 )
-from .image_targets import ImageCells, box_radius, sample_of
-from .smoke_head import SCORE_BOUNDS
+from .image_targets import ImageCells, box_radius, sample_of, scale_of
+from .smoke_head import as_scores
 
 
 @MODELS.register_module()
@@ -118,9 +118,7 @@ class MonoFlexHead(_MonoFlexHead):
                         batch_img_metas: list[dict]) -> list[InstanceData]:
         """Decode the logits that ``forward`` returns."""
         return super().predict_by_feat(
-            [upcast_half(x).sigmoid().clamp(*SCORE_BOUNDS)
-             for x in cls_scores],
-            [upcast_half(x) for x in bbox_preds], batch_img_metas)
+            *as_scores(cls_scores, bbox_preds), batch_img_metas)
 
     def _decode_heatmap(self,
                         cls_score: Tensor,
@@ -144,8 +142,7 @@ class MonoFlexHead(_MonoFlexHead):
         pixels = (centers + preds['offsets2d']) * ratio
         depth = preds['combined_depth'].unsqueeze(1)
         rays = torch.cat((pixels * depth, depth, torch.ones_like(depth)), 1)
-        place = torch.linalg.solve(
-            _four(cameras), rays.unsqueeze(2))[:, :3, 0]
+        place = torch.linalg.solve(cameras, rays.unsqueeze(2))[:, :3, 0]
         yaw, _ = self.bbox_coder.decode_orientation(
             preds['orientations'], place)
         boxes = torch.cat((place, preds['dimensions'], yaw.unsqueeze(1)), 1)
@@ -161,9 +158,7 @@ class MonoFlexHead(_MonoFlexHead):
         the batch, in cells where they are 2-D.
         """
         batch, _, height, width = feat_shape
-        img_h, img_w = batch_img_metas[0]['pad_shape'][:2]
-        scale = width / img_w
-        assert scale == height / img_h, 'the map has another shape'
+        scale = scale_of(feat_shape, batch_img_metas)
         boxes_2d = [gt.bboxes for gt in batch_gt_instances]
         labels_2d = [gt.labels for gt in batch_gt_instances]
         centers_2d = [gt.centers_2d for gt in batch_gt_instances_3d]
@@ -259,13 +254,13 @@ def multibin_loss(pred: Tensor, target: Tensor) -> Tensor:
 
     Args:
         pred (Tensor): Two logits of each bin, then sine and cosine of the
-            angle from its centre, not normalised, ``(N, 4 bins)``.
+            angle from its centre, ``(N, 4 bins)``.
         target (Tensor): 1 for each bin that holds the angle, then the angle
             from its centre, ``(N, 2 bins)``.
 
     Returns:
-        Tensor: Mean cross entropy, plus the mean distance of sine and cosine
-        in the bins that hold the angle.
+        Tensor: Mean cross entropy, plus the mean error of sine and cosine in
+        the bins that hold the angle.
     """
     bins = target.shape[1] // 2
     holds, angle = target[:, :bins], target[:, bins:]
@@ -284,12 +279,3 @@ def _uncertain(loss: Any, pred: Tensor, target: Tensor,
     mean = uncertainty.sum() / max(uncertainty.numel(), 1)
     return loss(pred, target, torch.exp(-uncertainty)) + (
         mean * loss.loss_weight)
-
-
-def _four(cameras: Tensor) -> Tensor:
-    """Return projections as 4 x 4 matrices; nuScenes has 3 x 3."""
-    grown = torch.eye(4, dtype=cameras.dtype, device=cameras.device).repeat(
-        len(cameras), 1, 1)
-    size = cameras.shape[1]
-    grown[:, :size, :size] = cameras
-    return grown

@@ -12,10 +12,15 @@ from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS
 
 from .heatmap_loss import build_heatmap_act, check_reductions, count_peaks
-from .image_targets import ImageCells, box_radius, sample_of
+from .image_targets import ImageCells, box_radius, sample_of, scale_of
 
-# The bounds of upstream's scores, in training and in predictions.
-SCORE_BOUNDS = (1e-4, 1 - 1e-4)
+
+def as_scores(logits: list[Tensor],
+              boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return upstream's scores, which it also clips to predict, in float32."""
+    return ([upcast_half(x).sigmoid().clamp(1e-4, 1 - 1e-4) for x in logits],
+            [upcast_half(x) for x in boxes])
+
 
 
 @MODELS.register_module()
@@ -87,10 +92,8 @@ class SMOKEMono3DHead(_SMOKEMono3DHead):
                         bbox_preds: list[Tensor], *args: Any,
                         **kwargs: Any) -> list[InstanceData]:
         """Decode the logits that ``forward`` returns as upstream does."""
-        scores = [upcast_half(x).sigmoid().clamp(*SCORE_BOUNDS)
-                  for x in cls_scores]
-        boxes = [upcast_half(x) for x in bbox_preds]
-        return super().predict_by_feat(scores, boxes, *args, **kwargs)
+        return super().predict_by_feat(
+            *as_scores(cls_scores, bbox_preds), *args, **kwargs)
 
     def get_targets(
             self, batch_gt_instances_3d: list[InstanceData],
@@ -98,9 +101,7 @@ class SMOKEMono3DHead(_SMOKEMono3DHead):
             batch_img_metas: list[dict]) -> tuple[Tensor, Tensor, dict]:
         """Return upstream's targets; the arguments are its too."""
         batch, _, height, width = feat_shape
-        img_h, img_w = batch_img_metas[0]['pad_shape'][:2]
-        scale = width / img_w
-        assert scale == height / img_h, 'the map has another shape'
+        scale = scale_of(feat_shape, batch_img_metas)
         centers = [gt.centers_2d for gt in batch_gt_instances_3d]
         boxes_3d = [gt.bboxes_3d.to(x.device) for gt, x in zip(
             batch_gt_instances_3d, centers, strict=True)]
