@@ -3,15 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import differences
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
@@ -175,48 +172,3 @@ def test_metafile_lists_the_configs_of_its_folder(path):
         assert model['In Collection'] in collections
     for collection in meta['Collections']:
         assert (ROOT / collection['README']).is_file()
-
-
-STOCK = 'centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py'
-LINES = f"""
-_base_ = 'mmdet3d::centerpoint/{STOCK}'
-custom_imports = dict(imports=['sigplug'], allow_failed_imports=False)
-model = dict(
-    pts_bbox_head=dict(
-        type='sigplug.CenterHead', heatmap_act=dict(type='ClipSigmoid')))
-"""
-
-
-@pytest.mark.parametrize('ours', ['lines', 'sample config'])
-def test_losses_and_checkpoints_of_the_stock_head(tmp_path, ours):
-    """By five lines on a stock config, and in the sample configs."""
-    (tmp_path / 'lines.py').write_text(LINES)
-    (tmp_path / 'stock.py').write_text(
-        f"_base_ = 'mmdet3d::centerpoint/{STOCK}'")
-    path = tmp_path / 'lines.py' if ours == 'lines' else STOCK.replace(
-        'secfpn_', 'secfpn_gem_')
-    ours, stock = (
-        MODELS.build(load(path).model.pts_bbox_head | dict(
-            train_cfg=load(path).model.train_cfg.pts,
-            test_cfg=load(path).model.test_cfg.pts))
-        for path in (path, tmp_path / 'stock.py'))
-    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
-    ours.load_state_dict(torch.load(tmp_path / 'stock.pth'), strict=True)
-    # Scores at the clip as well.
-    for head in (ours, stock):
-        for task in head.task_heads:
-            task.heatmap[-1].bias.data[:] = -9
-
-    feats = [torch.randn(1, 384, 128, 128)]
-    boxes = torch.rand(30, 9)
-    boxes = boxes * torch.tensor([100., 100, 2, 4, 2, 2, 6, 9, 9]) - 50 * (
-        torch.arange(9) < 2)
-    gt = InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-        labels_3d=torch.randint(10, (30, )))
-    with torch.no_grad():
-        expected, got = (head.loss_by_feat(head(feats), [gt])
-                         for head in (stock, ours))
-    assert expected.keys() == got.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-6, atol=0)

@@ -199,26 +199,26 @@ def test_training_of_image_detectors_lowers_the_loss(path):
     assert history[-1] < 0.8 * history[0], history
 
 
-HEAD_WITHOUT_VELOCITY = dict(
-    pts_bbox_head=dict(
-        common_heads=dict(vel=None), bbox_coder=dict(code_size=7)),
-    train_cfg=dict(pts=dict(code_weights=[1.0] * 8)))
 TASKS = [['car'], ['truck', 'construction_vehicle', 'bus', 'trailer'],
          ['barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone']]
 VARIANTS = {
     'quickstart': {},
-    'without a clip': dict(pts_bbox_head=dict(loss_cls=dict(clip=None))),
     'straight-through': dict(pts_bbox_head=dict(
         heatmap_act=dict(type='ClipSigmoid', grad='straight_through'),
         loss_cls=dict(_delete_=True, type='mmdet.GaussianFocalLoss'))),
-    'no velocity': HEAD_WITHOUT_VELOCITY,
-    'three tasks, circle NMS': dict(
+    # And without a clip.
+    'no velocity': dict(
+        pts_bbox_head=dict(
+            common_heads=dict(vel=None), bbox_coder=dict(code_size=7),
+            loss_cls=dict(clip=None)),
+        train_cfg=dict(pts=dict(code_weights=[1.0] * 8))),
+    'three tasks, circle NMS, p per channel': dict(
+        pts_voxel_encoder=dict(per_channel=True),
         pts_bbox_head=dict(tasks=[
             dict(num_class=len(names), class_names=names)
             for names in TASKS]),
         test_cfg=dict(pts=dict(
             nms_type='circle', min_radius=[4, 10, 0.5]))),
-    'p per channel': dict(pts_voxel_encoder=dict(per_channel=True)),
     'maximum': dict(pts_voxel_encoder=dict(
         p=float('inf'), p_trainable=False)),
 }

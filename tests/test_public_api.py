@@ -108,6 +108,13 @@ def write_list():
         ['\n[names for configs]', *sorted(find_registered())]) + '\n'
 
 
+def test_reference_has_every_public_name():
+    documented = {name for _, name in find_documented()}
+    for package in PACKAGES[1:]:
+        names = set(importlib.import_module(package).__all__)
+        assert names <= documented, names - documented
+
+
 def test_public_api_is_as_listed():
     diff = '\n'.join(difflib.unified_diff(
         LIST.read_text().splitlines(), write_list().splitlines(),

@@ -41,6 +41,25 @@ def run(code, cwd):
     return done.stdout
 
 
+def run_forks(code, count, cwd):
+    """Run each of CASES in a fork of one fresh interpreter, which is quick."""
+    out = run('import os\nimport traceback\nfrom functools import partial\n'
+              + code + """
+for name, case in CASES.items():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            case()
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    print(name, 'failed' if status else 'done', flush=True)
+""", cwd)
+    assert 'failed' not in out and out.count('done') == count, out
+
+
 def test_ops_import_nothing_of_the_stack_and_need_no_mmengine(tmp_path):
     run("""
 import sigplug.ops
@@ -97,9 +116,9 @@ assert not imported('mmdet3d')
 """, tmp_path)
 
 
-def test_without_mmdet3d(tmp_path):
-    """Layers and necks work; the parts on mmdet3d say what is missing."""
-    run("""
+WITHOUT = {
+    # Layers and necks work; the parts on mmdet3d say what is missing.
+    'mmdet3d': """
 sys.modules['mmdet3d'] = None
 import torch
 import sigplug, sigplug.ops
@@ -126,12 +145,9 @@ head = MODELS.build(dict(
     type='sigplug.CenterNetHead', in_channels=4, feat_channels=4,
     num_classes=1))
 assert type(head).__module__ == 'sigplug.models.dense_heads.heatmap_heads'
-""", tmp_path)
-
-
-def test_without_mmdet(tmp_path):
-    """Each head on mmdet says what is missing."""
-    run("""
+""",
+    # Each head on mmdet says what is missing.
+    'mmdet': """
 sys.modules['mmdet'] = None
 from mmengine.registry import MODELS
 for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
@@ -141,33 +157,37 @@ for name in ('CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
     for word in (f'sigplug.{name} needs mmdet and', 'Install'):
         assert word in message, message
 assert type(MODELS.build(dict(type='sigplug.GeM'))).__name__ == 'GeM'
-""", tmp_path)
-
-
-def test_mmdet3d_that_refuses_its_surroundings(tmp_path):
-    """mmdet and mmdet3d assert the versions of what they stand on."""
-    # The folder in which Python is started comes first in its path.
-    package = tmp_path / 'mmdet3d'
-    package.mkdir()
-    (package / '__init__.py').write_text(
-        "assert False, 'MMCV==2.2.0 is used but incompatible.'\n")
-    run("""
+""",
+    # mmdet and mmdet3d assert the versions of what they stand on.
+    'a fitting mmdet3d': """
 from mmengine.registry import MODELS
 neck = MODELS.build(dict(type='sigplug.GeMNeck'))
 assert type(neck).__module__ == 'sigplug.models.necks.gem_neck'
 message = message_of(
     ImportError, MODELS.build, dict(type='sigplug.CenterHead'))
 assert 'MMCV==2.2.0 is used but incompatible' in message, message
-""", tmp_path)
+""",
+}
+
+
+def test_without_parts_of_the_stack(tmp_path):
+    # The folder in which Python is started comes first in its path.
+    package = tmp_path / 'mmdet3d'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        "assert False, 'MMCV==2.2.0 is used but incompatible.'\n")
+    run_forks(f"""
+import torch
+import mmcv.ops
+import mmengine.registry
+CASES = {{name: partial(exec, code, globals())
+         for name, code in {WITHOUT!r}.items()}}
+""", len(WITHOUT), tmp_path)
 
 
 def test_prefixed_names_without_any_import(tmp_path):
     """The first look-up from each scope, each in a fork of one start."""
-    out = run('''
-import os
-import traceback
-from functools import partial
-
+    run_forks('''
 import mmcv.cnn
 import mmdet.models
 import mmdet3d.models
@@ -189,30 +209,22 @@ IMAGE_HEAD = dict(
     num_classes=1)
 
 
-def first(build, cfg):
+def first(scope, registry, cfg):
     """The first thing that a process builds, and then everything else."""
-    assert not imported('sigplug')
-    names = [type(build(dict(cfg))).__module__]
-    for other in ('ClipSigmoid', 'GeM', 'GeMNeck', 'GeMPillarFeatureNet'):
-        names.append(type(build(dict(type=f'sigplug.{other}'))).__module__)
-    for other in ('ClipSigmoid', 'GeM', 'GeMNeck'):
-        names.append(type(build(dict(type=other))).__module__)
-    assert all(name.startswith('sigplug.') for name in names), names
-
-
-def hook(scope, registry, first):
-    """The prefixed or the bare name first, and then the other one."""
     if scope is not None:
         init_default_scope(scope)
     assert not imported('sigplug')
-    if '.' not in first:
-        import sigplug
-    for name in (first, 'sigplug.HeatmapSaturationHook',
-                 'HeatmapSaturationHook'):
-        built = registry.build(dict(type=name, interval=3))
-        assert type(built).__module__.startswith('sigplug.'), built
-        assert type(built).__name__ == 'HeatmapSaturationHook'
-        assert built.interval == 3
+    build = getattr(registry, 'build', registry)
+    built = [build(dict(cfg))]
+    if registry is not HOOKS and registry is not MMDET3D_HOOKS:
+        built += [build(dict(type=name)) for name in (
+            'sigplug.ClipSigmoid', 'sigplug.GeM', 'sigplug.GeMNeck',
+            'sigplug.GeMPillarFeatureNet', 'ClipSigmoid', 'GeM', 'GeMNeck')]
+    built += [HOOKS.build(dict(type=name, interval=3)) for name in (
+        'sigplug.HeatmapSaturationHook', 'HeatmapSaturationHook')]
+    names = [type(part).__module__ for part in built]
+    assert all(name.startswith('sigplug.') for name in names), names
+    assert built[-1].interval == 3
 
 
 def conv_module():
@@ -221,41 +233,16 @@ def conv_module():
     assert type(conv.activate).__module__.startswith('sigplug.')
 
 
-def with_scope(scope, registry, cfg):
-    if scope is not None:
-        init_default_scope(scope)
-    first(registry.build, cfg)
-
-
-CASES = {
-    'mmcv': lambda: first(
-        build_activation_layer, dict(type='sigplug.ClipSigmoid')),
-    'ConvModule': conv_module,
-    'mmdet3d': lambda: with_scope(None, MMDET3D, HEAD),
-    'default scope mmdet head': lambda: with_scope(
-        'mmdet', MODELS, IMAGE_HEAD),
-    'default scope sigplug': lambda: with_scope(
-        'sigplug', MODELS, dict(type='sigplug.GeMNeck')),
-    'encoder': lambda: with_scope(
-        'mmdet3d', MMDET3D, dict(type='sigplug.GeMPillarFeatureNet')),
-}
-for scope, registry in (
-        (None, HOOKS), (None, MMDET3D_HOOKS), ('mmdet3d', HOOKS),
-        ('sigplug', HOOKS)):
-    for first_name in ('sigplug.HeatmapSaturationHook',
-                       'HeatmapSaturationHook'):
-        CASES[f'{first_name} {scope} {registry.scope}'] = partial(
-            hook, scope, registry, first_name)
-for name, case in CASES.items():
-    pid = os.fork()
-    if pid == 0:
-        try:
-            case()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    print(name, 'failed' if status else 'done', flush=True)
-''', tmp_path)
-    assert 'failed' not in out and out.count('done') == 14, out
+NECK = dict(type='sigplug.GeMNeck')
+HOOK = dict(type='sigplug.HeatmapSaturationHook')
+CASES = {'ConvModule': conv_module}
+for scope, registry, cfg in (
+        (None, build_activation_layer, dict(type='sigplug.ClipSigmoid')),
+        (None, MMDET3D, HEAD), ('mmdet', MODELS, IMAGE_HEAD),
+        ('sigplug', MODELS, NECK),
+        ('mmdet3d', MMDET3D, dict(type='sigplug.GeMPillarFeatureNet')),
+        (None, HOOKS, HOOK), (None, MMDET3D_HOOKS, HOOK),
+        ('mmdet3d', HOOKS, HOOK), ('sigplug', HOOKS, HOOK)):
+    CASES[f'{cfg["type"]} {scope} {registry}'[:60]] = partial(
+        first, scope, registry, cfg)
+''', 10, tmp_path)

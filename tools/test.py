@@ -14,33 +14,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--out',
-        metavar='FILE.pkl',
+        '--out', metavar='FILE.pkl',
         help='also write the predictions to this pickle file')
     parser.add_argument(
-        '--show',
-        action='store_true',
+        '--show', action='store_true',
         help='show the predictions in an Open3D window')
     parser.add_argument(
         '--show-dir',
         help='write pictures of the Open3D window to this folder below '
         '<work dir>/<time stamp>/')
     parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.1,
+        '--score-thr', type=float, default=0.1,
         help='show predictions with at least this score (default: 0.1)')
     parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
+        '--wait-time', type=float, default=2,
         help='seconds for which a sample is shown (default: 2)')
     parser.add_argument(
-        '--task',
-        choices=[
-            'lidar_det', 'mono_det', 'multi-view_det', 'multi-modality_det'
-        ],
-        default='lidar_det',
+        '--task', default='lidar_det', choices=(
+            'lidar_det', 'mono_det', 'multi-view_det', 'multi-modality_det'),
         help='what is shown (default: lidar_det)')
     cli.add_common_arguments(parser)
     args = cli.parse_args(parser)

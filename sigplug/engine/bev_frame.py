@@ -1,11 +1,41 @@
-"""Arguments of ``draw_bev`` from samples and detectors."""
-from typing import Any
+"""Pictures of samples, from data sets and detectors of mmdet3d."""
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
-from torch import nn
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_sample(dataset: BaseDataset, index: int, points: Tensor,
+                found: Mapping[str, Any], title: str,
+                bev_range: Sequence[float] | None = None) -> 'Figure':
+    """Draw a sample of a data set, and what a detector found in it.
+
+    Args:
+        dataset (BaseDataset): A data set of mmdet3d for validation.
+        index (int): The sample.
+        points (Tensor): What the detector sees of it, shape ``(N, >=3)``.
+        found (Mapping[str, Any]): As from :func:`predictions` and
+            :meth:`HeatmapReader.read`; may be empty.
+        title (str): Title of the picture.
+        bev_range (Sequence[float], optional): As for ``draw_bev``.
+
+    Returns:
+        Figure: As from ``draw_bev``.
+    """
+    # matplotlib is imported with the first picture.
+    from sigplug.visualization import draw_bev
+    info = dataset.get_data_info(index)
+    return draw_bev(
+        points.cpu().numpy(), **ground_truth(dataset, info), **found,
+        class_names=dataset.metainfo['classes'], bev_range=bev_range,
+        ego_yaw=ego_yaw(info), title=title)
 
 
 def space_evenly(num: int, length: int) -> list[int]:

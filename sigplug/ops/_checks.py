@@ -24,7 +24,9 @@ def check_number(name: str, value: object) -> None:
 
 def is_number(value: object) -> bool:
     """Return whether ``value`` is a real number; a bool is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    # First what nearly all values are: an abstract class takes its time.
+    return type(value) is float or (
+        isinstance(value, Real) and not isinstance(value, bool))
 
 
 def is_integer(value: Any, least: int) -> bool:
@@ -129,7 +131,9 @@ def check_input(x: Tensor, eps: float | None) -> None:
 
 
 def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
-    """Return a float, or a tensor as precise as the sums; 0-d if it is one.
+    """Return a float, or a tensor as precise as the sums.
+
+    One value has at most one dim, and so broadcasts against any result.
 
     Raises:
         TypeError: ``p`` does not hold real numbers.
@@ -148,4 +152,4 @@ def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
     check_device('p', p, x)
     p = p.to(torch.promote_types(x.dtype, torch.float32))
-    return p.reshape(()) if p.numel() == 1 else p
+    return p.reshape(()) if p.numel() == 1 and p.dim() > 1 else p

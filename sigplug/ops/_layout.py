@@ -1,4 +1,5 @@
 """Where the sets of a power mean lie in memory, for the kernels."""
+import functools
 import math
 from dataclasses import dataclass
 
@@ -14,68 +15,80 @@ class Layout:
     """An input as a stack of matrices: each column is a set, or several.
 
     Attributes:
-        x (Tensor): The input without gaps, in the order of its memory.
-        order (tuple[int, ...]): The dims of the input in that order.
-        result_shape (tuple[int, ...]): Shape of the result, in the order of
-            the input.
+        order (tuple[int, ...], optional): The dims of the input in the order
+            of its memory; None where they are in order.
+        result_shape (tuple[int, ...]): Shape of the result.
+        memory_shape (tuple[int, ...]): The same in the order of the memory.
         groups (int): Number of matrices; of segments for ragged sets.
-        members (int): Rows of each matrix; unused for ragged sets.
+        members (int): Rows of each matrix; 0 for ragged sets.
         columns (int): Columns of each matrix.
     """
 
-    x: Tensor
-    order: tuple[int, ...]
+    order: tuple[int, ...] | None
     result_shape: tuple[int, ...]
+    memory_shape: tuple[int, ...]
     groups: int
     members: int
     columns: int
 
-    def arrange(self, y: Tensor) -> Tensor:
-        """Return what broadcasts to a result as ``(groups, columns)``."""
-        y = y.expand(self.result_shape).permute(self.order)
-        return y.reshape(self.groups, self.columns).contiguous()
-
-    def restore(self, y: Tensor) -> Tensor:
-        """Return a result of ``(groups, columns)`` in its own shape."""
-        return self.put_back(y.view([self.result_shape[d]
-                                     for d in self.order]))
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return an input or a result in the order of the memory, no gaps."""
+        if self.order is not None:
+            x = x.permute(self.order)
+        return x.contiguous()
 
     def put_back(self, x: Tensor) -> Tensor:
-        """Return a tensor like ``x`` in the order of the input."""
+        """Return what was arranged in the order of its dims."""
+        if self.order is None:
+            return x
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
-    def power(self, p: PowerLike) -> tuple[Tensor, int, int]:
-        """Return the powers, in float64, and their steps.
+    def power(self, p: PowerLike,
+              device: torch.device) -> tuple[Tensor, int, int]:
+        """Return the powers and their steps.
 
         The one of a result lies at ``group * step[0] + column * step[1]``.
         """
         if not isinstance(p, Tensor):
-            return torch.full((1, ), p, dtype=torch.float64,
-                              device=self.x.device), 0, 0
-        p = p.detach().to(self.x.device, torch.float64)
+            return _number(p, device), 0, 0
+        p = p.to(device)
         if p.numel() == 1:
-            return p.reshape(1), 0, 0
+            return p, 0, 0
         if p.dim() < len(self.result_shape) and not self.members:
             # One row is the same for all segments.
             return p.expand(self.result_shape[1:]).contiguous(), 0, 1
-        return self.arrange(p), self.columns, 1
+        return self.arrange(p.expand(self.result_shape)), self.columns, 1
 
 
 def lay_out(x: Tensor, sets: Sets) -> Layout:
-    """Arrange an input such that pooled dims lie beside each other."""
-    if not isinstance(sets, Dims):
-        shape = x.shape[1:]
-        return Layout(x.contiguous(), tuple(range(x.dim())),
-                      (sets.num, *shape), sets.num, 0, math.prod(shape))
-    order = tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
-    places = [order.index(d) for d in sets.dims]
+    """Find an order in which the pooled dims lie beside each other."""
+    if isinstance(sets, Dims):
+        return _lay_out_dims(x.shape, x.stride(), sets.dims)
+    shape = (sets.num, *x.shape[1:])
+    return Layout(None, shape, shape, sets.num, 0, math.prod(shape[1:]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _lay_out_dims(shape: torch.Size, strides: tuple[int, ...],
+                  dims: tuple[int, ...]) -> Layout:
+    order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
+    places = [order.index(d) for d in dims]
     if max(places) - min(places) >= len(places):
-        order = (*(d for d in order if d not in sets.dims), *sets.dims)
-        places = [x.dim() - len(places), x.dim() - 1]
-    sizes = [x.shape[d] for d in order]
+        # A copy. Short sets, such as windows, are best worked on side by side.
+        rest = [d for d in order if d not in dims]
+        short = math.prod(shape[d] for d in dims) <= 64
+        order = [*dims, *rest] if short else [*rest, *dims]
+        places = [order.index(d) for d in dims]
+    sizes = [shape[d] for d in order]
+    result = tuple(1 if d in dims else n for d, n in enumerate(shape))
     return Layout(
-        x.permute(order).contiguous(), order,
-        tuple(1 if d in sets.dims else n for d, n in enumerate(x.shape)),
-        math.prod(sizes[:min(places)]),
+        None if order == sorted(order) else tuple(order), result,
+        tuple(result[d] for d in order), math.prod(sizes[:min(places)]),
         math.prod(sizes[min(places):max(places) + 1]),
         math.prod(sizes[max(places) + 1:]))
+
+
+@functools.lru_cache(maxsize=64)
+def _number(p: float, device: torch.device) -> Tensor:
+    """Return a power on a device, once: a copy would be a launch."""
+    return torch.full((1, ), p, dtype=torch.float64, device=device)

@@ -30,6 +30,7 @@ from ._tracing import is_compiling
 
 # The device and the package of each backend.
 BACKENDS = {'cpp': ('cpu', 'cpu_kernels'), 'triton': ('cuda', 'cuda_kernels')}
+_BACKEND_OF = {device: name for name, (device, _) in BACKENDS.items()}
 NAMES = ('auto', 'eager', *BACKENDS)
 VARIABLE = 'SIGPLUG_BACKEND'
 
@@ -91,16 +92,15 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
     if name == 'eager' or is_traced() or not all(map(has_memory, tensors)):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
-    # Single values may come from the CPU.
-    if any(x.device != device and (x.dim() or x.device.type != 'cpu')
-           for x in tensors):
-        return plain
+    for x in tensors:
+        # Single values may come from the CPU.
+        if x.device != device and (x.dim() or x.device.type != 'cpu'):
+            return plain
     asked = name != 'auto'
     if not asked:
-        name = next((known for known, (kind, _) in BACKENDS.items()
-                     if kind == device.type), 'eager')
-        if name == 'eager':
+        if device.type not in _BACKEND_OF:
             return plain
+        name = _BACKEND_OF[device.type]
     kernels = _load(name)
     problem = kernels.problem
     if not problem and device.type != BACKENDS[name][0]:
@@ -118,14 +118,10 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
     return plain
 
 
-def select_backward(form: Form, plain: Form, *tensors: Tensor) -> Form:
-    """Return the form for a backward pass whose forward took ``form``.
-
-    A derivative of the gradient, or one that is mapped, needs the plain form.
-    """
-    kernels_may = (not torch.is_grad_enabled() and not is_traced()
-                   and all(map(has_memory, tensors)))
-    return form if kernels_may else plain
+def wants_plain_backward(*tensors: Tensor) -> bool:
+    """Return whether a backward pass is itself differentiated or mapped."""
+    return (torch.is_grad_enabled() or is_traced()
+            or not all(map(has_memory, tensors)))
 
 
 def check_backend(backend: str) -> None:

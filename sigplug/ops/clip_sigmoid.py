@@ -1,4 +1,5 @@
 """The clipped sigmoid of CenterPoint-style heatmap heads."""
+import functools
 import math
 
 import torch
@@ -50,6 +51,12 @@ def representable_bounds(min_val: float, max_val: float,
     """
     check_number('min_val', min_val)
     check_number('max_val', max_val)
+    return _bounds(min_val, max_val, dtype)
+
+
+@functools.cache
+def _bounds(min_val: float, max_val: float,
+            dtype: torch.dtype) -> tuple[float, float]:
     if not 0.0 < min_val < 1.0:
         raise ValueError(f'min_val must lie strictly between 0 and 1, but got '
                          f'{min_val}')

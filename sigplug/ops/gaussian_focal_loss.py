@@ -17,7 +17,7 @@ from ._checks import (
     is_number,
 )
 from ._dtypes import upcast_half
-from .backends import Form, select, select_backward
+from .backends import Form, select, wants_plain_backward
 from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
@@ -130,18 +130,20 @@ def gaussian_focal_loss_with_logits(
     check_reduction('reduction', reduction)
     _check_tensors(logits, target, weight)
     _check_avg_factor(avg_factor, reduction)
-    rows = None if reduction == 'none' or weight is not None else 1
+    by_cell = reduction == 'none' or weight is not None
+    keep = logits.dim() if by_cell else 0
     form = select(PLAIN, backend, logits, target)
     # Kernels know no gradient of the target.
     if form is PLAIN or (target.requires_grad and torch.is_grad_enabled()):
-        loss = focal_loss(logits, target, options, rows)
+        loss = focal_loss(logits, target, options, keep)
     else:
-        loss = _FocalLoss.apply(logits, target, options, rows, form)
+        loss = _FocalLoss.apply(logits, target, options, keep, form)
     if weight is not None:
         loss = loss * weight
     if reduction == 'none':
         return loss
-    loss = loss.sum() if rows is None else loss.reshape(())
+    if by_cell:
+        loss = loss.sum()
     if reduction == 'sum':
         return loss
     if avg_factor is None:
@@ -150,18 +152,18 @@ def gaussian_focal_loss_with_logits(
 
 
 def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
-               rows: int | None) -> Tensor:
+               keep: int) -> Tensor:
     """Compute the loss in plain PyTorch; autograd derives its gradient.
 
     Args:
         logits (Tensor): Logits of any shape.
         target (Tensor): The target, of the same shape.
         options (FocalOptions): The numbers in the formula.
-        rows (int, optional): Number of equal pieces of the flat input over
-            each of which the loss is summed; None for the loss of each cell.
+        keep (int): Number of leading dims that stay; the loss is summed over
+            the others.
 
     Returns:
-        Tensor: Shape ``(rows, )`` or that of ``logits``.
+        Tensor: Shape ``logits.shape[:keep]``.
     """
     x = upcast_half(logits)
     t = target.to(x.dtype)
@@ -179,40 +181,44 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
     pos = _power(not_q, options.alpha) * log_q * t.eq(1)
     neg = _power(q, options.alpha) * log_not_q * (1 - t).pow(options.gamma)
     loss = -(options.pos_weight * pos + options.neg_weight * neg)
-    return loss if rows is None else loss.reshape(rows, -1).sum(1)
+    return loss if keep == x.dim() else loss.flatten(keep).sum(-1)
 
 
-def focal_loss_backward(grad: Tensor, logits: Tensor, target: Tensor,
-                        options: FocalOptions, rows: int | None) -> Tensor:
-    """Differentiate the plain form, in a way that can be differentiated."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x = logits if create_graph else logits.detach().requires_grad_()
-        loss = focal_loss(x, target, options, rows)
-        return torch.autograd.grad(
-            loss, x, grad, create_graph=create_graph)[0]
-
-
-PLAIN = Form('gaussian_focal_loss', focal_loss, focal_loss_backward)
+PLAIN = Form('gaussian_focal_loss', focal_loss)
 
 
 class _FocalLoss(torch.autograd.Function):
-    """The loss by kernels; saves its two inputs and nothing else."""
+    """The loss by kernels, which give the slope of each cell as well."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor,
-                options: FocalOptions, rows: int | None,
-                form: Form) -> Tensor:
-        ctx.save_for_backward(logits, target)
-        ctx.options, ctx.rows, ctx.form = options, rows, form
-        return form.forward(logits, target, options, rows)
+                options: FocalOptions, keep: int, form: Form) -> Tensor:
+        slopes = None
+        if ctx.needs_input_grad[0]:
+            # A gradient in half precision is rounded once, at its end.
+            slopes = torch.empty_like(
+                logits, dtype=torch.float32,
+                memory_format=torch.contiguous_format)
+        # The inputs are for second derivatives.
+        ctx.save_for_backward(logits, target, slopes)
+        ctx.options, ctx.keep = options, keep
+        return form.forward(logits, target, options, keep, slopes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        form = select_backward(ctx.form, PLAIN, grad, *ctx.saved_tensors)
-        assert form.backward is not None
-        return form.backward(grad, *ctx.saved_tensors, ctx.options,
-                             ctx.rows), None, None, None, None
+        logits, target, slopes = ctx.saved_tensors
+        if wants_plain_backward(grad, logits, target):
+            create_graph = torch.is_grad_enabled()
+            with torch.enable_grad():
+                x = logits if create_graph else (
+                    logits.detach().requires_grad_())
+                grad_logits = torch.autograd.grad(
+                    focal_loss(x, target, ctx.options, ctx.keep), x, grad,
+                    create_graph=create_graph)[0]
+        else:
+            grad = grad[(..., *[None] * (logits.dim() - ctx.keep))]
+            grad_logits = (grad * slopes).to(logits.dtype)
+        return grad_logits, None, None, None, None
 
 
 def _power(q: Tensor, exponent: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import PowerLike, check_input
+from ._dtypes import upcast_half
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -68,7 +69,7 @@ def gem_pool(x: Tensor,
     spatial = _num_spatial_dims(x, kernel_size)
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
-    step = _window('stride', stride, spatial, kernel)
+    steps = _window('stride', stride, spatial, kernel)
     pad = _window('padding', padding, spatial, ())
     if min(kernel) < 1:
         raise ValueError('x must not be empty along the pooled dims, but has '
@@ -88,17 +89,31 @@ def gem_pool(x: Tensor,
     if any(pad):
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
-    sides = [margin for margin in reversed(pad) for _ in range(2)]
-    cells = F.pad(x, sides) if any(pad) else x
-    cut = 0
-    for i, (size, stride_, is_full) in enumerate(zip(kernel, step, full)):
+        x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
+    elif any(step < size for size, step in zip(kernel, steps)):
+        # The gradient of a cell is the sum over its windows.
+        x = upcast_half(x)
+    whole = tuple(d for d, is_full in zip(dims, full) if is_full)
+    if whole:
+        x, eps = _pool(x, p, whole, eps, backend)
+    # The mean of equal sets is the mean of their means: dim by dim, a window
+    # of k by k cells costs 2 k in place of k^2.
+    for dim, is_full, size, step in zip(dims, full, kernel, steps):
         if not is_full:
-            cells = _cut_windows(cells, i - spatial, size, stride_)
-            cut += 1
-    pooled = (*range(cut), *(d + cut for d, is_full in zip(dims, full)
-                             if is_full))
-    y = power_mean(cells, p, Dims(pooled), eps, backend)
-    return (y.squeeze(tuple(range(cut))) if cut else y).to(dtype)
+            x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
+                           backend)
+            x = x.squeeze(0)
+    return x.to(dtype)
+
+
+def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
+          backend: str) -> tuple[Tensor, float | None]:
+    """Return the means, and what to clamp them at if they are pooled again.
+
+    They are not below eps but for rounding, which must not stop a gradient.
+    """
+    return (power_mean(x, p, Dims(dims), eps, backend),
+            None if eps is None else eps / 2)
 
 
 def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
@@ -106,7 +121,7 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
 
     By slices, which every compiler and runtime has.
     """
-    before = (slice(None), ) * (x.dim() + dim)
+    before = (slice(None), ) * dim
     return torch.stack([
         x[before + (slice(k, k + 1 - size or None, step), )]
         for k in range(size)])

@@ -95,7 +95,7 @@ def generalized_mean(x: Tensor,
 def check_power(p: PowerLike, x: Tensor, dims: tuple[int, ...]) -> PowerLike:
     """Shape ``p`` to broadcast against ``x`` with ``dims`` of size 1."""
     p = prepare_power(p, x)
-    if not isinstance(p, Tensor) or p.dim() == 0:
+    if not isinstance(p, Tensor) or p.numel() == 1:
         return p
     pooled = [1 if d in dims else size for d, size in enumerate(x.shape)]
     if p.dim() == 1:

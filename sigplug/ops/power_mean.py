@@ -36,7 +36,7 @@ from .backends import (
     has_memory,
     is_traced,
     select,
-    select_backward,
+    wants_plain_backward,
 )
 
 
@@ -266,10 +266,11 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
     if not isinstance(p, Tensor) and not 1 <= p < math.inf:
         # Kernels compute in float32, which p < 1 needs more than.
         form = PLAIN
-    # Compilers and transforms derive the backward of the plain form.
-    if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            and not is_traced() and all(map(has_memory, tensors))):
-        return _PowerMean.apply(x, p, sets, eps, form)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        # Compilers and transforms derive the backward of the plain form.
+        if form is not PLAIN or not (
+                is_traced() or not all(map(has_memory, tensors))):
+            return _PowerMean.apply(x, p, sets, eps, form)
     return form.forward(x, p, sets, eps)
 
 
@@ -277,24 +278,22 @@ class _PowerMean(torch.autograd.Function):
     """Saves the input, and tensors of the size of the result."""
 
     @staticmethod
-    def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
-                form: Form) -> Tensor:
-        return form.forward(x, p, sets, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, p, sets, ctx.eps, ctx.form = inputs
-        ctx.p = None if isinstance(p, Tensor) else p
+    def forward(ctx: Any, x: Tensor, p: PowerLike, sets: Sets,
+                eps: float | None, form: Form) -> Tensor:
+        y = form.forward(x, p, sets, eps)
         ctx.sets = dataclasses.replace(sets, members=None)
-        ctx.save_for_backward(x, None if ctx.p else p, sets.members, output)
+        ctx.p = None if isinstance(p, Tensor) else p
+        ctx.eps, ctx.form = eps, form
+        ctx.save_for_backward(x, None if ctx.p else p, sets.members, y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, p, members, y = ctx.saved_tensors
         sets = dataclasses.replace(ctx.sets, members=members)
-        form = select_backward(ctx.form, PLAIN, grad_y, x, y)
         p = ctx.p or p
-        if has_inf(p):
+        form = ctx.form
+        if has_inf(p) or wants_plain_backward(grad_y, x, y):
             form = PLAIN
         assert form.backward is not None
         grad_x, grad_p = form.backward(grad_y, x, p, sets, ctx.eps, y,

@@ -91,7 +91,7 @@ def _check_index(index: Tensor, num_segments: int) -> None:
 def _check_row_power(p: PowerLike, x: Tensor) -> PowerLike:
     """A float, or a tensor that broadcasts against one row of ``x``."""
     p = prepare_power(p, x)
-    if not isinstance(p, Tensor) or p.dim() == 0:
+    if not isinstance(p, Tensor) or p.numel() == 1:
         return p
     if not fits_into(p.shape, x.shape[1:]):
         raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '

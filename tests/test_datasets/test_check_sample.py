@@ -34,21 +34,17 @@ def key_frame(dataset, index):
     return dataset.get_data_info(index)['lidar_points']['lidar_path']
 
 
-def with_points(path, change):
-    points = np.fromfile(path, dtype=np.float32).reshape(-1, 5)
-    change(points)
-    return points.tobytes()
+def with_values(rows, column, values):
+    """The content of a file of points with other values."""
 
-
-def set_values(rows, columns, value):
-
-    def change(points):
-        points[rows, columns] = value
+    def change(path):
+        points = np.fromfile(path, dtype=np.float32).reshape(-1, 5)
+        points[rows, column] = values
+        return points.tobytes()
 
     return change
 
 
-EVERYWHERE = slice(None)
 FAULTS = {
     'missing': (None, 'cannot be read .No such file'),
     'empty': (lambda path: b'', 'file of points is empty'),
@@ -57,15 +53,13 @@ FAULTS = {
         lambda path: np.zeros((101, 4), np.float32).tobytes(),
         '1616 bytes .* of 5 float32'),
     'no finite point': (
-        lambda path: with_points(path, set_values(EVERYWHERE, 1, math.nan)),
-        'none of its [0-9]+ points'),
+        with_values(slice(None), 1, math.nan), 'none of its [0-9]+ points'),
     'NaN intensity': (
-        lambda path: with_points(path, set_values(7, 3, math.nan)),
-        '1 of its [0-9]+ points'),
+        with_values(7, 3, math.nan), '1 of its [0-9]+ points'),
     # Their sum is NaN too.
     'infinities of both signs': (
-        lambda path: with_points(path, set_values(
-            [3, 9], 4, [math.inf, -math.inf])), '2 of its [0-9]+ points'),
+        with_values([3, 9], 4, [math.inf, -math.inf]),
+        '2 of its [0-9]+ points'),
 }
 
 

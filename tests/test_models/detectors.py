@@ -51,8 +51,7 @@ def images() -> tuple[Tensor, list[DetDataSample]]:
     return features(2, 3, *shape), samples
 
 
-def centerpoint(pts_neck: dict | list[dict] | None = None,
-                in_channels: int = 96) -> nn.Module:
+def centerpoint(pts_neck: dict | None = None) -> nn.Module:
     """The small CenterPoint of the quickstart with another neck."""
     cfg = Config.fromfile(
         CONFIGS / '_base_/models/centerpoint_pillar04_second_secfpn_nus.py')
@@ -60,7 +59,7 @@ def centerpoint(pts_neck: dict | list[dict] | None = None,
     model = cfg.model
     if pts_neck is not None:
         model.pts_neck = pts_neck
-    model.pts_bbox_head.in_channels = in_channels
+    model.pts_bbox_head.in_channels = 96
     # A quarter of the range.
     model.pts_middle_encoder.output_shape = (64, 64)
     area = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
@@ -71,18 +70,6 @@ def centerpoint(pts_neck: dict | list[dict] | None = None,
     model.test_cfg.pts.update(pc_range=area[:2])
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         return MODELS.build(model)
-
-
-def second_fpn(levels: int = 3) -> dict:
-    """The stock neck of that CenterPoint, with its usual number of levels."""
-    return dict(
-        type='SECONDFPN',
-        in_channels=[32, 64, 128, 128][:levels],
-        out_channels=[32] * levels,
-        upsample_strides=[1, 2, 4, 8][:levels],
-        norm_cfg=dict(type='BN', eps=1e-3, momentum=0.05),
-        upsample_cfg=dict(type='deconv', bias=False),
-        use_conv_for_no_stride=True)
 
 
 def total(losses: dict) -> Tensor:

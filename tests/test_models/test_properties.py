@@ -46,81 +46,71 @@ class Setup:
     """A random config of both heads, and the boxes that they look for."""
 
     def __init__(self, data):
-        draw = data.draw
-        self.velocity = draw(st.booleans())
-        sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-        self.num_classes = sum(sizes)
-        factor = draw(st.sampled_from((1, 2, 4)))
-        self.width, self.height = draw(st.integers(3, 12)), draw(
-            st.integers(3, 12))
-        voxel = [draw(st.sampled_from((0.25, 0.1, 0.075))) for _ in range(2)]
-        origin = [draw(st.sampled_from((-16.0, 0.0, -3.7))) for _ in range(2)]
-        grid = [n * factor + draw(st.integers(0, factor - 1))
-                for n in (self.width, self.height)]
+        def one_of(*values):
+            return data.draw(st.sampled_from(values))
+
+        def between(low, high):
+            return data.draw(st.integers(low, high))
+
+        self.velocity = one_of(False, True)
+        classes = [between(1, 3) for _ in range(between(1, 3))]
+        factor = one_of(1, 2, 4)
+        self.size = between(3, 12), between(3, 12)  # width and height
+        voxel = [one_of(0.25, 0.1, 0.075) for _ in range(2)]
+        self.low = [one_of(-16.0, 0.0, -3.7) for _ in range(2)]
+        grid = [n * factor + between(0, factor - 1) for n in self.size]
         self.cell = [v * factor for v in voxel]
-        self.low = origin
-        high = [o + g * v for o, g, v in zip(origin, grid, voxel)]
-        weights = draw(st.lists(st.sampled_from((1.0, 0.2, 0.0, 3.0)),
-                                min_size=10, max_size=10))
+        high = [o + g * v for o, g, v in zip(self.low, grid, voxel)]
+        self.weights = [one_of(1.0, 0.2, 0.0, 3.0) for _ in range(10)]
         if not self.velocity:
             # The stock head always has a velocity: it counts for nothing.
-            weights[8:] = [0.0, 0.0]
-        share = draw(st.sampled_from((2, 4)))
-        heads = dict(
-            reg=(2, draw(st.integers(1, 2))), height=(1, 2), dim=(3, 1),
-            rot=(2, 2), vel=(2, 1))
-        self.weights, self.heads = weights, heads
+            self.weights[8:] = [0.0, 0.0]
+        self.heads = dict(reg=(2, between(1, 2)), height=(1, 2), dim=(3, 1),
+                          rot=(2, 2), vel=(2, 1))
         limits = [-40.0, -40.0, -10.0, 40.0, 40.0, 10.0]
-        self.focal = dict(
-            alpha=draw(st.sampled_from((2.0, 1.0))),
-            gamma=draw(st.sampled_from((4.0, 2.0))),
-            loss_weight=draw(st.sampled_from((1.0, 0.25))))
+        shared = dict(out_size_factor=factor, voxel_size=voxel)
+        self.focal = dict(alpha=one_of(2.0, 1.0), gamma=one_of(4.0, 2.0),
+                          loss_weight=one_of(1.0, 0.25))
         self.cfg = dict(
             in_channels=4,
             tasks=[dict(num_class=n, class_names=[
                 f'task{i}_{j}' for j in range(n)])
-                for i, n in enumerate(sizes)],
-            share_conv_channel=share,
-            num_heatmap_convs=draw(st.integers(1, 2)),
+                for i, n in enumerate(classes)],
+            share_conv_channel=4, num_heatmap_convs=between(1, 2),
             bbox_coder=dict(
-                type='CenterPointBBoxCoder', pc_range=origin,
+                type='CenterPointBBoxCoder', pc_range=self.low,
                 post_center_range=limits, max_num=9, score_threshold=0.1,
-                out_size_factor=factor, voxel_size=voxel),
+                **shared),
             separate_head=dict(
                 type='SeparateHead', init_bias=-2.19,
-                final_kernel=draw(st.sampled_from((1, 3))),
-                # One convolution takes what is shared.
-                head_conv=share),
+                final_kernel=one_of(1, 3), head_conv=4),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean',
-                           loss_weight=draw(st.sampled_from((0.25, 2.0)))),
-            norm_bbox=draw(st.booleans()),
+                           loss_weight=one_of(0.25, 2.0)),
+            norm_bbox=one_of(False, True),
             train_cfg=dict(
                 grid_size=[*grid, 40], voxel_size=[*voxel, 0.2],
-                out_size_factor=factor, dense_reg=draw(st.integers(1, 2)),
-                gaussian_overlap=draw(st.sampled_from((0.1, 0.5, 0.7))),
+                out_size_factor=factor, dense_reg=between(1, 2),
+                gaussian_overlap=one_of(0.1, 0.5, 0.7),
                 # Often fewer than there are.
-                max_objs=draw(st.sampled_from((1, 1, 2, 6))),
-                min_radius=draw(st.integers(0, 3)),
-                point_cloud_range=[*origin, -5.0, *high, 3.0]),
+                max_objs=one_of(1, 1, 2, 6), min_radius=between(0, 3),
+                point_cloud_range=[*self.low, -5.0, *high, 3.0]),
             test_cfg=dict(
                 post_center_limit_range=limits, max_per_img=20,
-                max_pool_nms=False, min_radius=[1.0] * len(sizes),
-                score_threshold=0.1, out_size_factor=factor,
-                voxel_size=voxel, nms_type='circle', pre_max_size=20,
-                post_max_size=10, nms_thr=0.2))
-        self.batch_size = draw(st.integers(1, 2))
-        self.seed = draw(SEEDS)
-        self.scale = draw(st.sampled_from((2.0, 4.0)))
-        self.samples = [self.draw_boxes(draw) for _ in range(self.batch_size)]
+                max_pool_nms=False, min_radius=[1.0] * len(classes),
+                score_threshold=0.1, nms_type='circle', pre_max_size=20,
+                post_max_size=10, nms_thr=0.2, **shared))
+        self.seed, self.scale = data.draw(SEEDS), one_of(2.0, 4.0)
+        self.samples = [self.draw_boxes(data.draw, sum(classes))
+                        for _ in range(between(1, 2))]
 
-    def draw_boxes(self, draw):
+    def draw_boxes(self, draw, num_classes):
         """Inside, outside and on the edges of the map, also too many."""
         rows = []
         for _ in range(draw(st.integers(0, 9))):
             places = [
                 draw(st.floats(-1.5, n + 1.5, width=32) | st.sampled_from(
                     (0.0, 1.0, n - 0.5, float(n), -0.99, -1.0)))
-                for n in (self.width, self.height)]
+                for n in self.size]
             center = [low + at * size for low, at, size in zip(
                 self.low, places, self.cell)]
             flat = [draw(st.sampled_from((0.0, -1.0, 1e-4, 0.5, 2.0, 60.0)) |
@@ -129,7 +119,7 @@ class Setup:
                 *center, draw(st.floats(-3, 3)), *flat,
                 draw(st.floats(0.1, 5)), draw(st.floats(-7, 7)),
                 draw(st.floats(-9, 9)), draw(st.floats(-9, 9))])
-        labels = [draw(st.integers(-1, self.num_classes)) for _ in rows]
+        labels = [draw(st.integers(-1, num_classes)) for _ in rows]
         return torch.tensor(rows).reshape(-1, 9), torch.tensor(
             labels, dtype=torch.long)
 
@@ -144,12 +134,10 @@ class Setup:
         return batch
 
     def build(self, cls, velocity=True, loss=None):
-        cfg = copy.deepcopy(self.cfg)
-        heads = dict(self.heads)
-        size = 10
+        cfg, heads = copy.deepcopy(self.cfg), dict(self.heads)
+        size = 10 if velocity else 8
         if not velocity:
-            heads.pop('vel')
-            size = 8
+            del heads['vel']
         cfg['bbox_coder']['code_size'] = size - 1
         cfg['train_cfg']['code_weights'] = self.weights[:size]
         loss = loss or dict(type='mmdet.GaussianFocalLoss', reduction='mean')
@@ -172,8 +160,9 @@ class Setup:
         return stock, ours
 
     def features(self):
+        width, height = self.size
         return [torch.randn(
-            self.batch_size, 4, self.height, self.width,
+            len(self.samples), 4, height, width,
             generator=torch.Generator().manual_seed(self.seed))]
 
 
@@ -207,11 +196,7 @@ def test_losses_of_center_head(data):
     size = 9 if setup.velocity else 7
     got = ours.loss_by_feat(ours(x), setup.instances(size))
     expected = stock.loss_by_feat(stock(x), setup.instances())
-    compare(ours, stock, got, expected)
-
-
-def compare(ours, stock, got, expected):
-    """Losses to 1e-6, and their gradients to 1e-6 of the largest."""
+    # To 1e-6, and their gradients to 1e-6 of the largest.
     assert got.keys() == expected.keys()
     for key, value in expected.items():
         assert value.isfinite()

@@ -1,4 +1,4 @@
-"""What the tests of the pooling operations share."""
+"""What the tests of pooling share."""
 import math
 
 import torch
@@ -7,21 +7,20 @@ POWERS = (0.5, 1.0, 2.5, 3.0, 6.5, 20.0, 50.0)
 HALF = (torch.float16, torch.bfloat16)
 
 
-def reference(x, p, dims, eps=1e-6, mask=None):
-    """Power mean in float64 by logarithms, which never overflow."""
+def reference(x, p, dims, eps=1e-6, keepdim=False):
+    """Power mean in float64 by logarithms, which never overflow.
+
+    Differentiable; a tensor ``p`` broadcasts against the kept dims.
+    """
     c = x.double() if eps is None else x.double().clamp(min=eps)
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else (
-        mask.expand_as(x))
-    count = mask.sum(dims, keepdim=True)
-    logs = (p * c.log()).masked_fill(~mask, -math.inf)
-    mean = logs.logsumexp(dims, keepdim=True) - count.double().log()
-    y = (mean / p).exp()
-    return y.squeeze(dims)
-
-
-def textbook(x, p, dims, eps=1e-6):
-    """The usual form, in the dtype of ``x``."""
-    return x.clamp(min=eps).pow(p).mean(dims).pow(1 / p)
+    largest = c.amax(dims, keepdim=True)
+    p = torch.as_tensor(p, dtype=torch.float64)
+    if p.isinf().all():
+        return largest if keepdim else largest.squeeze(dims)
+    mean = (p * c.log()).logsumexp(dims, keepdim=True) - math.log(
+        c.numel() // largest.numel())
+    y = torch.where(p.isinf(), largest, (mean / p).exp())
+    return y if keepdim else y.squeeze(dims)
 
 
 def grads(function, *inputs):

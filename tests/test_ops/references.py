@@ -16,14 +16,6 @@ from torch import Tensor
 
 LD = np.longdouble
 
-# Significant bits and the exponent of the smallest subnormal.
-FORMATS = {
-    torch.float16: (11, -24),
-    torch.bfloat16: (8, -133),
-    torch.float32: (24, -149),
-    torch.float64: (53, -1074),
-}
-
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What ``dtype`` is computed in."""
@@ -39,7 +31,7 @@ def exact(x: Tensor | float) -> np.ndarray:
 
 def rounding(dtype: torch.dtype) -> LD:
     """Half the distance of 1 to the next number: the error of one step."""
-    return LD(2.0)**-FORMATS[wide(dtype)][0]
+    return LD(torch.finfo(wide(dtype)).eps) / 2
 
 
 def smallest_normal(dtype: torch.dtype) -> LD:
@@ -49,9 +41,10 @@ def smallest_normal(dtype: torch.dtype) -> LD:
 
 def ulp(value: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Distance of the neighbours of ``value`` in ``dtype``."""
-    bits, lowest = FORMATS[dtype]
+    info = torch.finfo(dtype)
     exponent = np.frexp(np.asarray(value, dtype=LD))[1]
-    return np.ldexp(LD(1), np.maximum(exponent - bits, lowest))
+    return np.maximum(np.ldexp(LD(info.eps), exponent - 1),
+                      LD(info.smallest_normal) * LD(info.eps))
 
 
 def steps(actual: Tensor, expected: np.ndarray) -> np.ndarray:
@@ -106,10 +99,6 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-x))
 
 
-def softplus(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-
 def clip_sigmoid(x: Tensor, low: float, high: float, grad: str):
     """Value, and gradient for an upstream gradient of 1."""
     s, slope = sigmoid(exact(x)), sigmoid(exact(x)) * sigmoid(-exact(x))
@@ -129,8 +118,7 @@ def clip_sigmoid(x: Tensor, low: float, high: float, grad: str):
         edge = 4 * ulp(y, wide(x.dtype))
         at_edge = (np.abs(s - lo) <= edge) | (np.abs(s - hi) <= edge)
         outside = (s < lo) | (s > hi)
-        slope_allowed = np.where(at_edge, slope_allowed + slope,
-                                 slope_allowed)
+        slope_allowed = slope_allowed + at_edge * slope
         slope = np.where(outside & ~at_edge, 0, slope)
         slope_allowed = np.where(outside & ~at_edge, 0, slope_allowed)
     else:
@@ -154,7 +142,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha=2.0, gamma=4.0,
     pos, neg = pos_weight * (t == 1), neg_weight * far
     if clip is None:
         q, r = sigmoid(x), sigmoid(-x)
-        log_q, log_r = -softplus(-x), -softplus(x)
+        log_q, log_r = -np.logaddexp(0, -x), -np.logaddexp(0, x)
         q_error = r_error = 0
         inside = np.ones(x.shape, dtype=bool)
         # q / q and r / r, also where they underflow.
@@ -209,8 +197,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha=2.0, gamma=4.0,
 
         value, (slope, slope_allowed) = combine(losses), combine(slopes)
     if clip is not None:
-        slope_allowed = np.where(at_edge, slope_allowed + np.abs(slope),
-                                 slope_allowed)
+        slope_allowed = slope_allowed + at_edge * np.abs(slope)
         slope_allowed = np.where(inside | at_edge, slope_allowed, 0)
         slope = np.where(inside | at_edge, slope, 0)
     slope_allowed = slope_allowed + (
@@ -234,10 +221,15 @@ class Sets:
     counts: list[int] = field(default_factory=list)
     powers: list[int] = field(default_factory=list)
 
+    def add(self, members, count, power) -> None:
+        self.members.append(members)
+        self.counts.append(count)
+        self.powers.append(int(power))
+
 
 @dataclass
 class Pooled:
-    """Output and gradients; ``checked`` is False where there is none."""
+    """Output and gradients, each with its allowed errors."""
 
     y: np.ndarray
     y_allowed: np.ndarray
@@ -355,12 +347,9 @@ def pooled(x: Tensor, p: Tensor | float, sets: Sets, eps: float | None,
     if isinstance(p, Tensor):
         dp_allowed += ulp(dp, p.dtype)
     return Pooled(
-        y.reshape(sets.shape), y_allowed.reshape(sets.shape),
-        dx.reshape(x.shape), dx_allowed.reshape(x.shape),
-        dp.reshape(np.shape(powers) if not isinstance(p, Tensor) else
-                   tuple(p.shape)),
-        dp_allowed.reshape(np.shape(powers) if not isinstance(p, Tensor) else
-                           tuple(p.shape)))
+        *(v.reshape(sets.shape) for v in (y, y_allowed)),
+        *(v.reshape(x.shape) for v in (dx, dx_allowed)),
+        *(v.reshape(getattr(p, 'shape', -1)) for v in (dp, dp_allowed)))
 
 
 def dense_sets(shape, dims, mask=None, p_places=None) -> Sets:
@@ -368,17 +357,14 @@ def dense_sets(shape, dims, mask=None, p_places=None) -> Sets:
     places = np.arange(int(np.prod(shape))).reshape(shape)
     kept = [d for d in range(len(shape)) if d not in dims]
     rows = places.transpose(*kept, *dims).reshape(
-        int(np.prod([shape[d] for d in kept])),
-        int(np.prod([shape[d] for d in dims])))
+        -1, int(np.prod([shape[d] for d in dims])))
     sets = Sets(tuple(shape[d] for d in kept))
-    which = np.zeros(len(rows), dtype=int) if p_places is None else (
-        np.broadcast_to(p_places, sets.shape).reshape(-1))
+    which = np.broadcast_to(0 if p_places is None else p_places,
+                            sets.shape).reshape(-1)
     for row, power in zip(rows, which):
         if mask is not None:
             row = row[mask.reshape(-1)[row]]
-        sets.members.append(row)
-        sets.counts.append(len(row))
-        sets.powers.append(int(power))
+        sets.add(row, len(row), power)
     return sets
 
 
@@ -395,9 +381,8 @@ def window_sets(shape, kernel, stride, padding, per_channel) -> Sets:
         window = places[(n, channel, *(
             slice(i * s, i * s + k)
             for i, s, k in zip(corner, stride, kernel)))].reshape(-1)
-        sets.members.append(window[window >= 0])
-        sets.counts.append(len(window))
-        sets.powers.append(channel if per_channel else 0)
+        sets.add(window[window >= 0], len(window),
+                 channel if per_channel else 0)
     return sets
 
 
@@ -409,7 +394,6 @@ def segment_sets(shape, index, num_segments, per_column) -> Sets:
     for segment in range(num_segments):
         rows = np.flatnonzero(index == segment)
         for column in range(columns):
-            sets.members.append(places[rows, column])
-            sets.counts.append(len(rows))
-            sets.powers.append(column if per_column else 0)
+            sets.add(places[rows, column], len(rows),
+                     column if per_column else 0)
     return sets

@@ -281,3 +281,27 @@ def test_another_processor_has_a_library_of_its_own(monkeypatch):
     assert name == library._fingerprint()
     monkeypatch.setattr(library.platform, 'machine', lambda: 'another')
     assert name != library._fingerprint()
+
+
+@needs_cpp
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
+def test_a_forked_process_computes_what_torch_would():
+    """A child has one thread, and waits for others that it believes in."""
+    program = textwrap.dedent("""
+        import os, time, torch
+        from sigplug.ops import generalized_mean
+        torch.set_num_threads(2)
+        generalized_mean(torch.rand(64, 64, 64), backend='cpp')
+        child = os.fork()
+        if not child:
+            generalized_mean(torch.rand(4, 64, 100), backend='cpp')
+            os._exit(0)
+        for _ in range(600):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, 9)
+            raise SystemExit('the child hangs')
+        """)
+    subprocess.run([sys.executable, '-c', program], check=True, timeout=300)

@@ -5,9 +5,8 @@ hold it against mathematics. Here are the dtypes, layouts and sizes that all
 of them take, with and without kernels, and PyTorch's transformations, which
 take the plain form.
 """
-import copy
 import inspect
-import pickle
+import re
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from sigplug import ops
-from sigplug.models import GeM, GeMNeck
 from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
@@ -27,16 +25,12 @@ from sigplug.ops import (
     segment_generalized_mean,
 )
 
-from .cases import CASES, MODULES
+from .cases import CASES
 
 every_case = pytest.mark.parametrize('name', CASES)
-every_module = pytest.mark.parametrize('name', MODULES)
 every_backend = pytest.mark.parametrize(
     'backend', ['eager', 'auto'], indirect=True)
-every_dtype = pytest.mark.parametrize('dtype', [
-    torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 WIDE = torch.float64
-INF = float('inf')
 
 
 @pytest.fixture
@@ -139,8 +133,10 @@ def test_autocast_changes_no_bit(name, dtype, backend):
 @every_backend
 @every_case
 def test_without_gradient_and_each_gradient_alone(name, backend):
+    """And no input is overwritten."""
     case = CASES[name]
     inputs, constants = case.tensors()
+    before = [x.clone() for x in inputs]
     y, grads = value_and_grads(case.function, inputs, constants)
     for context in (torch.no_grad, torch.inference_mode):
         with context():
@@ -152,6 +148,7 @@ def test_without_gradient_and_each_gradient_alone(name, backend):
         alone, (grad, ) = value_and_grads(one, [inputs[i]], [])
         assert_close(alone, y)
         assert_close(grad, expected)
+    assert all(map(torch.equal, inputs, before))
 
 
 @every_backend
@@ -172,76 +169,14 @@ def test_elementwise_of_no_dims_and_no_elements(
     assert_close(y, torch.full(shape, value))
 
 
-@every_backend
-@pytest.mark.parametrize('p', [1.0, 3.0, INF, torch.tensor([3.0]),
-                               torch.tensor([2.0, 3.0])], ids=str)
-@pytest.mark.parametrize('function, shape, out', [
-    (generalized_mean, (0, 2, 4, 4), (0, 2)),
-    (lambda x, p: gem_pool(x, p, 2), (0, 2, 4, 4), (0, 2, 2, 2)),
-    (lambda x, p: segment_generalized_mean(
-        x, torch.zeros(0, dtype=torch.int64), 3, p), (0, 2), (3, 2)),
-    (lambda x, p: segment_generalized_mean(
-        x, torch.zeros(0, dtype=torch.int64), 0, p), (0, 2), (0, 2)),
-])
-def test_generalized_means_of_no_elements(function, shape, out, p, backend):
-    inputs = [torch.zeros(shape)]
-    if isinstance(p, torch.Tensor):
-        y, (dx, dp) = value_and_grads(function, [*inputs, p], [])
-        assert dp.equal(torch.zeros_like(p))
-    else:
-        y, (dx, ) = value_and_grads(lambda x: function(x, p), inputs, [])
-    assert y.shape == out and (y == 0).all() and dx.shape == shape
-
-
-# The generalised mean of the same sets, the rows of a matrix.
-ROWS = {
-    'dense': lambda x, p, eps: generalized_mean(x, p, 1, eps=eps),
-    'masked': lambda x, p, eps: generalized_mean(
-        x, p, 1, eps=eps, mask=torch.ones_like(x, dtype=torch.bool)),
-    'segments': lambda x, p, eps: segment_generalized_mean(
-        x.flatten(), torch.arange(x.numel()) // x.shape[1], len(x), p,
-        eps=eps),
-    'windows': lambda x, p, eps: gem_pool(
-        x.reshape(1, 1, 1, -1), p, (1, x.shape[1]), eps=eps),
-}
-every_form = pytest.mark.parametrize('form', ROWS)
-
-
-@every_backend
-@every_form
-@every_dtype
-@pytest.mark.parametrize('p', [1.0, 3.0, torch.tensor([3.0])], ids=str)
-def test_kink_at_the_clamp(form, dtype, p, backend):
-    """Passed at equality, as ``torch.clamp`` does; nothing one step below."""
-    at = torch.tensor(0.5, dtype=dtype)
-    below = torch.nextafter(at, torch.zeros_like(at))
-    x = torch.stack([at, below]).expand(2, 2).contiguous().requires_grad_()
-    dx, = torch.autograd.grad(ROWS[form](x, p, 0.5).sum(), x)
-    assert dx.tolist() == [[0.5, 0.0]] * 2
-
-
-@every_backend
-@pytest.mark.parametrize('form', ['dense', 'masked', 'segments'])
-@pytest.mark.parametrize('p', [INF, torch.tensor([INF])], ids=str)
-def test_ties_of_the_maximum_share_its_gradient(form, p, backend):
-    """The limit of the closed form for a growing ``p``."""
-    x = torch.tensor([[3., 1., 3., 2.], [4., 4., 4., 4.]],
-                     requires_grad=True)
-    dx, = torch.autograd.grad(ROWS[form](x, p, 1e-6).sum(), x)
-    assert dx.tolist() == [[0.5, 0.0, 0.5, 0.0], [0.25] * 4]
-
-
-@every_backend
-@every_form
-@pytest.mark.parametrize('p', [1.0, torch.tensor([1.0])], ids=str)
-def test_zeros_have_a_share_of_the_mean(form, p, backend):
-    x = torch.tensor([[3., 0., 0., 2.]], requires_grad=True)
-    dx, = torch.autograd.grad(ROWS[form](x, p, None).sum(), x)
-    assert dx.tolist() == [[0.25] * 4]
-
-
-def saved(function, *tensors):
-    """Elements of each storage that is saved beyond the inputs'."""
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('name', [
+    # Windows are held as they are, a straight slope is autograd's.
+    name for name in CASES if not re.search('gem_pool|straight', name)])
+def test_saves_its_inputs_and_little_more(name, dtype, cpp):
+    """Elementwise at most one map, else a few tensors of the result's size."""
+    case = CASES[name]
+    inputs, constants = case.tensors(dtype)
     sizes = {}
 
     def pack(tensor):
@@ -251,43 +186,15 @@ def saved(function, *tensors):
             storage.nbytes() // tensor.element_size(), tensor)
         return tensor
 
+    inputs = [x.requires_grad_() for x in inputs]
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = function(*tensors)
+        y = case.function(*inputs, *constants)
     assert y.requires_grad and sizes
-    known = {t.untyped_storage().data_ptr() for t in tensors}
-    return [n for place, (n, _) in sizes.items() if place not in known]
-
-
-@every_backend
-@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize('p', [3.0, 1.0, INF, torch.tensor([3.0]),
-                               torch.linspace(1, 9, 16)], ids=str)
-def test_pooling_saves_its_input_alone(dtype, p, backend):
-    """Beside it, a few tensors of the size of the result."""
-    x = torch.rand(2, 16, 12, 12).to(dtype).requires_grad_()
-    mask = torch.rand(2, 1, 12, 12) > 0.3
-    index = torch.randint(0, 3, (2 * 16 * 12, ))
-    trained = [p.requires_grad_()] if isinstance(p, torch.Tensor) else []
-    shared = trained[:1] if not trained or p.numel() == 1 else []
-    for function, pooled, power in (
-            (lambda x, p=p: generalized_mean(x, p), 32, trained),
-            (lambda x, m, p=p: generalized_mean(x, p, mask=m), 32, trained),
-            (lambda x, i, p=3.0: segment_generalized_mean(
-                x.view(-1, 12), i, 3, p), 36, shared)):
-        rest = {32: [mask], 36: [index]}[pooled]
-        rest = rest if len(inspect.signature(function).parameters) == 3 else []
-        others = saved(function, x, *rest, *power)
-        assert max(others, default=0) <= pooled
-        assert sum(others) <= 6 * pooled
-
-
-def test_losses_and_activations_save_little(cpp):
-    x = torch.randn(2, 16, 12, 12, requires_grad=True)
-    t = torch.rand(x.shape)
-    assert sum(saved(clip_sigmoid, x)) <= x.numel()
-    for clip in (None, 1e-4):
-        assert saved(lambda x, t, clip=clip: gaussian_focal_loss_with_logits(
-            x, t, clip=clip, avg_factor=7.0), x, t) == []
+    for x in (*inputs, *constants):
+        sizes.pop(x.untyped_storage().data_ptr(), None)
+    elementwise = name.startswith(('clip', 'focal'))
+    assert sum(size for size, _ in sizes.values()) <= (
+        inputs[0].numel() if elementwise else 2 * y.numel())
 
 
 # --- derivatives of all kinds ----------------------------------------------
@@ -305,7 +212,9 @@ def test_gradcheck(name):
 
     assert gradcheck(function, inputs, check_forward_ad=True,
                      check_batched_grad=True, check_batched_forward_grad=True)
-    assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
+    # Along random directions, which is quicker.
+    assert gradgradcheck(
+        function, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -400,18 +309,6 @@ def test_compile_and_export(name, dynamo):
     assert_close(program.module()(*tensors), case.function(*tensors))
 
 
-@every_module
-def test_export_of_a_module_with_an_open_batch(name):
-    make, inputs = MODULES[name]
-    module, tensors = make(), [x() for x in inputs]
-    batch = torch.export.Dim('batch')
-    program = torch.export.export(
-        module, tuple(tensors),
-        dynamic_shapes=tuple({0: batch} for _ in tensors))
-    larger = [torch.cat([x, x, x.flip(0)]) for x in tensors]
-    assert_close(program.module()(*larger), module(*larger))
-
-
 @pytest.mark.slow
 def test_inductor_at_several_sizes(dynamo):
     """From the second size on, sizes are open to the real compiler."""
@@ -430,16 +327,6 @@ def test_inductor_at_several_sizes(dynamo):
         i = torch.arange(size * size) % 3
         assert_close(value_and_grads(compiled, [x, z, p], [t, i]),
                      value_and_grads(function, [x, z, p], [t, i]))
-
-
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-@pytest.mark.parametrize('make', [GeM, GeMNeck])
-def test_jit_trace(make):
-    x = torch.rand(2, 3, 6, 5)
-    module = make().eval()
-    traced = torch.jit.trace(module, x)
-    larger = torch.rand(3, 3, 6, 5)
-    assert_close(traced(larger), module(larger))
 
 
 @every_case
@@ -484,42 +371,3 @@ def test_every_operation_takes_a_backend_and_is_documented(name):
     if name not in ('available_backends', 'gaussian_radius', 'hard_voxelize'):
         assert inspect.signature(function).parameters['backend'].default == (
             'auto')
-
-
-# --- modules -----------------------------------------------------------------
-
-
-@every_module
-@pytest.mark.parametrize('duplicate', [
-    copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))
-], ids=['deepcopy', 'pickle'])
-def test_copies_of_modules(name, duplicate):
-    """Also in the middle of a training, with gradients and a changed p."""
-    make, inputs = MODULES[name]
-    module, tensors = make(), [x() for x in inputs]
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(1.1)
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    other = duplicate(module)
-    assert other(*tensors).equal(module(*tensors))
-    assert repr(other) == repr(module)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(2)
-    if list(module.parameters()):
-        assert not other(*tensors).equal(module(*tensors))
-
-
-@every_module
-def test_compile_module(name, dynamo):
-    make, inputs = MODULES[name]
-    module, tensors = make(), [x() for x in inputs]
-    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    loss, expected = (m(*tensors).sum() for m in (compiled, module))
-    assert_close(loss, expected)
-    parameters = list(module.parameters())
-    if parameters:
-        assert_close(torch.autograd.grad(loss, parameters),
-                     torch.autograd.grad(expected, parameters))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sigplug.ops import gem_pool
 
 from .pooling import grads, random_input
-from .tolerances import DTYPES, assert_close
+from .tolerances import assert_close
 
 
 def test_worked_example_of_average_pooling():
@@ -42,20 +42,15 @@ def test_worked_example_of_opengait(p):
 WINDOWS = [
     # shape of x, kernel_size, stride, padding
     ((2, 3, 11), (3, ), None, 0),
-    ((2, 3, 11), [4], [2], [2]),
     ((2, 3, 11), None, None, 0),
-    ((2, 3, 9, 8), 3, None, 0),
     ((2, 3, 9, 8), (3, 2), (2, 1), (1, 0)),
     ((2, 3, 9, 8), [4, 4], 1, 2),
     ((2, 3, 9, 8), None, None, 0),
     ((2, 3, 9, 8), (None, 2), None, 0),
     ((2, 3, 9, 8), (3, None), (None, 1), (1, 0)),
-    ((2, 3, 9, 8), (None, None), None, 0),
     ((2, 3, 9, 8), 2, 5, 1),
     ((3, 9, 8), (3, 2), (2, 1), (1, 1)),
-    ((3, 9, 8), 3, 2, 0),
     ((3, 9, 8), (1, None), None, 0),
-    ((2, 3, 5, 6, 4), 2, None, 0),
     ((2, 3, 5, 6, 4), (3, 2, 2), (1, 2, 1), (1, 1, 0)),
     ((2, 3, 5, 6, 4), (None, 2, 1), None, 0),
     ((2, 3, 5, 6, 4), None, None, 0),
@@ -64,7 +59,7 @@ WINDOWS = [
 
 def torch_windows(shape, kernel, stride, padding):
     """The same windows in the arguments of ``avg_pool*d``."""
-    dims = 1 if len(shape) == 3 and kernel in (None, (3, ), [4]) else (
+    dims = 1 if len(shape) == 3 and kernel in (None, (3, )) else (
         2 if len(shape) == 3 else len(shape) - 2)
 
     def fill(value, default):
@@ -77,46 +72,35 @@ def torch_windows(shape, kernel, stride, padding):
 
 @pytest.mark.parametrize('shape, kernel, stride, padding', WINDOWS)
 def test_equals_torch_pools(shape, kernel, stride, padding):
+    """In value, and in the gradients of the input and of the power."""
     x = random_input(*shape)
     dims, *window = torch_windows(shape, kernel, stride, padding)
     avg_pool = getattr(F, f'avg_pool{dims}d')
     max_pool = getattr(F, f'max_pool{dims}d')
 
+    def pool(x, p):
+        return gem_pool(x, p, kernel, stride, padding)
+
+    def by_torch(x, p):
+        return avg_pool(x.clamp(min=1e-6)**p, *window)**(1 / p)
+
     for p in (0.5, 1.0, 3.0, 6.5, 20.0):
-        y = gem_pool(x, p, kernel, stride, padding)
-        expected = avg_pool(x.double().clamp(min=1e-6)**p, *window)**(1 / p)
-        assert_close(y, expected)
+        assert_close(pool(x, p), by_torch(x.double(), p))
     c = x.clamp(min=1e-6)
-    assert gem_pool(x, math.inf, kernel, stride, padding).equal(
-        max_pool(c, *window))
-
-
-@pytest.mark.parametrize('shape, kernel, stride, padding', WINDOWS[1::3])
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0])
-def test_gradients(shape, kernel, stride, padding, p):
-    x = random_input(*shape, dtype=torch.float64)
-    dims, *window = torch_windows(shape, kernel, stride, padding)
-    avg_pool = getattr(F, f'avg_pool{dims}d')
-    power = torch.tensor([p], dtype=torch.float64)
-    actual = grads(
-        lambda x, p: gem_pool(x, p, kernel, stride, padding), x, power)
-    # With exponents of Python, 0 ** p of the padding has no gradient.
-    expected = grads(
-        lambda x, p: avg_pool(x.clamp(min=1e-6)**p, *window)**(1 / p), x,
-        power)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-    dx, = grads(lambda x: gem_pool(x, p, kernel, stride, padding), x)
-    torch.testing.assert_close(dx, expected[0], rtol=1e-9, atol=1e-12)
+    assert pool(x, math.inf).equal(max_pool(c, *window))
+    for p in (0.5, 1.0, 3.0):
+        # With exponents of Python, 0 ** p of the padding has no gradient.
+        power = torch.tensor([p], dtype=torch.float64)
+        expected = grads(by_torch, x.double(), power)
+        torch.testing.assert_close(
+            grads(pool, x.double(), power), expected, rtol=1e-9, atol=1e-12)
+        dx, = grads(lambda x, p=p: pool(x, p), x.double())
+        torch.testing.assert_close(dx, expected[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize('shape, kernel', [
-    ((2, 3, 8), (2, )),
-    ((2, 3, 8), None),
-    ((2, 3, 8, 6), (2, 3)),
-    ((2, 3, 8, 6), None),
-    ((3, 8, 6), (2, 3)),
-    ((2, 3, 4, 4, 6), 2),
-])
+    ((2, 3, 8), (2, )), ((2, 3, 8, 6), (2, 3)), ((2, 3, 8, 6), None),
+    ((3, 8, 6), (2, 3)), ((2, 3, 4, 4, 6), 2)])
 def test_power_per_channel(shape, kernel):
     x = random_input(*shape)
     p = torch.tensor([1.0, 3.0, 9.5])
@@ -125,51 +109,28 @@ def test_power_per_channel(shape, kernel):
     for c in range(3):
         alone = gem_pool(x.narrow(channel_dim, c, 1), p[c].item(), kernel)
         torch.testing.assert_close(y.narrow(channel_dim, c, 1), alone)
-    dp = grads(lambda p: gem_pool(x, p, kernel), p)[0]
-    assert dp.shape == (3, ) and dp.isfinite().all()
 
 
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_keeps_the_dtype(dtype):
-    x = random_input(2, 3, 8, 6, dtype=dtype)
-    for p in (1.0, 6.5, math.inf, torch.tensor([3.0], dtype=dtype)):
-        y = gem_pool(x, p, 2, 1, 1)
-        assert y.dtype == dtype
-        exponent = p if isinstance(p, float) else p.item()
-        c = x.double().clamp(min=1e-6)
-        assert_close(y, F.max_pool2d(c, 2, 1, 1) if math.isinf(exponent) else
-                     F.avg_pool2d(c**exponent, 2, 1, 1)**(1 / exponent))
+def test_gradient_of_overlapping_windows_is_rounded_once():
+    """0.79 and -1.00 of float16 would leave two units of their sum."""
+    x = torch.tensor([[[0.125, 1., 1.]]], dtype=torch.float16)
 
+    def function(x):
+        return gem_pool(x, 3.0, (2, ), 1) * torch.tensor([1., -2.])
 
-def test_windows_that_overflow_or_are_dead():
-    x = torch.zeros(1, 1, 4, 8)
-    x[..., :4] = 100.0
-    p = torch.tensor([20.0])
-    y = gem_pool(x, p, 2)
-    expected = torch.tensor([[100., 100., 1e-6, 1e-6]] * 2).double()
-    assert_close(y[0, 0], expected)
-    for gradient in grads(lambda x, p: gem_pool(x, p, 2), x, p):
-        assert gradient.isfinite().all()
-
-
-def test_empty_batch_and_strides():
-    assert gem_pool(torch.empty(0, 3, 4, 4), 3.0, 2).shape == (0, 3, 2, 2)
-    x = random_input(2, 8, 6, 3).permute(0, 3, 1, 2)
     torch.testing.assert_close(
-        gem_pool(x, 3.0, 2), gem_pool(x.contiguous(), 3.0, 2))
+        grads(function, x)[0].double(), grads(function, x.double())[0],
+        rtol=2**-11, atol=0)
 
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(kernel_size=0), ['kernel_size', '0']),
-    (dict(kernel_size=-1), ['kernel_size', '-1']),
-    (dict(kernel_size=2.5), ['kernel_size', '2.5']),
     (dict(kernel_size=(2.5, 2)), ['kernel_size', '2.5']),
     (dict(kernel_size=(1, 2, 3)), ['kernel_size', '(1, 2, 3)']),
     (dict(kernel_size=9), ['kernel_size', '9']),
     (dict(kernel_size=2, stride=0), ['stride', '0']),
     (dict(kernel_size=2, stride=(1, 2, 3)), ['stride', '(1, 2, 3)']),
     (dict(kernel_size=2, padding=2), ['padding', '2']),
-    (dict(kernel_size=2, padding=-1), ['padding', '-1']),
     (dict(kernel_size=2, padding=(1, )), ['padding', '(1,)']),
     (dict(p=0.0), ['p', '0.0']),
     (dict(p=torch.ones(5)), ['p', '(5,)']),
@@ -182,8 +143,3 @@ def test_bad_arguments(kwargs, words):
     with pytest.raises(ValueError) as info:
         gem_pool(**kwargs)
     assert all(word in str(info.value) for word in words)
-
-
-def test_bad_input():
-    with pytest.raises(TypeError, match='^x .*int64'):
-        gem_pool(torch.ones(2, 3, 4, 5).long())

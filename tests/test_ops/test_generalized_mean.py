@@ -1,52 +1,45 @@
 """The generalised mean over dims against float64."""
-import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
+from sigplug.ops import generalized_mean, segment_generalized_mean
 
-from .pooling import HALF, POWERS, grads, random_input, reference, textbook
+from .pooling import HALF, POWERS, grads, random_input, reference
 from .tolerances import DTYPES, assert_close
 
-# --- values and gradients -------------------------------
+
+def textbook(x, p, dims):
+    """The usual form, in the dtype of ``x``."""
+    return x.clamp(min=1e-6).pow(p).mean(dims).pow(1 / p)
 
 
-@pytest.mark.parametrize('p', POWERS)
+@pytest.mark.parametrize('p', [*POWERS, math.inf])
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_equals_float64_formula(dtype, p):
     x = random_input(3, 4, 5, 6, dtype=dtype)
     for dims in ((-2, -1), (1, ), (0, 2, 3), (3, ), (0, 1, 2, 3)):
-        y = generalized_mean(x, p, dims)
-        assert y.dtype == dtype
-        assert_close(y, reference(x, p, dims))
-        kept = generalized_mean(x, p, dims, keepdim=True)
-        assert kept.dim() == 4 and kept.flatten().equal(y.flatten())
+        for power in (p, torch.tensor([p])):
+            y = generalized_mean(x, power, dims)
+            assert y.dtype == dtype
+            assert_close(y, reference(x, p, dims))
+        kept = generalized_mean(x, p, list(dims), keepdim=True)
+        assert kept.dim() == 4 and kept.flatten().equal(
+            generalized_mean(x, p, dims).flatten())
 
 
 @pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_gradient_equals_closed_form(dtype, p):
-    """dy/dx = (c/y)^(p-1) / N, dy/dp = (y/p) (r - ln y)."""
-    x = random_input(3, 4, 20, dtype=dtype)
-    power = torch.tensor(p, dtype=dtype)
-    dx, dp = grads(lambda x, p: generalized_mean(x, p, -1), x, power)
-
-    c = x.double().clamp(min=1e-6)
-    y = reference(x, p, (-1, )).unsqueeze(-1)
-    expected = (c / y)**(p - 1) / 20 * (x >= 1e-6)
-    # c/y is raised to the power p - 1, which multiplies its rounding.
-    torch.testing.assert_close(
-        dx.double(), expected, rtol=(
-            2e-5 if dtype == torch.float32 else 1e-11), atol=1e-20)
-    weight = torch.softmax(p * c.log(), -1)
-    r = (weight * c.log()).sum(-1, keepdim=True)
-    terms = y / p * (r - y.log())
-    torch.testing.assert_close(
-        dp.double(), terms.sum(), rtol=(
-            5e-5 if dtype == torch.float32 else 1e-10), atol=1e-12)
+@pytest.mark.parametrize('dtype, rtol', [
+    (torch.float32, 5e-5), (torch.float64, 1e-10)])
+def test_gradients_equal_those_of_the_float64_formula(dtype, rtol, p):
+    x, p = random_input(3, 4, 20, dtype=dtype), torch.tensor(p).to(dtype)
+    found = grads(lambda x, p: generalized_mean(x, p, -1), x, p)
+    exact = grads(lambda x, p: reference(x, p, -1), x.double(), p.double())
+    for grad, expected in zip(found, exact):
+        torch.testing.assert_close(
+            grad.double(), expected, rtol=rtol, atol=1e-12)
 
 
 def test_one_is_the_mean_and_inf_the_maximum_exactly():
@@ -59,34 +52,6 @@ def test_one_is_the_mean_and_inf_the_maximum_exactly():
     dx, = grads(lambda x: generalized_mean(x, math.inf), x)
     expected, = grads(lambda x: F.adaptive_max_pool2d(x, 1), x)
     assert dx.equal(expected)
-
-
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_tensor_power_one_and_inf(dtype):
-    x = random_input(3, 2, 5, 6, dtype=dtype)
-    p = torch.tensor([1.0, math.inf], dtype=dtype)
-    y = generalized_mean(x, p)
-    c = x.double().clamp(min=1e-6)
-    assert_close(y, torch.stack(
-        [c[:, 0].mean((1, 2)), c[:, 1].amax((1, 2))], dim=1))
-
-
-def test_gradient_of_a_tensor_power_of_inf():
-    """The channel of the maximum: as with the float, not NaN."""
-    x = random_input(3, 2, 5, 6)
-    p = torch.tensor([1.0, math.inf])
-    dx, = grads(lambda x: generalized_mean(x, p), x)
-    for channel, power in enumerate((1.0, math.inf)):
-        expected, = grads(
-            lambda x, p=power: generalized_mean(x, p), x[:, channel])
-        torch.testing.assert_close(dx[:, channel], expected)
-
-
-def test_lies_between_the_mean_and_the_maximum_and_grows_with_p():
-    x = random_input(64, 50).abs()
-    y = torch.stack([generalized_mean(x, p, 1) for p in (1.0, *POWERS[2:])])
-    assert (y.diff(dim=0) > -1e-6 * y[1:]).all()
-    assert (y[-1] <= x.amax(1)).all()
 
 
 @pytest.mark.parametrize('dtype, p, value', [
@@ -109,26 +74,6 @@ def test_finite_where_the_textbook_form_overflows(dtype, p, value):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize('function', [
-    lambda x: generalized_mean(x, 1.0, 0),
-    lambda x: gem_pool(x.view(1, 1, -1), 1.0),
-    lambda x: segment_generalized_mean(x, x.new_zeros(4).long(), 1, 1.0),
-], ids=['generalized_mean', 'gem_pool', 'segment'])
-def test_mean_near_the_largest_float_is_finite(function):
-    """The mean of four values is representable, their sum is not."""
-    x = torch.full((4, ), 2e38)
-    assert_close(function(x).flatten(), torch.tensor([2e38]).double())
-
-
-@pytest.mark.parametrize('value', [1e-30, 1e-38, 1e-40])
-@pytest.mark.parametrize('p', [0.5, 3.0, 20.0])
-def test_tiny_values_do_not_vanish(p, value):
-    """Without a clamp: relative to the maximum no power underflows."""
-    x = torch.full((2, 4), value)
-    torch.testing.assert_close(
-        generalized_mean(x, p, 1, eps=None), x[:, 0], rtol=1e-4, atol=0)
-
-
 @pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor(3.0)])
 def test_what_is_not_finite_stays_visible(p):
     """A NaN or an infinity reaches its own set and no other."""
@@ -141,99 +86,23 @@ def test_what_is_not_finite_stays_visible(p):
         torch.testing.assert_close(result[2:], generalized_mean(x[2:], p, 1))
 
 
-@pytest.mark.parametrize('p', [3.0, 8.0, 20.0, 50.0])
+@pytest.mark.parametrize('p', [3.0, 8.0, 50.0])
 def test_dead_channels_have_finite_gradients(p):
     """All of a channel at the clamp; p then has no influence at all."""
-    x = torch.zeros(2, 3, 4, 4)
+    x, power = torch.zeros(2, 3, 4, 4), torch.full((3, ), p)
     x[:, 0] = random_input(2, 4, 4)
-    power = torch.full((3, ), p)
-    y = generalized_mean(x, power)
-    assert_close(y, reference(x, p, (-2, -1)))
     dx, dp = grads(generalized_mean, x, power)
     assert dx.isfinite().all() and (dx[:, 1:] == 0).all()
-    expected, = grads(
-        lambda p: reference(x[:, :1], p, (-2, -1)), torch.tensor(p).double())
-    assert dp[0].item() == pytest.approx(expected.item(), rel=1e-4)
-    assert dp[1:].abs().max() < 1e-9
+    assert dp[0] > 1e-3 and dp[1:].abs().max() < 1e-9
     if p >= 8:
-        _, textbook_dp = grads(
-            lambda x, p: textbook(x, p, (-2, -1)), x[:, 1], torch.tensor(p))
-        assert not textbook_dp.isfinite()
+        _, dp = grads(lambda x, p: textbook(x, p, (-2, -1)), x[:, 1],
+                      torch.tensor(p))
+        assert not dp.isfinite()
 
 
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 8.0])
-def test_all_zero_without_clamp(p):
-    x = torch.zeros(2, 5)
-    assert generalized_mean(x, p, 1, eps=None).equal(torch.zeros(2))
-    dx, dp = grads(
-        lambda x, p: generalized_mean(x, p, 1, eps=None), x, torch.tensor(p))
-    assert dx.isfinite().all() and dp == 0
-    dx, = grads(lambda x: generalized_mean(x, p, 1, eps=None), x)
-    assert dx.isfinite().all()
-
-
-def test_gradient_at_the_clamp():
-    """Passed at equality, as by clamp, and stopped below it."""
-    x = torch.tensor([[1e-6, 0.0, 1.0]])
-    dx, = grads(lambda x: generalized_mean(x, 1.0, 1), x)
-    torch.testing.assert_close(dx, torch.tensor([[1., 0., 1.]]) / 3)
-
-
-# --- masks ----------------------------------------------
-
-
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 20.0, math.inf])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_mask_equals_selection(dtype, p):
-    x = random_input(4, 3, 5, 5, dtype=dtype)
-    mask = torch.rand(
-        4, 3, 5, 5, generator=torch.Generator().manual_seed(1)) > 0.6
-    mask[0, 0] = True
-    mask[1, 1] = False
-    for power in (p, torch.tensor([p], dtype=dtype)):
-        y = generalized_mean(x, power, mask=mask)
-        assert y.dtype == dtype
-        for n, c in itertools.product(range(4), range(3)):
-            selected = x[n, c][mask[n, c]].double().clamp(min=1e-6)
-            if len(selected) == 0:
-                expected = torch.zeros((), dtype=torch.float64)
-            elif math.isinf(p):
-                expected = selected.amax()
-            else:
-                expected = selected.pow(p).mean().pow(1 / p)
-            assert_close(y[n, c], expected)
-
-
-@pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 8.0, math.inf])
-@pytest.mark.parametrize('eps', [1e-6, None])
-def test_mask_excludes_even_what_is_not_finite(p, eps):
-    x = torch.tensor([[1., math.nan, 2., math.inf, 0.],
-                      [math.nan, math.inf, 1., 3., -1.],
-                      [math.nan] * 5])
-    mask = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0] * 5]).bool()
-    powers = [p] if math.isinf(p) else [p, torch.tensor(p)]
-    for power in powers:
-        y = generalized_mean(x, power, 1, eps=eps, mask=mask)
-        assert y.isfinite().all() and y[2] == 0
-        dx, = grads(
-            lambda x, p=power: generalized_mean(
-                x, p, 1, eps=eps, mask=mask), x)
-        assert dx.isfinite().all() and (dx[~mask] == 0).all()
-        kept = x[:2][mask[:2]].view(2, 2)
-        assert_close(y[:2], generalized_mean(kept.double(), p, 1))
-        expected, = grads(lambda x: generalized_mean(x, p, 1), kept.double())
-        # (c/y)^(p-1): the power multiplies the rounding of y and of c/y.
-        torch.testing.assert_close(
-            dx[:2][mask[:2]].double(), expected.flatten(), atol=0.,
-            rtol=2**-24 * (2 * min(p, 50.) + 4))
-
-
-@pytest.mark.parametrize('p', [1.0, 3.0, 20.0])
-def test_fully_masked_gives_zero_and_no_gradient(p):
-    x = random_input(2, 3, 4)
-    mask = torch.zeros(2, 1, 4, dtype=torch.bool)
-    mask[0] = True
-    power = torch.full((3, ), p)
+def test_fully_masked_gives_zero_and_no_gradient():
+    x, power = random_input(2, 3, 4), torch.full((3, ), 3.0)
+    mask = torch.tensor([True, False]).view(2, 1, 1)
     assert generalized_mean(x, power, 2, mask=mask)[1].equal(torch.zeros(3))
     dx, dp = grads(
         lambda x, p: generalized_mean(x, p, 2, mask=mask), x, power)
@@ -254,8 +123,7 @@ def test_mask_broadcasts(shape):
         generalized_mean(x, 2.5, (1, 3), mask=full))
 
 
-# --- powers ---------------------------------------------
-
+# Shape of the input, pooled dims, shape of p.
 CHANNEL_LAYOUTS = {
     'image': ((2, 3, 4, 5), (2, 3), (3, )),
     'volume': ((2, 3, 4, 5, 2), (2, 3, 4), (3, )),
@@ -277,16 +145,10 @@ def test_power_layouts(layout):
     x = random_input(*shape)
     p = torch.linspace(1.5, 9, math.prod(p_shape)).view(p_shape)
     y = generalized_mean(x, p, dims, keepdim=True)
-    assert list(y.shape) == [
-        1 if d in dims else size for d, size in enumerate(shape)]
-    for place in itertools.product(*map(range, y.shape)):
-        chosen = x[tuple(
-            slice(None) if d in dims else i for d, i in enumerate(place))]
-        channel = p.flatten()[0] if p.numel() == 1 else (
-            p[place[shape.index(3)]] if p.dim() == 1 else
-            p.expand(y.shape)[place])
-        assert_close(y[place],
-                     reference(chosen.flatten(), channel.item(), (0, )))
+    if len(p_shape) == 1:
+        # The channels are the dim of size 3.
+        p = p.view([-1 if size == 3 else 1 for size in shape])
+    assert_close(y, reference(x, p, dims, keepdim=True))
 
 
 @pytest.mark.parametrize('dtype', HALF)
@@ -311,28 +173,12 @@ def test_other_power_dtypes():
         assert_close(y, expected)
 
 
-# --- shapes and bad arguments ---------------------------
-
-
-def test_shapes_and_strides():
-    x = random_input(4, 6, 5)
-    for view in (x.transpose(0, 2), x[:, ::2], x[::2, :, 1:]):
-        assert_close(generalized_mean(view, 3.0, 1),
-                     reference(view, 3.0, (1, )))
-    assert generalized_mean(x.new_empty(0, 3, 4, 4)).shape == (0, 3)
-    assert generalized_mean(x.new_empty(2, 0, 4, 4), 1.0).shape == (2, 0)
-    assert_close(generalized_mean(x[0, 0], 3.0, 0),
-                 reference(x[0, 0], 3.0, (0, )))
-    assert generalized_mean(x, 3.0, -1).equal(generalized_mean(x, 3.0, [2]))
-
-
-def test_input_is_left_untouched():
-    x = random_input(2, 3, 4)
-    before = x.clone()
-    generalized_mean(x, 3.0, 2)
-    gem_pool(x, 3.0)
-    segment_generalized_mean(x, torch.tensor([0, 1]), 2)
-    assert x.equal(before)
+@pytest.mark.parametrize('p', [0.1, 1e-3, 1e-6, 1e-8])
+def test_small_powers_tend_to_the_geometric_mean(p):
+    x = torch.tensor([1.0, 4.0, 2.0])
+    exact = 2 * (1 + p * math.log(2)**2 / 3)
+    assert generalized_mean(x, p, 0).item() == pytest.approx(
+        exact, rel=2e-7 + p**2)
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
@@ -365,14 +211,6 @@ def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error) as info:
         generalized_mean(**kwargs)
     assert all(word in str(info.value) for word in words)
-
-
-@pytest.mark.parametrize('p', [0.1, 1e-3, 1e-6, 1e-8])
-def test_small_powers_tend_to_the_geometric_mean(p):
-    x = torch.tensor([1.0, 4.0, 2.0])
-    exact = 2 * (1 + p * math.log(2)**2 / 3)
-    assert generalized_mean(x, p, 0).item() == pytest.approx(
-        exact, rel=2e-7 + p**2)
 
 
 @pytest.mark.parametrize('p', [0.0, -1.0, math.nan])

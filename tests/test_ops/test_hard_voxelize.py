@@ -32,11 +32,11 @@ def cloud(n, channels=4, dtype=torch.float32):
     return x.to(dtype)
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_equals_mmcv(seed, size):
     torch.manual_seed(seed)
-    for n in (0, 1, 7, 100, 2000):
+    for n in (0, 1, 7, 100, 1500):
         points = cloud(n, channels=3 + seed % 4,
                        dtype=torch.float64 if seed % 5 == 4 else
                        torch.float32)

@@ -5,6 +5,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -36,6 +37,14 @@ def run(function, x, p=None, upstream=1.0):
     return (y.detach(), *grads)
 
 
+def assert_slope(dx, slope, upstream):
+    """What is subnormal has a fixed step."""
+    value, allowed = slope
+    g = exact(upstream)
+    assert_within(dx, value * g, allowed * np.abs(g) + references.ulp(
+        LD(0), dx.dtype) * (allowed > 0))
+
+
 # --- clip_sigmoid ---------------------------------------------------------
 
 
@@ -58,16 +67,17 @@ def test_clip_sigmoid(data):
     assert dx.isfinite().all()
     value, slope = references.clip_sigmoid(x, low, high, grad)
     assert_within(y, *value)
-    g = exact(upstream)
-    # What is subnormal has a fixed step.
-    assert_within(dx, slope[0] * g, slope[1] * np.abs(g) + references.ulp(
-        LD(0), x.dtype) * (slope[1] > 0))
+    assert_slope(dx, slope, upstream)
 
 
 # --- gaussian_focal_loss_with_logits --------------------------------------
 
 
-def draw_focal(data, clip):
+@pytest.mark.parametrize('clipped', [False, True])
+@given(data=st.data())
+def test_focal_loss(clipped, data):
+    clip = data.draw(st.sampled_from((1e-4, 1e-2, 0.3)) | st.floats(
+        1e-9, 0.49)) if clipped else None
     dtype = data.draw(strategies.DTYPES)
     shape = data.draw(strategies.shapes())
     bounds = () if clip is None else (clip, 1 - clip)
@@ -76,42 +86,23 @@ def draw_focal(data, clip):
     t = data.draw(strategies.tensors(
         shape, data.draw(st.sampled_from((dtype, torch.float32))),
         strategies.targets(torch.float32)))
+    weights = st.sampled_from((1.0, 0.0, 0.25, 3.0))
     settings = dict(
         alpha=data.draw(strategies.exponents()),
         gamma=data.draw(strategies.exponents()),
-        pos_weight=data.draw(st.sampled_from((1.0, 0.0, 0.25, 3.0))),
-        neg_weight=data.draw(st.sampled_from((1.0, 0.0, 0.25, 3.0))),
+        pos_weight=data.draw(weights), neg_weight=data.draw(weights),
         clip=clip)
-    return x, t, settings
-
-
-def check_focal_loss(x, t, settings, data):
     upstream = data.draw(strategies.upstreams(
         x.shape, references.wide(x.dtype)))
     loss, dx = run(
         lambda x: gaussian_focal_loss_with_logits(
             x, t, reduction='none', **settings), x, upstream=upstream)
     assert loss.shape == x.shape and loss.dtype == references.wide(x.dtype)
-    assert dx.isfinite().all()
+    assert dx.isfinite().all() and (loss >= 0).all()
     value, slope = references.focal_loss(x, t, **settings)
     assert_within(loss, *value)
-    g = exact(upstream)
     # In half precision the factor comes before the rounding.
-    assert_within(dx, slope[0] * g, slope[1] * np.abs(g) + references.ulp(
-        LD(0), x.dtype) * (slope[1] > 0))
-    assert (loss >= 0).all()
-
-
-@given(st.data())
-def test_focal_loss(data):
-    check_focal_loss(*draw_focal(data, None), data)
-
-
-@given(st.data())
-def test_focal_loss_clipped(data):
-    clip = data.draw(st.sampled_from((1e-4, 1e-2, 0.3)) | st.floats(
-        1e-9, 0.49))
-    check_focal_loss(*draw_focal(data, clip), data)
+    assert_slope(dx, slope, upstream)
 
 
 # --- targets --------------------------------------------------------------
@@ -212,43 +203,32 @@ def draw_dims(data, x):
     return tuple(sorted(pooled))
 
 
-def check_generalized_mean(data, x, p, p_places, dims, eps, mask=None):
-    sets = references.dense_sets(
-        x.shape, dims, None if mask is None else mask.numpy(), p_places)
-    # A name for the same dims.
-    dim = tuple(d - data.draw(st.sampled_from((0, x.dim()))) for d in dims)
-
-    def function(x, p=p):
-        return generalized_mean(x, p, dim, eps=eps, mask=mask)
-
-    check_pooled(function, x, p, sets, eps, data)
+def draw_power(data, x, channels):
+    """A number, one trained power, or one for each channel."""
+    per_channel = channels > 1 and data.draw(st.booleans())
+    if per_channel:
+        return data.draw(strategies.tensor_powers(channels, x.dtype)), True
+    return data.draw(
+        strategies.powers() | strategies.tensor_powers(1, x.dtype)), False
 
 
 @given(st.data())
 def test_generalized_mean(data):
+    """With a power per channel: those of dim 1, else of the last one."""
     eps = data.draw(strategies.EPSILONS)
     x = draw_features(data, eps, 1, 4)
     dims = draw_dims(data, x)
-    p = data.draw(strategies.powers())
-    check_generalized_mean(data, x, p, None, dims, eps)
-
-
-@given(st.data())
-def test_generalized_mean_of_trained_powers(data):
-    """One shared, or one per channel: dim 1, else the last one."""
-    eps = data.draw(strategies.EPSILONS)
-    x = draw_features(data, eps, 3, 4)
-    dims = draw_dims(data, x)
-    channel = 1 if 1 not in dims else x.dim() - 1
-    size, p_places = x.shape[channel], None
-    if channel not in dims and size > 1 and data.draw(st.booleans()):
-        p = data.draw(strategies.tensor_powers(size, x.dtype))
-        p_places = np.arange(size).reshape(
-            [size if d == channel else 1
-             for d in range(x.dim()) if d not in dims])
-    else:
-        p = data.draw(strategies.tensor_powers(1, x.dtype))
-    check_generalized_mean(data, x, p, p_places, dims, eps)
+    channel = 1 if x.dim() > 1 and 1 not in dims else x.dim() - 1
+    p, per_channel = draw_power(
+        data, x, x.shape[channel] if x.dim() > 2 and channel not in dims
+        else 0)
+    places = np.arange(x.shape[channel]).reshape(
+        [-1 if d == channel else 1 for d in range(x.dim()) if d not in dims]
+    ) if per_channel else None
+    # A name for the same dims.
+    names = [d - data.draw(st.sampled_from((0, x.dim()))) for d in dims]
+    check_pooled(lambda x, p=p: generalized_mean(x, p, names, eps=eps), x, p,
+                 references.dense_sets(x.shape, dims, None, places), eps, data)
 
 
 @given(st.data())
@@ -257,11 +237,10 @@ def test_generalized_mean_below_one(data):
     eps = data.draw(st.sampled_from((1e-6, 1e-3, 2.0)))
     x = draw_features(data, eps, 1, 3)
     dims = draw_dims(data, x)
-    if data.draw(st.booleans()):
-        p = data.draw(strategies.powers(0.05, infinite=False))
-    else:
-        p = data.draw(strategies.tensor_powers(1, x.dtype, lowest=0.05))
-    check_generalized_mean(data, x, p, None, dims, eps)
+    p = data.draw(strategies.powers(0.05, infinite=False)
+                  | strategies.tensor_powers(1, x.dtype, lowest=0.05))
+    check_pooled(lambda x, p=p: generalized_mean(x, p, dims, eps=eps), x, p,
+                 references.dense_sets(x.shape, dims), eps, data)
 
 
 @given(st.data())
@@ -270,18 +249,18 @@ def test_masked_generalized_mean(data):
     x = draw_features(data, eps, 1, 3)
     dims = draw_dims(data, x)
     mask = torch.from_numpy(data.draw(strategies.masks(tuple(x.shape))))
-    p = data.draw(strategies.powers() | strategies.tensor_powers(1, x.dtype))
-    check_generalized_mean(data, x, p, None, dims, eps, mask)
+    p, _ = draw_power(data, x, 0)
+
+    def function(x, p=p):
+        return generalized_mean(x, p, dims, eps=eps, mask=mask)
+
+    check_pooled(function, x, p, references.dense_sets(
+        x.shape, dims, mask.numpy()), eps, data)
     # Excluded elements have no part in anything, whatever they are.
-    changed = x.masked_fill(~mask, math.nan)
-    got, dx, *dp = run(
-        lambda x, p=p: generalized_mean(x, p, dims, eps=eps, mask=mask),
-        changed, p)
-    expected = run(
-        lambda x, p=p: generalized_mean(x, p, dims, eps=eps, mask=mask), x, p)
-    for value, other in zip((got, dx, *dp), expected):
+    changed = run(function, x.masked_fill(~mask, math.nan), p)
+    for value, other in zip(changed, run(function, x, p)):
         assert value.equal(other)
-    assert (dx[~mask] == 0).all()
+    assert (changed[1][~mask] == 0).all()
 
 
 @given(st.data())
@@ -294,10 +273,7 @@ def test_gem_pool(data):
     kernel = tuple(data.draw(st.integers(1, size)) for size in extent)
     stride = tuple(data.draw(st.integers(1, 3)) for _ in kernel)
     padding = tuple(data.draw(st.integers(0, size // 2)) for size in kernel)
-    per_channel = x.shape[1] > 1 and data.draw(st.booleans())
-    p = data.draw(strategies.tensor_powers(x.shape[1], x.dtype)) if (
-        per_channel) else data.draw(
-            strategies.powers() | strategies.tensor_powers(1, x.dtype))
+    p, per_channel = draw_power(data, x, x.shape[1])
     sets = references.window_sets(
         x.shape, kernel, stride, padding, per_channel)
     check_pooled(
@@ -314,13 +290,9 @@ def test_segment_generalized_mean(data):
         st.integers(0, max(num_segments - 1, 0)), min_size=len(x),
         max_size=len(x))), dtype=np.int64)
     columns = math.prod(x.shape[1:])
-    per_column = columns > 1 and data.draw(st.booleans())
+    p, per_column = draw_power(data, x, columns)
     if per_column:
-        p = data.draw(strategies.tensor_powers(columns, x.dtype)).view(
-            x.shape[1:])
-    else:
-        p = data.draw(
-            strategies.powers() | strategies.tensor_powers(1, x.dtype))
+        p = p.view(x.shape[1:])
     sets = references.segment_sets(x.shape, index, num_segments, per_column)
     kind = data.draw(st.sampled_from((torch.int64, torch.int32)))
     index = torch.from_numpy(index).to(kind)

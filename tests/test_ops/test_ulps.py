@@ -13,16 +13,9 @@ from sigplug.ops import (
 from .references import LD, bounds, exact, sigmoid, steps
 
 HALF = (torch.float16, torch.bfloat16)
-POWERS = (1.0, 1.0001, 1.5, 2.0, 3.0, 6.5, 20.0, 50.0, 100.0)
 
 
 # --- clip_sigmoid ---------------------------------------------------------
-
-
-def every_half(dtype):
-    """All bit patterns that are numbers, infinities included."""
-    x = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
-    return x[~x.isnan()]
 
 
 def clip_sigmoid_ulps(x, low, high):
@@ -38,16 +31,19 @@ def torch_sigmoid_ulps(x, low, high):
     return steps(torch.sigmoid(x)[torch.from_numpy(inside)], y[inside]).max()
 
 
-@pytest.mark.parametrize('low, high', [
+every_bound = pytest.mark.parametrize('low, high', [
     (1e-4, 1 - 1e-4), (0.011, 0.7), (1e-37, 1 - 2**-53)])
+
+
+@every_bound
 @pytest.mark.parametrize('dtype', HALF)
 def test_clip_sigmoid_on_every_half(dtype, low, high):
     """One ulp: computed in float32 and rounded once."""
-    assert clip_sigmoid_ulps(every_half(dtype), low, high) <= 1
+    x = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
+    assert clip_sigmoid_ulps(x[~x.isnan()], low, high) <= 1
 
 
-@pytest.mark.parametrize('low, high', [
-    (1e-4, 1 - 1e-4), (0.011, 0.7), (1e-37, 1 - 2**-53)])
+@every_bound
 def test_clip_sigmoid_on_a_sweep_of_float32(low, high):
     """Of bit patterns, of ordinary logits, and around the bounds."""
     edge = torch.log(torch.tensor([low, 1 - high]).double())
@@ -75,65 +71,63 @@ def test_clip_sigmoid_on_a_sweep_of_float64():
 # --- the generalised mean -------------------------------------------------
 
 
-def one_huge_many_tiny(n, largest, tiny):
-    x = torch.full((n, ), tiny, dtype=torch.float64)
-    x[n // 2] = largest
+def uniform(n):
+    return torch.rand(n, dtype=torch.float64)
+
+
+def one_huge(n, others):
+    x = torch.full((n, ), others, dtype=torch.float64)
+    x[n // 2] = 1e3
     return x
 
 
-def inputs(kind, n, dtype):
-    """Sets of ``n`` values, computed in float64 and rounded."""
-    generator = torch.Generator().manual_seed(n)
+# Sets of n values for a dtype, in float64.
+KINDS = {
+    'uniform': lambda n, info: uniform(n) * 10,
+    # A mean far below the maximum: the root has most to undo.
+    'many orders': lambda n, info: torch.exp(8 * (uniform(n) - 1)) * 100,
+    'one huge, many tiny': lambda n, info: one_huge(n, 1e-3),
+    'one huge, many zeros': lambda n, info: one_huge(n, 0.0),
+    'all equal': lambda n, info: 1.1 + 0 * uniform(n),
+    'two values': lambda n, info: 0.7 + 0.6 * (
+        uniform(n) > 0.5).double(),
+    'near overflow': lambda n, info: info.max * (1 - 0.4 * uniform(n)),
+    'all the largest': lambda n, info: info.max + 0 * uniform(n),
+    'subnormals': lambda n, info: info.smallest_normal * uniform(n),
+    'the smallest': lambda n, info: info.smallest_normal * info.eps * (
+        1 + (uniform(n) > 0.5).double()),
+}
+every_kind = pytest.mark.parametrize('kind', KINDS)
+every_power = pytest.mark.parametrize('p', [
+    1.0, 1.0001, 1.5, 2.0, 3.0, 6.5, 20.0, 50.0, 100.0])
+# float64 has no wider type to sum in: torch's sum alone is off by 8 ulp where
+# one huge element meets many tiny ones. Halves are computed in float32 and
+# rounded once.
+LIMITS = {torch.float32: 4, torch.float64: 16, torch.float16: 1,
+          torch.bfloat16: 1}
+
+
+def draw(kind, n, dtype):
     info = torch.finfo(dtype)
-
-    def uniform():
-        return torch.rand(n, generator=generator, dtype=torch.float64)
-
-    x = {
-        'uniform': lambda: uniform() * 10,
-        # A mean far below the maximum: the root has most to undo.
-        'many orders': lambda: torch.exp(8 * (uniform() - 1)) * 100,
-        'one huge, many tiny': lambda: one_huge_many_tiny(n, 1e3, 1e-3),
-        'one huge, many zeros': lambda: one_huge_many_tiny(n, 1e3, 0.0),
-        'all equal': lambda: torch.full((n, ), 1.1, dtype=torch.float64),
-        'two values': lambda: 0.7 + 0.6 * (uniform() > 0.5).double(),
-        'near overflow': lambda: info.max * (1 - 0.4 * uniform()),
-        'all the largest': lambda: torch.full(
-            (n, ), info.max, dtype=torch.float64),
-        'subnormals': lambda: info.smallest_normal * uniform(),
-        'the smallest': lambda: info.smallest_normal * info.eps * (
-            1 + (uniform() > 0.5).double()),
-    }[kind]()
-    return x.clamp(max=info.max).to(dtype)
-
-
-KINDS = ('uniform', 'many orders', 'one huge, many tiny',
-         'one huge, many zeros', 'all equal', 'two values', 'near overflow',
-         'all the largest', 'subnormals', 'the smallest')
-
-
-def expected_mean(x, p):
-    c, p = exact(x), LD(float(p))
-    return c.max() * np.mean((c / c.max())**p)**(1 / p)
+    return KINDS[kind](n, info).clamp(max=info.max).to(dtype)
 
 
 def pooled_ulps(y, x, p):
-    return steps(y, np.asarray(expected_mean(x, p))).max()
+    c, p = exact(x), LD(float(p))
+    mean = c.max() * np.mean((c / c.max())**p)**(1 / p)
+    return steps(y, np.asarray(mean)).max()
 
 
-@pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('kind', KINDS)
+@every_power
+@every_kind
 def test_generalized_mean(kind, p):
-    """Four ulp, by a number as well as by a tensor.
-
-    float64 has no wider type to sum in: torch's sum alone is off by 8 ulp
-    where one huge element meets many tiny ones.
-    """
-    for dtype, limit in ((torch.float32, 4), (torch.float64, 16)):
+    """By a number as well as by a tensor."""
+    for dtype, limit in LIMITS.items():
         for n in (1, 2, 7, 64, 1000, 30000):
-            x = inputs(kind, n, dtype)
+            x = draw(kind, n, dtype)
             for power in (p, torch.tensor(p)):
                 y = generalized_mean(x, power, 0, eps=None)
+                assert y.dtype == dtype
                 assert pooled_ulps(y, x, power) <= limit, (dtype, n, power)
 
 
@@ -141,35 +135,21 @@ def test_generalized_mean(kind, p):
 @pytest.mark.parametrize('kind', [
     'uniform', 'one huge, many zeros', 'all equal'])
 def test_generalized_mean_of_a_million(kind, p):
-    x = inputs(kind, 10**6, torch.float32)
+    x = draw(kind, 10**6, torch.float32)
     y = generalized_mean(x, p, 0, eps=None)
     assert pooled_ulps(y, x, p) <= 4
 
 
-@pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('dtype', HALF)
-def test_generalized_mean_of_halves(dtype, p):
-    """One ulp: computed in float32 and rounded once."""
-    for kind in KINDS:
-        for n in (1, 2, 7, 64, 3000):
-            x = inputs(kind, n, dtype)
-            y = generalized_mean(x, p, 0, eps=None)
-            assert y.dtype == dtype
-            assert pooled_ulps(y, x, p) <= 1, (kind, n)
-
-
-@pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('kind', KINDS)
+@every_power
+@every_kind
 def test_other_forms(kind, p):
     """The same sets as windows, and as segments in mixed order."""
     n = 1024
-    x = torch.stack([inputs(kind, n, torch.float32),
-                     inputs(kind, n, torch.float32).flip(0)])
+    x = torch.stack([draw(kind, n, torch.float32) for _ in range(2)])
     pooled = gem_pool(x.view(1, 2, n), p, eps=None).view(2)
     windows = gem_pool(x.view(1, 1, 2 * n), p, (n, ), eps=None).view(2)
-    index = torch.arange(2 * n) % 2
     ragged = segment_generalized_mean(
-        x.t().reshape(-1), index, 2, p, eps=None)
+        x.t().reshape(-1), torch.arange(2 * n) % 2, 2, p, eps=None)
     for row in range(2):
         for y in (pooled, windows, ragged):
             assert pooled_ulps(y[row], x[row], p) <= 4

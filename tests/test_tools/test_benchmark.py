@@ -90,6 +90,35 @@ def test_extra_memory(timing):
             size * 2**20, abs=1024)
 
 
+class FakeEvent:
+    """An event on the way of a GPU that takes 5 ms for each call."""
+    calls = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.time = 5.0 * FakeEvent.calls
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.time - self.time
+
+
+def test_time_of_the_gpu_alone(timing, monkeypatch):
+    """Between two events around all calls, per call; in seconds."""
+    def call():
+        FakeEvent.calls += 1
+
+    monkeypatch.setattr(torch.cuda, 'Event', FakeEvent)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    timer = timing.Timer(timing.Form('f', call), (), torch.device('cuda'))
+    timer.calls = 3
+    assert timer.time()['device'] == pytest.approx(0.005)
+
+
 def test_operations_on_a_backend(operations, monkeypatch):
     """The environment decides for all that a form calls."""
     monkeypatch.setenv('SIGPLUG_BACKEND', 'other')
@@ -98,57 +127,89 @@ def test_operations_on_a_backend(operations, monkeypatch):
     assert seen == ['auto', 'eager']
 
 
-def test_headlines_are_measured(operations):
-    names = [case.name for case in operations.CASES]
-    assert len(set(names)) == len(names)
-    assert {line.case for line in operations.HEADLINES} <= set(names)
+@pytest.mark.parametrize('name', ['pillars of 0.2 m', 'voxels of 0.075 m'])
+def test_voxels_are_those_of_mmcv(operations, timing, monkeypatch, name):
+    """The case compares them; here on few points, in any order."""
+    points = 2 * torch.rand(2, 500, 5) - 1
+    monkeypatch.setattr(operations, 'lidar_points', lambda: list(points))
+    case, = (case for case in operations.CASES if name in case.name)
+    work = case.build(CPU)
+    expected, found = (timing.Timer(form, work.args, CPU).answer()
+                       for form in work.forms)
+    assert timing.compare(expected, found) == 0
+    assert found[2].sum() == 1000 and found[1][:, 0].unique().tolist() == [
+        0, 1]
+
+
+def test_goals_are_of_forms_that_are_there(operations):
+    """In the case with forms of all kinds."""
+    assert len({case.name for case in operations.CASES}) == len(
+        operations.CASES)
+    case = next(case for case in operations.CASES if 'loss' in case.name)
+    forms = {form.name for form in case.build(CPU).forms}
+    assert {name for goal in case.goals
+            for name in (goal.form, goal.against)} <= forms
 
 
 # -- Tables ------------------------------------------------------------------
 
 
-@pytest.fixture
-def case(operations):
-    """Stock takes 1 + 3 s, ours 2 + 6, a third one has failed."""
-
-    def row(name, forward, backward, same=True):
-        return dict(form=name, same_function=same, status='ok',
-                    extra_bytes=2**21, forward=[forward] * 3,
-                    backward=[backward] * 3, both=[forward + backward] * 3)
-
-    return dict(case=operations.LOSS.format(128), rows=[
-        row(operations.MMDET, 1.0, 3.0), row(operations.OURS, 2.0, 6.0),
-        row(operations.OURS + ', clip=None', 1.0, 1.0, same=False),
-        dict(form='peer', same_function=True, status='failed: why')])
+def row(form, forward, backward, **changes):
+    return dict(form=form, same_function=True, status='ok',
+                extra_bytes=2**21, forward=[forward] * 3,
+                backward=[backward] * 3, both=[forward + backward] * 3
+                ) | changes
 
 
-def test_losses_and_failures_are_shown(page, case):
-    rows = page.case_table(case).splitlines()[2:]
-    assert rows == [
-        '| mmdet3d + mmdet | 1000 | 3000 | 4000 | 4000 to 4000 | 1.00 '
-        '| 2.00 |',
+def test_losses_and_failures_are_shown(page):
+    rows = [row('stock', 1.0, 3.0), row('sigplug', 2.0, 6.0),
+            row('other', 1.0, 1.0, same_function=False),
+            dict(form='peer', same_function=True, status='failed: why')]
+    assert page.case_table(dict(rows=rows)).splitlines()[2:] == [
+        '| stock | 1000 | 3000 | 4000 | 4000 to 4000 | 1.00 | 2.00 |',
         '| sigplug | 2000 | 6000 | 8000 | 8000 to 8000 | 0.500 | 2.00 |',
-        '| *sigplug, clip=None* | 1000 | 1000 | 2000 | 2000 to 2000 | 2.00 '
-        '| 2.00 |',
+        '| *other* | 1000 | 1000 | 2000 | 2000 to 2000 | 2.00 | 2.00 |',
         '| peer (failed: why) | - | - | - | - | - | - |']
+    # On a GPU there is one column more.
+    rows = [row('stock', 1.0, 3.0, device=[3.5] * 3), rows[-1]]
+    header, _, first, second = page.case_table(dict(rows=rows)).splitlines()
+    assert '| both, ms | GPU alone, ms |' in header
+    assert '| 4000 | 3500 | 4000 to 4000 |' in first
+    assert second.count(' - ') == 7
+
+
+def test_headlines(page, operations):
+    """As times as fast, or as cost where that is the goal."""
+    case = next(case for case in operations.CASES if 'GeM' in case.name)
+    rows = [row(operations.MMPRETRAIN, 2.0, 4.0), row('sigplug', 0.5, 1.0),
+            row(operations.AVERAGE, 0.5, 0.5, same_function=False)]
+    assert page.headline_rows([dict(case=case.name, rows=rows)]) == [
+        [f'{case.name}: sigplug', "times as fast as mmpretrain's formula",
+         '4.00', '5 or more'],
+        [f'{case.name}: sigplug', 'times the cost of adaptive_avg_pool2d',
+         '1.50', '2.2 or less']]
 
 
 # -- The tool ----------------------------------------------------------------
 
 
-def test_run_and_page(tmp_path, run_here, page, monkeypatch):
-    for name in ('SIGPLUG_BACKEND', 'TORCHINDUCTOR_CACHE_DIR'):
-        monkeypatch.setenv(name, 'auto')
+def test_run_and_page(tmp_path, run_here, page, operations, timing,
+                      monkeypatch):
+    work = timing.Work([timing.Form('stock', torch.exp),
+                        timing.Form('sigplug', lambda x: x.exp())],
+                       (torch.rand(8), ))
+    monkeypatch.setattr(operations, 'CASES', tuple(
+        operations.Case(name, lambda device: work) for name in ('a', 'ab')))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', '')
     code, printed = run_here(
         'analysis_tools/benchmark.py', 'ops', '--repeat', 2, '--threads', 1,
-        '--filter', '30 boxes', '--out', 'results', cwd=tmp_path)
+        '--filter', 'b', '--out', 'results', cwd=tmp_path)
     assert code == 0, printed.err
     run = json.loads((tmp_path / 'results/ops.json').read_text())
     assert run['threads'] == 1 and run['repeat'] == 2
-    assert run['command'].startswith(
-        'python tools/analysis_tools/benchmark.py ops --repeat 2 ')
     (case, ) = run['results']
-    assert [row['status'] for row in case['rows']] == ['ok'] * 3
+    assert case['case'] == 'ab'
+    assert [row['status'] for row in case['rows']] == ['ok'] * 2
     code, printed = run_here(
         'analysis_tools/report.py', 'performance', '--results', 'results',
         '--out', 'new/page.md')
@@ -159,23 +220,23 @@ def test_run_and_page(tmp_path, run_here, page, monkeypatch):
     assert page.UNKNOWN in text.split('## Training')[1]
 
 
-def test_a_page_needs_results(page, tmp_path):
-    with pytest.raises(SystemExit, match='run benchmark.py'):
-        page.write_page(tmp_path, tmp_path / 'page.md')
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(('args', 'message'), [
     (['ops', '--filter', 'nothing'], "--filter 'nothing' finds none of"),
     (['--device', 'tpu7'], "must be cpu, cuda or cuda:N, got 'tpu7'"),
     pytest.param(
-        ['--device', 'cuda'], 'torch finds no GPU',
+        ['--device', 'cuda'], '--device cuda:0: torch finds no GPU here',
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU')),
 ])
-def test_usage_errors(tmp_path, run_here, args, message):
-    code, printed = run_here('analysis_tools/benchmark.py', *args,
-                             cwd=tmp_path)
-    assert message in (printed.err if code == 2 else code)
+def test_usage_errors(tmp_path, monkeypatch, fail, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fail('analysis_tools/benchmark.py', *args)
+
+
+def test_a_page_needs_results(tmp_path, fail):
+    assert 'run benchmark.py first' in fail(
+        'analysis_tools/report.py', 'performance', '--out', 'page.md',
+        cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # -- A training --------------------------------------------------------------
@@ -192,5 +253,6 @@ def test_training_iterations(page, run_tool, tmp_path):
     assert [row['config'] for row in group['rows']] == ['stock', 'sigplug']
     for row in group['rows']:
         *stages, whole = (row['stages'][name] for name in page.STAGES)
+        assert min(stages) > 0
         assert sum(stages) == pytest.approx(whole, rel=0.3)
     assert '| times stock | 1.00 |' in page.training_table(group)

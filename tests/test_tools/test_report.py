@@ -9,23 +9,18 @@ import pytest
 import torch
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/numerics.md'
+FP64 = torch.float64
 DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32,
-              fp64=torch.float64)
+              fp64=FP64)
 BITS = dict(fp16=11, bf16=8, fp32=24, fp64=53)
 
 pytestmark = pytest.mark.usefixtures('tools_on_path')
 
 
 @pytest.fixture(scope='module')
-def values(tools_on_path):
-    from pages import values
-    return values
-
-
-@pytest.fixture(scope='module')
-def references(tools_on_path):
-    from pages import references
-    return references
+def measure(tools_on_path):
+    from pages import measure
+    return measure
 
 
 def read_tables(page):
@@ -106,33 +101,54 @@ def test_limits_in_half_precision(committed, name):
 # -- How it is measured ------------------------------------------------------
 
 
-def test_sweep_of_all_values(values):
+def test_sweep_of_all_values(measure):
     for dtype in (torch.float16, torch.bfloat16):
-        found = torch.cat(list(values.sweep(dtype, 1024)))
+        found = torch.cat(list(measure.sweep(dtype, 1024)))
         every = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
         assert found.isfinite().all()
         assert len(found.view(torch.int16).unique()) == (
             len(found)) == every.isfinite().sum()
 
 
-def test_worst_counts_units_in_the_last_place(references):
+@pytest.mark.parametrize('dtype', DTYPES.values())
+def test_edge_is_between_neighbours(measure, dtype):
+    """Upwards, downwards, among negative values, and nowhere."""
+    third = torch.tensor(1 / 3, dtype=dtype)
+    above = torch.nextafter(third, torch.tensor(1.0, dtype=dtype)).item()
+    third = third.item()
+    assert measure.edge(lambda x: x > third, dtype) == (third, above)
+    assert measure.edge(lambda x: x <= third, dtype, 1.0, 0.0) == (
+        above, third)
+    assert measure.edge(lambda x: x < -third, dtype, sign=-1) == (
+        -third, -above)
+    assert measure.edge(lambda x: x < 0, dtype) is None
+
+
+def test_worst_counts_units_in_the_last_place(measure):
     """Against numpy's spacing."""
     for name, kind in (('fp16', np.float16), ('fp32', np.float32)):
         for value in (1.0, 1.5, 3e-5, 1e-7, 1000.0):
             exact = float(kind(value))
             unit = float(np.spacing(kind(value)))
-            worst = references.Worst()
+            worst = measure.Worst()
             worst.add(torch.tensor([exact], dtype=DTYPES[name]),
-                      np.array([exact + 0.25 * unit]))
+                      torch.tensor([exact + 0.25 * unit], dtype=FP64))
             assert worst.ulp == pytest.approx(0.25)
-    worst = references.Worst()
-    worst.add(torch.tensor([1.0, math.nan]), np.array([1.5, 1.0]))
-    assert worst.ulp == worst.relative == math.inf
+    for result in (math.nan, math.inf):
+        worst = measure.Worst()
+        worst.add(torch.tensor([1.0, result]),
+                  torch.tensor([1.5, 1.0], dtype=FP64))
+        assert worst.ulp == worst.relative == math.inf
+
+
+# float32, whose relative errors are about 1e-7, is measured against the
+# references.
+ACCURACY = dict(rel=1e-11, abs=0)
 
 
 @pytest.mark.parametrize('clip', [None, 1e-4])
 @pytest.mark.parametrize('target', [0.0, 0.5, 1.0])
-def test_focal_reference(references, clip, target):
+def test_focal_reference(measure, clip, target):
     """Against mmdet's formula in 60 digits, derived numerically."""
     bounds = clip and (clip, 1 - clip)
 
@@ -147,31 +163,36 @@ def test_focal_reference(references, clip, target):
             return -(1 - q)**2 * mpmath.log(q + guard)
         return -(1 - target)**4 * q**2 * mpmath.log(1 - q + guard)
 
+    points = [-30.0, -9.5, -2.0, 0.0, 0.3, 5.0, 9.0, 20.0]
+    found = measure.with_gradient(
+        lambda x: measure.focal_reference(x, target, bounds),
+        torch.tensor(points, dtype=FP64))
     with mpmath.workdps(60):
-        for x in (-30.0, -9.5, -2.0, 0.0, 0.3, 5.0, 9.0, 20.0):
-            loss, gradient = references.focal_reference(
-                np.array([x]), target, bounds)
-            assert loss[0] == pytest.approx(
-                float(formula(mpmath.mpf(x))), rel=2e-14, abs=0)
-            assert gradient[0] == pytest.approx(
-                float(mpmath.diff(formula, x)), rel=2e-14, abs=0)
+        for x, loss, gradient in zip(points, *(t.tolist() for t in found)):
+            assert loss == pytest.approx(
+                float(formula(mpmath.mpf(x))), **ACCURACY)
+            assert gradient == pytest.approx(
+                float(mpmath.diff(formula, x)), **ACCURACY)
 
 
 @pytest.mark.parametrize('p', [1.0, 6.5, 20.0])
-def test_mean_reference(references, p):
+def test_mean_reference(measure, p):
     values = [1e-6, 0.3, 2.0, 2.5, 1e20]
 
     def formula(*c_and_p):
         *c, power = c_and_p
         return (sum(v**power for v in c) / len(c))**(1 / power)
 
-    y, dx, dp, scale = references.mean_reference(np.array([values]), p)
-    found = dict.fromkeys(range(6), 0) | {2: dx[0, 2], 4: dx[0, 4], 5: dp[0]}
+    x = torch.tensor([values], dtype=FP64)
+    y, dx = measure.with_gradient(
+        lambda x: measure.mean_reference(x, p, 1e-9), x)
+    _, dp = measure.with_gradient(
+        lambda p: measure.mean_reference(x, p, 1e-9),
+        torch.tensor(p, dtype=FP64))
     with mpmath.workdps(300):
-        point = (*map(mpmath.mpf, values), mpmath.mpf(p))
-        assert y[0] == pytest.approx(float(formula(*point)), rel=4e-14)
-        assert scale[0] == y[0] / p
-        for i in (2, 4, 5):
+        point = (*map(mpmath.mpf, x[0].tolist()), mpmath.mpf(p))
+        assert y.item() == pytest.approx(float(formula(*point)), **ACCURACY)
+        for i, found in ((2, dx[0, 2]), (4, dx[0, 4]), (5, dp)):
             order = tuple(int(i == j) for j in range(6))
-            assert found[i] == pytest.approx(float(
-                mpmath.diff(formula, point, order)), rel=4e-14, abs=0)
+            assert found.item() == pytest.approx(float(
+                mpmath.diff(formula, point, order)), **ACCURACY)

@@ -64,3 +64,18 @@ def test_processes_that_stay_behind_are_found_and_ended(soak, monkeypatch):
     assert soak.stop(process)
     # The child held the other end of the pipe.
     assert process.stdout.read() == b''
+
+
+def test_a_tenth_of_the_scans_is_damaged_in_four_ways(soak, tmp_path):
+    folder = tmp_path / 'samples/LIDAR_TOP'
+    folder.mkdir(parents=True)
+    scans = [folder / f'{i:02d}.pcd.bin' for i in range(40)]
+    for scan in scans:
+        scan.write_bytes(bytes(200))
+    assert soak.damage_scans(tmp_path) == 4
+    nan, cut, empty, missing = scans[::10]
+    assert np.isnan(np.fromfile(nan, np.float32)).all()
+    assert nan.stat().st_size % 20 == 0 < cut.stat().st_size % 20
+    assert empty.stat().st_size == 0 and not missing.exists()
+    assert sum(scan.exists() and scan.read_bytes() == bytes(200)
+               for scan in scans) == 36

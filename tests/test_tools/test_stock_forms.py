@@ -54,5 +54,5 @@ def test_power_mean_of_segments_is_that_of_pytorch_geometric():
     x, index = 0.2 + torch.rand(20, 3), torch.randint(4, (20, ))
     layer = aggregation.PowerMeanAggregation(p=2.5, learn=True)
     torch.testing.assert_close(
-        stock_forms.power_mean_aggregation(x, index, 4, layer.p),
+        stock_forms.power_mean_aggregation(x, layer.p, index, 4),
         layer(x, index, dim_size=4), rtol=0, atol=0)

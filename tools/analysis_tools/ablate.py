@@ -15,24 +15,17 @@ import hashlib
 import json
 import os
 import sys
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from comparison import flatten, format_tables, gather
 from mmengine.config import Config
 from plots.ablation import draw_ablation
-from tqdm import tqdm
 
 from sigplug.engine import preflight, process
 from sigplug.engine.checkpoint import load_safely
-from sigplug.engine.lock import lock_folder
 from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import (
-    read_nuscenes_metrics,
-    write_json,
-    write_text,
-)
+from sigplug.engine.results import read_nuscenes_metrics, write_json
 from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
 from sigplug.visualization import save_png
 
@@ -66,13 +59,10 @@ def parse_args() -> argparse.Namespace:
         '--difficulty', choices=('standard', 'hard'), default='hard',
         help='of the data set (default: %(default)s)')
     parser.add_argument(
-        '--samples-per-scene', type=int, metavar='N',
-        help='key frames in each scene (default: that of the generator, 40, '
-        'on which configs/ablation count)')
+        '--samples-per-scene', type=int, default=40, metavar='N',
+        help='key frames in each scene (default: %(default)s, on which '
+        'configs/ablation count)')
     args = parser.parse_args()
-    for config in args.configs:
-        if not config.is_file():
-            parser.error(f'configs: {config} does not exist')
     args.configs = list(dict.fromkeys(map(Path.resolve, args.configs)))
     args.names = short_names(args.configs)
     if len(set(args.names)) < len(args.names):
@@ -80,9 +70,6 @@ def parse_args() -> argparse.Namespace:
                      f'for them in the tables, among {", ".join(args.names)}')
     if args.seeds < 1:
         parser.error(f'--seeds must be at least 1, got {args.seeds}')
-    for folder in (args.out_dir, args.data_root):
-        if folder.exists() and not folder.is_dir():
-            parser.error(f'{folder} must be a folder, but is a file')
     return args
 
 
@@ -101,15 +88,12 @@ def digest(cfg: Config, manifest: bytes) -> str:
 
 def trained_powers(path: str) -> dict[str, list[float]]:
     """Return each parameter ``p`` of the model in a checkpoint."""
-    state = load_safely(path)['state_dict']
-    return {
-        name: [round(p, 4) for p in value.flatten().tolist()]
-        for name, value in state.items() if name.rpartition('.')[2] == 'p'
-    }
+    return {name: [round(p, 4) for p in value.flatten().tolist()]
+            for name, value in load_safely(path)['state_dict'].items()
+            if name.rpartition('.')[2] == 'p'}
 
 
-def run(config: Path, seed: int, amp: bool,
-        work_dir: Path) -> dict[str, Any]:
+def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
     """Train with one seed, or continue that training, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
     last = work_dir / 'last_checkpoint'
@@ -124,7 +108,7 @@ def run(config: Path, seed: int, amp: bool,
     run_stage('test', TOOLS / 'test.py', config, checkpoint, '--work-dir',
               work_dir / 'eval', log=work_dir / 'test.log')
     return dict(
-        config=str(config), seed=seed, amp=amp, resumed=resumed,
+        config=config, seed=seed, amp=amp, resumed=resumed,
         **read_nuscenes_metrics(work_dir / 'eval'),
         powers=trained_powers(checkpoint),
         machine=describe_machine(), versions=list_versions())
@@ -132,17 +116,16 @@ def run(config: Path, seed: int, amp: bool,
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
     """Write the summary of the runs; return its tables."""
-    rows = [dict(name=result['name'], seed=result['seed'], **flatten(result))
-            for result in results]
-    lines = StringIO()
-    writer = csv.DictWriter(lines, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
     names, values = gather(results)
     tables = format_tables(names, values)
     write_json(out_dir / 'results.json', results)
-    write_text(out_dir / 'results.csv', lines.getvalue())
-    write_text(out_dir / 'results.md', tables)
+    with open(out_dir / 'results.csv', 'w') as file:
+        rows = [dict(name=result['name'], seed=result['seed'],
+                     **flatten(result)) for result in results]
+        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    (out_dir / 'results.md').write_text(tables)
     save_png(draw_ablation(names, values), out_dir / 'results.png')
     return tables
 
@@ -150,7 +133,6 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Train what is missing, then compare."""
     args = parse_args()
-    lock = lock_folder(str(args.out_dir), '--out-dir')
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()
@@ -160,34 +142,26 @@ def main() -> None:
     run_stage('data',
               TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
               '--out', args.data_root, '--difficulty', args.difficulty,
-              *([] if args.samples_per_scene is None else
-                ['--samples-per-scene', args.samples_per_scene]))
+              '--samples-per-scene', args.samples_per_scene)
     manifest = (args.data_root / 'synthetic_nuscenes.json').read_bytes()
-    digests = [digest(cfg, manifest) for cfg in cfgs]
-    variants = [(f'{name} amp' if amp else name, amp, config, key)
+    # Another config, or another data set, has another folder.
+    folders = [args.out_dir / f'{config.stem}-{digest(cfg, manifest)}'
+               for config, cfg in zip(args.configs, cfgs)]
+    variants = [(f'{name} amp' if amp else name, amp, relative(config), folder)
                 for amp in ([False, True] if args.amp else [False])
-                for name, config, key in zip(args.names, args.configs,
-                                             digests)]
+                for name, config, folder in zip(args.names, args.configs,
+                                                folders)]
     results: list[dict[str, Any]] = []
     # Seed by seed, so that an interrupted run can be compared too.
-    with tqdm(total=args.seeds * len(variants), unit='run') as bar:
-        for seed in range(args.seeds):
-            new = False
-            for name, amp, config, key in variants:
-                bar.set_postfix_str(f'{name}, seed {seed}')
-                # Another config, or another data set, has another folder.
-                work_dir = (args.out_dir / f'{config.stem}-{key}' /
-                            f'seed{seed}{"-amp" if amp else ""}')
-                file = work_dir / 'result.json'
-                if not file.exists():
-                    new = True
-                    write_json(file, run(Path(relative(config)), seed, amp,
-                                         work_dir))
-                results.append(dict(name=name, **json.loads(file.read_text())))
-                bar.update()
-            if new or seed == args.seeds - 1:
-                tables = write_summary(args.out_dir, results)
-    lock.close()
+    for seed in range(args.seeds):
+        for name, amp, config, folder in variants:
+            work_dir = folder / f'seed{seed}{"-amp" if amp else ""}'
+            file = work_dir / 'result.json'
+            print(f'{name}, seed {seed}: {work_dir}', flush=True)
+            if not file.exists():
+                write_json(file, run(config, seed, amp, work_dir))
+            results.append(dict(name=name, **json.loads(file.read_text())))
+        tables = write_summary(args.out_dir, results)
     print(f'\n{tables}')
     for name in ('results.md', 'results.csv', 'results.json', 'results.png'):
         print(args.out_dir / name)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sigplug.engine import process
 from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.errors import UserError
 from sigplug.ops import available_backends
 
 REPEAT, QUICK_REPEAT = 15, 5
@@ -49,28 +50,26 @@ def parse_args() -> argparse.Namespace:
         help='only the operations in whose name this is found')
     parser.add_argument(
         '--out-dir', '--out', type=Path, metavar='DIR',
-        default=Path('work_dirs/bench'),
+        default=performance.RESULTS,
         help='folder of the results (default: %(default)s)')
     parser.add_argument(
         '--page', action='store_true',
         help='also rewrite docs/performance.md from the results in --out-dir')
     args = parser.parse_args()
     args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
-    if args.out_dir.is_file():
-        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
-                     'file')
     if min(args.threads, args.repeat) < 1:
         parser.error('--threads and --repeat must be at least 1')
-    try:
-        args.device = torch.device(args.device)
-    except RuntimeError:
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', args.device):
         parser.error(f'--device must be cpu, cuda or cuda:N, got '
                      f'{args.device!r}')
+    args.device = torch.device(args.device)
     if args.device.type == 'cuda':
-        if not torch.cuda.is_available():
-            parser.error(f'--device {args.device}: torch finds no GPU here')
-        # The device to synchronise with, and whose memory is counted.
-        torch.cuda.set_device(args.device.index or 0)
+        args.device = torch.device('cuda', args.device.index or 0)
+        if args.device.index >= (count := torch.cuda.device_count()):
+            parser.error(f'--device {args.device}: torch finds '
+                         f'{count or "no"} GPU here')
+        # Where kernels are launched, and whose memory is counted.
+        torch.cuda.set_device(args.device)
     return args
 
 
@@ -79,9 +78,6 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     machine = describe_machine()
     if args.device.type == 'cuda':
         machine['gpu'] = torch.cuda.get_device_name(args.device)
-    if os.getloadavg()[0] > 0.5:
-        print('warning: other processes run, which distorts every figure',
-              file=sys.stderr)
     return dict(
         command=' '.join(['python tools/analysis_tools/benchmark.py',
                           *sys.argv[1:]]),
@@ -98,10 +94,11 @@ def run_operations(args: argparse.Namespace) -> list[dict[str, Any]]:
     cases = [case for case in CASES if re.search(args.filter, case.name)
              and (case.quick or not args.quick)]
     if not cases:
-        names = '\n  '.join(case.name for case in CASES)
-        sys.exit(f'error: --filter {args.filter!r} finds none of\n  {names}')
+        raise UserError(f'--filter {args.filter!r} finds none of\n  ' +
+                        '\n  '.join(case.name for case in CASES))
     measured = []
     for case in tqdm(cases, unit='case'):
+        torch.manual_seed(0)
         rows = measure(case.build(args.device), args.repeat, args.device)
         measured.append(dict(case=case.name, rows=rows))
     return measured
@@ -135,7 +132,7 @@ def main() -> None:
             path.write_text(json.dumps(measured, indent=1) + '\n')
             print(f'\n{path}')
     if args.page:
-        print(performance.write_page(args.out_dir))
+        print(performance.write(args.out_dir))
 
 
 if __name__ == '__main__':

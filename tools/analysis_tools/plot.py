@@ -33,9 +33,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.what == 'training' and args.out.suffix.lower() != '.png':
         parser.error(f'--out must end in .png, got {str(args.out)!r}')
-    if args.what == 'curves' and args.out_dir.is_file():
-        parser.error(f'--out-dir {args.out_dir} must be a folder, but is a '
-                     'file')
     return args
 
 
@@ -45,7 +42,7 @@ def main() -> None:
     if args.what == 'training':
         from plots.training import draw_training, read_training_log
         figure = draw_training(
-            read_training_log(args.work_dir), args.metrics,
+            *read_training_log(args.work_dir), args.metrics,
             args.title or args.work_dir.resolve().name)
         save_png(figure, args.out)
         print(args.out)

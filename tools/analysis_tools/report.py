@@ -12,14 +12,13 @@ from pages import numerics, performance
 from sigplug.engine import process
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     pages = parser.add_subparsers(dest='page', required=True)
     for page, module in (('numerics', numerics),
                          ('performance', performance)):
-        command = pages.add_parser(page)
-        command.add_argument(
+        pages.add_parser(page).add_argument(
             '--out', type=Path, metavar='FILE.md', default=module.PAGE,
             help=f'the page (default: docs/{page}.md of this repository)')
     pages.choices['numerics'].add_argument(
@@ -30,18 +29,12 @@ def parse_args() -> argparse.Namespace:
         '--results', type=Path, default=performance.RESULTS, metavar='DIR',
         help='folder of the results (default: %(default)s)')
     args = parser.parse_args()
-    if args.page == 'numerics' and args.values < 1024:
+    if args.page == 'performance':
+        print(performance.write(args.results, args.out))
+    elif args.values < 1024:
         parser.error(f'--values must be at least 1024, got {args.values}')
-    return args
-
-
-def main() -> None:
-    """Write the page."""
-    args = parse_args()
-    if args.page == 'numerics':
-        print(numerics.write_page(args.values, args.out))
     else:
-        print(performance.write_page(args.results, args.out))
+        print(numerics.write(args.values, args.out))
 
 
 if __name__ == '__main__':

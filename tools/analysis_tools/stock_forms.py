@@ -25,18 +25,9 @@ def gem(x: Tensor,
         eps: float = 1e-6,
         kernel_size: int | None = None,
         stride: int | None = None) -> Tensor:
-    """Pool by the textbook form of GeM, as in mmpretrain.
+    """Pool ``(N, C, H, W)`` by the textbook form of GeM, as in mmpretrain.
 
-    Args:
-        x (Tensor): Shape ``(N, C, H, W)``.
-        p (float | Tensor): The power.
-        eps (float): Lower clamp of the input.
-        kernel_size (int, optional): Window; None is the whole map, the only
-            one in mmpretrain.
-        stride (int, optional): Step of the windows.
-
-    Returns:
-        Tensor: Shape ``(N, C, 1, 1)``, or that of the windows.
+    The window ``None`` is the whole map, the only one in mmpretrain.
     """
     return F.avg_pool2d(
         x.clamp(min=eps).pow(p), kernel_size or x.shape[-2:],
@@ -44,23 +35,15 @@ def gem(x: Tensor,
 
 
 def power_mean_aggregation(x: Tensor,
+                           p: float | Tensor,
                            index: Tensor,
                            num_segments: int,
-                           p: float | Tensor,
                            low: float = 1e-4,
                            high: float = 100.0) -> Tensor:
     """Compute the power mean of ``torch_geometric/nn/aggr/basic.py``.
 
-    Args:
-        x (Tensor): Shape ``(M, C)``.
-        index (Tensor): Segment of each row, int64, shape ``(M, )``.
-        num_segments (int): Number of segments.
-        p (float | Tensor): The power.
-        low (float): Lower clamp, also of the means.
-        high (float): Upper clamp, also of the means.
-
-    Returns:
-        Tensor: Shape ``(num_segments, C)``.
+    ``x`` has the shape ``(M, C)``, ``index`` (the segment of each row)
+    ``(M, )``, the result ``(num_segments, C)``. Values and means are clamped.
     """
     power = x.clamp(low, high).pow(p)
     total = x.new_zeros(num_segments, x.shape[1]).scatter_add_(

@@ -16,13 +16,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.bev_frame import (
     HeatmapReader,
-    ego_yaw,
-    ground_truth,
+    draw_sample,
     predictions,
     space_evenly,
 )
 from sigplug.errors import UserError
-from sigplug.visualization import draw_bev, save_png
+from sigplug.visualization import save_png
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,46 +31,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', nargs='?', help='checkpoint file; none: data alone')
     parser.add_argument(
-        '--out-dir',
-        type=Path,
-        required=True,
+        '--out-dir', type=Path, required=True,
         help='folder of the pictures, bev_<index>.png')
     parser.add_argument(
-        '--split',
-        choices=['val', 'train'],
-        default='val',
+        '--split', choices=('val', 'train'), default='val',
         help='where the samples are from; those for training are drawn '
         'without augmentation (default: val)')
     parser.add_argument(
-        '--num',
-        type=int,
-        default=4,
+        '--num', type=int, default=4,
         help='number of samples, evenly spaced over the split (default: 4)')
     parser.add_argument(
-        '--indices',
-        type=int,
-        nargs='+',
-        metavar='INDEX',
+        '--indices', type=int, nargs='+', metavar='INDEX',
         help='draw these samples of the split instead')
     parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
+        '--score-thr', type=float, default=0.3,
         help='draw predictions with at least this score (default: 0.3)')
     parser.add_argument(
-        '--bev-range',
-        type=float,
-        nargs=4,
+        '--bev-range', type=float, nargs=4,
         metavar=('X_MIN', 'Y_MIN', 'X_MAX', 'Y_MAX'),
         help='what to draw, in metres around the LiDAR (default: the range of '
         'the heatmap, else of the data)')
     parser.add_argument(
-        '--no-heatmap',
-        action='store_true',
+        '--no-heatmap', action='store_true',
         help='leave out the heatmap (only heads like CenterHead have one)')
     parser.add_argument(
-        '--device',
-        default=get_device(),
+        '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
     cli.add_cfg_options(parser)
     args = cli.parse_args(parser)
@@ -110,41 +94,19 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
     return dataset
 
 
-def choose_samples(args: argparse.Namespace, length: int) -> list[int]:
-    """Return the indices of the samples to draw."""
-    if args.indices is None:
-        return space_evenly(args.num, length)
-    outside = [index for index in args.indices if not 0 <= index < length]
-    if outside:
-        raise UserError(
-            f'--indices {" ".join(map(str, outside))}: the split '
-            f'{args.split!r} has the samples 0 to {length - 1}.')
-    return args.indices
-
-
-def describe(args: argparse.Namespace, index: int, info: dict) -> str:
-    """Return the title of a picture."""
-    title = f'{args.split} sample {index}'
-    if 'token' in info:
-        title += f' ({info["token"][:8]})'
-    if args.checkpoint is None:
-        return title
-    return f'{title}: predictions with score \u2265 {args.score_thr:g}'
-
-
 def main() -> None:
     """Draw the samples."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     dataset_cfg = dataset_config(cfg, args.split)
     if args.checkpoint:
-        preflight.check_checkpoint(args.checkpoint, 'checkpoint')
+        preflight.check_checkpoint_exists(args.checkpoint, 'checkpoint')
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    model = reader = None
     with (preflight.explain_registry_errors(cfg),
           preflight.explain_data_errors(dataset_cfg)):
         dataset = DATASETS.build(dataset_cfg)
-        model = reader = None
         if args.checkpoint:
             model = cli.build_model(cfg, args.checkpoint, args.device)
     if model is not None and not args.no_heatmap:
@@ -152,30 +114,29 @@ def main() -> None:
         if reader is None:
             raise UserError(f'{type(model).__name__} has no heatmap like that '
                             'of CenterHead: use --no-heatmap.')
-    for index in choose_samples(args, len(dataset)):
-        info = dataset.get_data_info(index)
+    indices = args.indices or space_evenly(args.num, len(dataset))
+    outside = [index for index in indices if not 0 <= index < len(dataset)]
+    if outside:
+        raise UserError(
+            f'--indices {" ".join(map(str, outside))}: the split '
+            f'{args.split!r} has the samples 0 to {len(dataset) - 1}.')
+    for index in indices:
         try:
             data = dataset[index]
         except FileNotFoundError as error:
             raise UserError(
                 f'A file of sample {index} is missing: {error}') from error
-        found: dict = {}
+        title, found = f'{args.split} sample {index}', {}
         if model is not None:
+            title += f': predictions with score \u2265 {args.score_thr:g}'
             with torch.no_grad():
                 result, = model.test_step(pseudo_collate([data]))
             found = predictions(result, args.score_thr)
         if reader is not None:
             found |= reader.read()
         path = args.out_dir / f'bev_{index:04d}.png'
-        figure = draw_bev(
-            data['inputs']['points'].numpy(),
-            **ground_truth(dataset, info),
-            **found,
-            class_names=dataset.metainfo['classes'],
-            bev_range=args.bev_range,
-            ego_yaw=ego_yaw(info),
-            title=describe(args, index, info))
-        save_png(figure, path)
+        save_png(draw_sample(dataset, index, data['inputs']['points'], found,
+                             title, args.bev_range), path)
         print(path, flush=True)
 
 

@@ -2,10 +2,9 @@
 """Build ``.venv``: the pinned stack, mmcv with its operators, and sigplug.
 
 ``make env`` runs this file, which needs the standard library only, with the
-Python of the environment. ``.venv/setup-env.json`` remembers the steps that
-are done; what pip and the compiler print goes to ``.venv/setup-logs``. mmcv's
-wheel is compiled once and kept in ``$SIGPLUG_CACHE``, else
-``~/.cache/sigplug``.
+Python of the environment. ``.venv/setup-env.json`` remembers what was built;
+what pip and the compiler print goes to ``.venv/setup.log``. mmcv's wheel is
+compiled once and kept in ``$SIGPLUG_CACHE``, else ``~/.cache/sigplug``.
 
 Environment variables: ``FORCE_CUDA=1`` compiles mmcv's operators for CUDA
 (default: CPU only); ``MAX_JOBS`` limits the compiler processes;
@@ -19,10 +18,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -33,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
 COLUMN = os.environ.get('COLUMN', '')
 VENV = ROOT / ('.venv-' + COLUMN if COLUMN else '.venv')
-PYTHON = VENV / 'bin' / 'python'
-STATE_FILE = VENV / 'setup-env.json'
-# A change in one of these makes every step run again.
+PYTHON, LOG = VENV / 'bin/python', VENV / 'setup.log'
+STATE = VENV / 'setup-env.json'
+# A change in one of these brings the environment up to date.
 INPUTS = ('requirements/**/*.txt', 'setup.py', 'sigplug/version.py',
           'tools/misc/setup_env.py')
 CHECK = """
@@ -52,12 +49,13 @@ REMEDIES = (
      'memory ran out: make env MAX_JOBS=1'),
     ('No space left|Disk quota', 'free some space: 5 GiB are needed, 12 GiB '
      'with the CUDA libraries of torch'),
+    ('Python\\.h', f'sudo apt install python{OWN}-dev'),
     ('ensurepip', f'sudo apt install python{OWN}-venv'),
     ('CUDA_HOME|detected CUDA version', 'install the CUDA toolkit of '
      "torch's CUDA version, or compile for the CPU: make env FORCE_CUDA=0"),
     ('Connect|[Tt]imeout|name resolution|Proxy|SSL|No matching distribution',
      'check the network, the proxy, and the package index (pip config list)'),
-    ('', f'read the log; to start again, remove {VENV.name}'),
+    ('', 'read the log'),
 )
 
 
@@ -65,31 +63,24 @@ class SetupError(Exception):
     """A sentence for the user."""
 
 
-def run(name, *command, **variables):
-    """Run a command with its output in a log, which is also returned."""
-    log = VENV / 'setup-logs' / (name.replace(' ', '-') + '.log')
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('w+b') as file:
-        # A session of its own, so that an interrupt also ends the compilers.
-        process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL,
-            stdout=file, stderr=file, cwd=ROOT, start_new_session=True,
-            env=dict(os.environ, **variables))
-        try:
-            code = process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-        file.seek(0)
-        output = file.read().decode(errors='replace').strip()
-    if code:
+def run(what, *command, **variables):
+    """Run a command; its output goes to the log and is returned."""
+    start = time.time()
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, text=True, errors='replace',
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env=dict(os.environ, **variables))
+    LOG.parent.mkdir(exist_ok=True)
+    with LOG.open('a') as log:
+        print(f'=== {what}: {time.time() - start:.0f} s', done.stdout,
+              sep='\n', file=log)
+    if done.returncode:
         remedy = next(remedy for pattern, remedy in REMEDIES
-                      if re.search(pattern, output))
-        lines = '\n  | '.join(['', *output.splitlines()[-10:]])
-        raise SetupError(f'{name} failed (exit code {code}), see '
-                         f'{log.relative_to(ROOT)}:{lines}\n{remedy}')
-    return output
+                      if re.search(pattern, done.stdout))
+        lines = '\n  | '.join(['', *done.stdout.splitlines()[-10:]])
+        raise SetupError(f'{what} failed (exit code {done.returncode}), see '
+                         f'{LOG.relative_to(ROOT)}:{lines}\n{remedy}')
+    return done.stdout
 
 
 def check_python(version=OWN):
@@ -101,16 +92,11 @@ def check_python(version=OWN):
 
 
 def check_compiler():
-    """Refuse to start without what a compilation needs."""
+    """Refuse to start without a compiler."""
     compiler = os.environ.get('CXX') or 'c++'
     if not shutil.which(compiler.split()[0]):
         raise SetupError(f'{compiler} not found, but mmcv is compiled: sudo '
                          'apt install build-essential')
-    # Not the default scheme, which Debian sets to /usr/local.
-    include = Path(sysconfig.get_path('include', 'posix_prefix'))
-    if not (include / 'Python.h').is_file():
-        raise SetupError('Python.h not found, but mmcv is compiled: sudo apt '
-                         f'install python{OWN}-dev')
 
 
 def read_constraints():
@@ -128,18 +114,30 @@ def read_constraints():
     return usual + other
 
 
-def find_wheel(torch, cuda):
-    """Return the cached wheel of mmcv, and the folder where it belongs."""
+def pip(what, *arguments):
+    """Install packages in the pinned versions."""
+    constraints = VENV / 'constraints.txt'
+    constraints.write_text(read_constraints())
+    print(f'env: {what}', flush=True)
+    run(what, PYTHON, '-m', 'pip', 'install', '-c', constraints, *arguments)
+
+
+def pip_lists(what, *names):
+    """Install lists of requirements."""
+    pip(what, *(f'-r{REQUIREMENTS}/{name}.txt' for name in names))
+
+
+def mmcv_wheel(cuda):
+    """Return mmcv's wheel from the cache, compiled if it is not there."""
+    torch = run('import of torch', PYTHON, '-c',
+                'import torch; print(torch.__version__)').split()[-1]
+    version = re.search(r'(?m)^mmcv==(\S+)', read_constraints())[1]
     cache = os.environ.get('SIGPLUG_CACHE') or (
         (os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/sigplug')
-    version = re.search(r'(?m)^mmcv==(\S+)', read_constraints())[1]
     folder = Path(cache).expanduser().resolve() / (
         f'mmcv-{version}-torch-{torch}-python-{OWN}-{"cuda" * cuda or "cpu"}')
-    return next(folder.glob('*.whl'), None), folder
-
-
-def compile_mmcv(folder, cuda):
-    """Compile mmcv from its source distribution, into the cache."""
+    for wheel in folder.glob('*.whl'):
+        return wheel
     print('env: compiling mmcv; this takes 5 to 15 minutes, once', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     # mmcv's largest files take nearly 2 GiB each.
@@ -151,7 +149,6 @@ def compile_mmcv(folder, cuda):
     if not cuda:
         # mmcv compiles for a GPU as soon as torch sees one.
         variables.update(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='')
-    version = folder.name.split('-')[1]
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         # pip's own cache does not know about torch.
         run('compilation of mmcv', PYTHON, '-m', 'pip', 'wheel', '-v',
@@ -162,115 +159,65 @@ def compile_mmcv(folder, cuda):
         return wheel.replace(folder / wheel.name)
 
 
-class Setup:
-    """The steps of the set-up.
+def check_stack(wheel):
+    """Import the stack and call one of mmcv's operators."""
+    try:
+        run('import of OpenCV', PYTHON, '-c', 'import cv2')
+    except SetupError:
+        # opencv-python needs libGL, which a machine without a screen may
+        # lack; the headless build of the same version does not.
+        pip('headless OpenCV', '--force-reinstall', '--no-deps',
+            'opencv-python-headless')
+    try:
+        run('check of the stack', PYTHON, '-c', CHECK)
+    except SetupError as error:
+        raise SetupError(f'{error}\nIf mmcv is the reason, also remove '
+                         f'{wheel}') from error
 
-    ``state`` is kept in a file: ``wanted``, for what the environment is made,
-    the steps that are ``done``, and ``busy``, the one under way.
-    """
 
-    def __init__(self):
-        self.state = (json.loads(STATE_FILE.read_text())
-                      if STATE_FILE.is_file() else {})
-        before = self.state.get('wanted', {})
-        paths = sorted(p for glob in INPUTS for p in ROOT.glob(glob))
-        # Without the variable, operators stay what they are.
-        self.cuda = {'0': False, '1': True}.get(
-            os.environ.get('FORCE_CUDA'), before.get('cuda', False))
-        self.wanted = dict(
-            place=str(VENV), python=OWN, cuda=self.cuda,
-            inputs=hashlib.sha256(
-                b''.join(p.read_bytes() for p in paths)).hexdigest())
-        self.spoilt = (
-            self.state.get('busy') or not PYTHON.exists()
-            or any(before.get(name) != self.wanted[name]
-                   for name in ('place', 'python')))
-
-    def save(self, **changes):
-        self.state.update(changes)
-        partial = STATE_FILE.with_suffix('.partial')
-        partial.write_text(json.dumps(self.state, indent=1))
-        partial.replace(STATE_FILE)
-
-    def step(self, name, action, *arguments):
-        """Do a step that is not done.
-
-        A pip that was stopped may leave half a package, which the next one
-        takes for whole. Hence an environment that is found busy is spoilt.
-        """
-        if name not in self.state['done']:
-            start = time.time()
-            self.save(busy=name)
-            action(name, *arguments)
-            self.save(busy=None, done=[*self.state['done'], name])
-            print(f'env: {name}: {time.time() - start:.0f} s', flush=True)
-
-    def pip(self, name, *arguments):
-        constraints = VENV / 'constraints.txt'
-        constraints.write_text(read_constraints())
-        run(name, PYTHON, '-m', 'pip', 'install', '-c', constraints,
-            *arguments)
-
-    def install_lists(self, name, *lists):
-        self.pip(name, *(f'-r{REQUIREMENTS}/{path}.txt' for path in lists))
-
-    def make_venv(self):
-        if VENV.exists() and not self.state:
+def install():
+    """Build what is not built yet."""
+    state = json.loads(STATE.read_text()) if STATE.is_file() else {}
+    before = state.get('wanted', {})
+    paths = sorted(path for glob in INPUTS for path in ROOT.glob(glob))
+    # Without the variables, operators and documentation stay what they are.
+    wanted = dict(
+        place=str(VENV), python=OWN,
+        cuda={'0': False, '1': True}.get(os.environ.get('FORCE_CUDA'),
+                                         before.get('cuda', False)),
+        docs=os.environ.get('DOCS') == '1' or before.get('docs', False),
+        inputs=hashlib.sha256(
+            b''.join(path.read_bytes() for path in paths)).hexdigest())
+    # A pip that was stopped may leave half a package, which the next one
+    # takes for whole.
+    spoilt = not PYTHON.exists() or state.get('busy') or any(
+        before.get(name) != wanted[name] for name in ('place', 'python'))
+    if not spoilt and before == wanted:
+        return
+    if spoilt:
+        if VENV.exists() and not state and not LOG.exists():
             raise SetupError(f'{VENV} was not made by this script: rename it '
                              'or remove it')
+        check_compiler()
         # The Python that runs this may be the one in the environment.
         run('virtual environment', os.path.realpath(sys.executable), '-m',
             'venv', '--clear', VENV)
-        self.state = {}
-
-    def torch_version(self):
-        return run('import of torch', PYTHON, '-c',
-                   'import torch; print(torch.__version__)').split()[-1]
-
-    def install_mmcv(self, name):
-        wheel, folder = find_wheel(self.torch_version(), self.cuda)
-        self.pip(name, '--force-reinstall', '--no-deps',
-                 wheel or compile_mmcv(folder, self.cuda))
-
-    def check(self, name):
-        try:
-            run('import of OpenCV', PYTHON, '-c', 'import cv2')
-        except SetupError:
-            # opencv-python needs libGL, which a machine without a screen may
-            # lack; the headless build of the same version does not.
-            self.pip('headless OpenCV', '--force-reinstall', '--no-deps',
-                     'opencv-python-headless')
-        try:
-            run(name, PYTHON, '-c', CHECK)
-        except SetupError as error:
-            wheel, _ = find_wheel(self.torch_version(), self.cuda)
-            raise SetupError(f'{error}\nIf mmcv is the reason, also remove '
-                             f'{wheel}') from error
-
-    def install(self):
-        if self.spoilt:
-            check_compiler()
-            self.make_venv()
-        if self.state.get('wanted') != self.wanted:
-            self.save(wanted=self.wanted, busy=None, done=[])
-        self.step('build tools', self.install_lists, 'build')
-        self.step('torch', self.pip, 'torch', 'numpy')
-        self.step('mmcv', self.install_mmcv)
-        self.step('OpenMMLab stack', self.install_lists,
-                  'runtime', 'mminstall', 'optional', 'tests')
-        self.step('sigplug', self.pip, '--no-deps', '--no-build-isolation',
-                  '-e', ROOT)
-        self.step('check of the stack', self.check)
-        if os.environ.get('DOCS') == '1':
-            self.step('documentation', self.install_lists, 'docs')
-        print(f'env: {VENV.name} is complete', flush=True)
+    STATE.write_text(json.dumps(dict(wanted=wanted, busy=True)))
+    pip_lists('build tools', 'build')
+    pip('torch', 'torch', 'numpy')
+    wheel = mmcv_wheel(wanted['cuda'])
+    pip('mmcv', '--force-reinstall', '--no-deps', wheel)
+    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests')
+    pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
+    check_stack(wheel)
+    if wanted['docs']:
+        pip_lists('documentation', 'docs')
+    STATE.write_text(json.dumps(dict(wanted=wanted, busy=False)))
 
 
 def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # These would send packages elsewhere, or bring in foreign ones.
-    os.environ.update(PYTHONPATH='', PYTHONHOME='', PIP_TARGET='',
-                      PIP_PREFIX='', PIP_USER='0',
+    # Packages of other installations must not mix in.
+    os.environ.update(PYTHONPATH='', PYTHONHOME='',
                       # torch looks for ninja on the PATH.
                       PATH=f'{VENV}/bin:{os.environ.get("PATH", "")}')
     try:
@@ -278,12 +225,14 @@ def main():
         read_constraints()
         # Be the only set-up in this repository.
         fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
-        Setup().install()
+        install()
     except (SetupError, OSError) as error:
         return f'env: {error}'
     except KeyboardInterrupt:
-        print('\nenv: stopped; run it again to go on', file=sys.stderr)
+        print('\nenv: stopped', file=sys.stderr)
         return 130
+    print(f'env: {VENV.name} is complete', flush=True)
+    return 0
 
 
 if __name__ == '__main__':

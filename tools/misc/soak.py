@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 TOOLS = Path(__file__).resolve().parent.parent
 QUICKSTART = TOOLS.parent / (
@@ -47,41 +47,18 @@ WARM_UP = 0.25
 # Growth that is taken for noise.
 MOST_GROWTH = 0.03
 STOP_WITHIN = 60.0
+# Of 1000 points; 4003 bytes are no whole number of them.
+NAN = np.full(5000, np.nan, np.float32).tobytes()
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        '--seconds', type=float, default=3600, help='how long to train')
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/soak'),
-        help='folder of the data and the results')
-    args = parser.parse_args()
-    if (args.work_dir / 'run').exists():
-        parser.error(f'--work-dir: {args.work_dir} has an earlier run; remove '
-                     'it or name another folder')
-    return args
-
-
-def damage_scans(data: Path, share: float = 0.1) -> int:
-    """Damage some of the scans of the key frames; return how many."""
-    scans = sorted((data / 'samples' / 'LIDAR_TOP').iterdir())
-    chosen = scans[::round(1 / share)]
+def damage_scans(data: Path) -> int:
+    """Damage a tenth of the scans of the key frames; return how many."""
+    chosen = sorted((data / 'samples/LIDAR_TOP').iterdir())[::10]
     for number, scan in enumerate(chosen):
-        content = scan.read_bytes()
-        if number % 4 == 0:
-            # Not a whole number of points, as after a broken transfer.
-            scan.write_bytes(content[:len(content) // 2 + 3])
-        elif number % 4 == 1:
-            scan.write_bytes(b'')
-        elif number % 4 == 2:
+        if number % 4 == 3:
             scan.unlink()
         else:
-            nan = np.full(len(content) // 4, np.nan, np.float32)
-            scan.write_bytes(nan.tobytes())
+            scan.write_bytes((NAN, NAN[:4003], b'')[number % 4])
     return len(chosen)
 
 
@@ -90,12 +67,10 @@ def measure(process: psutil.Process) -> dict[str, float]:
     record = dict(files=process.num_fds(), threads=process.num_threads(),
                   workers=0, memory=0.0)
     for member in (process, *process.children(recursive=True)):
-        try:
+        with suppress(psutil.NoSuchProcess):
             # Memory shared by forked processes is divided among them.
             record['memory'] += member.memory_full_info().pss / 2**20
             record['workers'] += member != process
-        except psutil.NoSuchProcess:
-            pass
     return record
 
 
@@ -103,14 +78,10 @@ def watch(process: subprocess.Popen, seconds: float,
           interval: float = 5.0) -> list[dict[str, float]]:
     """Record a process until the time is over or it ends."""
     records, end = [], time.time() + seconds
-    with tqdm(total=round(seconds), unit='s') as progress:
-        while time.time() < end and process.poll() is None:
-            try:
-                records.append(measure(psutil.Process(process.pid)))
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(interval)
-            progress.update(round(interval))
+    while time.time() < end and process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            records.append(measure(psutil.Process(process.pid)))
+        time.sleep(interval)
     return records
 
 
@@ -165,8 +136,19 @@ def read_losses(run: Path) -> list[float]:
 
 def main() -> None:
     """Soak."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        '--seconds', type=float, default=3600, help='how long to train')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/soak'),
+        help='folder of the data and the results')
+    args = parser.parse_args()
     data, run = args.work_dir / 'data', args.work_dir / 'run'
+    if run.exists():
+        parser.error(f'--work-dir: {args.work_dir} has an earlier run; remove '
+                     'it or name another folder')
     args.work_dir.mkdir(parents=True, exist_ok=True)
     subprocess.run(
         [sys.executable, TOOLS / 'dataset_converters' /
@@ -175,6 +157,8 @@ def main() -> None:
     damaged = damage_scans(data)
     config = args.work_dir / 'soak_config.py'
     config.write_text(CONFIG)
+    print(f'training until {time.ctime(time.time() + args.seconds)}',
+          flush=True)
     with open(args.work_dir / 'train.log', 'w') as output:
         process = subprocess.Popen(
             [sys.executable, TOOLS / 'train.py', config, '--work-dir', run],

@@ -11,15 +11,14 @@ from mmengine.runner import BaseLoop, Runner
 
 from sigplug.engine.bev_frame import (
     HeatmapReader,
-    ego_yaw,
-    ground_truth,
+    draw_sample,
     predictions,
     space_evenly,
 )
 from sigplug.ops._checks import check_integer, check_number
 from sigplug.registry import HOOKS
 
-from .heatmap_observer import unwrap
+from .interval import unwrap
 
 
 @HOOKS.register_module()
@@ -108,25 +107,21 @@ class BEVImageHook(Hook):
                       f'another ({type(dataset).__name__}).')
             self._warned = True
             return
-        # matplotlib is imported with the first picture.
-        from sigplug.visualization import draw_bev, to_image
-        info = dataset.get_data_info(index)
         # A validation outside of a training has no training loop.
         loop = runner._train_loop
         step = loop.iter if isinstance(loop, BaseLoop) else 0
+        found = predictions(sample, self.score_thr)
+        if self._reader is not None:
+            found |= self._reader.read(place)
         try:
-            figure = draw_bev(
-                inputs['points'][place].cpu().numpy(),
-                **ground_truth(dataset, info),
-                **predictions(sample, self.score_thr),
-                **(self._reader.read(place) if self._reader else {}),
-                class_names=dataset.metainfo['classes'],
-                ego_yaw=ego_yaw(info),
-                title=f'val sample {index}, iteration {step}: predictions '
-                f'with score \u2265 {self.score_thr:g}')
+            figure = draw_sample(
+                dataset, index, inputs['points'][place], found,
+                f'val sample {index}, iteration {step}: predictions with '
+                f'score \u2265 {self.score_thr:g}')
         except ValueError as error:
             _warn(f'no picture of the sample {index}: {error}')
             return
+        from sigplug.visualization import to_image
         runner.visualizer.add_image(f'bev_val_{index}', to_image(figure), step)
 
 

@@ -5,8 +5,7 @@ from mmengine.runner import Runner
 from sigplug.models.layers.learnable_power import LearnablePower
 from sigplug.registry import HOOKS
 
-from .heatmap_observer import unwrap
-from .interval import IntervalHook
+from .interval import IntervalHook, unwrap
 
 
 @HOOKS.register_module()
@@ -37,14 +36,7 @@ class GeMPowerHook(IntervalHook):
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:
-        """Hand the powers to the message hub.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the epoch.
-            data_batch (dict, optional): Ignored.
-            outputs (dict, optional): Ignored.
-        """
+        """Hand the powers to the message hub."""
         if not self.is_due(runner, batch_idx):
             return
         powers = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sigplug.registry import HOOKS
 
-from .heatmap_observer import HeatmapObserverHook
+from .interval import HeatmapObserverHook
 
 
 @HOOKS.register_module()

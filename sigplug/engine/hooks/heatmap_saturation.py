@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sigplug.registry import HOOKS
 
-from .heatmap_observer import HeatmapObserverHook
+from .interval import HeatmapObserverHook
 
 NAMES = ('at_lower_clip', 'at_upper_clip', 'stuck')
 # Counted against where a head does not clip: ClipSigmoid's default bounds.

@@ -1,8 +1,31 @@
-"""Hooks that act as often as a log is written."""
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+"""Hooks that act every so many iterations, and look at heads or layers."""
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from sigplug.errors import UserError
 from sigplug.ops._checks import check_integer
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrapper of a distributed training."""
+    return cast(nn.Module, model.module) if is_model_wrapper(
+        model) else model
+
+
+def find_observable_heads(model: nn.Module) -> dict[str, Any]:
+    """Find the heads with a list ``heatmap_observers``, by name."""
+    return {
+        name: module
+        for name, module in unwrap(model).named_modules()
+        if hasattr(module, 'heatmap_observers')
+    }
 
 
 class IntervalHook(Hook):
@@ -21,16 +44,71 @@ class IntervalHook(Hook):
         self.interval = interval
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
-        """Return whether the hook acts in an iteration.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the epoch.
-
-        Returns:
-            bool: Whether it does.
-        """
+        """Return whether the hook acts in this iteration of the epoch."""
         loader = runner.train_dataloader
         return self.every_n_inner_iters(batch_idx, self.interval) or (
             len(loader) <= self.interval
             and self.end_of_epoch(loader, batch_idx))
+
+
+class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
+    """Base of hooks that observe every head like :class:`sigplug.CenterHead`.
+
+    It is in the list ``heatmap_observers`` of each head only during the
+    iterations that are due.
+    """
+
+    def __init__(self, interval: int) -> None:
+        super().__init__(interval)
+        self._heads: dict[str, Any] = {}
+        self._attached: list[tuple[list[Callable], Callable]] = []
+
+    @abstractmethod
+    def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
+                 target: Tensor) -> None:
+        """Measure one task, if possible without waiting for a device.
+
+        Args:
+            head (nn.Module): The head.
+            prefix (str): ``'{name}.'`` of the head if there are several.
+            task (int): The number of the task.
+            logits (Tensor): Shape ``(B, classes, H, W)``, float32.
+            target (Tensor): Of the same shape.
+        """
+
+    @abstractmethod
+    def _report(self, runner: Runner) -> None:
+        """Report the measurements, if there are any."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the heads.
+
+        Raises:
+            UserError: The model has no head that can be observed.
+        """
+        self._heads = find_observable_heads(runner.model)
+        if not self._heads:
+            raise UserError(
+                f'{type(self).__name__}: {type(unwrap(runner.model)).__name__}'
+                ' has no head whose heatmaps can be observed. Choose '
+                "type='sigplug.CenterHead' for its head (in CenterPoint "
+                'model.pts_bbox_head), or remove the hook from custom_hooks.')
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch: Any = None) -> None:
+        """Observe the heads if the iteration is due."""
+        if not self.is_due(runner, batch_idx):
+            return
+        for name, head in self._heads.items():
+            prefix = f'{name}.' if len(self._heads) > 1 else ''
+            observer = partial(self._measure, head, prefix)
+            head.heatmap_observers.append(observer)
+            self._attached.append((head.heatmap_observers, observer))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Any = None, outputs: Any = None) -> None:
+        """Stop observing the heads, and report the measurements."""
+        for observers, observer in self._attached:
+            observers.remove(observer)
+        self._attached.clear()
+        self._report(runner)

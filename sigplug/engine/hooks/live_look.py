@@ -14,8 +14,8 @@ from sigplug.registry import HOOKS
 from .bev_image import BEVImageHook
 from .gem_power import GeMPowerHook
 from .heatmap_image import HeatmapImageHook
-from .heatmap_observer import find_observable_heads
 from .heatmap_saturation import HeatmapSaturationHook
+from .interval import find_observable_heads
 
 BACKEND = 'TensorboardVisBackend'
 

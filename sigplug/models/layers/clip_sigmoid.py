@@ -1,10 +1,13 @@
 """The clipped sigmoid as an activation layer."""
-import torch
+import torch.fx
 from torch import Tensor, nn
 
 from sigplug.ops import clip_sigmoid
 from sigplug.ops._checks import check_number
 from sigplug.registry import register_everywhere
+
+# To torch.fx the operation is one node: it looks at its input.
+torch.fx.wrap('clip_sigmoid')
 
 
 @register_everywhere

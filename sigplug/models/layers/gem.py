@@ -1,6 +1,7 @@
 """Generalised-mean pooling as a layer."""
 from collections.abc import Sequence
 
+import torch.fx
 from torch import Tensor
 
 from sigplug.ops import gem_pool
@@ -9,6 +10,9 @@ from sigplug.ops.gem_pool import check_windows
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower
+
+# To torch.fx the operation is one node: it looks at its input.
+torch.fx.wrap('gem_pool')
 
 Window = int | Sequence[int | None] | None
 

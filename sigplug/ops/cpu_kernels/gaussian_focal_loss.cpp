@@ -128,10 +128,12 @@ void choose_cells(const Focal& f, const Function& function) {
 }
 
 // Each piece of a row is added up by itself and the pieces in their order:
-// the bits of a sum do not depend on the number of threads.
+// the bits of a sum do not depend on the number of threads. Losses, sums and
+// slopes are written where they are not null.
 template <typename T, typename CellsOf>
-void sums(const CellsOf& cells, const T* logits, const float* target,
-          int64_t rows, int64_t columns, double* out, int threads) {
+void compute_rows(const CellsOf& cells, const T* logits, const float* target,
+                  int64_t rows, int64_t columns, float* losses, double* sums,
+                  float* slopes, int threads) {
   const int64_t pieces = (columns + kPiece - 1) / kPiece;
   std::vector<double> partial(rows * pieces);
 #pragma omp parallel for num_threads(threads)
@@ -145,98 +147,37 @@ void sums(const CellsOf& cells, const T* logits, const float* target,
       for_each_vec(std::min(kBlock, end - block), [&](int64_t i, int64_t n) {
         const Cells c = cells(load_upto(logits + first + i, n),
                               load_upto(target + first + i, n));
+        if (losses) store_upto(c.loss, losses + first + i, n);
+        if (slopes) store_upto(c.slope, slopes + first + i, n);
         part += first_of(c.loss, n);
       });
       total += sum(part);
     }
     partial[k] = total;
   }
+  if (!sums) return;
   for (int64_t row = 0; row < rows; ++row) {
-    out[row] = 0.0;
-    for (int64_t k = 0; k < pieces; ++k) out[row] += partial[row * pieces + k];
-  }
-}
-
-// Writes function(cells, row) for each cell, of `rows` equal rows.
-template <typename T, typename Out, typename CellsOf, typename Function>
-void map_rows(const CellsOf& cells, const T* logits, const float* target,
-              int64_t rows, int64_t columns, Out* out, int threads,
-              const Function& function) {
-  const int64_t pieces = (columns + kPiece - 1) / kPiece;
-#pragma omp parallel for num_threads(threads)
-  for (int64_t k = 0; k < rows * pieces; ++k) {
-    const int64_t begin = k % pieces * kPiece;
-    const int64_t first = k / pieces * columns + begin;
-    for_each_vec(std::min(kPiece, columns - begin), [&](int64_t i, int64_t n) {
-      const Cells c = cells(load_upto(logits + first + i, n),
-                            load_upto(target + first + i, n));
-      store_upto(function(c, first + i, k / pieces, n), out + first + i, n);
-    });
+    sums[row] = 0.0;
+    for (int64_t k = 0; k < pieces; ++k) sums[row] += partial[row * pieces + k];
   }
 }
 
 }  // namespace
 }  // namespace sigplug
 
-using sigplug::Vec;
-
-// The sum of each of `rows` equal rows.
-extern "C" void gaussian_focal_loss_sums(int dtype, const void* logits,
-                                         const float* target, int64_t rows,
-                                         int64_t columns,
-                                         const float* options, double* out,
-                                         int threads) {
+// The loss of `rows` equal rows: of each cell, the sum of each row, and the
+// derivative of each cell.
+extern "C" bool gaussian_focal_loss(int dtype, const void* logits,
+                                    const float* target, int64_t rows,
+                                    int64_t columns, const float* options,
+                                    float* losses, double* sums,
+                                    float* slopes, int threads) {
   const sigplug::Focal f = sigplug::read(options);
-  sigplug::dispatch(dtype, [&](auto type) {
+  return sigplug::dispatch(dtype, [&](auto type) {
     sigplug::choose_cells(f, [&](const auto& cells) {
-      sigplug::sums(cells, static_cast<const decltype(type)*>(logits), target,
-                    rows, columns, out, threads);
-    });
-  });
-}
-
-// The loss of each cell.
-extern "C" void gaussian_focal_loss_cells(int dtype, const void* logits,
-                                          const float* target, int64_t n,
-                                          const float* options, float* out,
-                                          int threads) {
-  const sigplug::Focal f = sigplug::read(options);
-  sigplug::dispatch(dtype, [&](auto type) {
-    sigplug::choose_cells(f, [&](const auto& cells) {
-      sigplug::map_rows(
-          cells, static_cast<const decltype(type)*>(logits), target, 1, n,
-          out, threads,
-          [](const auto& c, int64_t, int64_t, int64_t) { return c.loss; });
-    });
-  });
-}
-
-// The slopes times `grad`, one for each row or for each cell.
-extern "C" void gaussian_focal_loss_backward(int dtype, const void* logits,
-                                             const float* target,
-                                             int64_t rows, int64_t columns,
-                                             const float* grad, bool per_cell,
-                                             const float* options, void* out,
-                                             int threads) {
-  const sigplug::Focal f = sigplug::read(options);
-  sigplug::dispatch(dtype, [&](auto type) {
-    using T = decltype(type);
-    const T* const x = static_cast<const T*>(logits);
-    T* const to = static_cast<T*>(out);
-    sigplug::choose_cells(f, [&](const auto& cells) {
-      if (per_cell) {
-        sigplug::map_rows(
-            cells, x, target, rows, columns, to, threads,
-            [&](const auto& c, int64_t i, int64_t, int64_t n) {
-              return c.slope * sigplug::load_upto(grad + i, n);
-            });
-      } else {
-        sigplug::map_rows(
-            cells, x, target, rows, columns, to, threads,
-            [&](const auto& c, int64_t, int64_t row, int64_t) {
-              return c.slope * grad[row];
-            });
-      }
+      sigplug::compute_rows(cells, static_cast<const decltype(type)*>(logits),
+                            target, rows, columns, losses, sums, slopes,
+                            threads);
     });
   });
 }

@@ -35,18 +35,20 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 # With fewer elements, a further thread costs more than it gives.
 ELEMENTS_PER_THREAD = 8192
+# Fewer are for one thread, as in torch: a child of os.fork has no others.
+ELEMENTS_FOR_THREADS = 32768
 
 logger = logging.getLogger('sigplug')
 
 
 @functools.cache
-def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
+def kernel(name: str, arguments: tuple[Any, ...] = ()) -> Callable[..., Any]:
     """Return a function of the library.
 
     Args:
         name (str): Its name.
-        *arguments: The ctypes types of its arguments, as in its C++
-            declaration.
+        arguments (tuple): The ctypes types of its arguments, as in its C++
+            declaration. Defaults to none.
     """
     function = getattr(load(), name)
     function.argtypes, function.restype = arguments, ctypes.c_bool
@@ -55,8 +57,9 @@ def kernel(name: str, *arguments: Any) -> Callable[..., Any]:
 
 def count_threads(x: Tensor) -> int:
     """Return the number of threads to use for a tensor."""
-    return max(1, min(torch.get_num_threads(),
-                      x.numel() // ELEMENTS_PER_THREAD))
+    if x.numel() < ELEMENTS_FOR_THREADS:
+        return 1
+    return min(torch.get_num_threads(), x.numel() // ELEMENTS_PER_THREAD)
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -15,14 +15,16 @@ from .library import DTYPES, count_threads, kernel, pointer
 # and eps.
 _SETS = (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p,
          c_void_p, c_void_p, c_int64, c_int64, c_float)
+# index, its length, the number of segments, offsets and rows.
+_GROUP = (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 
 
 def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
     layout = lay_out(x, sets)
-    y = x.new_empty(layout.groups, layout.columns, dtype=torch.float32)
-    _call('power_mean_forward', layout, p, sets, eps, y)
-    return layout.restore(y)
+    y = x.new_empty(layout.memory_shape, dtype=torch.float32)
+    _call('power_mean_forward', layout, layout.arrange(x), p, sets, eps, y)
+    return layout.put_back(y)
 
 
 def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
@@ -30,40 +32,40 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """See :func:`sigplug.ops.power_mean.power_mean_backward`."""
     layout = lay_out(x, sets)
-    y, grad_y = layout.arrange(y), layout.arrange(grad_y.float())
-    grad_x = torch.empty_like(layout.x) if wants_x else None
+    x, y = layout.arrange(x), layout.arrange(y)
+    grad_x = torch.empty_like(x) if wants_x else None
     grad_p = torch.empty_like(y) if wants_p else None
-    _call('power_mean_backward', layout, p, sets, eps, y, grad_y, grad_x,
-          grad_p)
+    _call('power_mean_backward', layout, x, p, sets, eps, y,
+          layout.arrange(grad_y.float()), grad_x, grad_p)
     if grad_x is not None:
         grad_x = layout.put_back(grad_x)
     if grad_p is not None and isinstance(p, Tensor):
-        grad_p = sum_to_power(layout.restore(grad_p), p)
+        grad_p = sum_to_power(layout.put_back(grad_p), p)
     return grad_x, grad_p
 
 
-def _call(name: str, layout: Layout, p: PowerLike, sets: Sets,
+def _call(name: str, layout: Layout, x: Tensor, p: PowerLike, sets: Sets,
           eps: float | None, *tensors: Tensor | None) -> None:
     mask = offsets = rows = None
     if isinstance(sets, Dims):
         if sets.members is not None:
-            mask = sets.members.permute(layout.order).contiguous()
+            mask = layout.arrange(sets.members)
     else:
         offsets, rows = _group(sets.members.contiguous(), sets.num)
-    power, set_step, column_step = layout.power(p)
-    kernel(name, *_SETS, *[c_void_p for _ in tensors], c_int)(
-        DTYPES[layout.x.dtype], layout.x.data_ptr(), pointer(mask),
-        layout.groups, layout.members, layout.columns, pointer(offsets),
-        pointer(rows), power.data_ptr(), set_step, column_step,
+    power, set_step, column_step = layout.power(p, x.device)
+    power = power.double()
+    kernel(name, (*_SETS, *[c_void_p for _ in tensors], c_int))(
+        DTYPES[x.dtype], x.data_ptr(), pointer(mask), layout.groups,
+        layout.members, layout.columns, pointer(offsets), pointer(rows),
+        power.data_ptr(), set_step, column_step,
         -math.inf if eps is None else eps, *map(pointer, tensors),
-        count_threads(layout.x))
+        count_threads(x))
 
 
 def _group(index: Tensor, num: int) -> tuple[Tensor, Tensor | None]:
     """Return where segments begin, and their rows if these are in no order."""
     offsets, rows = index.new_empty(num + 1), torch.empty_like(index)
-    in_order = kernel('group_rows', c_void_p, c_int64, c_int64, c_void_p,
-                      c_void_p)(
+    in_order = kernel('group_rows', _GROUP)(
         index.data_ptr(), len(index), num, offsets.data_ptr(),
         rows.data_ptr())
     return offsets, None if in_order else rows

@@ -1,4 +1,7 @@
 """The Gaussian focal loss in one pass: one exponential, one logarithm."""
+import functools
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -19,67 +22,51 @@ from ._math import (
 )
 
 BLOCK = 1024
-# Cells per program of the sum: enough to hide the cost of its end.
+# Cells per program: enough to hide the cost of the end of its sum.
 CHUNK = 8 * BLOCK
 
 
-def forward(logits: Tensor, target: Tensor, options: FocalOptions,
-            rows: int | None) -> Tensor:
+def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
+            slopes: Tensor | None) -> Tensor:
     """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
-    The sums do not depend on the order in which the device works.
+    The derivatives of the cells go into ``slopes``, float32, where given. The
+    sums do not depend on the order in which the device works.
     """
     logits, target = logits.contiguous(), target.contiguous()
-    size = logits.numel()
-    if rows is None:
-        loss = torch.empty_like(logits, dtype=torch.float32)
-        if size:
-            with on_device_of(logits):
-                _cells[(triton.cdiv(size, BLOCK), )](
-                    logits, target, loss, size, *_numbers(options),
-                    BLOCK=BLOCK, **_variant(options))
-        return loss
-    if not size:
-        return logits.new_zeros(rows, dtype=torch.float32)
-    piece = size // rows
-    chunks = triton.cdiv(piece, CHUNK)
-    sums = logits.new_empty(rows, chunks, dtype=torch.float64)
+    shape = logits.shape[:keep]
+    by_cell = keep == logits.dim()
+    rows = 1 if by_cell else math.prod(shape)
+    columns = logits.numel() // max(rows, 1)
+    if not logits.numel():
+        return logits.new_zeros(shape, dtype=torch.float32)
+    losses = sums = None
+    chunks = -(-columns // CHUNK)
+    if by_cell:
+        losses = torch.empty_like(logits, dtype=torch.float32)
+    else:
+        sums = logits.new_empty((*shape, chunks), dtype=torch.float64)
     with on_device_of(logits):
-        _sums[(rows * chunks, )](
-            logits, target, sums, piece, chunks, *_numbers(options),
-            CHUNK=CHUNK, BLOCK=BLOCK, **_variant(options))
-    return sums.sum(1).float()
+        _loss_of_rows[(rows * chunks, )](
+            logits, target, losses, sums, slopes, columns, chunks,
+            *_numbers(options), CHUNK=CHUNK, BLOCK=BLOCK,
+            **_variant(options))
+    if sums is None:
+        return losses
+    return sums.sum(-1).float()
 
 
-def backward(grad: Tensor, logits: Tensor, target: Tensor,
-             options: FocalOptions, rows: int | None) -> Tensor:
-    """Return the gradient of the logits, in their dtype.
-
-    The slopes are computed again: storing them would cost as much on a GPU.
-    """
-    logits, target = logits.contiguous(), target.contiguous()
-    grad = grad.contiguous()
-    grad_logits = torch.empty_like(logits)
-    if logits.numel():
-        piece = logits.numel() // (rows or 1)
-        blocks = triton.cdiv(piece, BLOCK)
-        with on_device_of(logits):
-            _slopes[((rows or 1) * blocks, )](
-                grad, logits, target, grad_logits, piece, blocks,
-                *_numbers(options), BY_CELL=rows is None, BLOCK=BLOCK,
-                **_variant(options))
-    return grad_logits
+FORM = Form('gaussian_focal_loss', forward)
 
 
-FORM = Form('gaussian_focal_loss', forward, backward)
-
-
+@functools.cache
 def _numbers(options: FocalOptions) -> tuple[float, ...]:
     return tuple(map(float, (
         options.alpha, options.gamma, options.pos_weight, options.neg_weight,
         *options.bounds(torch.float32), LOG_EPS)))
 
 
+@functools.cache
 def _variant(options: FocalOptions) -> dict[str, int | bool]:
     """Return the numbers that are compiled into the kernels."""
     return dict(ALPHA=small_whole(options.alpha),
@@ -151,51 +138,29 @@ def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
 
 
 @triton.jit
-def _cells(logits_ptr, target_ptr, loss_ptr, size, alpha, gamma, pos_weight,
-           neg_weight, low, high, log_eps, ALPHA: tl.constexpr,
-           GAMMA: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x, t = _load(logits_ptr, target_ptr, place, place < size)
-    loss, _ = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high,
-                    log_eps, ALPHA, GAMMA, CLIP)
-    tl.store(loss_ptr + place, loss, mask=place < size)
-
-
-@triton.jit
-def _sums(logits_ptr, target_ptr, sums_ptr, piece, chunks, alpha, gamma,
-          pos_weight, neg_weight, low, high, log_eps, ALPHA: tl.constexpr,
-          GAMMA: tl.constexpr, CLIP: tl.constexpr, CHUNK: tl.constexpr,
-          BLOCK: tl.constexpr):
+def _loss_of_rows(logits_ptr, target_ptr, losses_ptr, sums_ptr, slopes_ptr,
+                  columns, chunks, alpha, gamma, pos_weight, neg_weight, low,
+                  high, log_eps, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+                  CLIP: tl.constexpr, CHUNK: tl.constexpr,
+                  BLOCK: tl.constexpr):
+    """Losses and slopes of a chunk of a row, or its sum, where wanted."""
     program = tl.program_id(0).to(tl.int64)
     row, chunk = program // chunks, program % chunks
     total = tl.zeros([BLOCK], tl.float32)
     rest = tl.zeros([BLOCK], tl.float32)
     first = chunk * CHUNK
-    for start in range(first, min(first + CHUNK, piece), BLOCK):
-        inside = start + tl.arange(0, BLOCK)
-        x, t = _load(logits_ptr, target_ptr, row * piece + inside,
-                     inside < piece)
-        loss, _ = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
-                        high, log_eps, ALPHA, GAMMA, CLIP)
-        total, rest = add(total, rest, tl.where(inside < piece, loss, 0.0))
-    tl.store(sums_ptr + program, tl.sum(finish_sum(total, rest), 0))
-
-
-@triton.jit
-def _slopes(grad_loss_ptr, logits_ptr, target_ptr, grad_ptr, piece, blocks,
-            alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
-            ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr,
-            BY_CELL: tl.constexpr, BLOCK: tl.constexpr):
-    program = tl.program_id(0).to(tl.int64)
-    row = program // blocks
-    inside = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    place = row * piece + inside
-    x, t = _load(logits_ptr, target_ptr, place, inside < piece)
-    _, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high,
-                     log_eps, ALPHA, GAMMA, CLIP)
-    if BY_CELL:
-        grad = tl.load(grad_loss_ptr + place, mask=inside < piece, other=0.0)
-    else:
-        grad = tl.load(grad_loss_ptr + row)
-    tl.store(grad_ptr + place, grad.to(tl.float32) * slope,
-             mask=inside < piece)
+    for start in range(first, min(first + CHUNK, columns), BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < columns
+        place = row * columns + column
+        x, t = _load(logits_ptr, target_ptr, place, inside)
+        loss, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
+                            high, log_eps, ALPHA, GAMMA, CLIP)
+        if losses_ptr is not None:
+            tl.store(losses_ptr + place, loss, mask=inside)
+        if slopes_ptr is not None:
+            tl.store(slopes_ptr + place, slope, mask=inside)
+        if sums_ptr is not None:
+            total, rest = add(total, rest, tl.where(inside, loss, 0.0))
+    if sums_ptr is not None:
+        tl.store(sums_ptr + program, tl.sum(finish_sum(total, rest), 0))

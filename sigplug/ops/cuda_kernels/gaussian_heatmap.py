@@ -25,7 +25,7 @@ def forward(centers: Tensor, radii: Tensor, labels: Tensor, num_classes: int,
     bits = torch.zeros((num_classes, height, width), dtype=torch.int32,
                        device=centers.device)
     if len(centers) and bits.numel():
-        slots = min(SLOTS, triton.cdiv(height * width, BLOCK))
+        slots = min(SLOTS, -(-height * width // BLOCK))
         with on_device_of(centers):
             _draw[(len(centers) * slots, )](
                 centers.contiguous(), radii.contiguous(),

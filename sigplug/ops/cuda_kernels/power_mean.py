@@ -4,6 +4,7 @@ A program works on a tile of sets by members, and takes all members of its
 sets, or one of several chunks of them if the sets are few and long. The powers
 are taken relative to the maximum, as in the plain form.
 """
+import functools
 import math
 from dataclasses import dataclass
 
@@ -40,33 +41,38 @@ def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
         # A sum, which is exact and as fast in PyTorch.
         return power_mean_forward(x, p, sets, eps)
     layout = lay_out(x, sets)
-    plan = _plan(layout, p, sets, eps)
-    y = x.new_empty(layout.groups, layout.columns, dtype=torch.float32)
+    x = layout.arrange(x)
+    plan = _plan(layout, x, p, sets, eps)
+    y = x.new_empty(layout.memory_shape, dtype=torch.float32)
     tops = totals = None
-    if plan.chunks > 1:
-        tops = y.new_empty((plan.chunks, y.numel()))
+    if plan.tiling.chunks > 1:
+        tops = y.new_empty((plan.tiling.chunks, layout.groups,
+                            layout.columns))
         totals = torch.empty_like(tops, dtype=torch.float64)
     if y.numel():
         with on_device_of(x):
-            _forward[plan.grid](y, tops, totals, *plan.arguments,
-                                **plan.variant)
+            _forward[plan.tiling.grid](y, tops, totals, *plan.arguments,
+                                       **OPTIONS)
     if tops is not None and totals is not None:
-        y = _merge(tops.view(-1, *y.shape), totals.view(-1, *y.shape), layout,
-                   plan, p)
-    return layout.restore(y)
+        y = _merge(tops, totals, layout, plan, p).view(layout.memory_shape)
+    return layout.put_back(y)
 
 
 def _merge(tops: Tensor, totals: Tensor, layout: Layout, plan: '_Plan',
            p: PowerLike) -> Tensor:
     """Return the results of sets in chunks."""
     if isinstance(p, Tensor):
-        p = p if p.numel() == 1 else plan.power.view(-1, tops.shape[-1])
+        p = p if p.numel() == 1 else plan.power.view(-1, layout.columns)
     largest = tops.amax(0).clamp(min=0)
     scale, scales = (t.clamp(1e-45, torch.finfo(t.dtype).max).double()
                      for t in (largest, tops))
     totals = (totals * (scales / scale).pow(p)).sum(0)
-    mean = totals / plan.counts_of(layout)
-    y = (largest * root(mean, p)).to(largest.dtype)
+    count: int | Tensor = layout.members
+    if plan.counts is not None:
+        counts = plan.counts if layout.members else (
+            plan.counts.diff().unsqueeze(1))
+        count = counts.clamp(min=1).view(layout.groups, -1)
+    y = (largest * root(totals / count, p)).to(largest.dtype)
     return torch.where((largest == 0) | torch.as_tensor(p).isinf(), largest,
                        y)
 
@@ -79,20 +85,23 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
     Powers are finite.
     """
     layout = lay_out(x, sets)
-    plan = _plan(layout, p, sets, eps)
-    y, grad_y = layout.arrange(y), layout.arrange(grad_y)
-    # No program comes to rows of segments that do not exist.
-    grad_x = torch.zeros_like(layout.x) if wants_x else None
-    by_p = None
+    x, y, grad_y = map(layout.arrange, (x, y, grad_y))
+    plan = _plan(layout, x, p, sets, eps)
+    grad_x = by_p = None
+    if wants_x:
+        # No program comes to rows of segments that do not exist.
+        grad_x = (torch.empty_like if layout.members else torch.zeros_like)(x)
     if wants_p:
-        by_p = y.new_zeros((plan.chunks, y.numel()), dtype=torch.float64)
-    if y.numel() and x.numel():
+        by_p = y.new_empty((plan.tiling.chunks, *y.shape),
+                           dtype=torch.float64)
+    if y.numel():
         with on_device_of(x):
-            _backward[plan.grid](grad_y, y, grad_x, by_p, *plan.arguments,
-                                 **plan.variant)
+            _backward[plan.tiling.grid](grad_y, y, grad_x, by_p,
+                                        *plan.arguments, **OPTIONS)
     grad_p = None
     if by_p is not None and isinstance(p, Tensor):
-        grad_p = sum_to_power(layout.restore(by_p.sum(0)), p)
+        by_p = by_p.sum(0) if len(by_p) > 1 else by_p[0]
+        grad_p = sum_to_power(layout.put_back(by_p), p)
     return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
@@ -100,79 +109,95 @@ FORM = Form('power_mean', forward, backward)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What the kernels are launched with."""
+class _Tiling:
+    """How programs share the sets.
 
-    power: Tensor
-    # Of each masked set, or the first row of each segment.
-    counts: Tensor | None
+    Attributes:
+        sets (int): Sets of a tile.
+        members (int): Members of a tile.
+        chunks (int): Programs that share the members of a tile of sets.
+        grid (tuple[int]): Number of programs.
+    """
+
+    sets: int
+    members: int
     chunks: int
     grid: tuple[int]
-    # Between the results of a kernel and its constants.
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the kernels are launched with.
+
+    Attributes:
+        power (Tensor): The powers.
+        counts (Tensor, optional): The members of each masked set, or the
+            first row of each segment.
+        tiling (_Tiling): Of the programs.
+        arguments (tuple): Those of a kernel behind its results.
+    """
+
+    power: Tensor
+    counts: Tensor | None
+    tiling: _Tiling
     arguments: tuple[object, ...]
-    # Those.
-    variant: dict[str, object]
-
-    def counts_of(self, layout: Layout) -> int | Tensor:
-        """Return the number of members of each set, at least 1."""
-        if self.counts is None:
-            return layout.members
-        if not layout.members:
-            return self.counts.diff().clamp(min=1).unsqueeze(1)
-        return self.counts.clamp(min=1)
 
 
-def _plan(layout: Layout, p: PowerLike, sets: Sets,
+def _plan(layout: Layout, x: Tensor, p: PowerLike, sets: Sets,
           eps: float | None) -> _Plan:
-    power, p_group, p_column = layout.power(p)
+    power, p_group, p_column = layout.power(p, x.device)
     mask = rows = counts = None
     groups, members, columns = layout.groups, layout.members, layout.columns
     # Steps in memory from a group, a set and a member to the next.
     steps = members * columns, 1, columns
+    by_row = isinstance(sets, Dims) and columns == 1
     if isinstance(sets, Dims):
         length = members
         if sets.members is not None:
-            counts = sets.members.sum(sets.dims, keepdim=True)
-            counts = layout.arrange(counts)
-            mask = sets.members.permute(layout.order).contiguous()
+            counts = layout.arrange(sets.members.sum(sets.dims, keepdim=True))
+            mask = layout.arrange(sets.members)
+        if by_row:
+            # The groups are the sets.
+            groups, columns, steps = 1, groups, (0, members, 1)
+            p_column = p_group
     else:
         # int32 sorts faster.
         index = sets.members.int() if sets.num < 2**31 else sets.members
         index, rows = torch.sort(index, stable=True)
         counts = torch.searchsorted(index, torch.arange(
             sets.num + 1, dtype=index.dtype, device=index.device))
-        length = triton.cdiv(len(index), max(sets.num, 1))
-    if columns == 1 and rows is None:
-        # The groups are the sets.
-        groups, columns, steps, p_column = 1, groups, (0, members, 1), p_group
+        length = -(-len(index) // max(sets.num, 1))
+    tiling = _tile(groups, members, columns, length, by_row)
+    wide = max(x.numel(), groups * columns) >= 2**31
+    return _Plan(power, counts, tiling, (
+        x, power, mask, rows, counts, groups, columns, members,
+        tiling.chunks, *steps, p_group, p_column,
+        -math.inf if eps is None else float(eps),
+        tl.int64 if wide else tl.int32, tiling.sets, tiling.members))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tile(groups: int, members: int, columns: int, length: int,
+          by_row: bool) -> _Tiling:
+    """Cut matrices of sets, or rows; the mean length is that of segments."""
+    if by_row:
         depth = min(_power_of_two(members), TILE)
         tile = min(TILE // depth, _power_of_two(columns)), depth
     else:
         width = min(_power_of_two(columns), 64)
         # A pillar has few points.
         tile = width, (min(TILE // width, _power_of_two(members))
-                       if rows is None else max(16, 128 // width))
-    programs = groups * triton.cdiv(columns, tile[0])
-    chunks = _chunks(programs, length, tile[1])
-    wide = max(layout.x.numel(), groups * columns) >= 2**31
-    return _Plan(
-        power, counts, chunks, (programs * chunks, ),
-        (layout.x, power, mask, rows, counts, groups, columns, members,
-         chunks, *steps, p_group, p_column,
-         -math.inf if eps is None else float(eps)),
-        dict(OPTIONS, INDEX=tl.int64 if wide else tl.int32, SETS=tile[0],
-             MEMBERS=tile[1]))
+                       if members else max(16, 128 // width))
+    programs = groups * -(-columns // tile[0])
+    chunks = 1
+    if 0 < programs <= PROGRAMS // 2:
+        chunks = max(1, min(-(-length // (4 * tile[1])),
+                            PROGRAMS // programs))
+    return _Tiling(*tile, chunks, (programs * chunks, ))
 
 
 def _power_of_two(n: int) -> int:
     return triton.next_power_of_2(max(n, 1))
-
-
-def _chunks(programs: int, members: int, step: int) -> int:
-    """Return into how many parts the sets are cut."""
-    if programs == 0 or programs > PROGRAMS // 2:
-        return 1
-    return max(1, min(triton.cdiv(members, 4 * step), PROGRAMS // programs))
 
 
 @triton.jit

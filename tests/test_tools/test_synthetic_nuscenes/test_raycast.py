@@ -1,6 +1,5 @@
 """Rays against formulas, and the choice of rays against all of them."""
 import numpy as np
-import pytest
 from pyquaternion import Quaternion
 from synthetic_nuscenes.materials import Material as M
 from synthetic_nuscenes.raycast import Body, RayGrid, cast
@@ -19,28 +18,12 @@ def distances(solid, max_range=100.0):
     return out
 
 
-def test_box():
-    low, high = np.array([5, -1, -1.5]), np.array([9, 1, -0.5])
-    expected = np.full(len(GRID.directions), np.inf)
-    for axis, plane in ((0, 5.0), (2, -0.5)):  # the front and the top
-        with np.errstate(divide='ignore', invalid='ignore'):
-            t = plane / GRID.directions[:, axis]
-            points = t[:, None] * GRID.directions
-            on_face = ((t > 0) & (points >= low - 1e-9).all(1) &
-                       (points <= high + 1e-9).all(1))
-        assert on_face.sum() > 30
-        expected[on_face] = np.minimum(expected[on_face], t[on_face])
-    found = distances(box((5, 9), 1.0, (-1.5, -0.5), M.PAINT))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize('seed', range(2))
-def test_no_ray_is_left_out(seed):
+def test_no_ray_is_left_out():
     """All bodies at once, each against Embree with every ray there is.
 
     They lie on all sides, above, below and around the sensor, and turned.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     solids, poses = [], []
     for _ in range(40):
         x, y, z = (np.sort(pair) for pair in rng.uniform(-3, 3, (3, 2)))

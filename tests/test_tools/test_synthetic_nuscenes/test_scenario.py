@@ -32,14 +32,12 @@ def rectangle(pose, half, forward=0.0):
 @pytest.mark.parametrize('seed, spacing', [(0, 1.0), (1, 0.5)])
 def test_boxes_never_overlap(seed, spacing):
     scenario = make_scenario(DURATION, np.random.default_rng(seed), spacing)
-    times = np.arange(0.1, DURATION, 0.7)
+    times = np.arange(0.1, DURATION, 1.4)
     ego = scenario.ego_poses(times)
     poses = [t.poses(scenario.road, times) for t in scenario.tracks]
     for i in range(len(times)):
-        boxes = [
-            rectangle(pose[i], track.size[[1, 0]] / 2)
-            for pose, track in zip(poses, scenario.tracks)
-        ]
+        boxes = [rectangle(pose[i], track.size[[1, 0]] / 2)
+                 for pose, track in zip(poses, scenario.tracks)]
         boxes.append(rectangle(ego[i], EGO_HALF, EGO_CENTER))
         tree = shapely.STRtree(boxes)
         first, second = tree.query(boxes, predicate='intersects')

@@ -1,4 +1,4 @@
-"""The operations of sigplug beside the stock forms: cases and headlines."""
+"""The operations of sigplug beside the stock forms."""
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from sigplug.ops import (
     gaussian_focal_loss_with_logits,
     gaussian_heatmap,
     gem_pool,
+    hard_voxelize,
     segment_generalized_mean,
 )
 
@@ -23,7 +24,8 @@ from .timing import Form, Work
 
 EPS, GEM_EPS = 1e-4, 1e-6
 OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
-MMDET, MMDET3D = 'mmdet3d + mmdet', 'mmdet3d'
+MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
+MAXIMUM = 'mmdet3d, maximum'
 MMPRETRAIN = "mmpretrain's formula"
 TEXTBOOK = 'textbook formula'
 PYG = "PyG's formula"
@@ -32,26 +34,35 @@ EXACT = ', clip=None'
 NUM_CLASSES, MAP = 10, (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')
+# Those of mmdet3d's CenterPoint.
+PILLARS = dict(
+    voxel_size=(0.2, 0.2, 8), point_cloud_range=(-51.2, -51.2, -5, 51.2, 51.2,
+                                                 3),
+    max_points=20, max_voxels=30000)
+VOXELS = dict(
+    voxel_size=(0.075, 0.075, 0.2), point_cloud_range=(-54, -54, -5, 54, 54,
+                                                       3),
+    max_points=10, max_voxels=90000)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A case: its title, and a maker of its forms and inputs on a device."""
+class Goal:
+    """A ratio of speed (``at_least``) or of cost (``at_most``) to report."""
 
-    name: str
-    build: Callable[[torch.device], Work]
-    quick: bool = True
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A ratio of speed (``at_least``) or of cost (``at_most``) as a goal."""
-
-    case: str
     against: str
     at_least: float | None = None
     at_most: float | None = None
     form: str = OURS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its title, a maker of its forms and inputs, and its goals."""
+
+    name: str
+    build: Callable[[torch.device], Work]
+    goals: tuple[Goal, ...] = ()
+    quick: bool = True
 
 
 # Forms -------------------------------------------------------------------
@@ -88,18 +99,13 @@ def stock(name: str, function: Callable[..., Any]) -> list[Form]:
 # Inputs ------------------------------------------------------------------
 
 
-def generator() -> torch.Generator:
-    """Return the same random numbers for every case."""
-    return torch.Generator().manual_seed(0)
-
-
 def heatmap_logits(shape: tuple[int, ...], device: torch.device,
                    dtype: torch.dtype = torch.float32) -> Tensor:
     """Return logits of a training: most are low, some beyond the clip.
 
     None lies so close to the clip that rounding decides on its gradient.
     """
-    x = 3 * torch.randn(shape, generator=generator()) - 2
+    x = 3 * torch.randn(shape) - 2
     kink = torch.tensor(1 / EPS - 1).log()
     x[(x.abs() - kink).abs() < 0.05] = 0
     return x.to(device, dtype).requires_grad_()
@@ -107,20 +113,19 @@ def heatmap_logits(shape: tuple[int, ...], device: torch.device,
 
 def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return targets of the loss with 30 objects per sample."""
-    batch, classes, *size = shape
-    seeded, count = generator(), 30 * batch
-    centers = torch.stack([
-        torch.randint(limit, (count, ), generator=seeded)
-        for limit in reversed(size)], dim=1)
-    radii = torch.randint(2, 9, (count, ), generator=seeded)
-    maps = torch.randint(batch * classes, (count, ), generator=seeded)
-    return gaussian_heatmap(centers, radii, maps, batch * classes,
-                            tuple(size)).view(shape).to(device)
+    batch, classes, height, width = shape
+    count = (30 * batch, )
+    centers = torch.stack(
+        [torch.randint(width, count), torch.randint(height, count)], dim=1)
+    return gaussian_heatmap(
+        centers, torch.randint(2, 9, count),
+        torch.randint(batch * classes, count), batch * classes,
+        (height, width)).view(shape).to(device)
 
 
 def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return activations, none so extreme that a form's clamps show."""
-    x = (torch.randn(shape, generator=generator()).abs() + 0.1).clamp(max=4)
+    x = (torch.randn(shape).abs() + 0.1).clamp(max=4)
     return x.to(device).requires_grad_()
 
 
@@ -176,8 +181,9 @@ def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
                  average], (x, p), tolerance=2e-3)
 
 
-def window_case(kernel: int, stride: int, device: torch.device) -> Work:
-    x, p = features((4, 64, *MAP), device), 3.0
+def window_case(shape: tuple[int, ...], kernel: int, stride: int,
+                device: torch.device) -> Work:
+    x, p = features(shape, device), 3.0
     windows = dict(kernel_size=kernel, stride=stride)
 
     def lp_pool(x: Tensor) -> Tensor:
@@ -203,9 +209,6 @@ def segment_case(device: torch.device) -> Work:
     index, num = index.to(device), len(unique)
     x, p = features((len(index), 64), device), power(device)
 
-    def formula(x: Tensor, p: Tensor) -> Tensor:
-        return stock_forms.power_mean_aggregation(x, index, num, p)
-
     def mean(x: Tensor, p: Tensor) -> Tensor:
         return segment_generalized_mean(x, index, num, p)
 
@@ -213,28 +216,40 @@ def segment_case(device: torch.device) -> Work:
         return x.new_zeros(num, x.shape[1]).scatter_reduce(
             0, index[:, None].expand_as(x), x, 'amax')
 
-    return Work([*stock(PYG, formula), *ours(mean),
-                 Form(AMAX, amax, 'max', (x, ))], (x, p), tolerance=2e-3)
+    return Work([
+        *stock(PYG, partial(stock_forms.power_mean_aggregation, index=index,
+                            num_segments=num)),
+        *ours(mean), Form(AMAX, amax, 'max', (x, ))
+    ], (x, p), tolerance=2e-3)
+
+
+def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
+    """Voxelise two scans."""
+    from mmcv.ops import voxelization
+    arguments = grid.values()
+
+    def mmcv(scans: list[Tensor]) -> tuple[Tensor, ...]:
+        parts = [voxelization(points, *arguments) for points in scans]
+        voxels, coors, counts = map(list, zip(*parts))
+        coors = [F.pad(c, (1, 0), value=i) for i, c in enumerate(coors)]
+        return torch.cat(voxels), torch.cat(coors), torch.cat(counts)
+
+    def mine(scans: list[Tensor]) -> tuple[Tensor, ...]:
+        return hard_voxelize(scans, *arguments)
+
+    scans = [points.to(device) for points in lidar_points()]
+    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans, ))
 
 
 def pillar_case(device: torch.device) -> Work:
     """Run both whole pillar nets on the pillars of two scans."""
-    from mmcv.ops import Voxelization
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
     from sigplug.models.voxel_encoders import GeMPillarFeatureNet
-    cfg = pillar_model()
-    layer, arguments = (cfg.data_preprocessor.voxel_layer,
-                        dict(cfg.pts_voxel_encoder))
+    arguments = dict(pillar_model().pts_voxel_encoder)
     del arguments['type']
-    voxelise = Voxelization(
-        layer.voxel_size, arguments['point_cloud_range'],
-        layer.max_num_points, layer.max_voxels[0]).train()
-    voxels, coors, counts = map(torch.cat, zip(*(
-        (voxels, F.pad(coors, (1, 0), value=sample), counts)
-        for sample, (voxels, coors, counts) in enumerate(
-            voxelise(points.to(device)) for points in lidar_points()))))
-    torch.manual_seed(0)
+    voxels, coors, counts = hard_voxelize(
+        [points.to(device) for points in lidar_points()], **PILLARS)
     net = PillarFeatureNet(**arguments).to(device)
     mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
     mine.load_state_dict(net.state_dict(), strict=False)
@@ -244,7 +259,7 @@ def pillar_case(device: torch.device) -> Work:
         return lambda *args: net(args[0].clone(), *args[1:]).flatten(1)
 
     return Work([
-        Form(MMDET3D + ', maximum', run(net), 'max', tuple(net.parameters())),
+        Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
         *ours(run(mine), leaves=tuple(mine.parameters()))
     ], (voxels, counts, coors))
 
@@ -263,59 +278,49 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
     del arguments['type']
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         head, mine = (kind(**arguments) for kind in (StockHead, CenterHead))
-    seeded = generator()
     samples = []
     for _ in range(4):
-        boxes = torch.rand(num_boxes, 9, generator=seeded)
+        boxes = torch.rand(num_boxes, 9, device=device)
         boxes[:, :2] = 100 * boxes[:, :2] - 50
         boxes[:, 2] -= 2
         boxes[:, 3:6] = 0.4 + boxes[:, 3:6] * boxes.new_tensor([8, 2.5, 3])
-        labels = torch.randint(NUM_CLASSES, (num_boxes, ), generator=seeded)
         samples.append(InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9),
-            labels_3d=labels.to(device)))
+            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
+            labels_3d=torch.randint(NUM_CLASSES, (num_boxes, ),
+                                    device=device)))
     return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
                 (samples, ))
 
 
-LOSS = 'loss, clip=1e-4, (4, 10, {0}, {0})'
-GEM = 'GeM, trained p, {}'
-TARGETS = 'targets, 4 samples x {} boxes, six tasks'
-WINDOWS = 'gem_pool, p=3, (4, 64, 128, 128), windows of {} by {}'
-SEGMENTS = 'GeM over the points of a pillar, 64 channels, trained p'
-NETS = 'pillar feature net, training'
 LARGE, SMALL = (4, 256, *MAP), (8, 512, 16, 16)
+LOSS_GOALS = (Goal(MMDET, at_least=8.0), Goal(COMPILED, at_least=1.5),
+              Goal(OURS, at_least=1.0, form=OURS + EXACT))
 CASES = (
     Case('clip_sigmoid, fp32, (4, 10, 128, 128)',
          partial(sigmoid_case, torch.float32)),
     Case('clip_sigmoid, bf16, (4, 10, 128, 128)',
          partial(sigmoid_case, torch.bfloat16), quick=False),
-    Case(LOSS.format(128), partial(loss_case, 128)),
-    Case(LOSS.format(180), partial(loss_case, 180), quick=False),
-    Case(GEM.format(LARGE), partial(gem_case, LARGE)),
-    Case(GEM.format(SMALL), partial(gem_case, SMALL), quick=False),
-    Case(WINDOWS.format(2, 2), partial(window_case, 2, 2), quick=False),
-    Case(WINDOWS.format(3, 2), partial(window_case, 3, 2), quick=False),
-    Case(SEGMENTS, segment_case),
-    Case(NETS, pillar_case),
-    Case(TARGETS.format(400), partial(targets_case, 400)),
-    Case(TARGETS.format(30), partial(targets_case, 30)),
-)
-HEADLINES = (
-    Headline(LOSS.format(128), MMDET, at_least=8.0),
-    Headline(LOSS.format(128), COMPILED, at_least=1.5),
-    Headline(LOSS.format(180), MMDET, at_least=8.0),
-    Headline(LOSS.format(180), COMPILED, at_least=1.5),
-    Headline(LOSS.format(128), OURS, at_least=1.0, form=OURS + EXACT),
-    Headline(LOSS.format(180), OURS, at_least=1.0, form=OURS + EXACT),
-    Headline(GEM.format(LARGE), MMPRETRAIN, at_least=5.0),
-    Headline(GEM.format(LARGE), AVERAGE, at_most=2.2),
-    Headline(GEM.format(SMALL), MMPRETRAIN, at_least=3.5),
-    Headline(WINDOWS.format(2, 2), TEXTBOOK),
-    Headline(WINDOWS.format(3, 2), TEXTBOOK),
-    Headline(TARGETS.format(400), MMDET3D, at_least=20.0),
-    Headline(TARGETS.format(30), MMDET3D, at_least=5.0),
-    Headline(SEGMENTS, PYG),
-    Headline(SEGMENTS, AMAX),
-    Headline(NETS, MMDET3D + ', maximum'),
+    *(Case(f'loss, clip=1e-4, (4, 10, {side}, {side})',
+           partial(loss_case, side), LOSS_GOALS, quick=side == 128)
+      for side in (128, 180)),
+    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE),
+         (Goal(MMPRETRAIN, at_least=5.0), Goal(AVERAGE, at_most=2.2))),
+    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL),
+         (Goal(MMPRETRAIN, at_least=3.5), ), quick=False),
+    *(Case(f'gem_pool, p=3, {shape}, windows of {kernel}, stride {stride}',
+           partial(window_case, shape, kernel, stride), (Goal(TEXTBOOK), ),
+           quick=False)
+      for shape in ((8, 64, *MAP), (2, 64, 64, 64))
+      for kernel, stride in ((2, 2), (3, 1))),
+    Case('GeM over the points of a pillar, 64 channels, trained p',
+         segment_case, (Goal(PYG), Goal(AMAX))),
+    *(Case(f'hard_voxelize, {name}', partial(voxel_case, grid),
+           (Goal(MMCV), ))
+      for name, grid in (('pillars of 0.2 m', PILLARS),
+                         ('voxels of 0.075 m', VOXELS))),
+    Case('pillar feature net, training', pillar_case,
+         (Goal(MAXIMUM), )),
+    *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
+           partial(targets_case, boxes), (Goal(MMDET3D, at_least=goal), ))
+      for boxes, goal in ((400, 20.0), (30, 5.0))),
 )

@@ -25,13 +25,10 @@ MIN_SECONDS, MAX_CALLS = 0.01, 1000
 class Form:
     """One way to compute a case.
 
-    Args:
-        name (str): Its name in the tables.
-        call (Callable): Takes the arguments of the case.
-        answer (str): Forms with the same answer are compared with each
-            other. Any other than ``''`` is another function, there for scale.
-        leaves (tuple, optional): Tensors to differentiate by, instead of the
-            arguments that require a gradient.
+    Forms with the same ``answer`` are compared with each other; any other
+    than ``''`` is another function, there for scale. ``leaves`` are the
+    tensors to differentiate by, by default the arguments that require a
+    gradient.
     """
 
     name: str
@@ -42,13 +39,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Work:
-    """Forms with their common arguments; the first form is the stock one.
+    """Forms and their arguments; the first form is the stock one.
 
-    Args:
-        forms (list[Form]): The forms.
-        args (tuple): Arguments of every form.
-        tolerance (float): Largest accepted difference of two answers,
-            relative to the largest value.
+    Answers may differ by ``tolerance``, relative to the largest value.
     """
 
     forms: list[Form]
@@ -56,66 +49,76 @@ class Work:
     tolerance: float = 1e-4
 
 
-class Stepper:
-    """Run the forms of a case, forward and backward.
+class Timer:
+    """Run one form, forward and backward."""
 
-    Args:
-        work (Work): The case.
-        device (torch.device): Where its arguments are.
-    """
+    def __init__(self, form: Form, args: tuple, device: torch.device) -> None:
+        self.form, self.args, self.device = form, args, device
+        self.leaves = form.leaves
+        if self.leaves is None:
+            self.leaves = tuple(arg for arg in args if isinstance(arg, Tensor)
+                                and arg.requires_grad)
+        self.gradient: Tensor | None = None
+        self.calls = 1
 
-    def __init__(self, work: Work, device: torch.device) -> None:
-        self.work = work
-        self.sync = synchronizer(device)
-        self.gradients: dict[str, Tensor] = {}
+    def backward(self, out: Any) -> tuple[Tensor, ...]:
+        """Return the gradients of a result."""
+        return torch.autograd.grad(
+            out, self.leaves, self.gradient) if self.leaves else ()
 
-    def leaves(self, form: Form) -> tuple[Tensor, ...]:
-        """Return the tensors that a form is differentiated by."""
-        if form.leaves is not None:
-            return form.leaves
-        return tuple(arg for arg in self.work.args
-                     if isinstance(arg, Tensor) and arg.requires_grad)
-
-    def answer(self, form: Form) -> list[Tensor]:
+    def answer(self) -> list[Tensor]:
         """Return the result and the gradients of one call, flattened."""
-        out = form.call(*self.work.args)
-        values = [value.detach() for value in tree_flatten(out)[0]]
-        if leaves := self.leaves(form):
+        out = self.form.call(*self.args)
+        if self.leaves:
             # All of one sign, so that the sum for p does not cancel.
             generator = torch.Generator(out.device).manual_seed(0)
-            gradient = torch.rand(out.shape, generator=generator,
-                                  device=out.device).to(out.dtype)
-            values += torch.autograd.grad(out, leaves, gradient)
-            self.gradients[form.name] = gradient
-        self.sync()
-        return values
+            self.gradient = torch.rand(out.shape, generator=generator,
+                                       device=out.device).to(out.dtype)
+        return [value.detach() for value in (*tree_flatten(out)[0],
+                                             *self.backward(out))]
 
-    def time(self, form: Form, calls: int = 1) -> tuple[float, float]:
-        """Return the seconds of forward and backward, means of some calls."""
-        leaves = self.leaves(form)
+    def time(self) -> dict[str, float]:
+        """Return mean seconds.
+
+        ``forward``; with gradients also ``backward`` and ``both``; on a GPU
+        also ``device``, see :meth:`device_seconds`.
+        """
         forward = backward = 0.0
-        for _ in range(calls):
-            self.sync()
+        for _ in range(self.calls):
+            synchronize(self.device)
             start = perf_counter()
-            out = form.call(*self.work.args)
-            self.sync()
+            out = self.form.call(*self.args)
+            synchronize(self.device)
             middle = perf_counter()
             # Gradients and graph are freed inside of the measurement, as
             # between two steps of a training.
-            if leaves:
-                torch.autograd.grad(out, leaves, self.gradients[form.name])
+            self.backward(out)
             del out
-            self.sync()
+            synchronize(self.device)
             forward += middle - start
             backward += perf_counter() - middle
-        return forward / calls, backward / calls
+        times = dict(forward=forward)
+        if self.leaves:
+            times |= dict(backward=backward, both=forward + backward)
+        if self.device.type == 'cuda':
+            times['device'] = self.device_seconds()
+        return {name: total / self.calls for name, total in times.items()}
+
+    def device_seconds(self) -> float:
+        """Return the GPU's own time for the calls, which nothing waits for."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(self.calls):
+            self.backward(self.form.call(*self.args))
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
 
 
-def synchronizer(device: torch.device) -> Callable[[], Any]:
-    """Return a function that waits for a device."""
+def synchronize(device: torch.device) -> None:
+    """Wait for a device."""
     if device.type == 'cuda':
-        return torch.cuda.synchronize
-    return lambda: None
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
@@ -133,25 +136,18 @@ def measure(work: Work, repeat: int,
             device: torch.device) -> list[dict[str, Any]]:
     """Compare the answers of the forms, then time them in turn.
 
-    Args:
-        work (Work): The case.
-        repeat (int): Number of repetitions.
-        device (torch.device): Where the case runs.
-
-    Returns:
-        list[dict]: For each form ``form``, ``same_function`` and ``status``;
-        where that is ``'ok'`` also ``extra_bytes``, and ``forward``,
-        ``backward`` and ``both`` as quartiles in seconds (without gradients
-        only ``forward``). A form whose answer is wrong is not timed.
+    Each form gets a dict of ``form``, ``same_function`` and ``status``; where
+    that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
+    ``Timer.time`` measures. A form whose answer is wrong is not timed.
     """
-    stepper = Stepper(work, device)
     rows, running, expected = [], [], {}
     for form in work.forms:
+        timer = Timer(form, work.args, device)
         row = dict(form=form.name, same_function=form.answer == '',
                    status='ok')
         rows.append(row)
         try:
-            answer = stepper.answer(form)
+            answer = timer.answer()
         # A compiler may fail in any way; the others still count.
         except Exception as error:
             reason = (str(error).strip() or '-').splitlines()[0]
@@ -162,25 +158,22 @@ def measure(work: Work, repeat: int,
             row['status'] = (f'wrong answer: differs by {difference:.1e}, '
                              f'more than {work.tolerance:g}')
             continue
-        running.append((form, row, []))
+        running.append((timer, row, []))
     # The first answers must not take up caches and memory.
     expected.clear()
-    calls = {form.name: count_calls(sum(stepper.time(form)))
-             for form, *_ in running}
-    for form, row, _ in running:
-        row['extra_bytes'] = extra_memory(
-            lambda form=form: stepper.time(form), device)
+    for timer, row, _ in running:
+        first = timer.time()
+        seconds = max(first.get('both', first['forward']), 1e-9)
+        row['extra_bytes'] = extra_memory(timer.time, device)
+        timer.calls = max(1, min(MAX_CALLS, round(MIN_SECONDS / seconds)))
     with no_garbage_collection():
         for _ in range(repeat):
             # In turn, so that a change of the machine's pace affects all.
-            for form, _, times in running:
-                times.append(stepper.time(form, calls[form.name]))
-    for form, row, times in running:
-        forward, backward = zip(*times)
-        row['forward'] = quartiles(forward)
-        if stepper.leaves(form):
-            row['backward'] = quartiles(backward)
-            row['both'] = quartiles([sum(pair) for pair in times])
+            for timer, _, times in running:
+                times.append(timer.time())
+    for _, row, times in running:
+        row |= {name: quartiles([time[name] for time in times])
+                for name in times[0]}
     return rows
 
 
@@ -188,26 +181,19 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Return the largest difference, relative to the largest value."""
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return math.inf
-    worst = 0.0
-    for x, y in zip(expected, actual):
-        if x.numel():
-            scale = x.double().abs().max().item() or 1.0
-            difference = (x.double() - y.double()).abs().max().item() / scale
-            worst = max(worst, math.inf if math.isnan(difference)
-                        else difference)
-    return worst
-
-
-def count_calls(seconds: float) -> int:
-    """Return how many calls make up one repetition."""
-    return max(1, min(MAX_CALLS, round(MIN_SECONDS / max(seconds, 1e-9))))
+    differences = [
+        ((x.double() - y.double()).abs().max()
+         / x.double().abs().max().clamp(min=1e-30)).item()
+        for x, y in zip(expected, actual) if x.numel()]
+    # NaN is a difference as well.
+    return max((math.inf if math.isnan(d) else d for d in differences),
+               default=0.0)
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
     """Return first quartile, median and third quartile."""
-    if len(values) == 1:
-        return [values[0]] * 3
-    return statistics.quantiles(values, method='inclusive')
+    return statistics.quantiles([*values] * (1 + (len(values) == 1)),
+                                method='inclusive')
 
 
 def extra_memory(step: Callable[[], Any], device: torch.device) -> int:

@@ -4,8 +4,6 @@ import random
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +20,7 @@ from sigplug.engine import preflight
 from sigplug.errors import UserError
 
 from .data import make_data
-from .timing import no_garbage_collection, quartiles, synchronizer
+from .timing import no_garbage_collection, quartiles, synchronize
 
 CONFIGS = Path(__file__).resolve().parents[3] / 'configs/centerpoint'
 QUICKSTART = [
@@ -48,84 +46,58 @@ STAGES = (
 )
 
 
-class Stopwatch:
-    """Seconds by stage; a stage inside another one counts for itself only.
-
-    Args:
-        sync (Callable): Waits for the device.
-    """
-
-    def __init__(self, sync: Callable[[], Any]) -> None:
-        self.sync = sync
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inner: list[float] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        self.sync()
-        start = perf_counter()
-        self._inner.append(0.0)
-        yield
-        self.sync()
-        took = perf_counter() - start
-        self.seconds[name] += took - self._inner.pop()
-        if self._inner:
-            self._inner[-1] += took
-
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Time each call of a method of an object as a stage."""
-        original = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, method, timed)
-
-
 class Trainee:
-    """A model and its optimizer under a stopwatch.
-
-    Args:
-        path (str): Its config file.
-        cfg (Config): The config.
-        device (torch.device): Where it is trained.
-    """
+    """A model and its optimizer, whose stages are timed."""
 
     def __init__(self, path: str, cfg: Config, device: torch.device) -> None:
         self.name = Path(path.rpartition('::')[2]).stem
         self.label = 'sigplug' if 'sigplug.' in str(cfg.model) else 'stock'
         torch.manual_seed(0)
+        self.device = device
         self.model = MODELS.build(cfg.model)
         self.model.init_weights()
         self.model.to(device).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
-        self.clock = Stopwatch(synchronizer(device))
-        for part, method, name in STAGES:
-            owner = getattr(self.model, part, None)
-            if hasattr(owner, method):
-                self.clock.watch(owner, method, name)
+        self.seconds: dict[str, float] = defaultdict(float)
+        for part, method, stage in STAGES:
+            owner = getattr(self.model, part)
+            setattr(owner, method, self.timed(getattr(owner, method), stage))
+
+    def timed(self, call: Any, stage: str) -> Any:
+        """Return a function that adds its seconds to a stage."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            start = perf_counter()
+            result = call(*args, **kwargs)
+            synchronize(self.device)
+            self.seconds[stage] += perf_counter() - start
+            return result
+
+        return run
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
         """Run one iteration; return the seconds by stage and in total."""
         batch = copy.deepcopy(batch)
-        self.clock.seconds.clear()
-        start = perf_counter()
-        with self.clock.stage('other'):
-            inputs = self.model.data_preprocessor(batch, True)
-            losses = self.model(**inputs, mode='loss')
-            loss, _ = self.model.parse_losses(losses)
-            with self.clock.stage('backward'):
-                self.optimizer.backward(loss)
-            with self.clock.stage('optimizer'):
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        total = perf_counter() - start
+        self.seconds.clear()
+        self.timed(self.iterate, 'iteration')(batch)
+        seconds = dict(self.seconds)
+        # The targets are made inside of the loss.
+        seconds['loss'] -= seconds['targets']
+        seconds['other'] = 2 * seconds['iteration'] - sum(seconds.values())
+        return seconds
+
+    def iterate(self, batch: dict[str, Any]) -> None:
+        """Train with one batch."""
+        inputs = self.model.data_preprocessor(batch, True)
+        losses = self.model(**inputs, mode='loss')
+        loss, _ = self.model.parse_losses(losses)
         if not loss.isfinite():
             raise UserError(f'the loss of {self.name} is {loss.item()}: '
                             'nothing was timed')
-        return dict(self.clock.seconds, iteration=total)
+        self.timed(self.optimizer.backward, 'backward')(loss)
+        self.timed(self.optimizer.step, 'optimizer')()
+        self.optimizer.zero_grad()
 
 
 def load_batch(cfg: Config, batch_size: int) -> dict[str, Any]:
@@ -151,16 +123,6 @@ def load_batch(cfg: Config, batch_size: int) -> dict[str, Any]:
         # The last ones, which have earlier sweeps.
         return pseudo_collate([samples[i] for i in range(
             len(samples) - batch_size, len(samples))])
-
-
-def describe_batch(trainees: list[Trainee], batch: dict[str, Any]) -> str:
-    """Return a sentence about the models and their batch."""
-    points = sum(len(p) for p in batch['inputs']['points'])
-    boxes = sum(len(sample.gt_instances_3d)
-                for sample in batch['data_samples'])
-    names = ', '.join(f'{t.label} is `{t.name}`' for t in trainees)
-    return (f'{len(batch["data_samples"])} samples of the synthetic data set '
-            f'with {points} points and {boxes} boxes; {names}.')
 
 
 def time_training(paths: list[str], repeat: int, device: torch.device,
@@ -190,16 +152,19 @@ def time_training(paths: list[str], repeat: int, device: torch.device,
                     for path, cfg in zip(paths, configs)]
         for trainee in trainees:
             trainee.step(batch)
-        steps: list[list] = [[] for _ in trainees]
         with no_garbage_collection():
-            for _ in range(repeat):
-                for trainee, measured in zip(trainees, steps):
-                    measured.append(trainee.step(batch))
+            rounds = [[trainee.step(batch) for trainee in trainees]
+                      for _ in range(repeat)]
     rows = [dict(
         config=trainee.label,
-        stages={name: statistics.median(step[name] for step in measured)
-                for name in measured[0]},
-        quartiles=quartiles([step['iteration'] for step in measured]))
-        for trainee, measured in zip(trainees, steps)]
-    return dict(title=trainees[-1].name,
-                input=describe_batch(trainees, batch), rows=rows)
+        stages={name: statistics.median(step[name] for step in steps)
+                for name in steps[0]},
+        quartiles=quartiles([step['iteration'] for step in steps]))
+        for trainee, steps in zip(trainees, zip(*rounds))]
+    points = sum(map(len, batch['inputs']['points']))
+    boxes = sum(len(s.gt_instances_3d) for s in batch['data_samples'])
+    names = ', '.join(f'{t.label} is `{t.name}`' for t in trainees)
+    return dict(
+        title=trainees[-1].name, rows=rows,
+        input=f'{len(batch["data_samples"])} samples of the synthetic data '
+        f'set with {points} points and {boxes} boxes; {names}.')

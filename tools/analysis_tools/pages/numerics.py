@@ -1,9 +1,9 @@
 """docs/numerics.md: the operations in every dtype, measured on the CPU."""
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import stock_forms
@@ -17,28 +17,19 @@ from sigplug.ops import (
     generalized_mean,
 )
 
-from . import markdown
-from .references import (
+from . import DOCS, markdown, write_page
+from .measure import (
+    Function,
     Worst,
+    edge,
     focal_reference,
     mean_reference,
-    sigmoid_reference,
-    unit_in_last_place,
-)
-from .values import (
-    Function,
-    below_one,
-    edge,
-    largest,
-    safe_range,
-    scientific,
-    sig,
     sweep,
+    unit_in_last_place,
     with_gradient,
 )
 
-TEMPLATE = Path(__file__).with_suffix('.md')
-PAGE = Path(__file__).resolve().parents[3] / 'docs/numerics.md'
+PAGE = DOCS / 'numerics.md'
 DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32,
               fp64=torch.float64)
 # float64 is what errors are measured against.
@@ -49,29 +40,63 @@ TARGETS = (0.0, 0.5, 0.9, 1.0)
 # Within this many, no form of the loss clips in any dtype.
 MODERATE = 5.0
 MAP = (8, 8)
+POOLS = (stock_forms.gem, gem_pool)
+
+Rows = Iterator[list[str]]
+TABLES: dict[str, Callable[[int], str]] = {}
 
 straight_through = partial(clip_sigmoid, grad='straight_through')
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the operations compute in."""
-    return torch.promote_types(dtype, torch.float32)
+def table(*header: str) -> Callable:
+    """Make a generator of rows a table of the page, under its name.
+
+    It is called with the number of float32 values to try.
+    """
+
+    def register(rows: Callable[[int], Rows]) -> Callable[[int], Rows]:
+        TABLES[rows.__name__] = lambda values: markdown(header, rows(values))
+        return rows
+
+    return register
 
 
-# Sigmoid -----------------------------------------------------------------
+# Texts ---------------------------------------------------------------------
+
+
+def sig(value: float, digits: int) -> str:
+    """Return a number with some digits; a zero has no sign."""
+    text = f'{value or 0.0:.{digits}g}'.replace('nan', 'NaN')
+    return re.sub(r'e([+-])0', r'e\1', text)
+
+
+# Up to six digits, always with an exponent.
+scientific = partial(np.format_float_scientific, precision=5, trim='-',
+                     exp_digits=1)
+
+
+def below_one(value: float) -> str:
+    """Return a value by its distance from 1."""
+    return 'exactly 1' if value == 1 else f'1 - {scientific(1 - value)}'
+
+
+def safe_range(test: Function, dtype: torch.dtype) -> str:
+    """Return the magnitude up to which a test holds for neither sign."""
+    ends = [abs(pair[0]) for sign in (1, -1)
+            if (pair := edge(test, dtype, sign=sign))]
+    return (sig(min(ends), 5) if ends else
+            f'{sig(torch.finfo(dtype).max, 5)} (all)')
+
+
+# Sigmoid -------------------------------------------------------------------
 
 
 def bounds_of(function: Function, dtype: torch.dtype) -> tuple[float, float]:
     """Return the smallest and the largest output."""
-    ends = torch.tensor([-largest(dtype), largest(dtype)], dtype=dtype)
-    low, high = function(ends).double().tolist()
+    largest = torch.finfo(dtype).max
+    low, high = function(
+        torch.tensor([-largest, largest], dtype=dtype)).tolist()
     return low, high
-
-
-def outside(function: Function, x: Tensor) -> Tensor:
-    """Tell where the output is not strictly between 0 and 1."""
-    y = function(x)
-    return ~((y > 0) & (y < 1))
 
 
 def no_gradient(function: Function, x: Tensor) -> Tensor:
@@ -80,84 +105,75 @@ def no_gradient(function: Function, x: Tensor) -> Tensor:
     return (gradient == 0) | ~gradient.isfinite()
 
 
-def not_finite(function: Function, x: Tensor) -> Tensor:
-    """Tell where the value or its gradient is not finite."""
-    value, gradient = with_gradient(function, x)
-    return ~(value.isfinite() & gradient.isfinite())
-
-
-def report_bounds() -> str:
-    """Show what 1 - 1e-4 becomes, and which bounds hold instead."""
-    rows = []
+@table('dtype', '`1 - 1e-4` becomes', 'largest value below 1',
+       'bounds, mmdet3d', 'bounds, ours', 'largest safe logit, mmdet3d',
+       'largest safe logit, ours')
+def bounds(_: int) -> Rows:
     functions = stock_forms.clip_sigmoid, clip_sigmoid
+
+    def outside(function: Function, x: Tensor) -> Tensor:
+        y = function(x)
+        return ~((y > 0) & (y < 1))
+
     for name, dtype in DTYPES.items():
-        gap = torch.finfo(dtype).eps / 2
-        rounded = torch.tensor(1 - EPS, dtype=dtype).double().item()
-        bounds = [bounds_of(function, dtype) for function in functions]
-        rows.append([
-            name, below_one(rounded), below_one(1 - gap),
-            *(f'{scientific(low)}, {below_one(high)}' for low, high in bounds),
-            *(safe_range([partial(outside, function)], dtype)
-              for function in functions)])
-    return markdown(
-        ('dtype', '`1 - 1e-4` becomes', 'largest value below 1',
-         'bounds, mmdet3d', 'bounds, ours', 'largest safe logit, mmdet3d',
-         'largest safe logit, ours'), rows)
+        rounded = torch.tensor(1 - EPS, dtype=dtype).item()
+        yield [
+            name, below_one(rounded),
+            below_one(1 - torch.finfo(dtype).eps / 2),
+            *(f'{scientific(low)}, {below_one(high)}'
+              for low, high in (bounds_of(f, dtype) for f in functions)),
+            *(safe_range(partial(outside, f), dtype) for f in functions)]
 
 
-def report_dead_zone() -> str:
-    """Show from which logits on the gradient is exactly 0."""
-    rows = []
+@table('dtype', 'mmdet3d', "ours, `grad='zero'`",
+       "ours, `grad='straight_through'`")
+def dead_zone(_: int) -> Rows:
     for name, dtype in DTYPES.items():
-        row = [name]
-        for function in (stock_forms.clip_sigmoid, clip_sigmoid,
-                         straight_through):
-            below, above = (
-                edge(partial(no_gradient, function), dtype, sign=sign)
-                for sign in (-1, 1))
-            row.append(f'{sig(below[1], 5)}, {sig(above[1], 5)}')
-        rows.append(row)
-    return markdown(('dtype', 'mmdet3d', "ours, `grad='zero'`",
-                     "ours, `grad='straight_through'`"), rows)
+        yield [name, *(
+            ', '.join(sig(edge(partial(no_gradient, function), dtype,
+                               sign=sign)[1], 5) for sign in (-1, 1))
+            for function in (stock_forms.clip_sigmoid, clip_sigmoid,
+                             straight_through))]
 
 
-def away_from_kink(x: Tensor, bounds: tuple[float, float]) -> np.ndarray:
+def away_from_kink(x: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Tell where the last two bits of the sigmoid do not decide a clip."""
-    q, not_q = sigmoid_reference(x.double().numpy())
     low, high = bounds
-    margin = 2 * torch.finfo(compute_dtype(x.dtype)).eps
-    return ((np.abs(q - low) > margin * low)
-            & (np.abs(not_q - (1 - high)) > margin))
+    x, margin = x.double(), 2 * torch.finfo(compute_dtype(x.dtype)).eps
+    return (((x.sigmoid() - low).abs() > margin * low)
+            & (((-x).sigmoid() - (1 - high)).abs() > margin))
 
 
-def report_sigmoid_errors(values: int) -> str:
-    """Show the errors of value and gradient."""
-    rows = []
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that the operations compute in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@table('dtype', 'error of the value, ulp',
+       'error of mmdet3d in the same bounds, ulp',
+       "relative error of the gradient, `'zero'`",
+       "relative error of the gradient, `'straight_through'`")
+def sigmoid_errors(values: int) -> Rows:
     for name, dtype in NARROW.items():
         low, high = bounds_of(clip_sigmoid, dtype)
         value, stock, zero, through = (Worst() for _ in range(4))
         for x in sweep(dtype, values):
+            q = x.double().sigmoid()
+            slope = q * (-x.double()).sigmoid()
             y, gradient = with_gradient(clip_sigmoid, x)
-            q, not_q = sigmoid_reference(x.double().numpy())
-            value.add(y, q.clip(low, high))
+            value.add(y, q.clamp(low, high))
             stock.add(stock_forms.clip_sigmoid(x).clamp(low, high),
-                      q.clip(low, high))
+                      q.clamp(low, high))
             # On the kink, either side is right.
             clear = away_from_kink(x, (low, high))
-            slope = q * not_q
             zero.add(gradient[clear],
                      (slope * (q > low) * (q < high))[clear])
             through.add(with_gradient(straight_through, x)[1], slope)
-        rows.append([name, sig(value.ulp, 2), sig(stock.ulp, 2),
-                     sig(zero.relative, 2), sig(through.relative, 2)])
-    return markdown(
-        ('dtype', 'error of the value, ulp',
-         'error of mmdet3d in the same bounds, ulp',
-         "relative error of the gradient, `'zero'`",
-         "relative error of the gradient, `'straight_through'`"), rows)
+        yield [name, sig(value.ulp, 2), sig(stock.ulp, 2),
+               sig(zero.relative, 2), sig(through.relative, 2)]
 
 
-# Focal loss --------------------------------------------------------------
+# Focal loss ----------------------------------------------------------------
 
 FORMS = {
     'mmdet3d, mmdet':
@@ -187,75 +203,70 @@ def cell(form: str, target: float) -> Function:
     return function
 
 
-def report_examples() -> str:
-    """Show a few cells of a training."""
-    rows = []
+@table('dtype', 'cell', 'logit', STOCK, CLIPPED, EXACT)
+def examples(_: int) -> Rows:
     for name, target, logit in (('fp16', 0.0, 8.5), ('fp16', 1.0, 8.5),
                                 ('bf16', 0.0, 6.5), ('fp32', 0.0, 9.25),
                                 ('fp32', 1.0, -9.25)):
-        row = [name, 'peak' if target else 'background', f'{logit:g}']
-        for form in (STOCK, CLIPPED, EXACT):
-            loss, gradient = with_gradient(
-                cell(form, target), torch.tensor([logit], dtype=DTYPES[name]))
-            row.append(f'loss {sig(loss.item(), 4)}, '
-                       f'gradient {sig(gradient.item(), 4)}')
-        rows.append(row)
-    return markdown(('dtype', 'cell', 'logit', STOCK, CLIPPED, EXACT), rows)
+        x = torch.tensor([logit], dtype=DTYPES[name])
+        yield [name, 'peak' if target else 'background', f'{logit:g}', *(
+            'loss {}, gradient {}'.format(*(
+                sig(t.item(), 4) for t in with_gradient(cell(form, target),
+                                                        x)))
+            for form in (STOCK, CLIPPED, EXACT))]
 
 
-def report_focal_limits() -> str:
-    """Show where a loss breaks, and where a wrong cell stops learning."""
-    rows = []
+@table('dtype', 'form', 'largest safe logit',
+       'a wrong background cell learns until', 'a missed peak learns until')
+def focal_limits(_: int) -> Rows:
+    def not_finite(form: str, x: Tensor) -> Tensor:
+        pairs = (with_gradient(cell(form, t), x) for t in TARGETS)
+        return torch.stack([~(value.isfinite() & gradient.isfinite())
+                            for value, gradient in pairs]).any(0)
+
+    def learns_until(function: Function, dtype: torch.dtype,
+                     sign: int) -> str:
+        pair = edge(partial(no_gradient, function), dtype, sign=sign)
+        if pair is None:
+            return 'always'
+        last, gradient = pair[0], with_gradient(
+            function, torch.tensor([pair[1]], dtype=dtype))[1]
+        return f'{sig(last, 5)}, then {sig(gradient.item(), 4)}'
+
     for name, dtype in DTYPES.items():
         for form in FORMS:
-            row = [name, form, safe_range(
-                [partial(not_finite, cell(form, target))
-                 for target in TARGETS], dtype)]
-            for target, sign in ((0.0, 1), (1.0, -1)):
-                function = cell(form, target)
-                pair = edge(partial(no_gradient, function), dtype, sign=sign)
-                if pair is None:
-                    row.append('always')
-                    continue
-                gradient = with_gradient(
-                    function, torch.tensor([pair[1]], dtype=dtype))[1]
-                row.append(f'{sig(pair[0], 5)}, then '
-                           f'{sig(gradient.item(), 4)}')
-            rows.append(row)
-    return markdown(('dtype', 'form', 'largest safe logit',
-                     'a wrong background cell learns until',
-                     'a missed peak learns until'), rows)
+            yield [name, form, safe_range(partial(not_finite, form), dtype),
+                   learns_until(cell(form, 0.0), dtype, 1),
+                   learns_until(cell(form, 1.0), dtype, -1)]
 
 
-def report_focal_errors(values: int) -> str:
-    """Show the errors of loss and gradient."""
-    rows = []
+@table('dtype', 'form', *(
+    f'relative error, {what}, {where}'
+    for where in (f'up to ±{MODERATE:g}', 'all')
+    for what in ('loss', 'gradient')))
+def focal_errors(values: int) -> Rows:
     for name, dtype in NARROW.items():
-        clip = bounds_of(clip_sigmoid, compute_dtype(dtype))
+        wide = compute_dtype(dtype)
+        bounds = bounds_of(clip_sigmoid, wide)
         errors = {form: [Worst() for _ in range(4)] for form in FORMS}
         for x in sweep(dtype, values // 8):
-            clear = away_from_kink(x, clip)
-            x = x[torch.from_numpy(clear)]
-            small = (x.abs() <= MODERATE).numpy()
+            x = x[away_from_kink(x, bounds)]
+            small = x.abs() <= MODERATE
             for target in TARGETS:
-                t = torch.tensor(target, dtype=compute_dtype(dtype)).item()
+                t = torch.tensor(target, dtype=wide).item()
                 for form, worst in errors.items():
-                    expected = focal_reference(
-                        x.double().numpy(), t,
-                        None if form == EXACT else clip)
+                    expected = with_gradient(
+                        partial(focal_reference, target=t, bounds=None
+                                if form == EXACT else bounds), x.double())
                     found = with_gradient(cell(form, target), x)
                     for i in (0, 1):
                         worst[i].add(found[i][small], expected[i][small])
                         worst[2 + i].add(found[i], expected[i])
-        rows += [[name, form, *(sig(w.relative, 2) for w in worst)]
-                 for form, worst in errors.items()]
-    error, near = 'relative error', f'up to ±{MODERATE:g}'
-    return markdown(('dtype', 'form', f'{error}, loss, {near}',
-                     f'{error}, gradient, {near}', f'{error}, loss, all',
-                     f'{error}, gradient, all'), rows)
+        for form, worst in errors.items():
+            yield [name, form, *(sig(w.relative, 2) for w in worst)]
 
 
-# Power mean --------------------------------------------------------------
+# Power mean ----------------------------------------------------------------
 
 
 def constant_maps(x: Tensor) -> Tensor:
@@ -263,54 +274,47 @@ def constant_maps(x: Tensor) -> Tensor:
     return x[:, None, None, None].expand(-1, 1, *MAP)
 
 
-def off(pool: Callable[..., Tensor], p: float, x: Tensor) -> Tensor:
-    """Tell which constant maps give neither 1% nor 1 ulp of the truth."""
-    truth = x.double().numpy().clip(min=GEM_EPS)
-    y = pool(constant_maps(x), p).flatten().double().numpy()
-    allowed = np.maximum(0.01 * truth, unit_in_last_place(truth, x.dtype))
-    return torch.from_numpy(~(np.abs(y - truth) <= allowed))
-
-
-def report_pool_examples() -> str:
-    """Show a few maps of a network."""
-    rows = []
+@table('dtype', f'constant {MAP[0]} x {MAP[1]} map of', '`p`', 'textbook',
+       'ours')
+def pool_examples(_: int) -> Rows:
     for name, value, p in (('fp16', 41.0, 3.0), ('fp16', 0.001, 3.0),
                            ('fp16', 6.0, 6.5), ('fp32', 100.0, 20.0),
                            ('fp32', 5.0, math.inf)):
-        x = torch.tensor([value], dtype=DTYPES[name])
-        row = [name, f'{value:g}', f'{p:g}']
-        for pool in (stock_forms.gem, gem_pool):
-            y, gradient = with_gradient(partial(pool, p=p), constant_maps(x))
-            row.append(f'{sig(y.item(), 4)}, gradient '
-                       f'{sig(gradient.flatten()[0].item(), 4)}')
-        rows.append(row)
-    return markdown(('dtype', f'constant {MAP[0]} x {MAP[1]} map of', '`p`',
-                     'textbook', 'ours'), rows)
+        x = constant_maps(torch.tensor([value], dtype=DTYPES[name]))
+        yield [name, f'{value:g}', f'{p:g}', *(
+            '{}, gradient {}'.format(*(
+                sig(t.flatten()[0].item(), 4)
+                for t in with_gradient(partial(pool, p=p), x)))
+            for pool in POOLS)]
 
 
-def report_pool_limits() -> str:
-    """Show between which values of a constant map the forms are right."""
-    rows = []
+@table('dtype', '`p`', 'textbook is right', 'ours is right')
+def pool_limits(_: int) -> Rows:
+    def wrong(pool: Callable[..., Tensor], p: float, x: Tensor) -> Tensor:
+        truth = x.double().clamp(min=GEM_EPS)
+        y = pool(constant_maps(x), p).flatten().double()
+        allowed = torch.maximum(
+            0.01 * truth, unit_in_last_place(truth, x.dtype))
+        return ~((y - truth).abs() <= allowed)
+
+    def right(pool: Callable[..., Tensor], p: float,
+              dtype: torch.dtype) -> str:
+        low, high = (edge(partial(wrong, pool, p), dtype, 1.0, stop)
+                     for stop in (0.0, None))
+        ends = (low[0] if low else 0,
+                high[0] if high else torch.finfo(dtype).max)
+        return ' to '.join(sig(end, 5) for end in ends) + (
+            '' if low or high else ' (all)')
+
     for name, dtype in DTYPES.items():
         for p in POWERS:
-            row = [name, f'{p:g}']
-            for pool in (stock_forms.gem, gem_pool):
-                test = partial(off, pool, p)
-                low = edge(test, dtype, start=1.0, stop=0.0)
-                high = edge(test, dtype, start=1.0)
-                row.append(
-                    f'{sig(low[0] if low else 0, 5)} to '
-                    f'{sig(high[0] if high else largest(dtype), 5)}'
-                    f'{"" if low or high else " (all)"}')
-            rows.append(row)
-    return markdown(('dtype', '`p`', 'textbook is right', 'ours is right'),
-                    rows)
+            yield [name, f'{p:g}', *(right(pool, p, dtype) for pool in POOLS)]
 
 
 def random_sets(dtype: torch.dtype, values: int) -> Iterator[Tensor]:
     """Return sets of 1 to 1024 values, shape ``(M, size)``."""
-    generator = torch.Generator().manual_seed(0)
-    options = dict(generator=generator, dtype=torch.float64)
+    options = dict(generator=torch.Generator().manual_seed(0),
+                   dtype=torch.float64)
     info = torch.finfo(dtype)
     low, high = math.log2(info.smallest_normal), math.log2(info.max)
     for size in (1, 2, 7, 64, 1024):
@@ -330,70 +334,56 @@ def random_sets(dtype: torch.dtype, values: int) -> Iterator[Tensor]:
         ]).clamp(max=info.max).to(dtype)
 
 
-def report_pool_errors(values: int) -> str:
-    """Show the errors of the value and of both gradients."""
-    rows = []
+@table('dtype', '`p`', 'error of `y`, ulp', 'relative error of `dy/dx`',
+       'error of `dy/dp`, in `y/p`')
+def pool_errors(values: int) -> Rows:
+    # eps has the type of the computation.
+    eps = torch.tensor(GEM_EPS).item()
     for name, dtype in NARROW.items():
-        # eps has the type of the computation.
-        eps = torch.tensor(GEM_EPS).item()
         for p in POWERS[:-1]:
             value, dx, dp = Worst(), Worst(), Worst()
             for x in random_sets(dtype, values):
-                wide = x.double().numpy()
-                y, slope, slope_p, scale = mean_reference(
-                    wide.clip(min=eps), p)
                 # One p for each set, to see the gradient of each.
-                power = torch.full((len(x), 1), p)
-                found, found_p = with_gradient(
-                    partial(generalized_mean, x, dim=1), power)
-                value.add(found, y)
-                dx.add(with_gradient(
-                    partial(generalized_mean, p=p, dim=1), x)[1],
-                    slope * (wide >= eps))
-                dp.add(found_p[:, 0], slope_p, scale)
-            rows.append([name, f'{p:g}', sig(value.ulp, 2),
-                         sig(dx.relative, 2), sig(dp.relative, 2)])
-    return markdown(('dtype', '`p`', 'error of `y`, ulp',
-                     'relative error of `dy/dx`',
-                     'error of `dy/dp`, in `y/p`'), rows)
+                powers = torch.full((len(x), 1), p)
+                forms = (partial(generalized_mean, x, dim=1, keepdim=True),
+                         partial(mean_reference, x.double(), eps=eps))
+                (y, slope_p), (wide, wide_p) = (
+                    with_gradient(form, power) for form, power in zip(
+                        forms, (powers, powers.double())))
+                value.add(y, wide)
+                dp.add(slope_p, wide_p, wide / p)
+                dx.add(with_gradient(partial(
+                    generalized_mean, p=p, dim=1), x)[1], with_gradient(
+                        partial(mean_reference, p=p, eps=eps),
+                        x.double())[1])
+            yield [name, f'{p:g}', sig(value.ulp, 2), sig(dx.relative, 2),
+                   sig(dp.relative, 2)]
 
 
-def report_dead_channels() -> str:
-    """Show from which trained p on an all-zero map gives a bad gradient."""
-    rows = []
-    powers = np.arange(1.0, 100.25, 0.25)
+@table('dtype', 'textbook: `dy/dp` at `p` = 3', 'breaks from `p`',
+       'ours: `dy/dp` at `p` = 3', 'breaks from `p`')
+def dead_channels(_: int) -> Rows:
+    powers = torch.arange(1.0, 100.25, 0.25)
     for name, dtype in DTYPES.items():
         row = [name]
         x = torch.zeros(1, 1, *MAP, dtype=dtype)
-        for pool in (stock_forms.gem, gem_pool):
-            slopes = [with_gradient(partial(pool, x), torch.tensor(
-                [p], dtype=dtype))[1].item() for p in powers]
-            broken = [f'{p:g}, then {sig(slope, 4)}' for p, slope in zip(
-                powers, slopes) if not np.isfinite(slope)]
-            row += [sig(slopes[powers.tolist().index(3.0)], 4),
-                    broken[0] if broken else 'none up to 100']
-        rows.append(row)
-    return markdown(('dtype', 'textbook: `dy/dp` at `p` = 3',
-                     'breaks from `p`', 'ours: `dy/dp` at `p` = 3',
-                     'breaks from `p`'), rows)
+        for pool in POOLS:
+            slopes = {p: with_gradient(partial(pool, x), torch.tensor(
+                [p], dtype=dtype))[1].item() for p in powers.tolist()}
+            broken = [f'{p:g}, then {sig(slope, 4)}'
+                      for p, slope in slopes.items()
+                      if not math.isfinite(slope)]
+            row += [sig(slopes[3.0], 4), (*broken, 'none up to 100')[0]]
+        yield row
 
 
-def write_page(values: int, page: Path = PAGE) -> Path:
+def write(values: int, page: Path = PAGE) -> Path:
     """Measure and write the page.
 
     Args:
         values (int): The number of float32 logits to try.
         page (Path): The file.
     """
-    with np.errstate(all='ignore'):
-        tables = {
-            name.removeprefix('report_'):
-            function(values) if name.endswith('errors') else function()
-            for name, function in globals().items()
-            if name.startswith('report_')
-        }
-    text = Template(TEMPLATE.read_text()).substitute(
-        tables, torch=torch.__version__.split('+')[0])
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text)
-    return page
+    texts = {name: make(values) for name, make in TABLES.items()}
+    texts['torch'] = torch.__version__.split('+')[0]
+    return write_page('numerics', texts, page)

@@ -3,17 +3,20 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from . import markdown
+from sigplug.errors import UserError
 
-TEMPLATE = Path(__file__).with_suffix('.md')
-PAGE = Path(__file__).resolve().parents[3] / 'docs/performance.md'
+from . import DOCS, markdown, write_page
+
+PAGE = DOCS / 'performance.md'
 RESULTS = Path('work_dirs/bench')
 UNKNOWN = '*Not measured yet.*'
 STAGES = ('voxelise', 'encoder', 'scatter', 'backbone', 'neck', 'head',
           'targets', 'loss', 'backward', 'optimizer', 'other', 'iteration')
+# What a form is measured by, and its column.
+PASSES = dict(forward='forward', backward='backward', both='both',
+              device='GPU alone')
 
 Record = dict[str, Any]
 
@@ -55,8 +58,7 @@ def case_table(case: Record) -> str:
     """Return a table of all forms of a case."""
     rows = case['rows']
     stock = total(rows[0])
-    has_backward = any('backward' in row for row in rows)
-    passes = ('forward', 'backward', 'both')[:3 if has_backward else 1]
+    passes = [name for name in PASSES if any(name in row for row in rows)]
     cells = []
     for row in rows:
         name = row['form'] if row['same_function'] else f"*{row['form']}*"
@@ -72,30 +74,33 @@ def case_table(case: Record) -> str:
             sig3(stock[1] / times[1] if stock else None),
             sig3(row['extra_bytes'] / 2**20)
         ])
-    return markdown(['form', *(f'{name}, ms' for name in passes),
+    return markdown(['form', *(f'{PASSES[name]}, ms' for name in passes),
                      'quartiles, ms', 'times stock', 'extra memory, MiB'],
                     cells)
 
 
 def headline_rows(results: list[Record]) -> list[list[str]]:
     """Return the measured ratios beside their goals."""
-    from benchmarks.operations import HEADLINES
-    medians = {(case['case'], row['form']): total(row)[1]
-               for case in results for row in case['rows'] if total(row)}
+    from benchmarks.operations import CASES
+    measured = {case['case']: {row['form']: total(row)[1]
+                               for row in case['rows'] if total(row)}
+                for case in results}
     rows = []
-    for line in HEADLINES:
-        mine, other = (medians.get((line.case, name))
-                       for name in (line.form, line.against))
-        if mine is None or other is None:
-            continue
-        goal, ratio = '-', other / mine
-        against = f'times as fast as {line.against}'
-        if line.at_least is not None:
-            goal = f'{line.at_least:g} or more'
-        if line.at_most is not None:
-            goal, ratio = f'{line.at_most:g} or less', mine / other
-            against = f'times the cost of {line.against}'
-        rows.append([f'{line.case}: {line.form}', against, sig3(ratio), goal])
+    for case in CASES:
+        medians = measured.get(case.name, {})
+        for goal in case.goals:
+            if not {goal.form, goal.against} <= medians.keys():
+                continue
+            text, against = '-', f'times as fast as {goal.against}'
+            ratio = medians[goal.against] / medians[goal.form]
+            if goal.at_least is not None:
+                text = f'{goal.at_least:g} or more'
+            if goal.at_most is not None:
+                text = f'{goal.at_most:g} or less'
+                against = f'times the cost of {goal.against}'
+                ratio = 1 / ratio
+            rows.append([f'{case.name}: {goal.form}', against, sig3(ratio),
+                         text])
     return rows
 
 
@@ -135,7 +140,7 @@ def training_texts(run: Record) -> dict[str, str]:
 TEXTS = dict(ops=ops_texts, train=training_texts)
 
 
-def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
+def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
     """Write the page, which names the parts that were not measured.
 
     Args:
@@ -143,7 +148,7 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
         page (Path): The file.
 
     Raises:
-        SystemExit: The folder has no results.
+        UserError: The folder has no results.
     """
     texts = defaultdict(lambda: UNKNOWN)
     for name, make in TEXTS.items():
@@ -151,8 +156,5 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
         if path.is_file():
             texts |= make(json.loads(path.read_text()))
     if not texts:
-        raise SystemExit(f'error: no results in {results}: run benchmark.py '
-                         'first')
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(Template(TEMPLATE.read_text()).substitute(texts))
-    return page
+        raise UserError(f'no results in {results}: run benchmark.py first')
+    return write_page('performance', texts, page)

@@ -5,17 +5,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import COLORS, INK, new_figure, style_axes
+from sigplug.visualization.figure import INK, new_figure, style_axes
+
+from . import COLORS
 
 
 def draw_ablation(names: Sequence[str],
                   values: Mapping[str, np.ndarray]) -> Figure:
     """Draw the results of several configs, trained with the same seeds.
 
-    One panel for each of the main metrics: a mark for each seed, a line at
-    the mean, and a band of one standard deviation about the mean of the first
-    config. A last panel gives the mean AP of each class as the difference
-    from the first config.
+    A panel for each main metric, with a band of one standard deviation about
+    the mean of the first config, and the mean AP of each class as the
+    difference from the first config.
 
     Args:
         names (Sequence[str]): The configs; the first is the baseline.
@@ -23,7 +24,7 @@ def draw_ablation(names: Sequence[str],
             (configs, seeds): ``mAP``, ``NDS``, and one called ``AP/...``
             for each class.
     """
-    figure = new_figure(1800, 220 + 44 * max(len(names), 5))
+    figure = new_figure((1800, 220 + 44 * max(len(names), 5)))
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.6))
     for ax, metric in zip(panels, ('mAP', 'NDS')):
         draw_metric(ax, values[metric], metric)

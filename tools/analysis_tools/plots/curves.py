@@ -6,12 +6,11 @@ import stock_forms
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pages.measure import with_gradient
 from pages.numerics import CLIPPED, EXACT, STOCK, cell, straight_through
-from pages.values import with_gradient
 
 from sigplug.ops import clip_sigmoid, gem_pool
-
-from . import INK, MUTED, new_figure, style_axes
+from sigplug.visualization.figure import INK, MUTED, new_figure, style_axes
 
 DTYPES = dict(
     float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
@@ -50,7 +49,7 @@ def columns(axes: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
 
 def draw_sigmoids() -> Figure:
     """Draw the activations and their gradients in each dtype."""
-    figure = new_figure(1500, 950)
+    figure = new_figure((1500, 950))
     axes = figure.subplots(2, len(DTYPES), sharex=True, sharey='row')
     forms = {
         'sigmoid': (torch.sigmoid, BELOW),
@@ -83,7 +82,7 @@ def to_logit(y: np.ndarray) -> np.ndarray:
 
 def draw_focal_losses() -> Figure:
     """Draw loss and gradient of the two kinds of cells in each dtype."""
-    figure = new_figure(1500, 1500)
+    figure = new_figure((1500, 1500))
     axes = figure.subplots(4, len(DTYPES), sharex=True, sharey='row')
     forms = {
         'ours, clip=None': (EXACT, {**BELOW, 'color': '#8fd6bb'}),
@@ -129,7 +128,7 @@ def mark_end(ax: Axes, x: np.ndarray, y: np.ndarray, side: str,
 
 def draw_means() -> Figure:
     """Draw the generalised mean over p, from below the mean to the maximum."""
-    figure = new_figure(1500, 620)
+    figure = new_figure((1500, 620))
     normal = torch.randn(8, 8, generator=torch.Generator().manual_seed(0),
                          dtype=torch.float64).abs()
     maps = {
