@@ -6,6 +6,7 @@ part that is built on it.
 """
 from importlib.util import find_spec
 
+from .accelerate import accelerate
 from .version import __version__
 
 # `sigplug.ops` is plain PyTorch and also serves where mmengine is missing.
@@ -17,4 +18,4 @@ if find_spec('mmengine') is not None:
     allow_mmengine_checkpoints()
     warn_about_unsupported_versions()
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'accelerate']

@@ -145,9 +145,13 @@ def test_data_set_is_changed_from_the_environment(monkeypatch, root):
     ('cornernet/cornernet_hourglass104_clipsigmoid_8xb6-210e-mstest_coco.py',
      'cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py',
      {'type', 'heatmap_act'}),
+    ('smoke/smoke_dla34_dlaneck_gn-all_logits_4xb8-6x_kitti-mono3d.py',
+     'smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.py',
+     {'type', 'loss_cls.type'}),
 ])
 def test_image_heads_change_nothing_else(tmp_path, ours, stock, changed):
-    (tmp_path / 'stock.py').write_text(f"_base_ = 'mmdet::{stock}'")
+    scope = 'mmdet3d' if 'mono3d' in stock else 'mmdet'
+    (tmp_path / 'stock.py').write_text(f"_base_ = '{scope}::{stock}'")
     assert differences(
         load(ROOT / 'configs' / ours).to_dict(),
         load(tmp_path / 'stock.py').to_dict()

@@ -7,7 +7,11 @@ import torch
 from conftest import QUICKSTART
 from mmdet.testing import demo_mm_inputs
 from mmdet3d.registry import DATASETS, MODELS
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmdet3d.structures import (
+    CameraInstance3DBoxes,
+    Det3DDataSample,
+    LiDARInstance3DBoxes,
+)
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -124,6 +128,75 @@ def test_loss_and_predictions_of_image_detectors(path):
     pred = out.pred_instances
     assert pred.bboxes.shape == (len(pred.scores), 4)
     assert pred.bboxes.isfinite().all()
+
+
+def mono_scene() -> dict:
+    """A noise image with boxes in front of the camera."""
+    camera = [[45.0, 0, 32, 0], [0, 45, 32, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    place = torch.tensor([[-2, 0.5, 12], [3, 1, 15], [0.5, -1, 20]])
+    center = 45 * place[:, :2] / place[:, 2:] + 32
+    size, labels = torch.tensor([[10.0, 6.0]]), torch.tensor([0, 1, 2])
+    sample = Det3DDataSample(metainfo=dict(
+        cam2img=camera, box_type_3d=CameraInstance3DBoxes, affine_aug=False,
+        trans_mat=[[.25, 0, 0], [0, .25, 0], [0, 0, 1]], img_shape=(64, 64)))
+    sample.gt_instances_3d = InstanceData(
+        bboxes_3d=CameraInstance3DBoxes(
+            torch.cat((place, torch.rand(3, 4) + 1), 1), box_dim=7,
+            origin=(0.5, 0.5, 0.5)),
+        labels_3d=labels, centers_2d=center, depths=place[:, 2])
+    sample.gt_instances = InstanceData(
+        bboxes=torch.cat((center - size, center + size), 1), labels=labels)
+    image = torch.randint(255, (3, 64, 64), dtype=torch.uint8)
+    return dict(inputs=dict(img=[image]), data_samples=[sample])
+
+
+def train(model: nn.Module, batch: dict, steps: int, lr: float) -> list[float]:
+    """The losses of a short training on one batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    history = []
+    for _ in range(steps):
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if 'mono3d' in path.stem],
+    ids=lambda path: path.stem)
+def test_monocular_detectors_train_and_predict(path):
+    cfg = load(path)
+    cfg.model.backbone.init_cfg = None  # no weights from elsewhere
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    model.bbox_head.init_weights()
+    batch = mono_scene()
+    history = train(model, batch, 4, 1e-3)
+    assert history[-1] < 0.8 * history[0], history
+    model.eval()
+    with torch.no_grad():
+        out = model(**model.data_preprocessor(batch, False), mode='predict')
+    for sample in out:
+        pred = sample.pred_instances_3d
+        assert pred.bboxes_3d.tensor.shape == (len(pred.scores_3d), 7)
+
+
+# The Hourglass network and its corner pooling are slow on a CPU.
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if path.stem.startswith('centernet_')],
+    ids=lambda path: path.stem)
+def test_training_of_image_detectors_lowers_the_loss(path):
+    cfg = load(path)
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    model.bbox_head.init_weights()
+    batch = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_items=[3, 2])
+    history = train(model, batch, 4, 1e-3)
+    assert history[-1] < 0.8 * history[0], history
 
 
 TASKS = [['car'], ['truck', 'construction_vehicle', 'bus', 'trailer'],

@@ -4,6 +4,7 @@ Nothing of OpenMMLab is imported from here, so that
 ``from sigplug.ops import clip_sigmoid`` works in any PyTorch project.
 """
 from .backends import available_backends
+from .center_targets import CenterTargets, center_targets, covered_cells
 from .clip_sigmoid import clip_sigmoid
 from .gaussian_focal_loss import gaussian_focal_loss_with_logits
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
@@ -13,7 +14,8 @@ from .hard_voxelize import hard_voxelize
 from .segment_generalized_mean import segment_generalized_mean
 
 __all__ = [
-    'available_backends', 'clip_sigmoid', 'gaussian_focal_loss_with_logits',
-    'gaussian_heatmap', 'gaussian_radius', 'gem_pool', 'generalized_mean',
-    'hard_voxelize', 'segment_generalized_mean'
+    'CenterTargets', 'available_backends', 'center_targets', 'clip_sigmoid',
+    'covered_cells', 'gaussian_focal_loss_with_logits', 'gaussian_heatmap',
+    'gaussian_radius', 'gem_pool', 'generalized_mean', 'hard_voxelize',
+    'segment_generalized_mean'
 ]

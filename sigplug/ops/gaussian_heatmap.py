@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ._checks import (
     check_device,
+    check_flag,
+    check_float_tensor,
     check_integer,
     check_integer_tensor,
     check_number,
@@ -22,27 +24,32 @@ CELLS_AT_ONCE = 2**17
 
 def gaussian_radius(height: Tensor,
                     width: Tensor,
-                    min_overlap: float = 0.5) -> Tensor:
+                    min_overlap: float = 0.5,
+                    *,
+                    exact: bool = False) -> Tensor:
     r"""Return the radius within which a shifted box overlaps the true one.
 
     The smallest of the three radii of CornerNet (`Law and Deng, 2018
     <https://arxiv.org/abs/1808.01244>`_), one for each way in which two
     corners may move, such that the intersection over union with the true box
     stays at ``min_overlap`` or above. Written for whole tensors of boxes,
-    with the arithmetic of mmdet3d's ``gaussian_radius`` (which takes the
-    larger root of each quadratic, and so do all published models).
+    with the arithmetic of mmdet3d's ``gaussian_radius``, which takes the
+    larger root of each quadratic and divides it by 2, as CenterNet and
+    CenterPoint do; or with that of mmdet's, which solves them.
 
     Args:
         height (Tensor): Extents along y in heatmap cells, shape ``(K, )``.
         width (Tensor): Extents along x in heatmap cells, shape ``(K, )``.
         min_overlap (float): The overlap to keep, in (0, 1). Defaults to 0.5.
+        exact (bool): Solve the quadratics, as mmdet does for CornerNet,
+            CenterNet and SMOKE. Defaults to False.
 
     Returns:
         Tensor: Radii in heatmap cells, shape ``(K, )``, not rounded.
 
     Raises:
-        TypeError: An extent is not a real tensor, or ``min_overlap`` not a
-            number.
+        TypeError: An extent is not a real tensor, ``min_overlap`` not a
+            number, or ``exact`` not True or False.
         ValueError: ``min_overlap`` is not in (0, 1), or the shapes differ.
     """
     for name, value in (('height', height), ('width', width)):
@@ -59,20 +66,22 @@ def gaussian_radius(height: Tensor,
     if not 0.0 < min_overlap < 1.0:
         raise ValueError('min_overlap must lie strictly between 0 and 1, but '
                          f'got {min_overlap}')
+    check_flag('exact', exact)
     total, area = height + width, width * height
+    sign = -1 if exact else 1
 
     b1 = total
     c1 = area * (1 - min_overlap) / (1 + min_overlap)
-    r1 = (b1 + torch.sqrt(b1**2 - 4 * c1)) / 2
+    r1 = (b1 + sign * torch.sqrt(b1**2 - 4 * c1)) / 2
 
     b2 = 2 * total
     c2 = (1 - min_overlap) * width * height
-    r2 = (b2 + torch.sqrt(b2**2 - 16 * c2)) / 2
+    r2 = (b2 + sign * torch.sqrt(b2**2 - 16 * c2)) / (8 if exact else 2)
 
     a3 = 4 * min_overlap
     b3 = -2 * min_overlap * total
     c3 = (min_overlap - 1) * width * height
-    r3 = (b3 + torch.sqrt(b3**2 - 4 * a3 * c3)) / 2
+    r3 = (b3 + torch.sqrt(b3**2 - 4 * a3 * c3)) / (2 * a3 if exact else 2)
     return torch.minimum(torch.minimum(r1, r2), r3)
 
 
@@ -82,6 +91,7 @@ def gaussian_heatmap(centers: Tensor,
                      num_classes: int,
                      size: tuple[int, int],
                      *,
+                     ellipses: Tensor | None = None,
                      backend: str = 'auto') -> Tensor:
     r"""Draw one Gaussian peak per object, the maximum where they overlap.
 
@@ -91,7 +101,9 @@ def gaussian_heatmap(centers: Tensor,
         \qquad \sigma_k = \frac{2 r_k + 1}{6}
 
     within the square of :math:`2 r_k + 1` cells around each centre, 0
-    elsewhere.
+    elsewhere. With ``ellipses`` the exponent is :math:`-\frac{1}{2}
+    \left(u^2 / \sigma_u^2 + v^2 / \sigma_v^2\right)`, where :math:`u` and
+    :math:`v` are the distances along and across the axis of the object.
 
     Args:
         centers (Tensor): Integer cells (x, y) of the peaks, shape
@@ -104,6 +116,10 @@ def gaussian_heatmap(centers: Tensor,
             ``[0, num_classes)``, shape ``(K, )``.
         num_classes (int): Number of channels.
         size (tuple[int, int]): Height and width of the map, in cells.
+        ellipses (Tensor, optional): Sigmas in cells along and across the axis
+            of each object, and the angle of the axis from x to y in radians,
+            shape ``(K, 3)``; computed by the plain form. Defaults to None,
+            round peaks.
         backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
             :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
@@ -141,11 +157,20 @@ def gaussian_heatmap(centers: Tensor,
             raise ValueError(f'{name} must lie in [{least}, {most}], but has '
                              f'values from {values[0]} to {values[1]}')
     form = select(PLAIN, backend, centers, radii, labels)
-    return form.forward(centers, radii, labels, num_classes, size)
+    if ellipses is None:
+        return form.forward(centers, radii, labels, num_classes, size)
+    check_float_tensor('ellipses', ellipses)
+    check_device('ellipses', ellipses, centers)
+    if ellipses.shape != (len(centers), 3):
+        raise ValueError('ellipses must have the shape (K, 3) = '
+                         f'({len(centers)}, 3), two sigmas and an angle, but '
+                         f'has {tuple(ellipses.shape)}')
+    return draw_heatmap(centers, radii, labels, num_classes, size, ellipses)
 
 
 def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
-                 num_classes: int, size: tuple[int, int]) -> Tensor:
+                 num_classes: int, size: tuple[int, int],
+                 ellipses: Tensor | None = None) -> Tensor:
     """Draw in plain PyTorch, without a loop over the objects.
 
     Its memory besides the heatmap is bounded for all radii: the cells of all
@@ -160,6 +185,10 @@ def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
     columns = (right - left).clamp(min=0)
     rows = (bottom - top).clamp(min=0)
     sigma = (2 * radii + 1).double() / 6
+    if ellipses is not None:
+        sigma_u, sigma_v, angle = ellipses.double().unbind(1)
+        cos_u, sin_u = angle.cos() / sigma_u, angle.sin() / sigma_u
+        cos_v, sin_v = angle.cos() / sigma_v, angle.sin() / sigma_v
     corner = (labels * height + top) * width + left
 
     # The cells of all clipped squares, numbered through row by row.
@@ -177,9 +206,13 @@ def draw_heatmap(centers: Tensor, radii: Tensor, labels: Tensor,
         cell = torch.arange(first, last, device=x.device) - start[owner]
         row = cell.div(columns[owner], rounding_mode='floor')
         column = cell - row * columns[owner]
-        squared = ((column + (left - x)[owner])**2 +
-                   (row + (top - y)[owner])**2)
-        value = torch.exp(-squared / (2 * sigma**2)[owner]).float()
+        dx, dy = column + (left - x)[owner], row + (top - y)[owner]
+        if ellipses is None:
+            squared = (dx**2 + dy**2) / (sigma**2)[owner]
+        else:
+            squared = ((dx * cos_u[owner] + dy * sin_u[owner])**2 +
+                       (dy * cos_v[owner] - dx * sin_v[owner])**2)
+        value = torch.exp(squared / -2).float()
         heatmap.scatter_reduce_(
             0, corner[owner] + row * width + column, value, 'amax')
     return heatmap.view(num_classes, height, width)

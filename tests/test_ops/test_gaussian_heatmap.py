@@ -3,6 +3,7 @@ import importlib
 
 import pytest
 import torch
+from mmdet.models.utils import gaussian_radius as mmdet_radius
 from mmdet3d.models.utils import draw_heatmap_gaussian
 from mmdet3d.models.utils import gaussian_radius as stock_radius
 
@@ -166,3 +167,54 @@ def test_radius_by_hand():
 def test_radius_bad_overlap(min_overlap):
     with pytest.raises(ValueError, match=f'min_overlap.*{min_overlap}'):
         gaussian_radius(torch.ones(1), torch.ones(1), min_overlap)
+
+
+@pytest.mark.parametrize('min_overlap', [0.3, 0.7])
+def test_exact_radius_equals_mmdet(min_overlap):
+    height, width = 60 * torch.rand(
+        2, 200, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([
+        mmdet_radius((h, w), min_overlap) for h, w in zip(height, width)])
+    actual = gaussian_radius(height, width, min_overlap, exact=True)
+    # mmdet takes the root in float64; the difference has cancelled digits.
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=0)
+    assert actual.int().equal(expected.int())
+
+
+def test_ellipses_against_the_formula():
+    centers = torch.tensor([[12, 9], [1, 18], [30, 2]])
+    radii, labels = torch.tensor([9, 5, 40]), torch.tensor([0, 0, 1])
+    ellipses = torch.tensor(
+        [[3.0, 1.0, 0.7], [0.8, 2.5, -2.0], [9.0, 4.0, 1.5]])
+    got = gaussian_heatmap(
+        centers, radii, labels, 2, (HEIGHT, WIDTH), ellipses=ellipses)
+    expected = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.float64)
+    rows, columns = torch.meshgrid(
+        torch.arange(HEIGHT), torch.arange(WIDTH), indexing='ij')
+    for (x, y), radius, label, (along, across, angle) in zip(
+            centers, radii, labels, ellipses.double()):
+        dx, dy = (columns - x).double(), (rows - y).double()
+        u = dx * angle.cos() + dy * angle.sin()
+        v = dy * angle.cos() - dx * angle.sin()
+        value = (-(u / along)**2 / 2 - (v / across)**2 / 2).exp()
+        value[(dx.abs() > radius) | (dy.abs() > radius)] = 0
+        expected[label] = expected[label].maximum(value)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_round_ellipses_are_peaks():
+    args = (torch.tensor([[7, 4], [9, 9]]), torch.tensor([3, 5]),
+            torch.tensor([0, 0]), 1, (HEIGHT, WIDTH))
+    ellipses = torch.tensor([[7 / 6, 7 / 6, 0.4], [11 / 6, 11 / 6, 2.0]])
+    torch.testing.assert_close(
+        gaussian_heatmap(*args, ellipses=ellipses), gaussian_heatmap(*args),
+        rtol=1e-6, atol=1e-9)
+
+
+def test_bad_ellipses():
+    args = (torch.zeros(2, 2).long(), torch.zeros(2).long(),
+            torch.zeros(2).long(), 1, (4, 4))
+    with pytest.raises(ValueError, match=r'ellipses.*\(2, 3\).*\(2, 2\)'):
+        gaussian_heatmap(*args, ellipses=torch.ones(2, 2))
+    with pytest.raises(TypeError, match='ellipses.*int64'):
+        gaussian_heatmap(*args, ellipses=torch.ones(2, 3).long())

@@ -1,4 +1,5 @@
 """Hooks of mmengine's Runner."""
+from .accelerate import AccelerateHook
 from .bev_image import BEVImageHook
 from .check_loss import CheckLossHook
 from .checkpoint import CheckpointHook
@@ -9,7 +10,7 @@ from .heatmap_saturation import HeatmapSaturationHook
 from .live_look import LiveLookHook
 
 __all__ = [
-    'BEVImageHook', 'CheckLossHook', 'CheckpointFitHook', 'CheckpointHook',
-    'GeMPowerHook', 'HeatmapImageHook', 'HeatmapSaturationHook',
-    'LiveLookHook'
+    'AccelerateHook', 'BEVImageHook', 'CheckLossHook', 'CheckpointFitHook',
+    'CheckpointHook', 'GeMPowerHook', 'HeatmapImageHook',
+    'HeatmapSaturationHook', 'LiveLookHook'
 ]

@@ -3,10 +3,13 @@ from sigplug.registry import register_unavailable
 
 try:
     from .center_head import CenterHead
+    from .monoflex_head import MonoFlexHead
+    from .smoke_head import SMOKEMono3DHead
 # mmdet3d asserts the versions of its dependencies.
 except (ImportError, AssertionError) as error:
     # To a type checker the name stays the class.
-    globals()['CenterHead'] = register_unavailable('CenterHead', error)
+    for name in ('CenterHead', 'MonoFlexHead', 'SMOKEMono3DHead'):
+        globals()[name] = register_unavailable(name, error)
 try:
     from .heatmap_heads import (
         CenterNetHead,
@@ -21,5 +24,5 @@ except (ImportError, AssertionError) as error:
 
 __all__ = [
     'CenterHead', 'CenterNetHead', 'CenterNetUpdateHead', 'CentripetalHead',
-    'CornerHead'
+    'CornerHead', 'MonoFlexHead', 'SMOKEMono3DHead'
 ]

@@ -1,7 +1,8 @@
 """CenterPoint's head with an activation that is chosen by config."""
 import inspect
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
 from .center_decoding import check_test_cfg, decode, suppress
-from .center_targets import center_targets
+from .center_targets import head_targets, label_weights
 from .heatmap_loss import (
     build_heatmap_act,
+    check_class_weights,
     check_reductions,
+    class_losses,
     count_peaks,
     heatmap_loss,
 )
@@ -71,21 +74,60 @@ class CenterHead(_CenterHead):
         heatmap_act (dict): Config of the activation in front of
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
-        **kwargs: Those of mmdet3d's ``CenterHead``.
+        class_weights (Sequence[float], optional): Weights of the heatmap
+            losses of all classes, in the order of the tasks, for rare
+            classes. Defaults to None, all 1.
+        log_class_losses (bool): Also log the heatmap loss of each class, as
+            ``task{i}.heatmap_{class}``; their sum is the loss of the task.
+            Defaults to False.
+        heatmap_prior (float, optional): Score in (0, 1) that training from
+            scratch starts from, in place of the ``init_bias`` of
+            ``separate_head``: 0.01 where few of very many cells hold an
+            object. Defaults to None, ``init_bias``, a score of 0.1.
+        ignore_label (int, optional): Boxes of this label are regions without
+            labels: their cells take no part in the heatmap loss.
+            Defaults to None.
+        **kwargs: Those of mmdet3d's ``CenterHead``. ``train_cfg`` may hold
+            ``oriented_gaussians=True``, see
+            :func:`sigplug.ops.center_targets`.
 
     Raises:
         TypeError: ``heatmap_act`` is not a config.
         ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits,
             its reduction is not ``'mean'``, ``code_weights`` in
-            ``train_cfg`` does not fit ``common_heads``, or ``test_cfg`` and
-            ``bbox_coder`` lack what predictions need.
+            ``train_cfg`` does not fit ``common_heads``, ``test_cfg`` and
+            ``bbox_coder`` lack what predictions need, or another argument is
+            out of its range.
     """
+
+    heatmap_prior: float | None = None
+    log_class_losses = False
+    ignore_label: int | None = None
 
     def __init__(self,
                  *args: Any,
                  heatmap_act: dict | None = None,
+                 class_weights: Sequence[float] | None = None,
+                 log_class_losses: bool = False,
+                 heatmap_prior: float | None = None,
+                 ignore_label: int | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if heatmap_prior is not None and not 0 < heatmap_prior < 1:
+            raise ValueError('heatmap_prior must be a score between 0 and 1, '
+                             f'but is {heatmap_prior}')
+        if ignore_label in range(sum(self.num_classes)):
+            raise ValueError('ignore_label must be the label of no class, '
+                             f'such as -1, but is {ignore_label}')
+        self.heatmap_prior = heatmap_prior
+        self.log_class_losses = log_class_losses
+        self.ignore_label = ignore_label
+        self.set_up(heatmap_act, class_weights)
+
+    def set_up(self,
+               heatmap_act: dict | None = None,
+               class_weights: Sequence[float] | None = None) -> None:
+        """Check the parts of the stock head, and build what it lacks."""
         check_reductions(self, 'loss_cls')
         # 'none', mmdet3d's default, is averaged over the boxes like 'mean'.
         if getattr(self.loss_bbox, 'reduction', None) == 'sum':
@@ -117,9 +159,8 @@ class CenterHead(_CenterHead):
         self.register_buffer(
             '_code_weights', torch.tensor(code_weights), persistent=False)
         self.register_buffer(
-            '_task_of_class',
-            torch.tensor([task for task, count in enumerate(self.num_classes)
-                          for _ in range(count)]),
+            '_class_weights', None if class_weights is None else
+            check_class_weights(class_weights, sum(self.num_classes)),
             persistent=False)
 
     @property
@@ -148,7 +189,10 @@ class CenterHead(_CenterHead):
         for task_head in self.task_heads:
             # DCNSeparateHead calls its heatmap branch cls_head.
             branch = getattr(task_head, 'heatmap', None) or task_head.cls_head
-            nn.init.constant_(branch[-1].bias, task_head.init_bias)
+            nn.init.constant_(
+                branch[-1].bias, task_head.init_bias
+                if self.heatmap_prior is None else
+                math.log(self.heatmap_prior / (1 - self.heatmap_prior)))
 
     def get_targets(
         self, batch_gt_instances_3d: list[InstanceData]
@@ -156,11 +200,11 @@ class CenterHead(_CenterHead):
         """Return heatmaps, boxes, indices of their cells and masks by task.
 
         They equal mmdet3d's; the boxes have 7 values without a velocity. See
-        ``center_targets``, also for the errors.
+        ``head_targets``, also for the errors.
         """
-        return center_targets(
+        return head_targets(
             batch_gt_instances_3d, self.train_cfg, self.num_classes,
-            self._task_of_class, self.box_size, self.norm_bbox)
+            self.box_size, self.norm_bbox)
 
     def loss_by_feat(self, preds_dicts: tuple[list[dict]],
                      batch_gt_instances_3d: list[InstanceData], *args: Any,
@@ -178,7 +222,8 @@ class CenterHead(_CenterHead):
 
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
-            ``task{i}.loss_bbox``, float32 scalars.
+            ``task{i}.loss_bbox``, float32 scalars; with ``log_class_losses``
+            also ``task{i}.heatmap_{class}``, without a gradient.
 
         Raises:
             ValueError: The predictions have another number of samples, or
@@ -187,6 +232,8 @@ class CenterHead(_CenterHead):
         _check_batch(preds_dicts, len(batch_gt_instances_3d))
         targets = self.get_targets(batch_gt_instances_3d)
         self._check_grid(preds_dicts, targets[0])
+        weight = None if self.ignore_label is None else label_weights(
+            batch_gt_instances_3d, self.train_cfg, self.ignore_label)
         losses = {}
         for i, (levels, heatmap, boxes, index, mask) in enumerate(
                 zip(preds_dicts, *targets, strict=True)):
@@ -195,11 +242,31 @@ class CenterHead(_CenterHead):
             with torch.no_grad():
                 for observe in self.heatmap_observers:
                     observe(i, logits, heatmap)
-            losses[f'task{i}.loss_heatmap'] = heatmap_loss(
-                self.heatmap_act, self.loss_cls, logits, heatmap,
-                avg_factor=count_peaks(heatmap))
+            losses.update(self._heatmap_losses(i, logits, heatmap, weight))
             losses[f'task{i}.loss_bbox'] = self._box_loss(
                 preds, boxes, index, mask)
+        return losses
+
+    def _heatmap_losses(self, task: int, logits: Tensor, target: Tensor,
+                        weight: Tensor | None) -> dict[str, Tensor]:
+        """Compute the heatmap loss of a task, and what is logged beside."""
+        name = f'task{task}.loss_heatmap'
+        if (weight is None and self._class_weights is None
+                and not self.log_class_losses):
+            return {name: heatmap_loss(
+                self.heatmap_act, self.loss_cls, logits, target,
+                avg_factor=count_peaks(target))}
+        values = class_losses(
+            self.heatmap_act, self.loss_cls, logits, target, weight)
+        if self._class_weights is not None:
+            first = sum(self.num_classes[:task])
+            values = values * self._class_weights[first:first + len(values)]
+        losses = {name: values.sum()}
+        if self.log_class_losses:
+            # mmengine adds up what has "loss" in its name.
+            losses.update(zip(
+                (f'task{task}.heatmap_{key}' for key in
+                 self.class_names[task]), values.detach(), strict=True))
         return losses
 
     def _box_loss(self, preds: dict[str, Tensor], target: Tensor,

@@ -21,16 +21,17 @@ from .heatmap_loss import (
     count_peaks,
     heatmap_loss,
 )
+from .image_targets import CenterNetTargets, CornerTargets
 
 
 @MODELS.register_module()
-class CenterNetHead(_CenterNetHead):
+class CenterNetHead(CenterNetTargets, _CenterNetHead):
     """Drop-in for mmdet's ``CenterNetHead`` with a selectable activation.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
     at the default settings. What differs: ``forward`` returns the heatmap as
-    logits, and their activation for the loss is computed at least in float32,
-    also under autocast.
+    logits, their activation for the loss is computed at least in float32,
+    also under autocast, and targets are computed without a loop per box.
 
     Decoding uses the plain sigmoid: a clip is there for the logarithm of the
     loss.
@@ -178,12 +179,13 @@ def _to_rows(levels: list[Tensor]) -> Tensor:
 
 
 @MODELS.register_module()
-class CornerHead(_CornerHead):
+class CornerHead(CornerTargets, _CornerHead):
     """Drop-in for mmdet's ``CornerHead`` with a selectable activation.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
     at the default settings, except that the activation for the loss is
-    computed at least in float32, also under autocast.
+    computed at least in float32, also under autocast, and targets are
+    computed without a loop per box.
 
     Args:
         *args: Those of mmdet's ``CornerHead``.

@@ -1,9 +1,13 @@
 """The heatmap loss of every head: an activation and a loss by config."""
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from sigplug.ops._checks import check_weight
 from sigplug.ops._dtypes import upcast_half
+from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS, check_config
 
 
@@ -63,6 +67,30 @@ def heatmap_loss(act: nn.Module, loss: nn.Module, logits: Tensor,
     return loss(act(upcast_half(logits)), target, **kwargs)
 
 
+def class_losses(act: nn.Module, loss: nn.Module, logits: Tensor,
+                 target: Tensor, weight: Tensor | None) -> Tensor:
+    """Compute the loss of each class of a heatmap.
+
+    Args:
+        act (nn.Module): From :func:`build_heatmap_act`.
+        loss (nn.Module): Loss with the arguments ``weight`` and
+            ``reduction_override`` of mmdet's.
+        logits (Tensor): Logits, ``(B, classes, H, W)``.
+        target (Tensor): The target, of the same shape.
+        weight (Tensor, optional): Weight of each cell, 0 for a cell to
+            ignore, ``(B, 1, H, W)``.
+
+    Returns:
+        Tensor: The sum over the cells, divided by the number of peaks of all
+        classes that are not ignored, ``(classes, )``. Its own sum is what
+        ``heatmap_loss`` returns.
+    """
+    cells = heatmap_loss(act, loss, logits, target, weight=weight,
+                         reduction_override='none')
+    peaks = count_peaks(target if weight is None else target * weight)
+    return cells.sum((0, 2, 3)) / (peaks + AVG_FACTOR_EPS)
+
+
 def count_peaks(target: Tensor) -> Tensor:
     """Return the number of peaks, at least 1, without waiting for a GPU."""
     return target.eq(1).sum().clamp(min=1)
@@ -88,3 +116,14 @@ def check_reductions(head: nn.Module, *names: str) -> None:
                 f"{name} of {type(head).__name__} must have reduction='mean', "
                 'which divides its sum by the number of objects, but has '
                 f'reduction={reduction!r}')
+
+
+def check_class_weights(class_weights: Sequence[float], count: int) -> Tensor:
+    """Return one weight per class as a tensor, or raise an error."""
+    if len(class_weights) != count:
+        raise ValueError(f'class_weights must have {count} values, one for '
+                         f'each class of all tasks, but has '
+                         f'{len(class_weights)}: {list(class_weights)}')
+    for weight in class_weights:
+        check_weight('class_weights', weight)
+    return torch.tensor(class_weights)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from mmdet3d.structures import LiDARInstance3DBoxes
+from mmdet3d.structures import CameraInstance3DBoxes, LiDARInstance3DBoxes
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
@@ -14,6 +14,12 @@ NMS = dict(type='nms', iou_threshold=0.5)
 METAS = [dict(batch_input_shape=(SIZE, SIZE), img_shape=(SIZE, SIZE),
               border=[0, SIZE, 0, SIZE], scale_factor=(0.5, 2.0),
               box_type_3d=LiDARInstance3DBoxes)] * 2
+MONO = 'SMOKEMono3DHead'
+MONO_METAS = [dict(
+    pad_shape=(SIZE, SIZE), img_shape=(SIZE, SIZE), affine_aug=aug,
+    cam2img=[[90.0, 0, 60, 1], [0, 90, 62, 2], [0, 0, 1, 0], [0, 0, 0, 1]],
+    trans_mat=[[0.25, 0, 0], [0, 0.25, 0], [0, 0, 1]],
+    box_type_3d=CameraInstance3DBoxes) for aug in (False, True)]
 
 
 class Case(NamedTuple):
@@ -55,6 +61,22 @@ CENTER = dict(
         out_size_factor=4, dense_reg=1, gaussian_overlap=0.1, max_objs=12,
         min_radius=2, point_cloud_range=[-16.0, -16.0, -5.0, 16.0, 16.0, 3.0],
         code_weights=[1.0] * 8 + [0.2] * 2))
+SMOKE = dict(
+    dim_channel=[3, 4, 5], ori_channel=[6, 7], stacked_convs=0,
+    feat_channels=CHANNELS, use_direction_classifier=False,
+    diff_rad_by_sin=False, pred_attrs=False, pred_velo=False, dir_offset=0,
+    group_reg_dims=(8, ), cls_branch=(32, ), reg_branch=((32, ), ),
+    num_attrs=0, bbox_code_size=7, dir_branch=(), attr_branch=(),
+    # In front of a norm a bias has no gradient but rounding.
+    conv_bias=False, dcn_on_last_conv=False, strides=None, loss_attr=None,
+    bbox_coder=dict(
+        type='SMOKECoder', base_depth=(28.01, 16.32), code_size=7,
+        base_dims=((0.88, 1.73, 0.67), (1.78, 1.70, 0.58),
+                   (3.88, 1.63, 1.53))),
+    loss_dir=dict(type='mmdet.CrossEntropyLoss'),
+    # Upstream's default is misspelt.
+    loss_cls=dict(type='mmdet.GaussianFocalLoss', loss_weight=1.0),
+    loss_bbox=dict(type='mmdet.L1Loss', reduction='sum', loss_weight=1 / 300))
 CASES = dict(
     CenterHead=Case(
         dict(CENTER, in_channels=CHANNELS, tasks=TASKS, bbox_coder=CODER),
@@ -90,7 +112,13 @@ CASES = dict(
         dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=NMS,
              max_per_img=30), 'ClipSigmoid',
         positional=(NUM_CLASSES, 32, ((0, 80), (64, 1e9)), 2),
-        others=dict(strides=[8, 16])))
+        others=dict(strides=[8, 16])),
+    SMOKEMono3DHead=Case(
+        dict(SMOKE, num_classes=NUM_CLASSES, in_channels=CHANNELS),
+        'loss_cls', [32], dict(), 'ClipSigmoid', 'mmdet3d',
+        positional=(NUM_CLASSES, CHANNELS, [3, 4, 5], [6, 7]),
+        others={key: value for key, value in SMOKE.items()
+                if not key.endswith('_channel')}))
 
 every_head = pytest.mark.parametrize('name', CASES)
 focal = dict(type='mmdet.GaussianFocalLoss')
@@ -142,16 +170,22 @@ def instances(name, *counts, dtype=torch.float32):
             batch.append(InstanceData(
                 bboxes_3d=LiDARInstance3DBoxes(boxes.float(), box_dim=9),
                 labels_3d=labels))
-        else:
-            batch.append(InstanceData(
-                bboxes=torch.cat((corner, corner + size), dim=1),
-                labels=labels))
+            continue
+        batch.append(InstanceData(
+            bboxes=torch.cat((corner, corner + size), dim=1), labels=labels))
+        if name == MONO:
+            boxes = torch.rand(count, 7, dtype=dtype) * 3 + 1
+            batch[-1].update(InstanceData(
+                bboxes_3d=CameraInstance3DBoxes(boxes, box_dim=7),
+                labels_3d=labels, centers_2d=corner + size / 3))
     return batch
 
 
 def compute_losses(name, head, outs, batch) -> dict[str, torch.Tensor]:
     """Return each loss of each level."""
     losses = (head.loss_by_feat(outs, batch) if name == 'CenterHead' else
+              head.loss_by_feat(*outs, batch, batch, MONO_METAS[:len(batch)])
+              if name == MONO else
               head.loss_by_feat(*outs, batch, METAS[:len(batch)]))
     return {f'{key}.{i}': loss for key, value in losses.items()
             for i, loss in enumerate(

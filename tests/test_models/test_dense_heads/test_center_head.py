@@ -1,5 +1,6 @@
 """Where ``sigplug.CenterHead`` differs from mmdet3d's head, or may not."""
 import math
+import sys
 
 import pytest
 import torch
@@ -202,7 +203,8 @@ def test_losses_equal_the_stock_heads(name, separate):
     'mmdet.GaussianFocalLoss', 'GaussianFocalLossWithLogits'])
 def test_losses_do_not_wait(monkeypatch, name, loss):
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
+        sys.modules['sigplug.ops.center_targets'], 'gaussian_heatmap',
+        no_peaks)
     head = CenterHead(**config(loss_cls=dict(type=loss)))
     preds = head(features(len(BATCHES[name])))
     with NoWaiting():
@@ -218,7 +220,8 @@ def test_losses_do_not_wait_for_cuda(monkeypatch):
     preds = head([x.cuda() for x in features()])
     head.loss_by_feat(preds, batch)
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
+        sys.modules['sigplug.ops.center_targets'], 'gaussian_heatmap',
+        no_peaks)
     torch.cuda.set_sync_debug_mode('error')
     try:
         losses = head.loss_by_feat(preds, batch)

@@ -1,6 +1,7 @@
 """Targets of a batch against mmdet3d's loop over boxes."""
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -132,7 +133,8 @@ def test_what_waits_is_seen(waits):
 @pytest.mark.parametrize('name', ['random', 'all empty', 'too many'])
 def test_targets_do_not_wait(monkeypatch, device, name):
     monkeypatch.setattr(
-        'sigplug.models.dense_heads.center_targets.gaussian_heatmap', no_peaks)
+        sys.modules['sigplug.ops.center_targets'], 'gaussian_heatmap',
+        no_peaks)
     head = CenterHead(**config()).to(device)
     batch = to(BATCHES[name], device)
     with NoWaiting():

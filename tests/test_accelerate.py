@@ -1,0 +1,245 @@
+"""Stock heads give the same numbers before, while and after."""
+import copy
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from test_models.test_dense_heads.stock_twins import (
+    CASES,
+    METAS,
+    MONO,
+    MONO_METAS,
+    build,
+    compute_losses,
+    features,
+    instances,
+    stock_of,
+)
+from torch import nn
+from torch.utils.data import Dataset
+
+import sigplug
+from sigplug.models.losses import GaussianFocalLossWithLogits
+
+FUSED = ('CenterHead', MONO)
+NAMES = (*FUSED, 'CenterNetHead', 'CornerHead', 'CentripetalHead')
+every_head = pytest.mark.parametrize('name', NAMES)
+
+
+def stock(name, **kwargs):
+    torch.manual_seed(0)
+    head = build(name, stock_of(name), **kwargs)
+    with torch.no_grad():
+        for param in head.parameters():
+            if param.dim() > 1:
+                param.mul_(2)
+    return head
+
+
+def compute(name, head, x, batch):
+    """Losses, their gradients, and predictions."""
+    head.zero_grad()
+    losses = compute_losses(name, head, head(x), batch)
+    sum(losses.values()).backward()
+    grads = {key: param.grad.clone() for key, param in
+             head.named_parameters() if param.grad is not None}
+    with torch.no_grad():
+        results = (
+            head.predict_by_feat(head(x), METAS) if name == 'CenterHead' else
+            head.predict_by_feat(*head(x), MONO_METAS) if name == MONO else
+            head.predict_by_feat(*head(x), batch_img_metas=METAS,
+                                 rescale=True, with_nms=True))
+    boxes = [(r.scores_3d, r.bboxes_3d.tensor) if hasattr(r, 'scores_3d')
+             else (r.scores, r.bboxes) for r in results]
+    return losses, grads, boxes
+
+
+def state(head):
+    """Everything that a module is made of."""
+    return (type(head), set(vars(head)), list(head.state_dict()),
+            dict(head.named_modules()), dict(head.named_buffers()),
+            set(head._non_persistent_buffers_set))
+
+
+@every_head
+def test_numbers_stay_and_all_is_undone(name):
+    head = stock(name)
+    x, batch = features(name), instances(name, 5, 3)
+    before, expected = state(head), compute(name, head, x, batch)
+    done = sigplug.accelerate(nn.ModuleDict(dict(head=head)))
+    assert isinstance(head, before[0]) and type(head) is not before[0]
+    assert list(head.state_dict()) == before[2]
+    assert list(done.replaced) == ['head'] and not done.left
+    assert 'targets' in str(done)
+    assert ('clip and loss' in str(done)) == (name in FUSED)
+
+    losses, grads, boxes = compute(name, head, x, batch)
+    for key, value in expected[0].items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-6, atol=0)
+    assert grads.keys() == expected[1].keys()
+    for key, value in expected[1].items():
+        torch.testing.assert_close(
+            grads[key], value, rtol=1e-5, atol=1e-6 * value.abs().max())
+    for got, want in zip(boxes, expected[2]):
+        assert all(x.equal(y) for x, y in zip(got, want))
+
+    done.undo()
+    done.undo()
+    assert state(head) == before
+    again = compute(name, head, x, batch)
+    assert all(again[0][key].equal(value)
+               for key, value in expected[0].items())
+
+
+def test_initialisation_is_the_stock_heads():
+    """sigplug.CenterHead sets the bias, which the stock head leaves."""
+    head = stock('CenterHead')
+    biases = [task.heatmap[-1].bias.clone() for task in head.task_heads]
+    sigplug.accelerate(head)
+    head.init_weights()
+    assert all(task.heatmap[-1].bias.equal(bias)
+               for task, bias in zip(head.task_heads, biases))
+
+
+def test_a_copy_is_a_model_of_its_own():
+    """As an average of weights makes one."""
+    head = stock('CenterHead')
+    done = sigplug.accelerate(head)
+    twin = copy.deepcopy(head)
+    done.undo()
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
+    assert type(twin) is not type(head)
+    torch.testing.assert_close(
+        compute_losses('CenterHead', twin, twin(x), batch),
+        compute_losses('CenterHead', head, head(x), batch),
+        rtol=1e-6, atol=0)
+
+
+def grow(head, **methods):
+    """Make a head one of a subclass with methods of its own."""
+    head.__class__ = type('MyHead', (type(head), ), methods)
+    return head
+
+
+def test_subclasses_keep_what_they_change():
+    name = 'CenterHead'
+    x, batch = features(name), instances(name, 5, 3)
+    calm = grow(stock(name), extra=lambda self: 3)
+    own_loss = grow(stock(name))
+    cls = type(own_loss)
+    cls.loss_by_feat = lambda self, *args: {
+        'my_loss': cls.__mro__[1].loss_by_feat(self, *args)[
+            'task0.loss_heatmap']}
+    own_targets = grow(
+        stock(name), get_targets_single=lambda self, gt: None)
+    model = nn.ModuleDict(dict(
+        calm=calm, own_loss=own_loss, own_targets=own_targets))
+    expected = own_loss.loss_by_feat(own_loss(x), batch)
+    done = sigplug.accelerate(model)
+    assert set(done.replaced) == {'calm', 'own_loss'}
+    assert calm.extra() == 3 and isinstance(
+        calm.loss_cls, GaussianFocalLossWithLogits)
+    assert 'loss_by_feat of its own' in done.replaced['own_loss']
+    torch.testing.assert_close(
+        own_loss.loss_by_feat(own_loss(x), batch), expected,
+        rtol=1e-6, atol=0)
+    assert 'get_targets_single of its own' in done.left['own_targets']
+    done.undo()
+    assert type(own_loss) is cls
+
+
+def test_a_loss_with_hooks_stays():
+    head = stock('CenterHead')
+    seen, loss = [], head.loss_cls
+    loss.register_forward_hook(lambda *args: seen.append(1))
+    done = sigplug.accelerate(head)
+    assert head.loss_cls is loss and 'is left' in done.replaced['']
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
+    compute_losses('CenterHead', head, head(x), batch)
+    assert seen
+
+
+class OtherHead(nn.Module):
+    """Of another repository, with mmdet's loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss_heatmap = stock('CenterHead').loss_cls
+
+
+def test_what_is_left_is_reported():
+    ours = build('CenterHead')
+    parts = {'ours': ours, 'other': OtherHead(), 'none': nn.Linear(2, 2)}
+    parts['net'] = build('CenterNetHead')
+    parts['twice'] = stock(MONO)
+    model = nn.ModuleDict(parts)
+    sigplug.accelerate(parts['twice'])
+    done = sigplug.accelerate(model)
+    assert not done.replaced and set(done.left) == {
+        'ours', 'net', 'twice', 'other'}
+    assert "already sigplug's" in done.left['ours']
+    assert 'OtherHead' in done.left['other']
+    assert 'docs/heads.md' in str(done)
+    assert str(sigplug.accelerate(nn.Linear(2, 2))) == (
+        'no heatmap head was found')
+
+
+def test_a_head_that_does_not_fit_gets_its_targets_alone():
+    head = stock('CenterHead', loss_bbox=dict(
+        type='mmdet.L1Loss', reduction='sum'))
+    before = state(head)
+    done = sigplug.accelerate(head)
+    assert 'clip' not in str(done) and 'reduction' in str(done)
+    done.undo()
+    assert state(head) == before
+
+
+class Noise(Dataset):
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.full((1, ), float(index))
+
+
+class Detector(nn.Module):
+    """What a runner needs of a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = stock('CenterNetHead')
+        self.seen = []
+
+    def train_step(self, data, optim_wrapper):
+        self.seen.append(type(self.head))
+        x, batch = features('CenterNetHead'), instances('CenterNetHead', 2, 1)
+        losses = compute_losses('CenterNetHead', self.head, self.head(x),
+                                batch)
+        optim_wrapper.update_params(sum(losses.values()))
+        return {}
+
+
+def test_hook_of_a_config(tmp_path):
+    model = Detector()
+    kind = type(model.head)
+    runner = Runner(
+        model=model, work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=Noise(), batch_size=1, num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        custom_hooks=[dict(type='sigplug.AccelerateHook')],
+        experiment_name='accelerate')
+    runner.train()
+    assert len(model.seen) == 2
+    assert all(issubclass(seen, kind) and seen is not kind
+               for seen in model.seen)
+    assert type(model.head) is kind
+    log, = tmp_path.glob('*/*.log')
+    assert 'head: targets without a loop over boxes' in log.read_text()
+
+
+def test_every_case_is_known():
+    assert set(NAMES) | {'CenterNetUpdateHead'} == set(CASES)

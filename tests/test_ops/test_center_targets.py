@@ -1,0 +1,167 @@
+"""Targets of a batch, against float64 loops and against worked examples.
+
+Against mmdet3d's own loop: test_dense_heads/test_center_targets.py.
+"""
+import math
+
+import pytest
+import torch
+
+from sigplug.ops import center_targets, covered_cells, gaussian_radius
+
+# 20 x 12 cells of 0.5 x 0.5.
+GRID = dict(grid_size=(40, 24), voxel_size=(0.25, 0.25, 8),
+            point_cloud_range=(-5, -3, -4, 5, 3, 4), out_size_factor=2)
+WIDTH, HEIGHT, CELL = 20, 12, 0.5
+
+
+def boxes(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, 7, generator=generator)
+    values[:, 0] *= 2.5
+    values[:, 3:6] = values[:, 3:6].exp()
+    return values, torch.randint(3, (count, ), generator=generator)
+
+
+def gaussian(u, v, sigma_u, sigma_v):
+    return math.exp(-(u / sigma_u)**2 / 2 - (v / sigma_v)**2 / 2)
+
+
+def draw(sample, labels, oriented, min_radius=2):
+    """The heatmap of the definition, cell by cell in Python's float64."""
+    heatmap = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.float64)
+    for box, label in zip(sample.double().tolist(), labels.tolist()):
+        x, y = (box[0] + 5) / CELL, (box[1] + 3) / CELL
+        if not (-1 < x < WIDTH and -1 < y < HEIGHT):
+            continue
+        x, y, along, across = int(x), int(y), box[3] / CELL, box[4] / CELL
+        if oriented:
+            sigmas = [max(side, 2 * min_radius + 1) / 6
+                      for side in (along, across)]
+            radius, yaw = math.ceil(3 * max(sigmas)), box[6]
+        else:
+            radius = max(min_radius, int(gaussian_radius(
+                torch.tensor([across]), torch.tensor([along]), 0.1)))
+            sigmas, yaw = [(2 * radius + 1) / 6] * 2, 0.0
+        for row in range(max(0, y - radius), min(HEIGHT, y + radius + 1)):
+            for col in range(max(0, x - radius), min(WIDTH, x + radius + 1)):
+                dx, dy = col - x, row - y
+                value = gaussian(dx * math.cos(yaw) + dy * math.sin(yaw),
+                                 dy * math.cos(yaw) - dx * math.sin(yaw),
+                                 *sigmas)
+                heatmap[label, row, col] = max(
+                    value, heatmap[label, row, col])
+    return heatmap
+
+
+@pytest.mark.parametrize('oriented', [False, True])
+def test_heatmaps_against_the_definition(oriented):
+    batch = [boxes(9), boxes(0), boxes(6, 1)]
+    targets = center_targets(*zip(*batch), 3, **GRID, oriented=oriented)
+    assert targets.heatmaps.shape == (3, 3, HEIGHT, WIDTH)
+    for heatmap, sample in zip(targets.heatmaps, batch):
+        torch.testing.assert_close(
+            heatmap.double(), draw(*sample, oriented), rtol=0, atol=1e-6)
+    assert targets[1:] == (None, ) * 4
+
+
+def test_a_long_vehicle_is_positive_along_its_body():
+    """12 m x 2.5 m at 45 degrees: ahead of the centre, not beside it."""
+    truck = torch.tensor([[0.1, 0.1, 0, 12, 2.5, 3, math.pi / 4]])
+    heatmap = center_targets(
+        [truck], [torch.tensor([0])], 1, oriented=True, grid_size=(40, 40),
+        voxel_size=(0.5, 0.5), point_cloud_range=(-10, -10)).heatmaps[0, 0]
+    assert heatmap[20, 20] == 1
+    # 3 cells on, of sigma 12 m / 0.5 m / 6 = 4 along, and 5 / 6 across.
+    assert heatmap[23, 23].item() == pytest.approx(
+        gaussian(3 * 2**0.5, 0, 4, 5 / 6))
+    assert heatmap[17, 23].item() == pytest.approx(
+        gaussian(0, 3 * 2**0.5, 4, 5 / 6), abs=1e-7)
+
+
+def test_objects_by_hand():
+    """Two tasks of two classes and one; the objects in order of class."""
+    sample = torch.tensor([
+        [1.3, 0.2, -1.0, 1, 1, 1, 0.5],   # class 1
+        [-4.9, 2.9, 0.0, 2, 1, 1, 0.0],   # class 0
+        [0.0, 0.0, 0.0, 1, 1, 1, 0.0],    # class 2
+        [9.0, 0.0, 0.0, 1, 1, 1, 0.0],    # class 2, outside
+        [0.0, 0.0, 0.0, 0, 1, 1, 0.0],    # class 2, no extent
+        [0.0, 1.0, 0.0, 1, 1, 1, 0.0]])   # no class
+    labels = torch.tensor([1, 0, 2, 2, 2, -1])
+    targets = center_targets(
+        [sample], [labels], [2, 1], **GRID, max_objs=3)
+    assert targets.masks.tolist() == [[[True, True, False],
+                                      [True, False, False]]]
+    # x = 12.6, y = 6.4 and x = 0.2, y = 11.8; x = 10, y = 6.
+    assert targets.indices.tolist() == [[[11 * 20, 6 * 20 + 12, 0],
+                                       [6 * 20 + 10, 0, 0]]]
+    torch.testing.assert_close(targets.offsets, torch.tensor(
+        [[[[0.2, 0.8], [0.6, 0.4], [0, 0]], [[0.0, 0], [0, 0], [0, 0]]]]),
+        rtol=0, atol=1e-5)
+    assert targets.boxes.equal(torch.stack((
+        sample[[1, 0, 2]], torch.stack((sample[2], *torch.zeros(2, 7))))
+    )[None].where(targets.masks[..., None], 0))
+    assert targets.heatmaps.eq(1).sum((2, 3)).tolist() == [[1, 1, 1]]
+
+
+def test_what_does_not_fit_is_left_out_in_order_of_class():
+    sample, labels = boxes(30)
+    sample[:, :2] = sample[:, :2].clamp(-2, 2)
+    targets = center_targets([sample], [labels], 3, **GRID, max_objs=12)
+    first = labels.sort(stable=True)[1][:12]
+    assert targets.boxes[0, 0].equal(sample[first])
+    kept = center_targets([sample[first]], [labels[first]], 3, **GRID)
+    assert kept.heatmaps.equal(targets.heatmaps)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16])
+def test_other_dtypes(dtype):
+    sample, labels = boxes(5)
+    sample = sample.to(dtype)
+    got = center_targets([sample], [labels.int()], 3, **GRID, max_objs=5)
+    expected = center_targets([sample.float()], [labels], 3, **GRID,
+                              max_objs=5)
+    assert all(x.equal(y) for x, y in zip(got, expected))
+
+
+def test_covered_cells_against_the_definition():
+    regions, _ = boxes(4, 3)
+    regions[0, :5] = torch.nan
+    covered = covered_cells([regions, regions[:0]], **dict(
+        GRID, voxel_size=(0.25, 0.5), grid_size=(40, 12)))
+    expected = torch.zeros(6, WIDTH, dtype=torch.bool)
+    for box in regions[1:].double().tolist():
+        for row in range(6):
+            for col in range(WIDTH):
+                dx = -5 + (col + 0.5) * 0.5 - box[0]
+                dy = -3 + (row + 0.5) * 1.0 - box[1]
+                u = dx * math.cos(box[6]) + dy * math.sin(box[6])
+                v = dy * math.cos(box[6]) - dx * math.sin(box[6])
+                expected[row, col] |= (
+                    abs(u) <= box[3] / 2 and abs(v) <= box[4] / 2)
+    assert 0 < expected.sum() < expected.numel()
+    assert covered[0].equal(expected) and not covered[1].any()
+
+
+@pytest.mark.parametrize('change, error, words', [
+    (dict(boxes=[]), ValueError, 'boxes must hold'),
+    (dict(boxes=[torch.zeros(2, 5)]), ValueError, r'\(N, 6 or more\).*2, 5'),
+    (dict(oriented=True, boxes=[torch.zeros(2, 6)]), ValueError, '7 or more'),
+    (dict(boxes=[torch.zeros(2, 7).int()]), TypeError, 'boxes.*int32'),
+    (dict(labels=[torch.zeros(3).long()]), ValueError, r'labels.*\(3,\)'),
+    (dict(labels=[]), ValueError, 'labels.*1 samples.*0'),
+    (dict(labels=[torch.zeros(2)]), TypeError, 'labels.*float32'),
+    (dict(num_classes=0), ValueError, 'num_classes.*0'),
+    (dict(max_objs=0), ValueError, 'max_objs.*0'),
+    (dict(min_radius=-1), ValueError, 'min_radius.*-1'),
+    (dict(out_size_factor=0), ValueError, 'out_size_factor.*0'),
+    (dict(voxel_size=(0, 1)), ValueError, 'voxel_size.*0'),
+    (dict(gaussian_overlap=2), ValueError, 'min_overlap.*2'),
+    (dict(oriented='yes'), TypeError, "oriented.*'yes'"),
+])
+def test_bad_arguments(change, error, words):
+    args = dict(GRID, boxes=[torch.zeros(2, 7)],
+                labels=[torch.zeros(2).long()], num_classes=3)
+    with pytest.raises(error, match=words):
+        center_targets(**dict(args, **change))
