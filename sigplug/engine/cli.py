@@ -96,7 +96,27 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     check_model(model, datasets)
     if 'train' in splits:
         check_pretrained(cfg, model)
+    compile_parts(runner.cfg, model)
     return runner
+
+
+def compile_parts(cfg: Config, model: nn.Module) -> None:
+    """Compile backbones and necks where the config asks for a compilation.
+
+    mmengine would compile the training step as a whole, where torch's
+    compiler stops at the data samples.
+
+    Raises:
+        UserError: This torch compiles no modules.
+    """
+    options = cfg.pop('compile', None)
+    if options is None or options is False:
+        return
+    if not hasattr(nn.Module, 'compile'):
+        raise UserError('compile in the config needs torch 2.2 or later.')
+    for name, part in model.named_children():
+        if name.endswith(('backbone', 'neck')):
+            part.compile(**({} if options is True else options))
 
 
 def check_pretrained(cfg: Config, model: nn.Module) -> None:

@@ -98,3 +98,28 @@ def test_pretrained_part(tmp_path, part, init, words):
     else:
         with pytest.raises(UserError, match=words):
             cli.check_pretrained(cfg, model)
+
+
+def test_compilation_of_parts():
+    """Checkpoints keep their names."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = nn.ModuleDict(dict(
+        pts_backbone=nn.Linear(2, 2), pts_neck=nn.Tanh(), head=nn.ReLU()))
+    names = list(model.state_dict())
+    cfg = Config(dict(a=1))
+    cli.compile_parts(cfg, model)
+    for part in model.values():
+        part(torch.ones(2))
+    assert not compiled
+    cfg.compile = dict(backend=backend)
+    cli.compile_parts(cfg, model)
+    for part in model.values():
+        part(torch.ones(2))
+    # Else mmengine would compile as well.
+    assert len(compiled) == 2 and 'compile' not in cfg
+    assert list(model.state_dict()) == names
