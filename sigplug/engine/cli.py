@@ -68,11 +68,6 @@ def parse_args(parser: ArgumentParser) -> Namespace:
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """Build the runner that the config describes, and its data sets.
 
-    Args:
-        cfg (Config): The config.
-        *splits (str): The splits whose data sets are built: ``'train'``,
-            ``'val'`` or ``'test'``.
-
     Raises:
         UserError: There is no model, a data set cannot be read, or the parts
             do not fit together.
@@ -160,15 +155,9 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
-    """Build the model that the config describes and load all its weights.
+    """Build the model that the config describes, for evaluation.
 
-    Args:
-        cfg (Config): The config.
-        checkpoint (str): The checkpoint file.
-        device (str): Where the model goes.
-
-    Returns:
-        nn.Module: The model, in evaluation mode.
+    It takes all its weights from the checkpoint.
 
     Raises:
         UserError: The checkpoint belongs to another model.

@@ -92,10 +92,6 @@ def check_stack(cfg: Config) -> None:
 def check_data(cfg: Config, *splits: str) -> None:
     """Check that the data of the data loaders and evaluators is there.
 
-    Args:
-        cfg (Config): The config.
-        *splits (str): ``'train'``, ``'val'`` or ``'test'``.
-
     Raises:
         UserError: A data root, an annotation file or the folder of the
             point clouds is missing.
@@ -187,11 +183,7 @@ def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
     """Say what is wrong with a dataset that cannot be built.
 
     The info file is read once, by the dataset, and not before: that of
-    nuScenes takes a while.
-
-    Args:
-        dataloader (dict, optional): The config of what is built: a data
-            loader or a dataset.
+    nuScenes takes a while. What is built may be a data loader or a dataset.
 
     Raises:
         UserError: Instead of the dataset's error.

@@ -38,10 +38,6 @@ def set_amp(cfg: Config, amp: bool) -> None:
     A ``dtype`` in ``cfg.optim_wrapper`` overrides these. On the CPU mmengine's
     ``AmpOptimWrapper`` does not work, and is replaced also without ``--amp``.
 
-    Args:
-        cfg (Config): The config, changed in place.
-        amp (bool): Whether the command line asks for it.
-
     Raises:
         UserError: The wrapper or its ``dtype`` does not go with it.
     """
@@ -96,13 +92,11 @@ def use_safe_checkpoint_hook(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Check where the training starts from.
+    """Find the checkpoint that the training starts from.
 
-    Args:
-        cfg (Config): The config with its work dir, changed in place.
-        resume (str, optional): The value of ``--resume``: a checkpoint, or
-            ``'auto'`` for the last one in the work dir that can be read. Where
-            there is none, training starts from the beginning.
+    The value of ``--resume`` is a checkpoint, or ``'auto'`` for the last one
+    in the work dir that can be read. Where there is none, training starts
+    from the beginning.
 
     Raises:
         UserError: Training cannot continue from the checkpoint, or from
@@ -228,10 +222,6 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     for one another as long as ``env_cfg.dist_cfg.timeout`` allows, in
     seconds; by default that is torch's 30 minutes, within which an evaluation
     by the first process must end.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        launcher (str): The value of ``--launcher``.
 
     Raises:
         UserError: The processes were started in another way, or need a GPU.

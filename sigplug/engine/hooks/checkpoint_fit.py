@@ -47,10 +47,6 @@ class CheckpointFitHook(Hook):
                               checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with the model of the runner.
 
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): The checkpoint.
-
         Raises:
             UserError: It does not fit, or training would continue from
                 one that holds Python code.
@@ -91,10 +87,6 @@ def load_what_fits(
         model: nn.Module,
         checkpoint: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Load the weights that fit, and return the others.
-
-    Args:
-        model (nn.Module): The model.
-        checkpoint (dict): A checkpoint of mmengine, or weights alone.
 
     Returns:
         tuple[list[str], dict[str, str]]: Names of the weights that are not

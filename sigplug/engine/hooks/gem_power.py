@@ -37,14 +37,7 @@ class GeMPowerHook(IntervalHook):
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:
-        """Hand the powers to the message hub.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the epoch.
-            data_batch (dict, optional): Ignored.
-            outputs (dict, optional): Ignored.
-        """
+        """Hand the powers to the message hub."""
         if not self.is_due(runner, batch_idx):
             return
         powers = {}

@@ -21,15 +21,7 @@ class IntervalHook(Hook):
         self.interval = interval
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
-        """Return whether the hook acts in an iteration.
-
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Index of the batch in the epoch.
-
-        Returns:
-            bool: Whether it does.
-        """
+        """Return whether the hook acts in an iteration of an epoch."""
         loader = runner.train_dataloader
         return self.every_n_inner_iters(batch_idx, self.interval) or (
             len(loader) <= self.interval
