@@ -1,4 +1,6 @@
 """A check that the built parts of a LiDAR heatmap detector fit together."""
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,7 +38,7 @@ def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
             grids of the parts, or layers cannot work together.
     """
     heads = {name: module for name, module in model.named_modules()
-             if hasattr(module, 'class_names')}
+             if getattr(module, 'class_names', None)}
     if heads:
         _check_detector(model)
     for name, head in heads.items():
@@ -45,7 +47,7 @@ def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
             for leaf in _unwrap(dataset):
                 _check_classes(f'model.{name}', names, split, leaf)
         _check_grid(_iter_grids(model, name, head, 'train' in datasets))
-        _check_strides(model, head)
+        _check_strides(model, name, head)
     for split, dataset in datasets.items():
         if heads and split != 'train' and dataset:
             _check_versions(split, dataset[0])
@@ -97,8 +99,9 @@ def _check_classes(head: str, names: list[str], split: str,
 
 def _check_versions(split: str, sample: Any) -> None:
     """Check that the pipeline of a test gives one version of a sample."""
-    if isinstance(sample, list) or isinstance(
-            sample.get('data_samples'), (list, tuple)):
+    if isinstance(sample, dict):
+        sample = sample.get('data_samples')
+    if isinstance(sample, (list, tuple)):
         raise UserError(
             "mmdet3d's detectors cannot be tested with test-time augmentation:"
             f' the pipeline of the {split} data gives several versions of each'
@@ -199,7 +202,7 @@ def _check_detector(model: Any) -> None:
                 'model.data_preprocessor.')
 
 
-def _check_strides(model: Any, head: Any) -> None:
+def _check_strides(model: Any, name: str, head: Any) -> None:
     """Check that the strides of backbone and neck divide the grid.
 
     The layers are asked themselves, without memory or arithmetic, on the meta
@@ -209,25 +212,27 @@ def _check_strides(model: Any, head: Any) -> None:
     layer, parts = _find_voxel_layer(model), [
         part for part in (_find(model, 'backbone')[1],
                           _find(model, 'neck')[1]) if part is not None]
-    if middle is None or layer is None or not parts:
+    coder = getattr(head, 'bbox_coder', None)
+    factor = getattr(coder, 'out_size_factor', None)
+    if middle is None or layer is None or not parts or not factor:
         return
+    reduce = _make_probe(middle, nn.Sequential(*parts))
+
+    def fits(count: int) -> bool:
+        return reduce(count) * factor == count
+
     cells = ((middle.nx, middle.ny) if hasattr(middle, 'nx') else
              _count_voxels(layer))
-    factor = getattr(getattr(head, 'bbox_coder', None), 'out_size_factor', 0)
-    runs = _make_probe(middle, nn.Sequential(*parts), factor)
     for axis, count in enumerate(cells):
-        if runs(count):
+        if fits(count):
             continue
-        fitting = [
-            next((size for size in sizes if runs(size)), None)
-            for sizes in (range(count - 1, max(count - SEARCHED, 0), -1),
-                          range(count + 1, count + SEARCHED))]
         low, high = (float(layer.point_cloud_range[i])
                      for i in (axis, axis + 3))
         ranges = ' or '.join(
             f'{size} ({_describe_range(low, high, count, size)})'
-            for size in fitting if size)
-        # Where nothing fits, it is not for the strides.
+            for sizes in (range(count - 1, max(count - SEARCHED, 0), -1),
+                          range(count + 1, count + SEARCHED))
+            for size in itertools.islice(filter(fits, sizes), 1))
         if ranges:
             raise UserError(
                 f'The strides of backbone and neck do not divide the {count} '
@@ -235,6 +240,12 @@ def _check_strides(model: Any, head: Any) -> None:
                 f'{"xy"[axis]}. The nearest numbers that fit: {ranges}. '
                 'Change point_cloud_range, pc_range, grid_size and '
                 f'{middle_name} in all parts of the model and the pipelines.')
+        if reduce(count):
+            raise UserError(
+                f'model.{name}.bbox_coder.out_size_factor is {factor}, but '
+                f'backbone and neck make {reduce(count)} of {count} cells.')
+        # Layers that cannot be asked.
+        return
 
 
 def _describe_range(low: float, high: float, count: int, size: int) -> str:
@@ -247,19 +258,15 @@ def _describe_range(low: float, high: float, count: int, size: int) -> str:
     return f'{low:g} to {high:g} m'
 
 
-def _make_probe(middle: Any, layers: nn.Module,
-                factor: int) -> Callable[[int], bool]:
-    """Return whether the layers divide so many cells by a factor.
-
-    A factor of 0 stands for any.
-    """
+def _make_probe(middle: Any, layers: nn.Module) -> Callable[[int], int]:
+    """Return what becomes of a square grid of so many cells, 0 if nothing."""
     states = {name: tensor.to('meta') for name, tensor in (
         *layers.named_parameters(), *layers.named_buffers())}
     channels = next((tensor.shape[1] for tensor in states.values()
                      if tensor.ndim == 4), 1)
 
-    def runs(count: int) -> bool:
-        size = count
+    @functools.cache
+    def reduce(size: int) -> int:
         for conv in middle.modules():
             # A sparse convolution with a stride. y is in the middle, in the
             # usual order of its axes as in BEVFusion's.
@@ -272,9 +279,9 @@ def _make_probe(middle: Any, layers: nn.Module,
                 x = torch.func.functional_call(layers, states, (x, ))
         # Whatever layers do that do not fit.
         except Exception:
-            return False
+            return 0
         while isinstance(x, (list, tuple)):
             x = x[0]
-        return not factor or x.shape[-1] * factor == count
+        return x.shape[-1]
 
-    return runs
+    return reduce

@@ -29,8 +29,8 @@ def compare_schedules(runner: Runner, checkpoint: dict[str, Any],
     epochs = isinstance(loop, EpochBasedTrainLoop)
     done, end, unit = (
         (meta['epoch'], loop.max_epochs, 'epochs') if epochs else
-        (meta['iter'], loop.max_iters, 'iterations'))
-    if done >= end:
+        (meta['iter'], getattr(loop, 'max_iters', None), 'iterations'))
+    if end is not None and done >= end:
         print_log(f'Nothing left to do: {done} {unit} are done, and train_cfg '
                   f'asks for {end}.', logger='current')
         return

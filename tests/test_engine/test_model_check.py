@@ -195,6 +195,13 @@ def test_strides_that_divide_another_grid():
         'pts_neck.out_channels': [96], 'pts_neck.upsample_strides': [1]})
 
 
+def test_factor_that_is_not_that_of_the_strides():
+    """All parts agree, and boxes would lie elsewhere."""
+    assert 'out_size_factor is 4, but backbone and neck make 128 of 256' in (
+        refused(**{'pts_bbox_head.bbox_coder.out_size_factor': 4,
+                   'train_cfg.pts.out_size_factor': 4}))
+
+
 def test_strides_behind_sparse_convolutions():
     """A voxel is an eighth of a cell of the map, rounded up."""
     path = ('mmdet3d::centerpoint/centerpoint_voxel01_second_secfpn_8xb4-'
