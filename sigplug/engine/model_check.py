@@ -11,8 +11,8 @@ from torch import nn
 
 from sigplug.errors import UserError
 
-# How far from a grid that does not fit another one is looked for, in cells.
-SEARCHED = 128
+# A multiple of all strides that detectors have.
+SPAN = 128
 # Detectors that reduce points without their numbers in each voxel, by those
 # that read them, and the method which does.
 DYNAMIC = {
@@ -226,26 +226,27 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
     for axis, count in enumerate(cells):
         if fits(count):
             continue
+        found = reduce(count)
+        if found and count % found == 0:
+            raise UserError(
+                f'model.{name}.bbox_coder.out_size_factor is {factor}, but '
+                f'backbone and neck make {found} of {count} cells.')
+        # Layers that fit nowhere cannot be asked.
+        if not fits(count + -count % SPAN):
+            return
         low, high = (float(layer.point_cloud_range[i])
                      for i in (axis, axis + 3))
         ranges = ' or '.join(
             f'{size} ({_describe_range(low, high, count, size)})'
-            for sizes in (range(count - 1, max(count - SEARCHED, 0), -1),
-                          range(count + 1, count + SEARCHED))
+            for sizes in (range(count - 1, max(count - SPAN, 0), -1),
+                          range(count + 1, count + SPAN))
             for size in itertools.islice(filter(fits, sizes), 1))
-        if ranges:
-            raise UserError(
-                f'The strides of backbone and neck do not divide the {count} '
-                f'cells ({low:g} to {high:g} m) of the grid in '
-                f'{"xy"[axis]}. The nearest numbers that fit: {ranges}. '
-                'Change point_cloud_range, pc_range, grid_size and '
-                f'{middle_name} in all parts of the model and the pipelines.')
-        if reduce(count):
-            raise UserError(
-                f'model.{name}.bbox_coder.out_size_factor is {factor}, but '
-                f'backbone and neck make {reduce(count)} of {count} cells.')
-        # Layers that cannot be asked.
-        return
+        raise UserError(
+            f'The strides of backbone and neck do not divide the {count} cells'
+            f' ({low:g} to {high:g} m) of the grid in {"xy"[axis]}. The '
+            f'nearest numbers that fit: {ranges}. Change point_cloud_range, '
+            f'pc_range, grid_size and {middle_name} in all parts of the model '
+            'and the pipelines.')
 
 
 def _describe_range(low: float, high: float, count: int, size: int) -> str:

@@ -41,7 +41,7 @@ def set_amp(cfg: Config, amp: bool) -> None:
     Raises:
         UserError: The wrapper or its ``dtype`` does not go with it.
     """
-    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper: Any = cfg.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
     name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
     if not amp and name != 'AmpOptimWrapper':
