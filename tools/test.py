@@ -2,10 +2,8 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.engine.model_check import check_model
-from sigplug.engine.prepare import prepare_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,8 +43,18 @@ def main() -> None:
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'test')
-    check_model(cfg)
-    prepare_test(cfg, args)
+    preflight.check_checkpoint(args.checkpoint, 'checkpoint')
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    prepare.set_work_dir(cfg, args)
+    if args.show or args.show_dir:
+        prepare.enable_visualization(cfg, args)
+    if args.out:
+        prepare.write_predictions(cfg, args.out)
+    prepare.set_launcher(cfg, args.launcher)
+    if not process.is_rank_zero():
+        # mmengine's LoggerHook writes the metrics from every process, all
+        # into one file, which then may not be readable.
+        cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
     preflight.check_stack(cfg)
     with preflight.explain_registry_errors(cfg):
         runner = cli.build_runner(cfg, 'test')

@@ -2,10 +2,8 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
-from sigplug.engine.model_check import check_model
-from sigplug.engine.prepare import prepare_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +21,11 @@ def parse_args() -> argparse.Namespace:
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='continue from a checkpoint, by default the last one in the '
         'work dir')
+    parser.add_argument(
+        '--new-schedule',
+        action='store_true',
+        help='with --resume, take learning rate and schedules of the config '
+        'where they differ from those in the checkpoint')
     cli.add_common_arguments(parser)
     return cli.parse_args(parser)
 
@@ -32,14 +35,21 @@ def main() -> None:
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'train', 'val')
-    check_model(cfg)
-    prepare_training(cfg, args)
+    prepare.set_work_dir(cfg, args)
+    prepare.set_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        prepare.enable_auto_scale_lr(cfg)
+    prepare.use_safe_checkpoint_hook(cfg)
+    prepare.set_resume(cfg, args.resume)
+    prepare.set_launcher(cfg, args.launcher)
     preflight.check_stack(cfg)
     with preflight.explain_registry_errors(cfg):
         runner = cli.build_runner(cfg, 'train', 'val')
-        runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
+        runner.register_hook(CheckpointFitHook(
+            partial=not cfg.get('resume'), new_schedule=args.new_schedule))
         runner.train()
 
 
 if __name__ == '__main__':
-    sys.exit(process.run_tool(main))
+    sys.exit(process.run_tool(
+        main, 'The training continues with --resume.'))

@@ -1,7 +1,6 @@
 """A transform that names bad samples, or leaves them out."""
 import logging
 import os
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,6 @@ from sigplug.registry import TRANSFORMS
 # Count at least so many samples as seen: one bad sample among the first few
 # does not show the share.
 MIN_SEEN = 20
-WARNED_SIZE = 2**20
 FLOAT_BYTES = 4
 
 
@@ -40,7 +38,7 @@ class CheckSample:
     positive. Points without finite coordinates, the returns that some sensors
     miss, are fine: ``PointsRangeFilter`` drops them.
 
-    Bad samples are left out with ``on_bad='skip'``, each file with one
+    Bad samples are left out with ``on_bad='skip'``, each time with a
     warning: training takes another sample in its place, at random. In
     evaluation, where every sample needs a result, it becomes one without
     points, for which :class:`sigplug.CenterHead` behind
@@ -84,11 +82,8 @@ class CheckSample:
         self.max_bad = max_bad
         self.backend_args = backend_args
         # Shared by the workers of all epochs: how many samples were seen and
-        # how many were bad, and which files a warning has named.
+        # how many were bad.
         self._counts = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self._warned = torch.zeros(
-            WARNED_SIZE if on_bad == 'skip' else 0,
-            dtype=torch.bool).share_memory_()
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Check a sample.
@@ -113,12 +108,9 @@ class CheckSample:
                 "file again, or leave bad samples out with on_bad='skip' of "
                 'sigplug.CheckSample in the pipeline (docs/datasets.md).')
         self._check_share(text)
-        place = zlib.crc32(name.encode()) % WARNED_SIZE
         training = 'ann_info' in results
-        if not self._warned[place]:
-            self._warned[place] = True
-            what = 'left out' if training else 'evaluated without points'
-            print_log(f'Bad data, {what}: {text}', 'current', logging.WARNING)
+        what = 'left out' if training else 'evaluated without points'
+        print_log(f'Bad data, {what}: {text}', 'current', logging.WARNING)
         if training:
             return None
         # mmdet3d's loaders read no points from it, whatever their options.

@@ -42,15 +42,7 @@ def load_safely(path: str, map_location: Any = None,
 
 def read_checkpoint(path: str, map_location: Any = None,
                     mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint for a tool.
-
-    Args:
-        path (str): The file.
-        map_location (optional): See :func:`load_safely`.
-        mmap (bool): See :func:`load_safely`.
-
-    Returns:
-        dict: The checkpoint.
+    """Read a checkpoint for a tool, as :func:`load_safely` does.
 
     Raises:
         UserError: It cannot be read, or would run code, or is not a dict.
@@ -80,19 +72,18 @@ def _explain_failure(error: Exception) -> str:
             f'interrupted write or download ({type(error).__name__}).')
 
 
-def _build_no_scheduler() -> NoReturn:
+class _OneCycle:
     """Stand for ``OneCycleParamScheduler``.
 
-    A checkpoint names the class only to reach its annealing function, and
-    importing it would cost ``import sigplug`` more than a second.
+    A checkpoint names it only to reach its annealing function, and importing
+    it would cost ``import sigplug`` more than a second.
     """
-    raise TypeError('OneCycleParamScheduler cannot be built by a checkpoint.')
 
 
 # The attributes that mmengine's checkpoints refer to, and no others.
 _ATTRIBUTES = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
-    _build_no_scheduler: ('_annealing_cos', '_annealing_linear'),
+    _OneCycle: ('_annealing_cos', '_annealing_linear'),
 }
 
 
@@ -107,7 +98,7 @@ def _getattr(owner: Any, name: str) -> Callable:
                for known, names in _ATTRIBUTES.items()):
         raise AttributeError(
             f'A checkpoint may not read the attribute {name!r} of {owner!r}.')
-    if owner is _build_no_scheduler:
+    if owner is _OneCycle:
         from mmengine.optim.scheduler import param_scheduler
         owner = param_scheduler.OneCycleParamScheduler
     return getattr(owner, name)
@@ -134,16 +125,13 @@ def allowed_globals() -> dict[str, Any]:
     These are the logged values (``HistoryBuffer``, which holds numpy arrays),
     a numpy scalar as best score, nested dicts of a dataset's ``metainfo``
     (``ConfigDict``) and the annealing function of ``OneCycleLR``.
-
-    Returns:
-        dict[str, Any]: The object that pickle gets for each name.
     """
     allowed = {
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'mmengine.config.config.ConfigDict': ConfigDict,
         'builtins.getattr': _getattr,
         'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler':
-            _build_no_scheduler,
+            _OneCycle,
         'numpy.ndarray': _NDArray,
         'numpy.dtype': np.dtype,
         # For what pickle may fill. No checkpoint can name these classes: a

@@ -1,7 +1,9 @@
 """The arguments that tools share, and the objects built from a config."""
 import os
+import re
 import textwrap
 from argparse import ArgumentParser, Namespace
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, RUNNERS
@@ -11,6 +13,8 @@ from torch import nn
 from sigplug.errors import UserError
 
 from . import preflight
+from .hooks.interval import unwrap
+from .model_check import check_model
 from .upstream_fixes import load_checkpoints_safely, supply_numpy_long
 
 # The variables that tell each process its number.
@@ -18,11 +22,7 @@ RANKS = dict(slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:
-    """Add ``--cfg-options``; :func:`parse_args` explains a wrong one.
-
-    Args:
-        parser (ArgumentParser): The parser of the tool.
-    """
+    """Add ``--cfg-options``; :func:`parse_args` explains a wrong one."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -34,11 +34,7 @@ def add_cfg_options(parser: ArgumentParser) -> None:
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common.
-
-    Args:
-        parser (ArgumentParser): The parser of the tool.
-    """
+    """Add the arguments that training and testing have in common."""
     parser.add_argument(
         '--work-dir',
         help='folder for logs and results (default: work_dir of the config, '
@@ -56,14 +52,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 
 def parse_args(parser: ArgumentParser) -> Namespace:
-    """Parse the command line; the ranks go to the environment.
-
-    Args:
-        parser (ArgumentParser): The parser of the tool.
-
-    Returns:
-        Namespace: The arguments.
-    """
+    """Parse the command line; the ranks go to the environment."""
     try:
         args = parser.parse_args()
     # DictAction cannot split an option that has no '='.
@@ -79,16 +68,9 @@ def parse_args(parser: ArgumentParser) -> Namespace:
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """Build the runner that the config describes, and its data sets.
 
-    Args:
-        cfg (Config): The config.
-        *splits (str): The splits whose data sets are built: ``'train'``,
-            ``'val'`` or ``'test'``.
-
-    Returns:
-        Runner: The runner.
-
     Raises:
-        UserError: There is no model, or a data set cannot be read.
+        UserError: There is no model, a data set cannot be read, or the parts
+            do not fit together.
     """
     if 'model' not in cfg:
         raise UserError(
@@ -98,23 +80,84 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     supply_numpy_long()
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
               Runner.from_cfg(cfg))
+    datasets: dict[str, Any] = {}
     for split in splits:
         with preflight.explain_data_errors(cfg.get(f'{split}_dataloader')):
             # The property builds the loop, with its data loader.
-            getattr(runner, f'{split}_loop')
+            loop = getattr(runner, f'{split}_loop')
+        loader = getattr(loop, 'dataloader', None)
+        datasets[split] = getattr(loader, 'dataset', None)
+    model = unwrap(runner.model)
+    check_model(model, datasets)
+    if 'train' in splits:
+        check_pretrained(cfg, model)
+    compile_parts(runner.cfg, model)
     return runner
 
 
+def compile_parts(cfg: Config, model: nn.Module) -> None:
+    """Compile backbones and necks where the config asks for a compilation.
+
+    mmengine would compile the training step as a whole, where torch's
+    compiler stops at the data samples.
+
+    Raises:
+        UserError: This torch compiles no modules.
+    """
+    options = cfg.pop('compile', None)
+    if options is None or options is False:
+        return
+    if not hasattr(nn.Module, 'compile'):
+        raise UserError('compile in the config needs torch 2.2 or later.')
+    for name, part in model.named_children():
+        if name.endswith(('backbone', 'neck')):
+            part.compile(**({} if options is True else options))
+
+
+def check_pretrained(cfg: Config, model: nn.Module) -> None:
+    """Check the checkpoints that ``init_cfg`` takes parts of a model from.
+
+    mmengine loads what fits, be it nothing.
+
+    Raises:
+        UserError: One is missing, or has no weight of its part.
+    """
+    for key, node in preflight.iter_dicts(cfg.model, ''):
+        inits = node.get('init_cfg') or []
+        for init in [inits] if isinstance(inits, dict) else inits:
+            if init.get('type') != 'Pretrained':
+                continue
+            where = f'model.{key}.init_cfg'.replace('..', '.')
+            path = str(init.get('checkpoint'))
+            checkpoint = preflight.check_checkpoint(
+                path, f'{where}.checkpoint')
+            try:
+                part = model.get_submodule(key)
+            except AttributeError:
+                continue
+            # SECOND of mmdet3d overwrites it.
+            if 'Pretrained' not in str(getattr(part, 'init_cfg', '')):
+                raise UserError(
+                    f'{where} has no effect: {type(part).__name__} takes its '
+                    'own. Give its weights by load_from, or by its argument '
+                    'pretrained if it has one.')
+            prefix = f'{init.get("prefix") or ""}.'.lstrip('.')
+            own = part.state_dict()
+            if checkpoint and not any(
+                    getattr(own.get(re.sub(r'^module\.', '', name)
+                                    .removeprefix(prefix)), 'shape', None)
+                    == getattr(value, 'shape', 0) for name, value in
+                    checkpoint.get('state_dict', checkpoint).items()):
+                raise UserError(
+                    f'{where}: no weight in {path!r} has the name and the '
+                    f'shape of one of {type(part).__name__}. Weights of a '
+                    'whole detector need prefix=..., the name of the part.')
+
+
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
-    """Build the model that the config describes and load all its weights.
+    """Build the model that the config describes, for evaluation.
 
-    Args:
-        cfg (Config): The config.
-        checkpoint (str): The checkpoint file.
-        device (str): Where the model goes.
-
-    Returns:
-        nn.Module: The model, in evaluation mode.
+    It takes all its weights from the checkpoint.
 
     Raises:
         UserError: The checkpoint belongs to another model.

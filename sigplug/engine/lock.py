@@ -11,12 +11,11 @@ LOCK = '.lock'
 
 
 def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
-    """Lock a folder for this process, until it ends.
+    """Lock a folder, made if missing, until this process ends.
 
     Args:
-        folder (str): The folder, made if missing.
-        option (str): The option that names another folder. Defaults to
-            ``'--work-dir'``.
+        folder (str): The folder.
+        option (str): The option that names another one, for the message.
 
     Returns:
         IO[str]: The lock; closing it unlocks the folder.

@@ -11,13 +11,7 @@ CPU_AMP_DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 def cpu_amp_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Check the dtype of mixed precision on the CPU.
-
-    Args:
-        dtype (str | torch.dtype): The dtype or its name.
-
-    Returns:
-        torch.dtype: ``torch.bfloat16`` or ``torch.float16``.
+    """Return the dtype of mixed precision on the CPU, given by name or not.
 
     Raises:
         ValueError: torch has no autocast to this dtype on the CPU.
@@ -70,11 +64,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Enable autocast, beside gradient accumulation.
-
-        Args:
-            model (nn.Module): The model that is trained.
-        """
+        """Enable autocast, beside gradient accumulation."""
         with OptimWrapper.optim_context(self, model), torch.autocast(
                 'cpu', dtype=self.cast_dtype):
             yield

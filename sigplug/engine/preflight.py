@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+from zipfile import is_zipfile
 
 import mmengine.registry
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
-from mmengine.registry import Registry
+from mmengine.registry import DATASETS, Registry
 
 from sigplug.errors import UserError
 
@@ -28,13 +29,6 @@ GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config file and merge the values of ``--cfg-options``.
-
-    Args:
-        path (str): The config file.
-        options (dict, optional): Values by dotted key.
-
-    Returns:
-        Config: The config.
 
     Raises:
         UserError: The file is missing or broken, or an option does not
@@ -47,22 +41,34 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     except (AssertionError, ConfigParsingError, ImportError, KeyError,
             OSError, SyntaxError, ValueError) as error:
         raise UserError(f'The config {path!r} cannot be read. '
-                        f'{_first_line(error)}') from error
+                        f'{first_line(error)}{_advise_import(error)}'
+                        ) from error
     try:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, ValueError) as error:
         given = ' '.join(f'{key}={value}'
                          for key, value in (options or {}).items())
         raise UserError(f'--cfg-options {given} does not fit the config '
-                        f'{path!r}: {_first_line(error)}') from error
+                        f'{path!r}: {first_line(error)}') from error
     return cfg
+
+
+def _advise_import(error: BaseException) -> str:
+    """Return what to do about a module of ``custom_imports``."""
+    wanted = [match[1] for cause in _chain(error) if (match := re.fullmatch(
+        r'Failed to import ([\w.]+)', str(cause)))]
+    if not wanted:
+        return ''
+    *_, first = _chain(error)
+    if isinstance(first, ModuleNotFoundError) and (
+            f'{wanted[0]}.'.startswith(f'{first.name}.')):
+        return ('. It is in custom_imports of the config: add the folder that '
+                'holds it to PYTHONPATH.')
+    return f' (while importing {wanted[0]!r} of custom_imports)'
 
 
 def check_stack(cfg: Config) -> None:
     """Import the packages that the scope of the config needs.
-
-    Args:
-        cfg (Config): The config.
 
     Raises:
         UserError: A package is missing, or not made for the others.
@@ -86,10 +92,6 @@ def check_stack(cfg: Config) -> None:
 def check_data(cfg: Config, *splits: str) -> None:
     """Check that the data of the data loaders and evaluators is there.
 
-    Args:
-        cfg (Config): The config.
-        *splits (str): ``'train'``, ``'val'`` or ``'test'``.
-
     Raises:
         UserError: A data root, an annotation file or the folder of the
             point clouds is missing.
@@ -107,87 +109,50 @@ def check_data(cfg: Config, *splits: str) -> None:
 def check_data_root(cfg: Config, root: str) -> None:
     """Check that a config reads the data set that ``SIGPLUG_DATA_ROOT`` names.
 
-    Args:
-        cfg (Config): The config, loaded with that variable.
-        root (str): The folder of the data set.
-
     Raises:
         UserError: It reads another one.
     """
-    for key, node in iter_datasets(cfg):
-        found = node.get('data_root')
-        if found and osp.realpath(found) != osp.realpath(root):
-            raise UserError(
-                f'{cfg.filename} reads {key}.data_root = {found!r} in place '
-                f'of {root!r}: it does not take SIGPLUG_DATA_ROOT from the '
-                'environment, as the nus-mini configs in configs/ do. Choose '
-                'one that does.')
+    for split in ('train', 'val', 'test'):
+        name = f'{split}_dataloader'
+        for key, node in iter_dicts(cfg.get(name), name):
+            found = node.get('data_root')
+            if found and osp.realpath(found) != osp.realpath(root):
+                raise UserError(
+                    f'{cfg.filename} reads {key}.data_root = {found!r} in '
+                    f'place of {root!r}: it does not take SIGPLUG_DATA_ROOT '
+                    'from the environment, as the nus-mini configs in '
+                    'configs/ do. Choose one that does.')
 
 
-def check_checkpoint_exists(path: str, argument: str) -> None:
-    """Check that a checkpoint is there; its content is checked by its reader.
+def check_checkpoint(path: str, argument: str,
+                     needed: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a checkpoint, whose tensors are not read yet.
 
     Args:
-        path (str): A file; a URL is left to mmengine.
+        path (str): A file. A URL is left to mmengine, and gives nothing.
         argument (str): Where the path comes from, for the message.
+        needed (Iterable[str]): What training needs to continue from it.
 
     Raises:
-        UserError: It is missing.
+        UserError: It is missing or unreadable, or lacks what is needed.
     """
-    if '://' not in path:
-        _check_file(path, f'{argument}: the checkpoint {path!r}')
-
-
-def check_checkpoint(path: str, argument: str) -> dict[str, Any]:
-    """Load a checkpoint to find out whether it can be read.
-
-    Args:
-        path (str): A file; a URL is left to mmengine.
-        argument (str): Where the path comes from, for the message.
-
-    Returns:
-        dict: The checkpoint; that of a URL is not loaded and empty.
-
-    Raises:
-        UserError: The checkpoint is missing or unreadable.
-    """
-    check_checkpoint_exists(path, argument)
-    return {} if '://' in path else read_checkpoint(path, 'cpu')
-
-
-def check_resumable(path: str) -> dict[str, Any]:
-    """Check that training can continue from a checkpoint.
-
-    Its tensors are not read yet.
-
-    Args:
-        path (str): A file; a URL is left to mmengine.
-
-    Returns:
-        dict: Its ``meta``; that of a URL is empty.
-
-    Raises:
-        UserError: It is missing or unreadable, or holds weights alone.
-    """
-    check_checkpoint_exists(path, '--resume')
     if '://' in path:
         return {}
-    checkpoint = read_checkpoint(path, 'cpu', mmap=True)
-    absent = {'meta', 'message_hub', 'optimizer'} - set(checkpoint)
+    _check_file(path, f'{argument} {path!r}')
+    # Before 1.6 torch wrote another format.
+    checkpoint = read_checkpoint(path, 'cpu', mmap=is_zipfile(path))
+    absent = set(needed) - set(checkpoint)
     if absent:
         raise UserError(
-            f'--resume: training cannot continue from {path!r}, which has '
+            f'{argument}: training cannot continue from {path!r}, which has '
             f'no {", ".join(sorted(absent))}. To start from its weights, use '
             f'--cfg-options load_from={path} instead of --resume.')
-    return checkpoint['meta']
+    return checkpoint
 
 
 @contextmanager
 def explain_registry_errors(cfg: Config) -> Iterator[None]:
     """Name the misspelt ``type`` when something cannot be built.
-
-    Args:
-        cfg (Config): The config that is built from.
 
     Raises:
         UserError: Instead of the registry's error.
@@ -205,7 +170,7 @@ def explain_registry_errors(cfg: Config) -> Iterator[None]:
                  if isinstance(root, Registry)
                  for other in _iter_names(root, with_scope='.' in name)}
         if name in known:
-            raise UserError(_first_line(error)) from error
+            raise UserError(first_line(error)) from error
         places = [f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
                   if node.get('type') == name]
         raise UserError(
@@ -215,14 +180,10 @@ def explain_registry_errors(cfg: Config) -> Iterator[None]:
 
 @contextmanager
 def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
-    """Name the info file that a dataset cannot read.
+    """Say what is wrong with a dataset that cannot be built.
 
-    The file is read once, by the dataset, and not before: that of nuScenes
-    takes a while.
-
-    Args:
-        dataloader (dict, optional): The config of what is built: a data
-            loader or a dataset.
+    The info file is read once, by the dataset, and not before: that of
+    nuScenes takes a while. What is built may be a data loader or a dataset.
 
     Raises:
         UserError: Instead of the dataset's error.
@@ -235,15 +196,56 @@ def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
         # Where mmengine's BaseDataset reads its info file.
         calls = {call.name for call in traceback.extract_tb(
             error.__traceback__)}
-        if 'full_init' not in calls:
+        nodes = [node for _, node in iter_dicts(dataloader, '')]
+        text = next(filter(None, map(_explain_classes, nodes)), None)
+        if text is None and isinstance(error, ZeroDivisionError):
+            text = next(filter(None, map(_explain_balance, nodes)), None)
+        if text is None and 'full_init' in calls:
+            files = [osp.join(node.get('data_root') or '', node['ann_file'])
+                     for node in nodes
+                     if isinstance(node.get('ann_file'), str)]
+            text = (
+                f'The info file {" or ".join(map(repr, files))} cannot be '
+                f'used ({first_line(error)}). Create it again: '
+                'docs/datasets.md gives the command for each data set.')
+        if text is None:
             raise
-        files = [osp.join(node.get('data_root') or '', node['ann_file'])
-                 for _, node in iter_dicts(dataloader, '')
-                 if isinstance(node.get('ann_file'), str)]
-        raise UserError(
-            f'The info file {" or ".join(map(repr, files))} cannot be used '
-            f'({_first_line(error)}). Create it again: docs/datasets.md gives '
-            'the command for each data set.') from error
+        raise UserError(text) from error
+
+
+def _explain_classes(node: dict) -> str | None:
+    """Name the classes that a dataset of mmdet3d does not have."""
+    kind, metainfo = node.get('type'), node.get('metainfo')
+    if kind is None or not isinstance(metainfo, dict):
+        return None
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    known = getattr(kind, 'METAINFO', {}).get('classes') or ()
+    # Others take any.
+    if not hasattr(kind, 'parse_ann_info') or not known:
+        return None
+    absent = [name for name in metainfo.get('classes') or ()
+              if name not in known]
+    return (f'metainfo.classes of {kind.__name__} names '
+            f'{", ".join(map(repr, absent))}, which it does not have.'
+            f'{_did_you_mean(absent[0], known)} It has {list(known)}.'
+            ) if absent else None
+
+
+def _explain_balance(node: dict) -> str | None:
+    """Name the classes of which ``CBGSDataset`` has nothing to draw."""
+    if 'CBGSDataset' not in str(node.get('type')):
+        return None
+    dataset = DATASETS.build(node['dataset'])
+    found = {label for index in range(len(dataset))
+             for label in dataset.get_cat_ids(index)}
+    absent = [name for label, name in enumerate(dataset.metainfo['classes'])
+              if label not in found]
+    return ('CBGSDataset draws as many samples of each class, but no sample '
+            f'of {node["dataset"].get("ann_file")!r} has a '
+            f'{" or a ".join(absent)}. Leave the class out of '
+            'metainfo.classes and of the head, or train without CBGSDataset.')
 
 
 def _iter_names(registry: Registry, with_scope: bool) -> Iterator[str]:
@@ -256,15 +258,7 @@ def _iter_names(registry: Registry, with_scope: bool) -> Iterator[str]:
 
 
 def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
-    """Yield the dicts inside a part of a config.
-
-    Args:
-        node (Any): The part.
-        key (str): Its dotted key.
-
-    Yields:
-        tuple[str, dict]: The dotted key of the dict and the dict.
-    """
+    """Yield the dicts inside a part of a config, each with its dotted key."""
     items: Iterable[tuple[Any, Any]]
     if isinstance(node, dict):
         yield key, node
@@ -275,19 +269,6 @@ def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
         return
     for name, value in items:
         yield from iter_dicts(value, f'{key}.{name}' if key else str(name))
-
-
-def iter_datasets(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """Yield the dicts inside the data loaders of a config.
-
-    Args:
-        cfg (Config): The config.
-
-    Yields:
-        tuple[str, dict]: The dotted key of the dict and the dict.
-    """
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        yield from iter_dicts(cfg.get(name), name)
 
 
 def _find_nuscenes_version(dataloader: dict | None) -> str:
@@ -357,8 +338,17 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
     return f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the name and the first line of an error."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes, the first to happen last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (
+            None if error.__suppress_context__ else error.__context__)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the name and the first line of the first error of a chain."""
+    *_, error = _chain(error)
     # str(KeyError) would quote the text.
     text = error.args[0] if isinstance(error, KeyError) else error
     first, *_ = str(text).splitlines() or ['']

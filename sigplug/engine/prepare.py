@@ -1,8 +1,4 @@
-"""Changes to a config that ``tools/train.py`` and ``tools/test.py`` make.
-
-:func:`prepare_training` and :func:`prepare_test` list the changes in their
-order; each is a function of its own below.
-"""
+"""Changes to a config that ``tools/train.py`` and ``tools/test.py`` make."""
 import os
 import os.path as osp
 import signal
@@ -20,62 +16,14 @@ from mmengine.hooks import CheckpointHook
 from sigplug.errors import UserError
 
 from .optim_wrapper import cpu_amp_dtype
-from .preflight import check_checkpoint_exists, check_resumable
-from .process import is_rank_zero, print_on_rank_zero
+from .preflight import check_checkpoint
+from .process import print_on_rank_zero
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
 
 
-def prepare_training(cfg: Config, args: Namespace) -> None:
-    """Change a config to the training that the command line asks for.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (Namespace): The arguments of ``tools/train.py``.
-
-    Raises:
-        UserError: An argument does not fit the config or the machine.
-    """
-    _set_work_dir(cfg, args)
-    if args.amp:
-        _enable_amp(cfg)
-    if args.auto_scale_lr:
-        _enable_auto_scale_lr(cfg)
-    _use_safe_checkpoint_hook(cfg)
-    if args.resume or cfg.get('resume'):
-        set_resume(cfg, args.resume or cfg.get('load_from') or 'auto')
-    elif cfg.get('load_from'):
-        check_checkpoint_exists(cfg.load_from, 'load_from of the config')
-    _warn_of_earlier_run(cfg)
-    set_launcher(cfg, args.launcher)
-
-
-def prepare_test(cfg: Config, args: Namespace) -> None:
-    """Change a config to the test that the command line asks for.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (Namespace): The arguments of ``tools/test.py``.
-
-    Raises:
-        UserError: An argument does not fit the config or the machine.
-    """
-    check_checkpoint_exists(args.checkpoint, 'checkpoint')
-    _set_work_dir(cfg, args)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    if args.show or args.show_dir:
-        _enable_visualization(cfg, args)
-    if args.out:
-        _write_predictions(cfg, args.out)
-    set_launcher(cfg, args.launcher)
-    if not is_rank_zero():
-        # mmengine's LoggerHook writes the metrics from every process, all
-        # into one file, which then may not be readable.
-        cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
-
-
-def _set_work_dir(cfg: Config, args: Namespace) -> None:
+def set_work_dir(cfg: Config, args: Namespace) -> None:
     """Take the work dir of the command line, of the config, or a default."""
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -84,15 +32,21 @@ def _set_work_dir(cfg: Config, args: Namespace) -> None:
         cfg.work_dir = osp.join('./work_dirs', name)
 
 
-def _enable_amp(cfg: Config) -> None:
+def set_amp(cfg: Config, amp: bool) -> None:
     """Switch to mixed precision: float16 on a GPU, bfloat16 on the CPU.
 
-    A ``dtype`` in ``cfg.optim_wrapper`` overrides these.
+    A ``dtype`` in ``cfg.optim_wrapper`` overrides these. On the CPU mmengine's
+    ``AmpOptimWrapper`` does not work, and is replaced also without ``--amp``.
+
+    Raises:
+        UserError: The wrapper or its ``dtype`` does not go with it.
     """
-    wrapper = cfg.optim_wrapper
+    wrapper: Any = cfg.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
-    name = kind if isinstance(kind, str) else kind.__name__
-    if name not in ('OptimWrapper', 'AmpOptimWrapper'):
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    if not amp and name != 'AmpOptimWrapper':
+        return
+    if name not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise UserError(
             "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
             f'but it is {name!r}.')
@@ -110,10 +64,10 @@ def _enable_amp(cfg: Config) -> None:
     try:
         cpu_amp_dtype(wrapper.dtype)
     except ValueError as error:
-        raise UserError(f'--amp: optim_wrapper.{error}.') from error
+        raise UserError(f'optim_wrapper.{error}.') from error
 
 
-def _enable_auto_scale_lr(cfg: Config) -> None:
+def enable_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate to the actual batch size."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise UserError(
@@ -123,7 +77,7 @@ def _enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def _use_safe_checkpoint_hook(cfg: Config) -> None:
+def use_safe_checkpoint_hook(cfg: Config) -> None:
     """Replace mmengine's checkpoint hook by sigplug's.
 
     A hook of another type stays.
@@ -137,26 +91,32 @@ def _use_safe_checkpoint_hook(cfg: Config) -> None:
             hooks, checkpoint=dict(hook, type=CHECKPOINT_HOOK))
 
 
-def set_resume(cfg: Config, resume: str) -> None:
-    """Continue from a checkpoint.
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Find the checkpoint that the training starts from.
 
-    Args:
-        cfg (Config): The config with its work dir, changed in place.
-        resume (str): The value of ``--resume``: a checkpoint, or ``'auto'``
-            for the last one in the work dir that can be read. Where there is
-            none, training starts from the beginning.
+    The value of ``--resume`` is a checkpoint, or ``'auto'`` for the last one
+    in the work dir that can be read. Where there is none, training starts
+    from the beginning.
 
     Raises:
         UserError: Training cannot continue from the checkpoint, or from
-            none of those in the work dir.
+            none of those in the work dir; or ``load_from`` cannot be read.
     """
+    if cfg.get('resume'):
+        resume = resume or cfg.get('load_from') or 'auto'
+    path = None
     if resume == 'auto':
         path, meta = _find_last_checkpoint(cfg)
-    else:
-        path, meta = resume, check_resumable(resume)
+        if path is None:
+            print_on_rank_zero(
+                f'--resume: no checkpoint in {cfg.work_dir!r}, so training '
+                'starts from the beginning.')
+    elif resume:
+        path, meta = resume, _read_meta(resume)
     if path is None:
-        print_on_rank_zero(f'--resume: no checkpoint in {cfg.work_dir!r}, so '
-                           'training starts from the beginning.')
+        if cfg.get('load_from'):
+            check_checkpoint(cfg.load_from, 'load_from of the config')
+        _warn_of_earlier_run(cfg)
         return
     print_on_rank_zero(f'--resume: training continues from {path}.')
     cfg.resume = True
@@ -165,6 +125,12 @@ def set_resume(cfg: Config, resume: str) -> None:
     randomness = cfg.get('randomness', {})
     if randomness.get('seed') is None:
         cfg.randomness = dict(randomness, seed=meta.get('seed'))
+
+
+def _read_meta(path: str) -> dict:
+    """Return the ``meta`` of a checkpoint to continue from."""
+    return check_checkpoint(path, '--resume', (
+        'meta', 'message_hub', 'optimizer')).get('meta', {})
 
 
 def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
@@ -185,7 +151,7 @@ def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
     failures = []
     for path in candidates:
         try:
-            meta = check_resumable(path)
+            meta = _read_meta(path)
         except UserError as error:
             failures.append(str(error))
             continue
@@ -208,7 +174,7 @@ def _list_checkpoints(cfg: Config) -> list[str]:
 def _warn_of_earlier_run(cfg: Config) -> None:
     """Warn that checkpoints of another training will be overwritten."""
     earlier = _list_checkpoints(cfg)
-    if earlier and not cfg.get('resume'):
+    if earlier:
         print_on_rank_zero(
             f'The work dir {cfg.work_dir!r} holds checkpoints of an earlier '
             f'training (the last one: {earlier[0]}), which this one '
@@ -216,7 +182,7 @@ def _warn_of_earlier_run(cfg: Config) -> None:
             '--resume; to keep it, another --work-dir.')
 
 
-def _enable_visualization(cfg: Config, args: Namespace) -> None:
+def enable_visualization(cfg: Config, args: Namespace) -> None:
     """Switch mmdet3d's visualization hook on."""
     if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
         raise UserError(
@@ -238,7 +204,7 @@ def _enable_visualization(cfg: Config, args: Namespace) -> None:
         test_out_dir=args.show_dir)
 
 
-def _write_predictions(cfg: Config, path: str) -> None:
+def write_predictions(cfg: Config, path: str) -> None:
     """Add a metric that writes the predictions to a file."""
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, list):
@@ -256,10 +222,6 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     for one another as long as ``env_cfg.dist_cfg.timeout`` allows, in
     seconds; by default that is torch's 30 minutes, within which an evaluation
     by the first process must end.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        launcher (str): The value of ``--launcher``.
 
     Raises:
         UserError: The processes were started in another way, or need a GPU.

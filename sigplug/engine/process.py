@@ -16,11 +16,12 @@ from sigplug.errors import UserError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_tool(main: Callable[[], None]) -> int:
+def run_tool(main: Callable[[], None], advice: str = '') -> int:
     """Run the ``main`` of a command-line tool.
 
     Args:
         main (Callable): The tool.
+        advice (str): What to do where it was stopped. Defaults to nothing.
 
     Returns:
         int: The exit code: 0; 2 after a :class:`UserError` or on a full
@@ -43,15 +44,14 @@ def run_tool(main: Callable[[], None]) -> int:
         if error.errno not in DISK_FULL:
             raise
         print_on_rank_zero(
-            f'error: {error}. Checkpoints that were written before are '
-            'whole. Make room; a training then continues with --resume.',
-            file=sys.stderr)
+            f'error: {error}. Files that were written before are whole. '
+            f'Make room. {advice}'.rstrip(), file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_on_rank_zero(f'Stopped by {number.name}. A training continues '
-                           'with --resume.', file=sys.stderr)
+        print_on_rank_zero(f'Stopped by {number.name}. {advice}'.rstrip(),
+                           file=sys.stderr)
         return 128 + number
     return 0
 
@@ -78,20 +78,11 @@ def _raise_on_sigterm() -> Iterator[None]:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the first of the processes of a launcher.
-
-    Returns:
-        bool: As :func:`sigplug.engine.cli.parse_args` has found it.
-    """
+    """Return whether this is the first of the processes of a launcher."""
     return os.environ.get('RANK', '0') == '0'
 
 
 def print_on_rank_zero(text: str, **kwargs: Any) -> None:
-    """Print from the first of the processes of a launcher.
-
-    Args:
-        text (str): The text.
-        **kwargs: As for ``print``.
-    """
+    """Print from the first of the processes of a launcher."""
     if is_rank_zero():
         print(text, flush=True, **kwargs)

@@ -12,15 +12,11 @@ TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
     """Pick the main values out of what mmdet3d's NuScenesMetric reports.
 
-    Args:
-        metrics (Mapping[str, float]): Its values, with or without prefixes.
+    Its names may have prefixes.
 
     Returns:
         dict[str, Any]: ``mAP``, ``NDS``, the ``class_AP`` of each class (the
         mean over the distances 0.5, 1, 2 and 4 m) and the ``TP_errors``.
-
-    Raises:
-        KeyError: A value is missing.
     """
     values = {key.rpartition('/')[2]: value for key, value in metrics.items()}
     class_ap: dict[str, list[float]] = {}
@@ -38,14 +34,7 @@ def summarize_nuscenes(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
-    """Read the results of the last test with a work dir.
-
-    Args:
-        work_dir (Path): The work dir of ``tools/test.py``.
-
-    Returns:
-        dict[str, Any]: As from :func:`summarize_nuscenes`.
-    """
+    """Summarise the results of the last test with a work dir."""
     newest = max(
         work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     return summarize_nuscenes(json.loads(newest.read_text()))

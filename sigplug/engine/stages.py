@@ -31,14 +31,8 @@ def run_stage(name: str, tool: Path | str, *args: Any,
 
     A failure is reported with the command that repeats it, and ends this
     process with the exit code of the tool. Where this process is interrupted,
-    the tool is ended too.
-
-    Args:
-        name (str): What the stage is called.
-        tool (Path | str): The script.
-        *args (Any): Its arguments.
-        log (Path, optional): A file that its output is added to, instead of
-            going to the terminal.
+    the tool is ended too. The output goes to the terminal, or to the end of
+    a file ``log``.
 
     Returns:
         dict[str, float]: Its ``seconds`` and its ``peak_memory_mib``: the

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from torch import nn
 
 from sigplug.engine import cli, process
@@ -56,3 +57,72 @@ def test_model_takes_all_weights_of_its_checkpoint(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), path)
     with pytest.raises(UserError, match='a.pth.* does not fit the model'):
         cli.build_model(cfg, path, 'cpu')
+
+
+class Part(BaseModule):
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Stubborn(Part):
+    """Like SECOND of mmdet3d, which takes its own init_cfg."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+
+
+@pytest.mark.parametrize('part, init, words', [
+    (Part, dict(), 'neck.init_cfg.checkpoint'),
+    (Part, dict(checkpoint='nowhere.pth'), "'nowhere.pth' does not exist"),
+    (Part, dict(checkpoint='{}'), 'no weight in .* of Part'),
+    (Part, dict(checkpoint='{}', prefix='backbone'), 'no weight in'),
+    (Stubborn, dict(checkpoint='{}', prefix='neck'), 'has no effect'),
+    (Part, dict(checkpoint='{}', prefix='neck'), None),
+    (Part, dict(checkpoint='https://a.org/x.pth'), None),
+])
+def test_pretrained_part(tmp_path, part, init, words):
+    path = str(tmp_path / 'a.pth')
+    torch.save(dict(state_dict={
+        f'module.neck.{name}': value
+        for name, value in Part().state_dict().items()}), path)
+    init = dict(init, type='Pretrained')
+    if 'checkpoint' in init:
+        init['checkpoint'] = init['checkpoint'].format(path)
+    cfg = Config(dict(model=dict(neck=dict(init_cfg=init))))
+    model = nn.Module()
+    model.neck = part(init_cfg=init)
+    if words is None:
+        cli.check_pretrained(cfg, model)
+    else:
+        with pytest.raises(UserError, match=words):
+            cli.check_pretrained(cfg, model)
+
+
+def test_compilation_of_parts():
+    """Checkpoints keep their names."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = nn.ModuleDict(dict(
+        pts_backbone=Part(), pts_neck=Part(), head=Part()))
+    names = list(model.state_dict())
+    cfg = Config(dict(a=1))
+    cli.compile_parts(cfg, model)
+    for part in model.values():
+        part(torch.ones(2))
+    assert not compiled
+    cfg.compile = dict(backend=backend)
+    cli.compile_parts(cfg, model)
+    for part in model.values():
+        part(torch.ones(2))
+    # Else mmengine would compile as well.
+    assert compiled and 'compile' not in cfg
+    assert list(model.state_dict()) == names

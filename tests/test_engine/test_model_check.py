@@ -1,60 +1,243 @@
 """Parts of a LiDAR heatmap detector that do not fit one another."""
-import numpy as np
+from types import SimpleNamespace
+
 import pytest
 from conftest import QUICKSTART
+from mmdet3d.datasets import CBGSDataset, NuScenesDataset
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.dataset import (
+    BaseDataset,
+    ClassBalancedDataset,
+    ConcatDataset,
+    RepeatDataset,
+)
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from torch import nn
 
 from sigplug.engine.model_check import check_model
 from sigplug.errors import UserError
 
-
-@pytest.fixture
-def cfg():
-    return Config.fromfile(QUICKSTART)
-
-
-def test_accepts_what_fits(cfg):
-    for path in QUICKSTART.parent.glob('*.py'):
-        check_model(Config.fromfile(path))
-    check_model(get_config('mmdet3d::centerpoint/centerpoint_voxel01_second_'
-                           'secfpn_8xb4-cyclic-20e_nus-3d.py'))
-    check_model(Config(dict(model=dict(type='RetinaNet'))))
-    cfg.model.train_cfg.pts.update(
-        voxel_size=np.array([0.4, 0.4, 8]), grid_size=np.array([256, 256, 1]))
-    check_model(cfg)
+CLASSES = Config.fromfile(QUICKSTART).class_names
+# Of mmdet3d itself: trailer before bus.
+OWN = NuScenesDataset.METAINFO['classes']
 
 
-@pytest.mark.parametrize('option, value, words', [
-    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'train_cfg.pts.voxel_size = '),
-    ('pts_bbox_head.bbox_coder.voxel_size', [0.4, 0.2], 'bbox_coder.voxel'),
-    ('data_preprocessor.voxel_layer.point_cloud_range',
-     [-51.2, -51.2, -5, 51.2, 25.6, 3], r'grid_size .* \[256.0, 256.0\]'),
-    ('train_cfg.pts.point_cloud_range', [0, -51.2, -5, 102.4, 51.2, 3],
-     r'train_cfg.pts.point_cloud_range .* = \[0.0'),
-    ('test_cfg.pts.out_size_factor', 8, 'test_cfg.pts.out_size_factor = .8'),
-    ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
-    ('pts_bbox_head.tasks.0.num_class', 9, 'tasks.0 needs .* as many'),
-    ('pts_bbox_head.tasks', [dict(num_class=1, class_names=['car'])],
-     r"train_dataloader.dataset.metainfo.classes = .*class_names \['car'\]"),
-    ('pts_bbox_head.tasks', [dict(class_names=[
-        'truck', 'car', 'construction_vehicle', 'bus', 'trailer', 'barrier',
-        'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone'])],
-     'same order'),
+class Data(BaseDataset):
+    """Two samples of every class."""
+
+    def load_data_list(self):
+        return [{}, {}]
+
+    def get_cat_ids(self, index):
+        return set(range(len(self.metainfo['classes'])))
+
+
+def data(classes=CLASSES, *steps):
+    dataset = Data(metainfo=dict(classes=list(classes)))
+    dataset.pipeline.transforms = list(steps)
+    return dataset
+
+
+def build(path=QUICKSTART, **options):
+    cfg = (get_config(path) if '::' in str(path) else
+           Config.fromfile(path))
+    cfg.merge_from_dict({
+        f'model.{key}': value for key, value in options.items()})
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        return MODELS.build(cfg.model)
+
+
+def check(model=None, dataset=None, **options):
+    check_model(model or build(**options), dict(train=dataset or data()))
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(UserError) as error:
+        check(*args, **kwargs)
+    return str(error.value)
+
+
+@pytest.fixture(scope='module')
+def model():
+    return build()
+
+
+@pytest.mark.parametrize('path', [
+    *QUICKSTART.parent.glob('*pillar*mini*.py'),
+    'mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_'
+    'nus-3d.py',
+], ids=lambda path: str(path)[-60:])
+def test_accepts_what_is_shipped(path):
+    check(build(path))
+
+
+def test_leaves_other_models_alone():
+    check_model(nn.Linear(2, 2), dict(train=data(OWN)))
+
+
+# -- classes ----------------------------------------------------------------
+@pytest.mark.parametrize('wrap', [
+    lambda dataset: dataset,
+    lambda dataset: RepeatDataset(dataset, times=2),
+    lambda dataset: ClassBalancedDataset(dataset, oversample_thr=0.1),
+    CBGSDataset,
+    lambda dataset: ConcatDataset([data(), dataset],
+                                  ignore_keys=['classes']),
 ])
-def test_names_what_does_not_fit(cfg, option, value, words):
-    cfg.merge_from_dict({f'model.{option}': value})
-    with pytest.raises(UserError, match=words):
-        check_model(cfg)
+def test_classes_inside_wrappers(model, wrap):
+    message = refused(model, wrap(data(OWN)))
+    assert "'truck', 'trailer', 'bus'" in message
+    assert 'model.pts_bbox_head has the class_names' in message
+    check(model, wrap(data()))
 
 
-def test_takes_a_head_of_the_first_classes_if_trained_on_them_alone(cfg):
-    dataset = cfg.train_dataloader.dataset
-    names = dataset.metainfo.classes[:3]
-    cfg.model.pts_bbox_head.tasks = [dict(num_class=3, class_names=names)]
-    with pytest.raises(UserError, match='with these'):
-        check_model(cfg)
-    step, = (step for step in dataset.pipeline
-             if step.type == 'ObjectNameFilter')
-    step.classes = names
-    check_model(cfg)
+def test_head_at_another_place(model):
+    detector = nn.Module()
+    detector.bbox_head = model.pts_bbox_head
+    assert 'model.bbox_head has the class' in refused(detector, data(OWN))
+
+
+@pytest.mark.parametrize('classes, fits', [
+    (CLASSES[:9], False),
+    # The last one is background to the head.
+    ([*CLASSES, 'animal'], True),
+    # Other names for the same.
+    ([name.title() for name in CLASSES], True),
+    (CLASSES[::-1], False),
+])
+def test_other_classes(model, classes, fits):
+    if fits:
+        check(model, data(classes))
+    else:
+        assert 'the same order' in refused(model, data(classes))
+
+
+@pytest.mark.parametrize('step, fits', [
+    (SimpleNamespace(classes=CLASSES[:2][::-1]), True),
+    # As a filter of places it would keep cars.
+    (SimpleNamespace(classes=['bus']), False),
+    (SimpleNamespace(db_sampler=SimpleNamespace(classes=CLASSES)), True),
+    (SimpleNamespace(db_sampler=SimpleNamespace(classes=OWN)), False),
+])
+def test_classes_of_a_pipeline(model, step, fits):
+    if fits:
+        check(model, data(CLASSES, step))
+    else:
+        assert 'in the pipeline of the train data' in refused(
+            model, data(CLASSES, step))
+
+
+# -- grids ------------------------------------------------------------------
+@pytest.mark.parametrize('option, value, words', [
+    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'model.train_cfg.pts.voxel_'),
+    ('train_cfg.pts.out_size_factor', 4, 'model.train_cfg.pts.out_size_f'),
+    ('pts_bbox_head.bbox_coder.voxel_size', [0.4, 0.2],
+     'model.pts_bbox_head.bbox_coder.voxel_size'),
+    ('pts_voxel_encoder.voxel_size', [0.2, 0.2, 8], 'model.pts_voxel_encoder'),
+    ('data_preprocessor.voxel_layer.point_cloud_range',
+     [-51.2, -25.6, -5, 51.2, 51.2, 3], '[-51.2, -25.6]'),
+    ('train_cfg.pts.point_cloud_range', [0, -51.2, -5, 102.4, 51.2, 3],
+     '[0.0, -51.2]'),
+    ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
+])
+def test_grids_that_differ(option, value, words):
+    assert words in refused(**{option: value})
+
+
+@pytest.mark.parametrize('options', [
+    # Read by none.
+    {'test_cfg.pts.out_size_factor': 8},
+    {'pts_voxel_encoder.with_voxel_center': False,
+     'pts_voxel_encoder.voxel_size': [0.2, 0.2, 4]},
+    # A canvas beyond the range.
+    {'pts_middle_encoder.output_shape': (320, 320),
+     'train_cfg.pts.grid_size': [320, 320, 1]},
+])
+def test_grids_that_work(options):
+    check(**options)
+
+
+def test_targets_do_not_matter_in_a_test():
+    model = build(**{'train_cfg.pts.out_size_factor': 4})
+    check_model(model, dict(test=None))
+
+
+# -- strides ----------------------------------------------------------------
+def pillars(cells, low=None):
+    low = -0.2 * cells if low is None else low
+    area = [low, low, -5, low + 0.4 * cells, low + 0.4 * cells, 3]
+    return {
+        'data_preprocessor.voxel_layer.point_cloud_range': area,
+        'pts_voxel_encoder.point_cloud_range': area,
+        'pts_middle_encoder.output_shape': (cells, cells),
+        'pts_bbox_head.bbox_coder.pc_range': area[:2],
+        'train_cfg.pts.point_cloud_range': area,
+        'train_cfg.pts.grid_size': [cells, cells, 1]}
+
+
+@pytest.mark.parametrize('low, ranges', [
+    (None, '248 (-49.6 to 49.6 m) or 256 (-51.2 to 51.2 m)'),
+    (0.0, '248 (0 to 99.2 m) or 256 (0 to 102.4 m)'),
+])
+def test_strides_that_do_not_divide_the_grid(low, ranges):
+    message = refused(**pillars(250, low))
+    assert 'do not divide the 250 cells' in message and ranges in message
+
+
+def test_strides_that_divide_another_grid():
+    check(**pillars(248))
+    # One level has nothing to be joined with.
+    check(**pillars(250), **{
+        'pts_backbone.layer_nums': [2], 'pts_backbone.layer_strides': [2],
+        'pts_backbone.out_channels': [32], 'pts_neck.in_channels': [32],
+        'pts_neck.out_channels': [96], 'pts_neck.upsample_strides': [1]})
+
+
+def test_factor_that_is_not_that_of_the_strides():
+    """All parts agree, and boxes would lie elsewhere."""
+    assert 'out_size_factor is 4, but backbone and neck make 128 of 256' in (
+        refused(**{'pts_bbox_head.bbox_coder.out_size_factor': 4,
+                   'train_cfg.pts.out_size_factor': 4}))
+
+
+def test_strides_behind_sparse_convolutions():
+    """A voxel is an eighth of a cell of the map, rounded up."""
+    path = ('mmdet3d::centerpoint/centerpoint_voxel01_second_secfpn_8xb4-'
+            'cyclic-20e_nus-3d.py')
+    check(build(path))
+    area = [-50, -50, -5, 50, 50, 3]
+    message = refused(build(path, **{
+        'data_preprocessor.voxel_layer.point_cloud_range': area,
+        'pts_middle_encoder.sparse_shape': [41, 1000, 1000],
+        'pts_bbox_head.bbox_coder.pc_range': area[:2],
+        'train_cfg.pts.point_cloud_range': area,
+        'train_cfg.pts.grid_size': [1000, 1000, 40]}))
+    assert '992 (-49.6 to 49.6 m) or 1008 (-50.4 to 50.4 m)' in message
+
+
+# -- versions ---------------------------------------------------------------
+@pytest.mark.parametrize('sample, fits', [
+    (dict(data_samples=1), True),
+    # Of mmdet3d's MultiScaleFlipAug3D and mmcv's TestTimeAug.
+    ([dict(data_samples=1)], False), (dict(data_samples=[1, 1]), False),
+])
+def test_augmentation_in_a_test(model, sample, fits):
+    dataset = data(CLASSES, lambda _: sample)
+    if fits:
+        check_model(model, dict(val=dataset))
+    else:
+        with pytest.raises(UserError, match='of the val data gives several'):
+            check_model(model, dict(val=dataset))
+    check(model, dataset)
+
+
+# -- detectors --------------------------------------------------------------
+def test_detector_for_hard_voxels():
+    message = refused(type='CenterPoint', pts_voxel_encoder=dict(
+        type='sigplug.GeMDynamicPillarFeatureNet', _delete_=True,
+        in_channels=4, feat_channels=[32], voxel_size=[0.4, 0.4, 8],
+        point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3]))
+    assert "'CenterPoint' is for hard voxels" in message
+    assert "type='DynamicMVXFasterRCNN'" in message

@@ -67,6 +67,24 @@ def test_load_config_broken(tmp_path, text):
         preflight.load_config(str(path))
 
 
+@pytest.mark.parametrize('name, words', [
+    ('broken_plugin', "ModuleNotFoundError: No module named 'no_such_library' "
+     "(while importing 'broken_plugin' of custom_imports)"),
+    ('no_such_folder.plugin', "No module named 'no_such_folder'. It is in "
+     'custom_imports of the config: add the folder that holds it to PYTHONP'),
+])
+def test_first_cause_of_a_failed_import(tmp_path, monkeypatch, name, words):
+    """PYTHONPATH helps only where the module itself is missing."""
+    (tmp_path / 'broken_plugin.py').write_text('import no_such_library')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / 'config.py'
+    path.write_text(f"custom_imports = dict(imports=['json', {name!r}])")
+    with pytest.raises(UserError) as error:
+        preflight.load_config(str(path))
+    assert words in str(error.value)
+    assert ('PYTHONPATH' in str(error.value)) == (name != 'broken_plugin')
+
+
 def test_check_stack_names_the_broken_package(monkeypatch):
     # None in sys.modules makes an import fail.
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
@@ -137,6 +155,45 @@ def test_info_file_is_named(damageable, change, words):
     assert f"The info file '{path}' cannot be used" in str(error.value)
 
 
+def build_quickstart(root, classes, balanced):
+    """Build the training data, as a runner does."""
+    cfg = Config.fromfile(QUICKSTART)
+    preflight.check_stack(cfg)
+    from mmdet3d.registry import DATASETS
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(data_root=f'{root}/', metainfo=dict(classes=classes))
+    if balanced:
+        dataset = dict(type='CBGSDataset', dataset=dataset)
+    init_default_scope('mmdet3d')
+    with preflight.explain_data_errors(dict(dataset=dataset)):
+        return DATASETS.build(dataset)
+
+
+@pytest.mark.parametrize('balanced', [False, True])
+def test_class_that_the_data_set_does_not_have(synthetic_nuscenes, balanced):
+    with pytest.raises(UserError) as error:
+        build_quickstart(synthetic_nuscenes, ['cars', 'bus'], balanced)
+    assert str(error.value).startswith(
+        "metainfo.classes of NuScenesDataset names 'cars', which it does not "
+        "have. Did you mean 'car'? It has ['car', 'truck', ")
+
+
+def test_class_without_a_sample(damageable):
+    """CBGSDataset would divide by zero."""
+    path = damageable / 'nuscenes_infos_train.pkl'
+    infos = pickle.loads(path.read_bytes())
+    bus = infos['metainfo']['categories']['bus']
+    for info in infos['data_list']:
+        info['instances'] = [
+            instance for instance in info['instances']
+            if instance['bbox_label_3d'] != bus]
+    path.write_bytes(pickle.dumps(infos))
+    assert len(build_quickstart(damageable, ['car'], True))
+    with pytest.raises(UserError, match="no sample of 'nuscenes_infos_train."
+                       "pkl' has a bus. Leave the class out"):
+        build_quickstart(damageable, ['car', 'bus'], True)
+
+
 @pytest.mark.parametrize('root', ['data/mine', './data/mine/'])
 def test_data_root_by_any_spelling(monkeypatch, root):
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'data/mine/')
@@ -157,17 +214,13 @@ def test_check_checkpoint(tmp_path):
     good = save(tmp_path / 'good.pth', state_dict=dict(p=torch.zeros(3)))
     assert preflight.check_checkpoint(good, 'x')['state_dict']['p'].sum() == 0
     assert preflight.check_checkpoint('https://a.org/x.pth', 'x') == {}
-    with pytest.raises(UserError, match="^x: .*Did you mean 'good.pth'"):
+    # The format of torch before 1.6.
+    torch.save(dict(a=1), good, _use_new_zipfile_serialization=False)
+    assert preflight.check_checkpoint(good, 'x') == dict(a=1)
+    with pytest.raises(UserError, match="^x '.*Did you mean 'good.pth'"):
         preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'x')
-
-
-def test_check_resumable(tmp_path):
-    whole = save(tmp_path / 'whole.pth', meta=dict(seed=5), message_hub={},
-                 optimizer={})
-    assert preflight.check_resumable(whole) == dict(seed=5)
-    weights = save(tmp_path / 'best.pth', meta={}, message_hub={})
-    with pytest.raises(UserError, match='has no optimizer.* load_from='):
-        preflight.check_resumable(weights)
+    with pytest.raises(UserError, match='x: .* has no b, c. .* load_from='):
+        preflight.check_checkpoint(good, 'x', 'abc')
 
 
 @pytest.mark.parametrize('name, hint', [

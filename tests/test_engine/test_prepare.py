@@ -10,19 +10,13 @@ from mmengine.registry import HOOKS
 
 from sigplug.engine import prepare
 from sigplug.engine.hooks import CheckpointHook as SafeHook
-from sigplug.engine.prepare import prepare_test, prepare_training
 from sigplug.errors import UserError
 
-WRAPPER = dict(type='OptimWrapper', optimizer={})
 
-
-def train(tmp_path, changes=None, **flags):
-    """The config of a training in tmp_path, after the flags."""
-    cfg = Config({'optim_wrapper': dict(WRAPPER), **(changes or {})})
-    default = dict(
-        config='configs/name.py', work_dir=str(tmp_path), amp=False,
-        auto_scale_lr=False, resume=None, launcher='none')
-    prepare_training(cfg, Namespace(**default | flags))
+def resume(tmp_path, checkpoint='auto', **config):
+    """The config of a training in tmp_path that continues."""
+    cfg = Config(dict(config, work_dir=str(tmp_path)))
+    prepare.set_resume(cfg, checkpoint)
     return cfg
 
 
@@ -30,36 +24,54 @@ def train(tmp_path, changes=None, **flags):
     ('x', 'y', 'x'), (None, 'y', 'y'), (None, None, './work_dirs/name'),
 ])
 def test_work_dir(flag, in_config, expected):
-    cfg = train(None, dict(work_dir=in_config), work_dir=flag)
+    cfg = Config(dict(work_dir=in_config))
+    prepare.set_work_dir(
+        cfg, Namespace(work_dir=flag, config='configs/name.py'))
     assert cfg.work_dir == expected
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
-@pytest.mark.parametrize('kind', ['OptimWrapper', 'AmpOptimWrapper'])
-def test_amp(tmp_path, monkeypatch, device, kind):
+@pytest.mark.parametrize('kind, amp', [
+    ('OptimWrapper', True), ('AmpOptimWrapper', True),
+    # On the CPU it cannot stay.
+    ('AmpOptimWrapper', False), ('mmengine.optim.AmpOptimWrapper', False)])
+def test_amp(monkeypatch, device, kind, amp):
     monkeypatch.setattr(prepare, 'get_device', lambda: device)
-    cfg = train(tmp_path, dict(optim_wrapper=dict(
-        type=kind, dtype='bfloat16', loss_scale='dynamic')), amp=True)
-    assert cfg.optim_wrapper == (
-        dict(type=prepare.CPU_AMP, dtype='bfloat16') if device == 'cpu' else
-        dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale='dynamic'))
+    given = dict(dtype='bfloat16', loss_scale='dynamic')
+    cfg = Config(dict(optim_wrapper=dict(given, type=kind)))
+    prepare.set_amp(cfg, amp)
+    if device == 'cpu':
+        assert cfg.optim_wrapper == dict(type=prepare.CPU_AMP,
+                                         dtype='bfloat16')
+        prepare.set_amp(cfg, True)
+        assert cfg.optim_wrapper.type == prepare.CPU_AMP
+    else:
+        assert cfg.optim_wrapper == dict(given, type=(
+            'AmpOptimWrapper' if kind == 'OptimWrapper' else kind))
+
+
+def test_without_amp():
+    cfg = Config(dict(optim_wrapper=dict(type='OtherWrapper')))
+    prepare.set_amp(cfg, False)
+    assert cfg.optim_wrapper == dict(type='OtherWrapper')
 
 
 @pytest.mark.parametrize('wrapper, words', [
-    (dict(dtype='float64'), "--amp: optim_wrapper.dtype must be 'bfloat16'"),
+    (dict(dtype='float64'), "optim_wrapper.dtype must be 'bfloat16'"),
     (dict(type='OtherWrapper'), "--amp needs .* but it is 'OtherWrapper'"),
 ])
-def test_amp_that_cannot_be(tmp_path, wrapper, words):
+def test_amp_that_cannot_be(monkeypatch, wrapper, words):
+    monkeypatch.setattr(prepare, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match=words):
-        train(tmp_path, dict(optim_wrapper=wrapper), amp=True)
+        prepare.set_amp(Config(dict(optim_wrapper=wrapper)), True)
 
 
-def test_auto_scale_lr(tmp_path):
-    scale = dict(enable=False, base_batch_size=4)
-    cfg = train(tmp_path, dict(auto_scale_lr=scale), auto_scale_lr=True)
+def test_auto_scale_lr():
+    cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=4)))
+    prepare.enable_auto_scale_lr(cfg)
     assert cfg.auto_scale_lr.enable
     with pytest.raises(UserError, match='base_batch_size'):
-        train(tmp_path, auto_scale_lr=True)
+        prepare.enable_auto_scale_lr(Config())
 
 
 @pytest.mark.parametrize('before, after', [
@@ -68,8 +80,10 @@ def test_auto_scale_lr(tmp_path):
      dict(type=prepare.CHECKPOINT_HOOK, interval=5, save_best='acc')),
     (dict(checkpoint=dict(type='OtherHook')), dict(type='OtherHook')),
 ])
-def test_safe_checkpoint_hook(tmp_path, before, after):
-    hook = train(tmp_path, dict(default_hooks=before)).default_hooks.checkpoint
+def test_safe_checkpoint_hook(before, after):
+    cfg = Config(dict(default_hooks=before))
+    prepare.use_safe_checkpoint_hook(cfg)
+    hook = cfg.default_hooks.checkpoint
     assert hook == after
     if 'sigplug' in after['type']:
         assert type(HOOKS.build(hook)) is SafeHook
@@ -82,8 +96,9 @@ def save(path):
 
 
 def test_resume_starts_afresh_without_a_checkpoint(tmp_path, capsys):
-    cfg = train(tmp_path, dict(resume=False, load_from='x'), resume='auto')
-    assert not cfg.resume and cfg.load_from == 'x'
+    path = save(tmp_path / 'x')
+    cfg = resume(tmp_path, resume=False, load_from=path)
+    assert not cfg.resume and cfg.load_from == path
     assert 'starts from the beginning' in capsys.readouterr().out
 
 
@@ -91,24 +106,42 @@ def test_resume_starts_afresh_without_a_checkpoint(tmp_path, capsys):
     (dict(seed=None, deterministic=True), 5), (dict(seed=1), 1)])
 def test_resume_from_a_given_checkpoint(tmp_path, randomness, seed):
     path = save(tmp_path / 'epoch_2.pth')
-    cfg = train(tmp_path / 'new', dict(randomness=randomness), resume=path)
+    cfg = resume(tmp_path / 'new', path, randomness=randomness)
     assert cfg.resume and cfg.load_from == path
     assert cfg.randomness == dict(randomness, seed=seed)
     with pytest.raises(UserError, match='does not exist'):
-        train(tmp_path / 'new', resume=str(tmp_path / 'epoch_9.pth'))
+        resume(tmp_path / 'new', str(tmp_path / 'epoch_9.pth'))
+
+
+def test_resume_asked_for_by_the_config(tmp_path):
+    path = save(tmp_path / 'epoch_2.pth')
+    for more in ({}, dict(load_from=path)):
+        assert resume(tmp_path, None, resume=True, **more).load_from == path
+
+
+def test_load_from_is_looked_for(tmp_path):
+    with pytest.raises(UserError, match="load_from of the config 'x.pth' d"):
+        resume(tmp_path, None, load_from='x.pth')
+
+
+def test_resume_needs_more_than_weights(tmp_path):
+    path = tmp_path / 'best.pth'
+    torch.save(dict(meta={}, message_hub={}), path)
+    with pytest.raises(UserError, match='has no optimizer.* load_from='):
+        resume(tmp_path, str(path))
 
 
 def test_resume_in_a_work_dir_that_was_moved(tmp_path, capsys):
     path = save(tmp_path / 'epoch_3.pth')
     save(tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
-    assert train(tmp_path, resume='auto').load_from == path
+    assert resume(tmp_path).load_from == path
     assert f'continues from {path}' in capsys.readouterr().out
 
 
 def test_earlier_run_is_named(tmp_path, capsys):
     path = save(tmp_path / 'epoch_2.pth')
-    assert 'load_from' not in train(tmp_path)
+    assert 'load_from' not in resume(tmp_path, None)
     assert path in capsys.readouterr().out
 
 
@@ -125,7 +158,7 @@ def test_resume_takes_the_newest_that_is_whole(tmp_path, capsys, damage):
         (tmp_path / 'last_checkpoint').write_text(str(last))
         if damage == 'cut':
             last.write_bytes(whole[:-100])
-    cfg = train(tmp_path, resume='auto')
+    cfg = resume(tmp_path)
     expected = str(tmp_path / 'epoch_2.pth')
     assert cfg.resume and cfg.load_from == expected
     assert expected in capsys.readouterr().out
@@ -134,37 +167,38 @@ def test_resume_takes_the_newest_that_is_whole(tmp_path, capsys, damage):
 def test_resume_where_nothing_is_whole(tmp_path):
     (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
     with pytest.raises(UserError, match='epoch_2.pth(.|\n)*no other'):
-        train(tmp_path, resume='auto')
+        resume(tmp_path)
 
 
-def test_launcher_that_cannot_be(tmp_path, monkeypatch):
+def test_launcher_that_cannot_be(monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     with pytest.raises(UserError, match='tools/dist_train.sh'):
-        train(tmp_path, launcher='pytorch')
+        prepare.set_launcher(Config(), 'pytorch')
     monkeypatch.setattr(prepare, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match='launcher slurm needs a GPU'):
-        train(tmp_path, launcher='slurm')
+        prepare.set_launcher(Config(), 'slurm')
 
 
-def test_test(tmp_path, monkeypatch):
-    path = save(tmp_path / 'a.pth')
+def test_predictions():
     metric = dict(type='NuScenesMetric')
-    cfg = Config(dict(
-        test_evaluator=metric, resume=True, default_hooks=dict(
-            visualization=dict(type='Det3DVisualizationHook'))))
+    for given in (metric, [metric]):
+        cfg = Config(dict(test_evaluator=given))
+        prepare.write_predictions(cfg, 'p.pkl')
+        assert cfg.test_evaluator == [
+            metric, dict(type='DumpResults', out_file_path='p.pkl')]
+
+
+def test_visualization(monkeypatch):
     args = Namespace(
-        config='c.py', checkpoint=path, work_dir='w', out='p.pkl', show=False,
-        show_dir='pictures', wait_time=2, score_thr=0.1, task='lidar_det',
-        launcher='none')
-    monkeypatch.setenv('RANK', '1')
+        config='c.py', checkpoint='a.pth', show=False, show_dir='pictures',
+        wait_time=2, score_thr=0.1, task='lidar_det')
+    cfg = Config(dict(default_hooks=dict(
+        visualization=dict(type='Det3DVisualizationHook'))))
     monkeypatch.setenv('DISPLAY', ':0')
-    prepare_test(cfg, args)
-    assert (cfg.load_from, cfg.resume) == (path, False)
-    assert cfg.test_evaluator == [
-        metric, dict(type='DumpResults', out_file_path='p.pkl')]
+    prepare.enable_visualization(cfg, args)
     assert cfg.default_hooks.visualization.test_out_dir == 'pictures'
-    # One log of the metrics is enough.
-    assert cfg.default_hooks.logger is None
+    with pytest.raises(UserError, match='need the visualization hook'):
+        prepare.enable_visualization(Config(), args)
     monkeypatch.delenv('DISPLAY')
     with pytest.raises(UserError, match='needs a display.*visualize_bev.py'):
-        prepare_test(cfg, args)
+        prepare.enable_visualization(cfg, args)

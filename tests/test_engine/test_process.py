@@ -27,10 +27,10 @@ def test_run_tool_says_that_the_disk_is_full(capsys):
         with open(path, 'w') as file:
             file.write('text')
 
-    assert process.run_tool(lambda: tool('/dev/full')) == 2
+    assert process.run_tool(lambda: tool('/dev/full'), 'Go on.') == 2
     printed = capsys.readouterr().err
     assert printed.startswith('error: ') and printed.count('\n') == 1
-    assert 'No space left on device' in printed and '--resume' in printed
+    assert 'No space left on device' in printed and 'Go on.' in printed
     with pytest.raises(IsADirectoryError):
         process.run_tool(lambda: tool('/dev'))
 
@@ -54,8 +54,11 @@ def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
             closed.append(True)
 
     assert process.run_tool(tool) == code and closed
-    printed = capsys.readouterr().err
-    assert f'Stopped by {number.name}' in printed and '--resume' in printed
+    # Not every tool is a training.
+    assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
+    assert process.run_tool(tool, 'It continues with --resume.') == code
+    assert capsys.readouterr().err == (
+        f'Stopped by {number.name}. It continues with --resume.\n')
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -196,6 +196,51 @@ def test_head_of_the_users_own(write, head):
     assert "model.bbox_head.type = '" in message
 
 
+OWN = """
+from mmdet3d.registry import MODELS
+from {module} import CenterHead as Base
+
+@MODELS.register_module(force=True, name={name!r})
+class CenterHead(Base):
+    {body}
+"""
+
+
+@pytest.mark.parametrize('module, body, refuses', [
+    ('sigplug.models.dense_heads', 'pass', False),
+    ('sigplug.models.dense_heads',
+     'def loss_by_feat(self, *args): return {}', True),
+    ('mmdet3d.models', 'pass', True),
+])
+@pytest.mark.parametrize('name', ['MineOfMine', 'CenterHead'])
+def test_class_of_the_users_own(write, tmp_path, monkeypatch, name, module,
+                                body, refuses, request):
+    """It may even have the name of the stock head."""
+    import mmdet3d.models
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for key in (name, 'CenterHead'):
+        monkeypatch.setitem(mmdet3d.registry.MODELS._module_dict, key,
+                            mmdet3d.models.CenterHead)
+    plugin = f'plugin_{abs(hash((name, module, body)))}'
+    (tmp_path / f'{plugin}.py').write_text(
+        OWN.format(module=module, body=body, name=name))
+    base = write(
+        f'model = dict(head={CENTER_HEAD})\n'.replace(
+            "'CenterHead'", repr(name)) +
+        f'custom_imports = dict(imports=[{plugin!r}])')
+    if refuses:
+        assert 'drop its own loss_by_feat' in refused(base)
+    else:
+        assert migrate(base) == ('', [])
+
+
+@pytest.mark.parametrize('reduction', ['none', 'sum'])
+def test_reduction_that_heads_refuse(write, reduction):
+    base = write(f'model = dict(head={CENTER_HEAD})'.replace(
+        "'mean'", repr(reduction)))
+    assert f"model.head.loss_cls.reduction is '{reduction}'" in refused(base)
+
+
 def test_logits_of_another_loss(write):
     base = write(f'model = dict(head={CENTER_HEAD})'.replace(
         'GaussianFocal', 'Focal'))
@@ -231,8 +276,7 @@ def test_name_stays_a_name(tmp_path):
         'model = dict(\n'
         '    pts_bbox_head=dict(\n'
         "        type='sigplug.CenterHead', "
-        "heatmap_act=dict(type='ClipSigmoid')))\n".replace(', heat', (
-            ',\n        heat')))
+        "heatmap_act=dict(type='ClipSigmoid')))\n")
 
 
 def test_out(write, tmp_path):

@@ -100,7 +100,7 @@ def main() -> None:
     cfg = preflight.load_config(args.config, args.cfg_options)
     dataset_cfg = dataset_config(cfg, args.split)
     if args.checkpoint:
-        preflight.check_checkpoint_exists(args.checkpoint, 'checkpoint')
+        preflight.check_checkpoint(args.checkpoint, 'checkpoint')
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     model = reader = None

@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
+from yapf.yapflib.yapf_api import FormatCode
 
 from sigplug.engine import preflight, process
 from sigplug.engine.results import write_text
@@ -35,7 +37,6 @@ PILLAR_NETS = {
 LOSS, LOGITS_LOSS = 'GaussianFocalLoss', 'GaussianFocalLossWithLogits'
 STOCK = ('', 'mmdet', 'mmdet3d')
 POWER = 'gem.p'
-WIDTH = 79
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 
@@ -81,31 +82,21 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
             overwrite: bool = False) -> tuple[str, list[str]]:
     """Make a child of a config that uses sigplug instead of stock parts.
 
-    Args:
-        config (str): A config file, or a name such as ``'mmdet3d::...'``.
-        out (str, optional): The file that the child is written to.
-        logits (bool): Whether the Gaussian focal loss becomes that of the
-            logits. Defaults to False.
-        gem (bool): Whether the pillar nets become those with a generalised
-            mean. Defaults to False.
-        overwrite (bool): Whether ``out`` may exist. Defaults to False.
+    The arguments are those of the command line. Nothing is written before an
+    error.
 
     Returns:
         tuple[str, list[str]]: The child and what it changes, as ``key: old ->
         new``; both empty where nothing is to be changed.
-
-    Raises:
-        UserError: The config is not understood, or ``out`` cannot be
-            written. Nothing was written then.
     """
     path = find_config(config)
     if out is not None:
         check_out(out, path, overwrite)
-    lazy = Config._is_lazy_import(path)
-    base = config if '::' in config else osp.abspath(path)
+    named, lazy = '::' in config, Config._is_lazy_import(path)
+    base = config if named else osp.abspath(path)
     # mmengine adds scopes below a name.
-    old = (preflight.load_config(path).to_dict() if lazy else
-           load_text(child_text(base, {})))
+    old = (load_text(child_text(base, {})) if named and not lazy else
+           preflight.load_config(path).to_dict())
     new = copy.deepcopy(old)
     replace_heads(new, config, logits)
     if gem:
@@ -115,8 +106,7 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
         return '', []
     if lazy:
         raise UserError(
-            f'{config!r} names its types by import (read_base), so that a '
-            'child with names in strings cannot build on it. Change it by '
+            f'{config!r} names its types by import (read_base). Change it by '
             'hand, with classes from sigplug.models for the names:\n' +
             '\n'.join(changes))
     add_import(new)
@@ -127,7 +117,7 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
             f'{config!r} cannot be changed from a config on top of it, which '
             'would differ from what is meant (meant -> got):\n' +
             '\n'.join(wrong))
-    if out is not None and '::' not in config:
+    if out is not None and not named:
         base = osp.relpath(path, osp.dirname(osp.abspath(out)))
     text = child_text(base, overlay)
     if out is not None:
@@ -154,14 +144,13 @@ def check_out(out: str, path: str, overwrite: bool) -> None:
         raise UserError(f'--out must end in .py, but is {out!r}.')
     if not osp.isdir(osp.dirname(osp.abspath(out))):
         raise UserError(f'--out {out!r}: its folder does not exist.')
-    if osp.exists(out) and osp.exists(path) and osp.samefile(out, path):
+    if osp.realpath(out) == osp.realpath(path):
         raise UserError(
             f'--out {out!r} is the config itself, which the result builds '
             'upon. Name another file.')
-    if osp.exists(out) and not (overwrite and osp.isfile(out)):
-        raise UserError(
-            f'--out {out!r} exists. Name another file, or replace a file by '
-            'adding --overwrite.')
+    if osp.exists(out) and not overwrite:
+        raise UserError(f'--out {out!r} exists. Name another file, or add '
+                        '--overwrite.')
 
 
 def load_text(text: str) -> dict:
@@ -177,15 +166,19 @@ def replace_heads(cfg: dict, config: str, logits: bool) -> None:
     parts = list(iter_parts(cfg))
     found = False
     for part in parts:
+        if is_own_head(part):
+            found = True
+            continue
         if part.name not in HEADS or part.package not in (*STOCK, 'sigplug'):
-            if looks_like_heatmap_head(part):
-                raise UserError(
-                    f'{part} looks like a heatmap head, but is none of those '
-                    f'that sigplug replaces ({", ".join(HEADS)}). If it '
-                    'derives from one of them, let it derive from the one of '
-                    'the same name in sigplug.models.dense_heads instead.')
             continue
         found = True
+        reduction = (part.node.get(HEADS[part.name]) or {}).get(
+            'reduction', 'mean')
+        if reduction != 'mean':
+            raise UserError(
+                f'{part.key}.{HEADS[part.name]}.reduction is {reduction!r}, '
+                'with which the loss is not divided by the number of objects. '
+                "Heads of sigplug take 'mean' alone: write that first.")
         if part.package in STOCK:
             part.node['type'] = f'sigplug.{part.name}'
             # The others replace a plain sigmoid, or have this by default.
@@ -201,12 +194,44 @@ def replace_heads(cfg: dict, config: str, logits: bool) -> None:
             'project" in the README.')
 
 
-def looks_like_heatmap_head(part: Part) -> bool:
-    """Return whether a part has the name or the losses of a heatmap head."""
+def is_own_head(part: Part) -> bool:
+    """Return whether a head is a class of the user's on top of sigplug's.
+
+    Raises:
+        UserError: It is a head of the user's that does without sigplug's.
+    """
     losses = {class_name(part.node.get(key)) for key in HEADS.values()}
-    return part.name.endswith(tuple(HEADS)) or bool(
-        {'heatmap_act', 'loss_heatmap', 'loss_center_heatmap'} & set(part.node)
-        or {LOSS, LOGITS_LOSS} & losses)
+    if not part.name.endswith(tuple(HEADS)) and not (
+            {'heatmap_act', 'loss_heatmap', 'loss_center_heatmap'}
+            & set(part.node) or {LOSS, LOGITS_LOSS} & losses):
+        return False
+    kind: Any = find_class(part.name)
+    if kind is None and part.name in HEADS and (
+            part.package in (*STOCK, 'sigplug')):
+        return False
+    base = next((base for base in getattr(kind, '__mro__', ())
+                 if base.__module__.startswith('sigplug.')), None)
+    if base is not None and kind.loss_by_feat is base.loss_by_feat:
+        return True
+    raise UserError(
+        f'{part} looks like a heatmap head, but is none of those that sigplug '
+        f'replaces ({", ".join(HEADS)}). If it derives from one of them, let '
+        'it derive from the one of the same name in '
+        'sigplug.models.dense_heads instead, and drop its own loss_by_feat: '
+        'that does without heatmap_act.')
+
+
+def find_class(name: str) -> type | None:
+    """Return the class of a name, if a module of the user's registers it.
+
+    The config has imported that module.
+    """
+    for registry in (MODELS, *MODELS.children.values()):
+        kind = registry.module_dict.get(name)
+        if kind is not None and kind.__module__.partition('.')[0] not in (
+                *STOCK, 'sigplug'):
+            return kind
+    return None
 
 
 def replace_loss(part: Part) -> None:
@@ -333,46 +358,38 @@ def make_overlay(old: dict, new: dict) -> dict:
 def child_text(base: str, overlay: dict) -> str:
     """Return the child as Python code in the style of OpenMMLab."""
     line = f'_base_ = {base!r}'
-    lines = [line if len(line) <= WIDTH else f'{line}  # noqa: E501', '']
-    lines += [f'{key} = {to_code(value, len(key) + 3)}'
-              for key, value in overlay.items()]
-    return '\n'.join(lines) + '\n'
+    line += '  # noqa: E501' * (len(line) > 79)
+    code = '\n'.join(f'{key} = {to_code(value)}'
+                     for key, value in overlay.items())
+    code, _ = FormatCode(code, style_config=dict(
+        based_on_style='pep8',
+        split_before_expression_after_opening_paren=True))
+    return f'{line}\n\n{code}'
 
 
-def to_code(value: Any, used: int, indent: int = 0) -> str:
-    """Return a value as Python code, in several lines if it needs more room.
+def to_code(value: Any) -> str:
+    """Return a value as Python code.
 
     mmengine's ``Config.pretty_text`` writes an infinite number as a name that
     nothing defines.
     """
     if isinstance(value, dict):
-        plain = all(isinstance(key, str) and key.isidentifier()
-                    for key in value)
-        opening, closing = ('dict(', ')') if plain else ('{', '}')
-        items = [(f'{key}=' if plain else f'{key!r}: ', item)
-                 for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        opening, closing = '[]' if isinstance(value, list) else '()'
-        items = [('', item) for item in value]
-        if isinstance(value, tuple) and len(value) == 1:
-            closing = ', )'
-    elif isinstance(value, float) and not isfinite(value):
+        if all(isinstance(key, str) and key.isidentifier() for key in value):
+            return 'dict({})'.format(', '.join(
+                f'{key}={to_code(item)}' for key, item in value.items()))
+        return '{{{}}}'.format(', '.join(
+            f'{key!r}: {to_code(item)}' for key, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        items = ''.join(f'{to_code(item)}, ' for item in value)
+        return f'[{items[:-2]}]' if isinstance(value, list) else f'({items})'
+    if isinstance(value, float) and not isfinite(value):
         return f"float('{value}')"
-    elif isinstance(value, (str, bytes, int, float, type(None))):
+    if isinstance(value, (str, bytes, int, float, type(None))):
         return repr(value)
-    else:
-        raise UserError(
-            f'{value!r} cannot be written down, but would have to be repeated '
-            'in the new config, beside what is changed in the same list or '
-            'dict. Change the config by hand.')
-    code = ', '.join(key + to_code(item, -sys.maxsize) for key, item in items)
-    # A comma may follow.
-    if used + len(opening + code + closing) < WIDTH:
-        return opening + code + closing
-    indent += 4
-    code = f',\n{" " * indent}'.join(
-        key + to_code(item, indent + len(key), indent) for key, item in items)
-    return f'{opening}\n{" " * indent}{code}{closing}'
+    raise UserError(
+        f'{value!r} cannot be written down, but would have to be repeated in '
+        'the new config, beside what is changed in the same list or dict. '
+        'Change the config by hand.')
 
 
 def main() -> None:

@@ -51,13 +51,8 @@ class CheckLossHook(Hook):
                          outputs: dict | None = None) -> None:
         """Check the losses.
 
-        Args:
-            runner (Runner): The runner of the training.
-            batch_idx (int): Ignored.
-            data_batch (dict, optional): The batch, whose files are named.
-            outputs (dict[str, Tensor], optional): The losses, by names with
-                ``loss`` in them as mmengine adds them up; what is only
-                logged may be NaN.
+        They are the ``outputs`` with ``loss`` in their names, which mmengine
+        adds up; what is only logged may be NaN.
 
         Raises:
             UserError: One of them is not finite.

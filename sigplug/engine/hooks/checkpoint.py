@@ -29,15 +29,7 @@ class AtomicLocalBackend(LocalBackend):
         self._outdated: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file, all or nothing.
-
-        Args:
-            obj (bytes): The content.
-            filepath (str or Path): The file. Its folder is created.
-
-        Raises:
-            OSError: The file cannot be written; it is as it was before.
-        """
+        """Write a file, whole or not at all; its folder is created."""
         folder = osp.dirname(filepath) or '.'
         partial = f'{filepath}{PARTIAL}'
         os.makedirs(folder, exist_ok=True)
@@ -55,19 +47,11 @@ class AtomicLocalBackend(LocalBackend):
             raise
 
     def remove(self, filepath: str | Path) -> None:
-        """Remember a file for :meth:`remove_outdated`.
-
-        Args:
-            filepath (str or Path): The file.
-        """
+        """Remember a file for :meth:`remove_outdated`."""
         self._outdated.append(str(filepath))
 
     def remove_outdated(self, kept: set[str | None]) -> None:
-        """Remove the files that :meth:`remove` has been called for.
-
-        Args:
-            kept (set[str]): Files that have been written again since.
-        """
+        """Remove what :meth:`remove` was called for and is not kept."""
         for path in self._outdated:
             if path not in kept:
                 Path(path).unlink(missing_ok=True)
@@ -95,19 +79,12 @@ class CheckpointHook(BaseCheckpointHook):
 
     Checkpoints that go elsewhere than to a local folder (``backend_args``, or
     an ``out_dir`` with a prefix) are written as by mmengine.
-
-    Args:
-        *args: See ``mmengine.hooks.CheckpointHook``.
-        **kwargs: See ``mmengine.hooks.CheckpointHook``.
     """
 
     backend_args: dict[str, Any] | None
 
     def before_train(self, runner: Runner) -> None:
         """Lock the work dir, and clear away what a killed training left.
-
-        Args:
-            runner (Runner): The runner.
 
         Raises:
             UserError: Another training writes there.
@@ -125,11 +102,7 @@ class CheckpointHook(BaseCheckpointHook):
                 os.remove(path)
 
     def after_train(self, runner: Runner) -> None:
-        """Publish as mmengine does, and unlock the work dir.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Publish as mmengine does, and unlock the work dir."""
         super().after_train(runner)
         if is_main_process():
             self._lock.close()

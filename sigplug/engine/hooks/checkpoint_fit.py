@@ -10,6 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from sigplug.engine.schedules import compare_schedules
 from sigplug.errors import UserError
 from sigplug.registry import HOOKS
 
@@ -29,21 +30,22 @@ class CheckpointFitHook(Hook):
         partial (bool): Take a checkpoint that has at least one parameter of
             the model, with a warning, as for training another number of
             classes. Defaults to ``False``.
+        new_schedule (bool): Where training continues from a checkpoint, take
+            learning rate and schedules of the config if they differ; else
+            the difference is only logged. Defaults to ``False``.
     """
 
     # After EMAHook, which exchanges the weights.
     priority = 'LOWEST'
 
-    def __init__(self, partial: bool = False) -> None:
+    def __init__(self, partial: bool = False,
+                 new_schedule: bool = False) -> None:
         self.partial = partial
+        self.new_schedule = new_schedule
 
     def after_load_checkpoint(self, runner: Runner,
                               checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with the model of the runner.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): The checkpoint.
 
         Raises:
             UserError: It does not fit, or training would continue from
@@ -77,16 +79,14 @@ class CheckpointFitHook(Hook):
             print_log(
                 f'{what} THESE WEIGHTS START FROM THEIR INITIAL VALUES.',
                 logger='current', level=logging.WARNING)
+        if runner._resume:
+            compare_schedules(runner, checkpoint, self.new_schedule)
 
 
 def load_what_fits(
         model: nn.Module,
         checkpoint: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Load the weights that fit, and return the others.
-
-    Args:
-        model (nn.Module): The model.
-        checkpoint (dict): A checkpoint of mmengine, or weights alone.
 
     Returns:
         tuple[list[str], dict[str, str]]: Names of the weights that are not

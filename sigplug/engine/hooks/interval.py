@@ -1,10 +1,12 @@
 """Hooks that act every so many iterations, and look at heads or layers."""
+import logging
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ class IntervalHook(Hook):
         self.interval = interval
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
-        """Return whether the hook acts in this iteration of the epoch."""
+        """Return whether the hook acts in an iteration of an epoch."""
         loader = runner.train_dataloader
         return self.every_n_inner_iters(batch_idx, self.interval) or (
             len(loader) <= self.interval
@@ -62,6 +64,8 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
         super().__init__(interval)
         self._heads: dict[str, Any] = {}
         self._attached: list[tuple[list[Callable], Callable]] = []
+        # The heads that have not been heard of yet.
+        self._silent: set[str] = set()
 
     @abstractmethod
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
@@ -93,6 +97,7 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
                 ' has no head whose heatmaps can be observed. Choose '
                 "type='sigplug.CenterHead' for its head (in CenterPoint "
                 'model.pts_bbox_head), or remove the hook from custom_hooks.')
+        self._silent = set(self._heads)
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Any = None) -> None:
@@ -101,13 +106,26 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
             return
         for name, head in self._heads.items():
             prefix = f'{name}.' if len(self._heads) > 1 else ''
-            observer = partial(self._measure, head, prefix)
+            observer = partial(self._observe, name, prefix)
             head.heatmap_observers.append(observer)
             self._attached.append((head.heatmap_observers, observer))
+
+    def _observe(self, name: str, prefix: str, task: int, logits: Tensor,
+                 target: Tensor) -> None:
+        self._silent.discard(name)
+        self._measure(self._heads[name], prefix, task, logits, target)
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Any = None, outputs: Any = None) -> None:
         """Stop observing the heads, and report the measurements."""
+        if self._attached and self._silent:
+            kinds = {type(self._heads[name]).__name__ for name in self._silent}
+            print_log(
+                f'{type(self).__name__} has seen no heatmap of '
+                f'{", ".join(sorted(kinds))}: a loss_by_feat of its own does '
+                'without that of sigplug.CenterHead, and so without '
+                'heatmap_act.', logger='current', level=logging.WARNING)
+            self._silent.clear()
         for observers, observer in self._attached:
             observers.remove(observer)
         self._attached.clear()

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sigplug.engine.hooks import HeatmapSaturationHook
+from sigplug.engine.hooks import HeatmapSaturationHook, interval
 from sigplug.errors import UserError
 from sigplug.models.dense_heads import CenterHead
 
@@ -71,6 +71,23 @@ def test_cells_by_hand(clip, scores, target, lower, upper, stuck):
         'train/task4.at_lower_clip': lower,
         'train/task4.at_upper_clip': upper,
         'train/task4.stuck': stuck})
+
+
+def test_head_that_does_without_its_activation(monkeypatch):
+    """Its own loss_by_feat calls no observer. It is said once."""
+    texts = []
+    monkeypatch.setattr(interval, 'print_log',
+                        lambda text, **_: texts.append(text))
+    runner = SimpleNamespace(model=Observed(None), train_dataloader=range(9))
+    hook = HeatmapSaturationHook(interval=2)
+    hook.before_train(runner)
+    for batch in range(6):
+        hook.before_train_iter(runner, batch)
+        hook.after_train_iter(runner, batch)
+        assert len(texts) == (batch > 0)
+    assert 'no heatmap of Observed: a loss_by_feat of its own' in texts[0]
+    measure(Observed(None), SCORES, TARGET)
+    assert len(texts) == 1
 
 
 def test_two_heads_are_told_apart():
