@@ -9,7 +9,6 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from sigplug.deploy import pillars
 from sigplug.errors import UserError
-from sigplug.ops import generalized_mean
 
 # The maps that a task of CenterHead may predict, in the order of its losses.
 BRANCHES = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
@@ -256,8 +255,7 @@ class PillarEncoder(nn.Module):
             x = linear(x).relu()
             gem = getattr(layer, 'gem', None)
             if gem is not None:
-                y = generalized_mean(x, gem.power(), 1, eps=gem.eps,
-                                     mask=real, keepdim=True)
+                y = pool_rows(x, real, gem)
             # mmdet3d's layer counts the padding in.
             elif layer.mode == 'max':
                 y = x.amax(dim=1, keepdim=True)
@@ -295,6 +293,22 @@ class PillarEncoder(nn.Module):
             voxels, counts, np.pad(cells, ((0, 0), (1, 0))))))
         return torch.from_numpy(x), dict(
             pillar_features=wanted.view(shape[0], 1, -1))
+
+
+def pool_rows(x: Tensor, real: Tensor, gem: Any) -> Tensor:
+    """Return the generalised mean of the rows that are real.
+
+    ``sigplug.ops.generalized_mean`` without its care for infinite inputs, in
+    operations that runtimes vectorise, which halves the time of the encoder.
+    """
+    p = gem.power()
+    x = x.clamp(min=gem.eps) * real
+    top = x.amax(dim=1, keepdim=True)
+    if not isinstance(p, Tensor) and p == float('inf'):
+        return top
+    mean = ((x / top).log() * p).exp().sum(
+        1, keepdim=True) / real.float().sum(1, keepdim=True)
+    return top * (mean.log() / p).exp()
 
 
 def pillar_encoder(model: nn.Module) -> PillarEncoder:

@@ -179,6 +179,7 @@ def report(results: dict[str, dict]) -> None:
                           for result in results.values()])
 
 
+@torch.no_grad()
 def main() -> None:
     """Evaluate."""
     args = parse_args()
