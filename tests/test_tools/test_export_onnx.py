@@ -1,5 +1,4 @@
 """Exported detectors in onnxruntime, against mmdet3d's own forward."""
-import functools
 import json
 import sys
 
@@ -8,29 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import OLD_TORCH, QUICKSTART, load_tool
-from mmdet3d.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import save_checkpoint
+from conftest import OLD_TORCH, load_tool
+from test_deploy.deployed import SMALL, make, trace
 
 from sigplug.errors import UserError
 
-# The quickstart with half of its channels, and two tasks.
-SMALL = f"""
-_base_ = ['{QUICKSTART}']
-model = dict(
-    pts_voxel_encoder=dict(feat_channels=[16]),
-    pts_middle_encoder=dict(in_channels=16),
-    pts_backbone=dict(
-        in_channels=16, out_channels=[16, 32, 64], layer_nums=[1, 1, 1]),
-    pts_neck=dict(in_channels=[16, 32, 64], out_channels=[16, 16, 16]),
-    pts_bbox_head=dict(
-        in_channels=48, share_conv_channel=16,
-        tasks=[dict(num_class=1, class_names=['car']),
-               dict(num_class=2, class_names=['bus', 'truck'])],
-        separate_head=dict(head_conv=16)))
-"""
 CENTERNET = """
 _base_ = 'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py'
 model = dict(
@@ -67,29 +48,6 @@ BRANCHES = ['heatmap', 'reg', 'height', 'dim', 'rot', 'vel']
 @pytest.fixture(scope='module')
 def tool():
     return load_tool('deployment/export_onnx.py')
-
-
-def make(folder, config):
-    """The config, a model of it, and its checkpoint; both stay in files."""
-    (folder / 'config.py').write_text(config)
-    cfg = Config.fromfile(folder / 'config.py')
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    # As after a training: other statistics, and nothing still at 0.
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1)
-    meta = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
-    save_checkpoint(
-        dict(state_dict=model.state_dict(), meta=meta),
-        str(folder / 'epoch_1.pth'))
-    return model.eval()
 
 
 @pytest.fixture(scope='module')
@@ -162,10 +120,7 @@ def test_centerpoint(small, run, tmp_path):
 @pytest.fixture
 def traced(tool, monkeypatch):
     """The exporter of older torch, which traces the model; it is quicker."""
-    monkeypatch.setattr(tool, 'EXPORTS_PROGRAMS', False)
-    monkeypatch.setattr(
-        torch.onnx, 'export',
-        functools.partial(torch.onnx.export, dynamo=False))
+    trace(tool, monkeypatch)
 
 
 def test_the_exporter_of_older_torch(traced, small, run):
