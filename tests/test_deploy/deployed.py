@@ -3,6 +3,7 @@ import functools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICKSTART, load_tool
@@ -29,10 +30,10 @@ model = dict(
 """
 
 
-def make(folder, config, spread=1):
+def make(folder, config, points=None):
     """The config, a model of it, and its checkpoint; both stay in files.
 
-    The larger the spread of the logits is, the fewer scores are nearly equal.
+    Of the points, if any, it predicts some boxes, as after a training.
     """
     (folder / 'config.py').write_text(config)
     cfg = Config.fromfile(folder / 'config.py')
@@ -48,14 +49,32 @@ def make(folder, config, spread=1):
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.1)
-        for name, parameter in model.named_parameters():
-            if name.endswith('heatmap.1.weight'):
-                parameter.mul_(spread)
+        if points is not None:
+            spread_scores(model.eval(), points)
     meta = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
     save_checkpoint(
         dict(state_dict=model.state_dict(), meta=meta),
         str(folder / 'epoch_1.pth'))
     return model.eval()
+
+
+def spread_scores(model, points):
+    """Give the logits of each class a mean of -2 and a deviation of 1.5."""
+    inputs = model.data_preprocessor(
+        dict(inputs=dict(points=[torch.from_numpy(points)])))['inputs']
+    _, maps = model.extract_feat(inputs, [{}])
+    for task, (outputs, ) in zip(model.pts_bbox_head.task_heads,
+                                 model.pts_bbox_head(maps)):
+        last, logits = task.heatmap[-1], outputs['heatmap']
+        scale = 1.5 / logits.std((0, 2, 3))
+        last.weight.mul_(scale.view(-1, 1, 1, 1))
+        last.bias.sub_(logits.mean((0, 2, 3))).mul_(scale).sub_(2)
+
+
+def cloud(n=6000):
+    """Points everywhere: empty places would all get the same score."""
+    points = np.random.default_rng(0).uniform(-1, 1, (n, 4)) * [52, 52, 3, 0.1]
+    return points.astype(np.float32)
 
 
 def trace(tool, patch):
@@ -68,7 +87,7 @@ def trace(tool, patch):
 
 def export(folder: Path, config: str = SMALL, *options: str):
     """Return the model of ``folder``, exported to ``folder / 'epoch_1'``."""
-    model = make(folder, config, spread=30)
+    model = make(folder, config, cloud())
     tool = load_tool('deployment/export_onnx.py')
     with pytest.MonkeyPatch.context() as patch:
         trace(tool, patch)

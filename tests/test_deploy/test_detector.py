@@ -15,7 +15,7 @@ from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import DENSE, DESCRIPTION, ENCODER
 from sigplug.errors import UserError
 
-from .deployed import SMALL, export
+from .deployed import SMALL, cloud, export
 
 STOCK = SMALL + """
 model['data_preprocessor'] = dict(type='Det3DDataPreprocessor')
@@ -24,12 +24,6 @@ model['pts_voxel_encoder'] = dict(
     feat_channels=[8, 16], with_distance=True, voxel_size=[0.4, 0.4, 8],
     point_cloud_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0], legacy=False)
 """
-
-
-def cloud(n=6000):
-    """Points everywhere: empty places would all get the same score."""
-    points = np.random.default_rng(0).uniform(-1, 1, (n, 4)) * [52, 52, 3, 0.1]
-    return points.astype(np.float32)
 
 
 @pytest.fixture(scope='module')
