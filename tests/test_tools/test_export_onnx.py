@@ -1,4 +1,5 @@
 """Exported detectors in onnxruntime, against mmdet3d's own forward."""
+import copy
 import json
 import sys
 
@@ -93,6 +94,7 @@ def test_centerpoint(small, run, tmp_path):
     out = tmp_path / 'new' / 'model.onnx'
     code, error = run(folder, '--out', out)
     assert code == 0, error
+    # No folder, but one file of the dense part.
     assert list(out.parent.iterdir()) == [out]
     # The traced size, the one of the quickstart's proportions, and others.
     for shape in [(2, 16, 72, 88), (1, 16, 64, 64), (3, 16, 104, 40)]:
@@ -125,14 +127,15 @@ def traced(tool, monkeypatch):
 
 def test_the_exporter_of_older_torch(traced, small, run):
     folder, model = small
-    code, error = run(folder, '--opset', 17, '--heatmap', 'probability')
+    out = folder / 'epoch_1.onnx'
+    code, error = run(folder, '--opset', 17, '--heatmap', 'probability',
+                      '--out', out)
     assert code == 0, error
     x = torch.randn(1, 16, 64, 104)
     wanted = {
         name: value.sigmoid() if name.endswith('heatmap') else value
         for name, value in stock_outputs(model, x).items()}
-    # By default beside the checkpoint.
-    check(folder / 'epoch_1.onnx', x, wanted)
+    check(out, x, wanted)
 
 
 def test_centernet(run, tmp_path):
@@ -140,6 +143,7 @@ def test_centernet(run, tmp_path):
     model = make(tmp_path, CENTERNET)
     code, error = run(tmp_path, '--heatmap', 'probability')
     assert code == 0, error
+    # By default beside the checkpoint.
     x = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
         (heatmap, ), (wh, ), (offset, ) = model(x)
@@ -168,9 +172,9 @@ def test_levels_of_centernet_update(run, tmp_path):
 
 def test_gem_in_the_dense_part(run, tmp_path):
     model = make(tmp_path, CONTEXT)
-    code, error = run(tmp_path)
-    assert code == 0, error
     path = tmp_path / 'epoch_1.onnx'
+    code, error = run(tmp_path, '--out', path)
+    assert code == 0, error
     for shape in [(1, 16, 64, 104), (2, 16, 120, 64)]:
         x = torch.randn(shape)
         check(path, x, stock_outputs(model, x))
@@ -197,13 +201,28 @@ def test_deformable_convolution_is_refused(run, tmp_path):
 
 def test_another_detector_is_refused(tool):
     with pytest.raises(UserError, match='Linear .* has no dense part'):
-        tool.dense_part(torch.nn.Linear(1, 1), False)
+        tool.dense_part(torch.nn.Linear(1, 1), 'logits')
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda m: setattr(m, 'pts_middle_encoder', torch.nn.Identity()),
+     'sparse convolution is no operator of ONNX'),
+    (lambda m: setattr(m, 'pts_voxel_encoder', torch.nn.Identity()),
+     'pts_voxel_encoder is Identity'),
+    (lambda m: setattr(m.data_preprocessor, 'voxel_type', 'dynamic'),
+     'no hard voxels')])
+def test_models_without_pillars_are_refused(tool, small, change, words):
+    model = copy.deepcopy(small[1])
+    change(model)
+    with pytest.raises(UserError, match=words):
+        tool.pillar_encoder(model)
 
 
 @pytest.mark.parametrize('args, words', [
     (['config.py', 'foreign.pth'], 'does not fit the model'),
     (['empty.py', 'epoch_1.pth'], 'has no model'),
-    (['config.py', 'epoch_1.pth', '--out', 'x.pt'], 'must end with .onnx'),
+    (['config.py', 'epoch_1.pth', '--decode', '--heatmap', 'probability'],
+     '--decode leaves no heatmap'),
     (['config.py', 'epoch_1.pth', '--opset', '11'], 'at least 17, got 11'),
 ])
 def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
@@ -228,14 +247,14 @@ def test_nothing_is_left_of_a_wrong_export(
     out.write_text('of an earlier run')
     export = tool.export
 
-    def wrong(part, path, divisor, opset):
+    def wrong(part, path, *args):
         if interrupted:
             path.write_text('half a mod')
             raise KeyboardInterrupt
         # Of a model with other weights.
         bias = part.head.task_heads[0].heatmap[-1].bias
         bias.add_(1e-3)
-        export(part, path, divisor, opset)
+        export(part, path, *args)
         bias.sub_(1e-3)
 
     monkeypatch.setattr(tool, 'export', wrong)
