@@ -237,6 +237,7 @@ class PillarEncoder(nn.Module):
 
     input_name = 'input_features'
     axes = {0: 'pillars'}
+    divisor = 1
 
     def __init__(self, stock: nn.Module, max_points: int) -> None:
         super().__init__()

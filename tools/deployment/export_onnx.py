@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from importlib import import_module
@@ -89,9 +90,13 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
     if precision == 'float16':
         part = copy.deepcopy(part).half()
     if EXPORTS_PROGRAMS:
+        # Multiples, without which torch cannot tell that levels meet again.
+        axes = {axis: part.divisor * torch.export.Dim(name)
+                if axis > 1 and part.divisor > 1 else name
+                for axis, name in part.axes.items()}
         options = dict(
             dynamo=True,
-            dynamic_shapes=(part.axes, ),
+            dynamic_shapes=(axes, ),
             external_data=False,
             verbose=False)
     else:
@@ -184,12 +189,26 @@ def check_packages() -> None:
             'onnxruntime onnxscript') from error
 
 
+def name_axes(part: nn.Module, graph: Any) -> None:
+    """Name the sizes that torch has numbered, e.g. 8*s12 as 8*height."""
+    dims = graph.input[0].type.tensor_type.shape.dim
+    names = {dims[axis].dim_param.rpartition('*')[2]: name
+             for axis, name in part.axes.items()}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(
+                    r'\w+', lambda found: names.get(found[0], found[0]),
+                    dim.dim_param)
+
+
 def write_part(part: nn.Module, path: Path, precision: str, opset: int,
                about: dict[str, Any]) -> None:
     """Export one part and check it."""
     import onnx
     export(part, path, precision, opset)
     model = onnx.load(path)
+    name_axes(part, model.graph)
     onnx.helper.set_model_props(model, {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in about.items() if value is not None})
