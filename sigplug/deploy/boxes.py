@@ -41,8 +41,8 @@ def decode(maps: Mapping[str, np.ndarray], coder: Mapping[str, Any],
     at = {name: value.reshape(len(value), cells)[:, cell]
           for name, value in maps.items() if name != 'heatmap'}
     index = np.stack([cell % width, cell // width]).astype(np.float32)
-    step = np.float32(coder['voxel_size'][:2])[:, None]
-    low = np.float32(coder['pc_range'][:2])[:, None]
+    step = np.asarray(coder['voxel_size'][:2], np.float32)[:, None]
+    low = np.asarray(coder['pc_range'][:2], np.float32)[:, None]
     xy = (index + at['reg']) * coder['out_size_factor'] * step + low
     with np.errstate(over='ignore'):
         dim = np.exp(at['dim']) if coder['norm_bbox'] else at['dim']
@@ -86,7 +86,7 @@ def _in_range(boxes: np.ndarray, limits: list[float]) -> np.ndarray:
     """Return which centres lie within the limits; none are no limits."""
     if not limits:
         return np.ones(len(boxes), bool)
-    low, high = np.float32(limits[:3]), np.float32(limits[3:])
+    low, high = np.asarray(limits, np.float32).reshape(2, 3)
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(axis=1)
 
 

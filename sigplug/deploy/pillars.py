@@ -27,8 +27,8 @@ def voxelize(
         ``(z, y, x)``, shape ``(M, 3)``; and the numbers of points,
         ``(M, )``.
     """
-    bounds = np.float32(point_cloud_range)
-    size = np.float32(voxel_size)
+    bounds = np.asarray(point_cloud_range, np.float32)
+    size = np.asarray(voxel_size, np.float32)
     grid = np.round((bounds[3:] - bounds[:3]) / size).astype(np.int64)
     cells = np.floor((points[:, :3] - bounds[:3]) / size)
     inside = ((cells >= 0) & (cells < grid)).all(axis=1)
@@ -75,8 +75,8 @@ def decorate(voxels: np.ndarray, cells: np.ndarray, counts: np.ndarray,
         parts.append(xyz - mean[:, None])
     if encoder['with_voxel_center']:
         center = (cells[:, ::-1].astype(np.float32)
-                  * np.float32(encoder['voxel_size'])
-                  + np.float32(encoder['offset']))
+                  * np.asarray(encoder['voxel_size'], np.float32)
+                  + np.asarray(encoder['offset'], np.float32))
         parts.append(xyz - center[:, None])
         if encoder['legacy']:
             xyz[:] = parts[-1]

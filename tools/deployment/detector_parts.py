@@ -132,13 +132,17 @@ class CenterPointPart(DensePart):
     def decode_task(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Return what ``sigplug.deploy.boxes.decode`` does."""
         coder, heat = self.head.bbox_coder, maps.pop('heatmap')
-        width, cells = heat.shape[3], heat.shape[2] * heat.shape[3]
+        # Looked up: torch cannot export a division by an open size.
+        y, x = (index.flatten() for index in torch.meshgrid(
+            *map(torch.arange, heat.shape[2:]), indexing='ij'))
+        label, place = (index.flatten() for index in torch.meshgrid(
+            *map(torch.arange, (heat.shape[1], x.shape[0])), indexing='ij'))
         scores, index = heat.sigmoid().flatten(1).topk(coder.max_num)
-        cell = index % cells
+        cell = place[index]
         at = {name: value.flatten(2).gather(
             2, cell.unsqueeze(1).expand(-1, value.shape[1], -1))
             for name, value in maps.items()}
-        xy = torch.stack([cell % width, cell // width], 1) + at['reg']
+        xy = torch.stack([x[cell], y[cell]], 1) + at['reg']
         step, low = (torch.tensor(values[:2]).view(1, 2, 1)
                      for values in (coder.voxel_size, coder.pc_range))
         xy = xy * coder.out_size_factor * step + low
@@ -146,7 +150,7 @@ class CenterPointPart(DensePart):
         yaw = torch.atan2(at['rot'][:, :1], at['rot'][:, 1:])
         boxes = torch.cat([xy, at['height'], dim, yaw,
                            *([at['vel']] if 'vel' in at else [])], 1)
-        return boxes.transpose(1, 2), scores, index // cells
+        return boxes.transpose(1, 2), scores, label[index]
 
     def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
         coder = self.head.bbox_coder

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detector_parts import DensePart, dense_part, pillar_encoder
+from detector_parts import dense_part, pillar_encoder
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
