@@ -24,7 +24,8 @@ PACKAGES = [
     'sigplug', 'sigplug.ops', 'sigplug.models',
     *(f'sigplug.models.{module.name}' for module in pkgutil.iter_modules(
         sigplug.models.__path__) if module.ispkg),
-    'sigplug.engine.hooks', 'sigplug.datasets', 'sigplug.visualization']
+    'sigplug.engine.hooks', 'sigplug.datasets', 'sigplug.visualization',
+    'sigplug.deploy']
 HEADER = """\
 # The public API of sigplug. tests/test_public_api.py compares it and says how
 # to renew it.

@@ -1,5 +1,5 @@
 """Exported detectors in onnxruntime, against mmdet3d's own forward."""
-import functools
+import copy
 import json
 import sys
 
@@ -8,29 +8,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import OLD_TORCH, QUICKSTART, load_tool
-from mmdet3d.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import save_checkpoint
+from conftest import OLD_TORCH, load_tool
+from test_deploy.deployed import SMALL, make, trace
 
 from sigplug.errors import UserError
 
-# The quickstart with half of its channels, and two tasks.
-SMALL = f"""
-_base_ = ['{QUICKSTART}']
-model = dict(
-    pts_voxel_encoder=dict(feat_channels=[16]),
-    pts_middle_encoder=dict(in_channels=16),
-    pts_backbone=dict(
-        in_channels=16, out_channels=[16, 32, 64], layer_nums=[1, 1, 1]),
-    pts_neck=dict(in_channels=[16, 32, 64], out_channels=[16, 16, 16]),
-    pts_bbox_head=dict(
-        in_channels=48, share_conv_channel=16,
-        tasks=[dict(num_class=1, class_names=['car']),
-               dict(num_class=2, class_names=['bus', 'truck'])],
-        separate_head=dict(head_conv=16)))
-"""
 CENTERNET = """
 _base_ = 'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py'
 model = dict(
@@ -67,29 +49,6 @@ BRANCHES = ['heatmap', 'reg', 'height', 'dim', 'rot', 'vel']
 @pytest.fixture(scope='module')
 def tool():
     return load_tool('deployment/export_onnx.py')
-
-
-def make(folder, config):
-    """The config, a model of it, and its checkpoint; both stay in files."""
-    (folder / 'config.py').write_text(config)
-    cfg = Config.fromfile(folder / 'config.py')
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    # As after a training: other statistics, and nothing still at 0.
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1)
-    meta = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
-    save_checkpoint(
-        dict(state_dict=model.state_dict(), meta=meta),
-        str(folder / 'epoch_1.pth'))
-    return model.eval()
 
 
 @pytest.fixture(scope='module')
@@ -135,6 +94,7 @@ def test_centerpoint(small, run, tmp_path):
     out = tmp_path / 'new' / 'model.onnx'
     code, error = run(folder, '--out', out)
     assert code == 0, error
+    # No folder, but one file of the dense part.
     assert list(out.parent.iterdir()) == [out]
     # The traced size, the one of the quickstart's proportions, and others.
     for shape in [(2, 16, 72, 88), (1, 16, 64, 64), (3, 16, 104, 40)]:
@@ -162,22 +122,20 @@ def test_centerpoint(small, run, tmp_path):
 @pytest.fixture
 def traced(tool, monkeypatch):
     """The exporter of older torch, which traces the model; it is quicker."""
-    monkeypatch.setattr(tool, 'EXPORTS_PROGRAMS', False)
-    monkeypatch.setattr(
-        torch.onnx, 'export',
-        functools.partial(torch.onnx.export, dynamo=False))
+    trace(tool, monkeypatch)
 
 
 def test_the_exporter_of_older_torch(traced, small, run):
     folder, model = small
-    code, error = run(folder, '--opset', 17, '--heatmap', 'probability')
+    out = folder / 'epoch_1.onnx'
+    code, error = run(folder, '--opset', 17, '--heatmap', 'probability',
+                      '--out', out)
     assert code == 0, error
     x = torch.randn(1, 16, 64, 104)
     wanted = {
         name: value.sigmoid() if name.endswith('heatmap') else value
         for name, value in stock_outputs(model, x).items()}
-    # By default beside the checkpoint.
-    check(folder / 'epoch_1.onnx', x, wanted)
+    check(out, x, wanted)
 
 
 def test_centernet(run, tmp_path):
@@ -185,6 +143,7 @@ def test_centernet(run, tmp_path):
     model = make(tmp_path, CENTERNET)
     code, error = run(tmp_path, '--heatmap', 'probability')
     assert code == 0, error
+    # By default beside the checkpoint.
     x = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
         (heatmap, ), (wh, ), (offset, ) = model(x)
@@ -213,9 +172,9 @@ def test_levels_of_centernet_update(run, tmp_path):
 
 def test_gem_in_the_dense_part(run, tmp_path):
     model = make(tmp_path, CONTEXT)
-    code, error = run(tmp_path)
-    assert code == 0, error
     path = tmp_path / 'epoch_1.onnx'
+    code, error = run(tmp_path, '--out', path)
+    assert code == 0, error
     for shape in [(1, 16, 64, 104), (2, 16, 120, 64)]:
         x = torch.randn(shape)
         check(path, x, stock_outputs(model, x))
@@ -242,13 +201,28 @@ def test_deformable_convolution_is_refused(run, tmp_path):
 
 def test_another_detector_is_refused(tool):
     with pytest.raises(UserError, match='Linear .* has no dense part'):
-        tool.dense_part(torch.nn.Linear(1, 1), False)
+        tool.dense_part(torch.nn.Linear(1, 1), 'logits')
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda m: setattr(m, 'pts_middle_encoder', torch.nn.Identity()),
+     'sparse convolution is no operator of ONNX'),
+    (lambda m: setattr(m, 'pts_voxel_encoder', torch.nn.Identity()),
+     'pts_voxel_encoder is Identity'),
+    (lambda m: setattr(m.data_preprocessor, 'voxel_type', 'dynamic'),
+     'no hard voxels')])
+def test_models_without_pillars_are_refused(tool, small, change, words):
+    model = copy.deepcopy(small[1])
+    change(model)
+    with pytest.raises(UserError, match=words):
+        tool.pillar_encoder(model)
 
 
 @pytest.mark.parametrize('args, words', [
     (['config.py', 'foreign.pth'], 'does not fit the model'),
     (['empty.py', 'epoch_1.pth'], 'has no model'),
-    (['config.py', 'epoch_1.pth', '--out', 'x.pt'], 'must end with .onnx'),
+    (['config.py', 'epoch_1.pth', '--decode', '--heatmap', 'probability'],
+     '--decode leaves no heatmap'),
     (['config.py', 'epoch_1.pth', '--opset', '11'], 'at least 17, got 11'),
 ])
 def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
@@ -273,14 +247,14 @@ def test_nothing_is_left_of_a_wrong_export(
     out.write_text('of an earlier run')
     export = tool.export
 
-    def wrong(part, path, divisor, opset):
+    def wrong(part, path, *args):
         if interrupted:
             path.write_text('half a mod')
             raise KeyboardInterrupt
         # Of a model with other weights.
         bias = part.head.task_heads[0].heatmap[-1].bias
         bias.add_(1e-3)
-        export(part, path, divisor, opset)
+        export(part, path, *args)
         bias.sub_(1e-3)
 
     monkeypatch.setattr(tool, 'export', wrong)

@@ -1,15 +1,19 @@
-"""Export the dense part of a detector to ONNX, and check it by onnxruntime.
+"""Export a detector to ONNX, and check it by onnxruntime.
 
-That is all that works on maps of fixed channels: of a CenterPoint, the
-backbone, the neck and the head, from the scattered canvas to the maps that
-are decoded; of mmdet's CenterNets, from the normalised image. Batch, height
-and width stay open. See docs/deployment.md.
+A CenterPoint of pillars becomes a folder for sigplug.deploy: the pillar
+encoder, the backbone with neck and head, and deploy.json. Of other detectors,
+and with --out FILE.onnx, what works on maps of fixed channels becomes one
+file: of a CenterPoint from the map of features on, of mmdet's CenterNets from
+the normalised image on. Batch, pillars, height and width stay open. See
+docs/deployment.md.
 """
 import argparse
+import copy
 import inspect
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from importlib import import_module
@@ -17,17 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detector_parts import dense_part, pillar_encoder
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
+from sigplug.deploy.folder import DENSE, ENCODER, checksum, write_description
 from sigplug.engine import cli, preflight, process
+from sigplug.engine.machine import list_versions
 from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
-TOLERANCE = 1e-4
-# The maps that a task of CenterHead may predict, in the order of its losses.
-BRANCHES = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
+TOLERANCE = dict(float32=1e-4, float16=3e-2)
 
 # True if torch has an exporter built on torch.export; older versions trace the
 # model instead.
@@ -43,14 +48,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        metavar='FILE.onnx',
-        help='what to write (default: the checkpoint with the suffix .onnx)')
+        metavar='PATH',
+        help='a folder; or, ending with .onnx, a file of the dense part alone '
+        '(default: the checkpoint without its suffix, or, of an image '
+        'detector, with the suffix .onnx)')
     parser.add_argument(
         '--heatmap',
         choices=['logits', 'probability'],
         default='logits',
         help='what the heatmaps hold: logits, as the head and its decoder '
         'have them, or their plain sigmoid (default: logits)')
+    parser.add_argument(
+        '--decode',
+        action='store_true',
+        help='decode the best cells to boxes, scores and labels inside the '
+        'model; thresholds and NMS stay outside')
+    parser.add_argument(
+        '--precision',
+        choices=list(TOLERANCE),
+        default='float32',
+        help='of backbone, neck and head (default: float32)')
     parser.add_argument(
         '--opset',
         type=int,
@@ -60,197 +77,38 @@ def parse_args() -> argparse.Namespace:
     args = cli.parse_args(parser)
     if args.out is None and '://' in args.checkpoint:
         parser.error('a checkpoint from the net needs --out')
-    if args.out is None:
-        args.out = Path(args.checkpoint).with_suffix('.onnx')
-    if args.out.suffix != '.onnx':
-        parser.error(f'--out must end with .onnx, got {str(args.out)!r}')
+    if args.decode and args.heatmap == 'probability':
+        parser.error('--decode leaves no heatmap for --heatmap probability')
     if args.opset < 17:
         parser.error(f'--opset must be at least 17, got {args.opset}')
     return args
 
 
-class DensePart(nn.Module):
-    """Backbone, neck and head of a detector, without its decoder.
-
-    Args:
-        backbone (nn.Module): Takes the input.
-        neck (nn.Module, optional): Takes the outputs of the backbone.
-        head (nn.Module): Takes the outputs of the neck.
-        probability (bool): Whether the heatmaps go through the sigmoid.
-    """
-
-    input_name = 'image'
-
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None,
-                 head: nn.Module, probability: bool) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.head = head
-        self.probability = probability
-
-    @property
-    def in_channels(self) -> int:
-        """Return the channels of the input."""
-        return next(layer.in_channels for layer in self.backbone.modules()
-                    if isinstance(layer, nn.Conv2d))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the maps by name, heatmaps first."""
-        x = self.backbone(x)
-        if self.neck is not None:
-            x = self.neck(x)
-        maps = self.predict(x)
-        if self.probability:
-            for name in maps:
-                if name.endswith('heatmap'):
-                    maps[name] = maps[name].sigmoid()
-        return maps
-
-    def predict(self, x: Any) -> dict[str, Tensor]:
-        """Return the maps of the head, with logits as heatmaps."""
-        raise NotImplementedError
-
-    def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
-        """Return the metadata that a decoder needs."""
-        known = cfg.model.get('data_preprocessor') or {}
-        return dict(
-            classes=(checkpoint.get('meta') or {}).get(
-                'dataset_meta', {}).get('classes'),
-            **{key: known.get(key) for key in ('mean', 'std', 'bgr_to_rgb')})
-
-
-class CenterPointPart(DensePart):
-    """The dense part of mmdet3d's CenterPoint, from the canvas."""
-
-    input_name = 'canvas'
-
-    def predict(self, x: Any) -> dict[str, Tensor]:
-        return {f'task{i}.{branch}': maps[branch]
-                for i, (maps, ) in enumerate(self.head(x))
-                for branch in BRANCHES if branch in maps}
-
-    def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
-        coder = self.head.bbox_coder
-        voxels = (cfg.model.get('data_preprocessor') or {}).get(
-            'voxel_layer') or {}
-        return dict(
-            tasks=self.head.class_names,
-            voxel_size=voxels.get('voxel_size', coder.voxel_size),
-            point_cloud_range=voxels.get('point_cloud_range', coder.pc_range),
-            out_size_factor=coder.out_size_factor,
-            norm_bbox=self.head.norm_bbox)
-
-
-class CenterNetPart(DensePart):
-    """A model with mmdet's ``CenterNetHead``, which has one level."""
-
-    def predict(self, x: Any) -> dict[str, Tensor]:
-        x, = x
-        # The stock head applies the sigmoid in its forward.
-        return dict(
-            heatmap=self.head.heatmap_head(x),
-            wh=self.head.wh_head(x),
-            offset=self.head.offset_head(x))
-
-
-class CenterNetUpdatePart(DensePart):
-    """A model with mmdet's ``CenterNetUpdateHead``, of several levels."""
-
-    def predict(self, x: Any) -> dict[str, Tensor]:
-        maps = {}
-        for i, (logits, box) in enumerate(zip(*self.head(x))):
-            maps |= {f'level{i}.heatmap': logits, f'level{i}.box': box}
-        return maps
-
-    def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
-        return dict(
-            super().describe(cfg, checkpoint),
-            strides=[list(stride)
-                     for stride in self.head.prior_generator.strides])
-
-
-def dense_part(model: nn.Module, probability: bool) -> DensePart:
-    """Return the dense part of a known detector."""
-    from mmdet.models.dense_heads import CenterNetHead, CenterNetUpdateHead
-    parts = {CenterNetHead: CenterNetPart,
-             CenterNetUpdateHead: CenterNetUpdatePart}
-    prefix = ''
-    if hasattr(model, 'pts_bbox_head'):
-        from mmdet3d.models.dense_heads import CenterHead
-        prefix, parts = 'pts_', {CenterHead: CenterPointPart}
-    backbone, neck, head = (getattr(model, prefix + name, None)
-                            for name in ('backbone', 'neck', 'bbox_head'))
-    kind = next((part for head_type, part in parts.items()
-                 if isinstance(head, head_type)), None)
-    if kind is None:
-        raise UserError(
-            f'{type(model).__name__} with the head {type(head).__name__} has '
-            'no dense part that this tool knows. It exports CenterPoint with '
-            "a CenterHead (mmdet3d's or sigplug's), and image detectors with "
-            'a CenterNetHead or a CenterNetUpdateHead.')
-    part = kind(backbone, neck, head, probability).eval()
-    refuse_deformable_convolution(part)
-    return part
-
-
-def refuse_deformable_convolution(part: nn.Module) -> None:
-    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
-    names = [name for name, layer in part.named_modules()
-             if isinstance(layer, (DeformConv2d, ModulatedDeformConv2d))]
-    if names:
-        raise UserError(
-            f'{names[0]} is a deformable convolution, which ONNX runtimes '
-            'lack. Train a model without, e.g. with separate_head=dict('
-            "type='SeparateHead', ...) instead of DCNSeparateHead, or with "
-            'use_dcn=False in CTResNetNeck.')
-
-
-def sizes_of(divisor: int, step: int = 0) -> tuple[int, int]:
-    """Return a height and width: odd multiples of the divisor."""
-    factor = max(64 // divisor, 1) | 1
-    return divisor * (factor + step), divisor * (factor + 2 + 3 * step)
-
-
-def find_divisor(part: DensePart) -> int:
-    """Return the number that divides all heights and widths.
-
-    Levels of different strides only meet again where each of them divides
-    evenly.
-    """
-    problem = None
-    for divisor in (1, 2, 4, 8, 16, 32, 64, 128):
-        try:
-            part(torch.zeros(1, part.in_channels, *sizes_of(divisor)))
-        except RuntimeError as error:
-            problem = error
-        else:
-            return divisor
-    raise UserError(
-        'The backbone, neck and head do not fit each other, in no size of '
-        f'the input with {part.in_channels} channels: {problem}') from problem
-
-
-def export(part: DensePart, path: Path, divisor: int, opset: int) -> None:
-    """Write the model, with batch, height and width open."""
-    x = torch.zeros(2, part.in_channels, *sizes_of(divisor))
-    names = list(part(x))
-    axes = {0: 'batch', 2: 'height', 3: 'width'}
+def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
+    """Write a part, with the axes open that it names."""
+    x, wanted = part.sample(2, 0)
+    if precision == 'float16':
+        part = copy.deepcopy(part).half()
     if EXPORTS_PROGRAMS:
+        # Multiples, without which torch cannot tell that levels meet again.
+        axes = {axis: part.divisor * torch.export.Dim(name)
+                if axis > 1 and part.divisor > 1 else name
+                for axis, name in part.axes.items()}
         options = dict(
             dynamo=True,
             dynamic_shapes=(axes, ),
             external_data=False,
             verbose=False)
     else:
-        options = dict(dynamic_axes={part.input_name: axes, **{
-            name: {0: 'batch', 2: f'{name}.height', 3: f'{name}.width'}
-            for name in names}})
+        options = dict(dynamic_axes={part.input_name: part.axes, **{
+            name: {axis: f'{name}.{of}' if axis else of
+                   for axis, of in part.axes.items() if axis < y.dim()}
+            for name, y in wanted.items()}})
     # It warns about operators of torchvision, which are not used.
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     torch.onnx.export(
         part, (x, ), str(path), input_names=[part.input_name],
-        output_names=names, opset_version=opset, **options)
+        output_names=list(wanted), opset_version=opset, **options)
 
 
 def check_standard(model: Any, opset: int) -> int:
@@ -278,30 +136,46 @@ def check_standard(model: Any, opset: int) -> int:
     return len(nodes)
 
 
-def check_values(part: DensePart, path: Path, divisor: int) -> float:
+def check_values(part: nn.Module, path: Path, tolerance: float) -> float:
     """Return the largest difference of onnxruntime from PyTorch."""
     import onnxruntime
     session = onnxruntime.InferenceSession(
         str(path), providers=['CPUExecutionProvider'])
-    generator = torch.Generator().manual_seed(0)
     worst = 0.0
     # The traced size and others, with one sample and with several.
     for batch, step in ((2, 0), (1, 1), (3, 2)):
-        x = torch.randn(batch, part.in_channels, *sizes_of(divisor, step),
-                        generator=generator)
-        found = session.run(None, {part.input_name: x.numpy()})
-        for (name, wanted), array in zip(part(x).items(), found, strict=True):
+        x, outputs = part.sample(batch, step)
+        arrays = session.run(None, {part.input_name: x.numpy()})
+        for (name, wanted), array in zip(
+                outputs.items(), arrays, strict=True):
             scale = max(1.0, wanted.abs().max().item())
             error = float('inf')
             if array.shape == tuple(wanted.shape):
-                error = (torch.from_numpy(array) - wanted).abs().max().item()
-            if not error <= TOLERANCE * scale:
+                errors = (torch.from_numpy(array) - wanted).abs()
+                error = (errors * clear(outputs, name, tolerance)).max().item()
+            if not error <= tolerance * scale:
                 raise UserError(
                     f'What was exported is wrong and was not kept: {name} is '
                     f'off by {error:.3g} for an input of shape '
                     f'{tuple(x.shape)}, with values up to {scale:.3g}.')
             worst = max(worst, error / scale)
     return worst
+
+
+def clear(outputs: dict[str, torch.Tensor], name: str,
+          tolerance: float) -> torch.Tensor | int:
+    """Return which rows are to be compared.
+
+    Boxes whose scores are nearly those of a neighbour come in any order.
+    """
+    task, dot, what = name.rpartition('.')
+    if what not in ('boxes', 'labels'):
+        return 1
+    scores = outputs[f'{task}{dot}scores']
+    gaps = -scores.diff(dim=1) > tolerance
+    rows = gaps.new_zeros(scores.shape)
+    rows[:, 0], rows[:, 1:-1] = gaps[:, 0], gaps[:, 1:] & gaps[:, :-1]
+    return rows.unsqueeze(2) if what == 'boxes' else rows
 
 
 def check_packages() -> None:
@@ -315,32 +189,134 @@ def check_packages() -> None:
             'onnxruntime onnxscript') from error
 
 
-def write(part: DensePart, out: Path, opset: int,
-          about: dict[str, Any]) -> None:
-    """Export, check, and only then put the file in its place."""
+def name_axes(part: nn.Module, graph: Any) -> None:
+    """Name the sizes that torch has numbered, e.g. 8*s12 as 8*height."""
+    dims = graph.input[0].type.tensor_type.shape.dim
+    names = {dims[axis].dim_param.rpartition('*')[2]: name
+             for axis, name in part.axes.items()}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(
+                    r'\w+', lambda found: names.get(found[0], found[0]),
+                    dim.dim_param)
+
+
+def write_part(part: nn.Module, path: Path, precision: str, opset: int,
+               about: dict[str, Any]) -> None:
+    """Export one part and check it."""
     import onnx
-    out.parent.mkdir(parents=True, exist_ok=True)
-    divisor = find_divisor(part)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        path = Path(folder) / out.name
-        export(part, path, divisor, opset)
-        model = onnx.load(path)
-        onnx.helper.set_model_props(model, {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in dict(about, divisor=divisor).items()
-            if value is not None})
-        nodes = check_standard(model, opset)
-        onnx.save(model, path)
-        error = check_values(part, path, divisor)
-        os.replace(path, out)
-    print(f'{out}: opset {opset}, {nodes} nodes, '
-          f'{out.stat().st_size / 2**20:.1f} MiB')
+    export(part, path, precision, opset)
+    model = onnx.load(path)
+    name_axes(part, model.graph)
+    onnx.helper.set_model_props(model, {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in about.items() if value is not None})
+    nodes = check_standard(model, opset)
+    onnx.save(model, path)
+    error = check_values(part, path, TOLERANCE[precision])
+    print(f'{path.name}: {precision}, opset {opset}, {nodes} nodes, '
+          f'{path.stat().st_size / 2**20:.1f} MiB. Largest difference from '
+          f'PyTorch: {error:.1e}')
     for value in (*model.graph.input, *model.graph.output):
         shape = [dim.dim_param or str(dim.dim_value)
                  for dim in value.type.tensor_type.shape.dim]
         print(f'  {value.name:16s}({", ".join(shape)})')
-    print(f'Height and width: multiples of {divisor}. Largest difference '
-          f'from PyTorch: {error:.1e}')
+
+
+def describe(cfg: Config, model: nn.Module, args: argparse.Namespace,
+             about: dict[str, Any]) -> dict[str, Any]:
+    """Return what deploy.json says of a CenterPoint."""
+    head, layer = model.pts_bbox_head, model.data_preprocessor.voxel_layer
+    coder = head.bbox_coder
+    middle = model.pts_middle_encoder
+    return dict(
+        tasks=about['tasks'],
+        points=describe_points(cfg, model),
+        voxels=dict(
+            voxel_size=list(layer.voxel_size),
+            point_cloud_range=list(layer.point_cloud_range),
+            max_points=layer.max_num_points,
+            max_voxels=layer.max_voxels[1]),
+        encoder=pillar_encoder(model).describe(),
+        map_size=[middle.ny, middle.nx],
+        heatmap=args.heatmap,
+        coder=dict(
+            {key: getattr(coder, key) for key in (
+                'pc_range', 'voxel_size', 'out_size_factor', 'max_num',
+                'score_threshold', 'post_center_range')},
+            norm_bbox=head.norm_bbox),
+        box_size=9 if 'vel' in head.task_heads[0].heads else 7,
+        nms={key: head.test_cfg.get(key) for key in (
+            'nms_type', 'min_radius', 'nms_thr', 'score_threshold',
+            'pre_max_size', 'post_max_size', 'post_center_limit_range')},
+        divisor=about['divisor'],
+        precision=args.precision,
+        config=args.config,
+        checkpoint=args.checkpoint,
+        checkpoint_sha256=(None if '://' in args.checkpoint else
+                           checksum(args.checkpoint)),
+        versions=list_versions())
+
+
+def describe_points(cfg: Config, model: nn.Module) -> dict[str, Any]:
+    """Return the columns of a file that the model takes.
+
+    The time of merged sweeps, which is 0 for a single one, is None.
+    """
+    load_dim, columns = 5, None
+    loader = cfg.get('test_dataloader') or dict(dataset=dict(pipeline=[]))
+    for step in loader['dataset'].get('pipeline', []):
+        use = step.get('use_dim')
+        if isinstance(use, int):
+            use = list(range(use))
+        if step['type'].endswith('LoadPointsFromFile'):
+            load_dim = step['load_dim']
+            columns = list(use or [0, 1, 2])
+        elif step['type'].endswith('LoadPointsFromMultiSweeps') and columns:
+            # These are the defaults of mmdet3d, which puts the time fifth.
+            columns = [None if i == 4 else columns[i]
+                       for i in use or (0, 1, 2, 4)]
+    if columns is None:
+        raise UserError('The config has no LoadPointsFromFile in '
+                        'test_dataloader.dataset.pipeline, which tells what '
+                        'the model takes of each point.')
+    return dict(load_dim=load_dim, columns=columns)
+
+
+def write(cfg: Config, model: nn.Module, checkpoint: dict,
+          args: argparse.Namespace) -> None:
+    """Export, check, and only then put the files in their place."""
+    part = dense_part(model, 'boxes' if args.decode else args.heatmap)
+    out = args.out
+    whole = hasattr(model, 'pts_bbox_head')
+    if out is None:
+        out = Path(args.checkpoint).with_suffix('' if whole else '.onnx')
+    elif out.suffix == '.onnx':
+        whole = False
+    elif not whole:
+        raise UserError(f'--out must end with .onnx for {args.config!r}, an '
+                        f'image detector of one file, but is {str(out)!r}.')
+    about = dict(divisor=part.find_divisor(), heatmap=args.heatmap,
+                 **part.describe(cfg, checkpoint))
+    parts = {DENSE if whole else out.name: part}
+    if whole:
+        parts = {ENCODER: pillar_encoder(model), **parts}
+    target = out if whole else out.parent
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        for name, piece in parts.items():
+            # A linear layer in float16 loses millimetres of coordinates.
+            write_part(piece, Path(folder) / name,
+                       'float32' if name == ENCODER else args.precision,
+                       args.opset, about if piece is part else {})
+        if whole:
+            write_description(
+                Path(folder), describe(cfg, model, args, about))
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(Path(folder).iterdir()):
+            os.replace(path, target / path.name)
+    print(f'{out}: height and width are multiples of {part.divisor}')
 
 
 @torch.no_grad()
@@ -357,9 +333,7 @@ def main() -> None:
             f'The config {args.config!r} has no model.')
     with preflight.explain_registry_errors(cfg):
         model = cli.build_model(cfg, args.checkpoint, 'cpu')
-    part = dense_part(model, args.heatmap == 'probability')
-    write(part, args.out, args.opset, dict(
-        part.describe(cfg, checkpoint), heatmap=args.heatmap))
+    write(cfg, model, checkpoint, args)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,204 @@
+"""A CenterPoint of pillars in onnxruntime."""
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sigplug.errors import UserError
+
+from . import boxes as box_steps
+from . import pillars
+from .folder import DENSE, ENCODER, read_description
+
+
+class Detections(NamedTuple):
+    """The boxes of a frame.
+
+    Attributes:
+        boxes (np.ndarray): ``(x, y, z, dx, dy, dz, yaw[, vx, vy])`` in the
+            coordinates of the points, shape ``(N, 7 or 9)``, float32: z is
+            that of the bottom, as in mmdet3d; metres, radians and m/s.
+        scores (np.ndarray): In (0, 1), shape ``(N, )``, float32.
+        labels (np.ndarray): Indices into the classes, shape ``(N, )``.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class Detector:
+    """Points in, boxes out, as the PyTorch model that was exported.
+
+    Args:
+        folder (str | os.PathLike): What ``tools/deployment/export_onnx.py``
+            has written.
+        providers (Sequence[str]): onnxruntime's execution providers. Defaults
+            to the CPU.
+        threads (int): Threads of onnxruntime; 0 are as many as it likes.
+            Defaults to 0.
+
+    Attributes:
+        about (dict): The content of ``deploy.json``.
+        classes (list[str]): The names of the classes.
+        milliseconds (dict[str, float]): What each step of the last frame
+            took.
+
+    Raises:
+        UserError: The folder is missing, damaged, or not to be run here.
+
+    Examples:
+        .. code-block:: python
+
+            from sigplug.deploy import Detector, read_points
+
+            detector = Detector('work_dirs/quickstart/epoch_8')
+            cloud = read_points('cloud.bin')
+            for box, score, label in zip(*detector(detector.adapt(cloud))):
+                print(detector.classes[label], score, box)
+    """
+
+    def __init__(self, folder: str | os.PathLike,
+                 providers: Sequence[str] = ('CPUExecutionProvider', ),
+                 threads: int = 0) -> None:
+        import onnxruntime
+        self.about = read_description(folder)
+        self.classes = [name for task in self.about['tasks'] for name in task]
+        self.milliseconds: dict[str, float] = {}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._encoder, self._dense = (
+                onnxruntime.InferenceSession(
+                    str(Path(folder) / name), options,
+                    providers=list(providers)) for name in (ENCODER, DENSE))
+        except Exception as error:
+            raise UserError(f'onnxruntime {onnxruntime.__version__} cannot '
+                            f'run {folder}: {error}') from error
+
+    def __call__(self, points: np.ndarray) -> Detections:
+        """Detect the objects of a frame.
+
+        Args:
+            points (np.ndarray): What the model takes of each point, shape
+                ``(N, num_features)``; see :meth:`adapt` for a cloud as it is
+                in a file.
+
+        Returns:
+            Detections: The boxes; none where no point is in range.
+
+        Raises:
+            UserError: The points are not as described, none, or not finite.
+        """
+        self.milliseconds = {}
+        canvas = self.encode(points)
+        return self.decode({} if canvas is None else self.infer(canvas))
+
+    def adapt(self, cloud: np.ndarray) -> np.ndarray:
+        """Take the columns of a cloud that the model was trained with.
+
+        Args:
+            cloud (np.ndarray): The values of each point in a file of the
+                training's data set, shape ``(N, C)``. A column that only
+                holds the age of merged sweeps becomes 0 and may be missing.
+
+        Returns:
+            np.ndarray: Shape ``(N, num_features)``.
+
+        Raises:
+            UserError: The cloud has too few columns.
+        """
+        columns = self.about['points']['columns']
+        needed = 1 + max(c for c in columns if c is not None)
+        if cloud.ndim != 2 or cloud.shape[1] < needed:
+            raise UserError(
+                f'The cloud has the shape {cloud.shape}, but the model needs '
+                f'at least {needed} values of each point: columns {columns} '
+                'of the files of its training (None: 0).')
+        return np.stack([np.zeros(len(cloud), cloud.dtype) if c is None else
+                         cloud[:, c] for c in columns], axis=1)
+
+    def encode(self, points: np.ndarray) -> np.ndarray | None:
+        """Return the map of pillar features, ``(1, C, H, W)``; None without.
+
+        Args:
+            points (np.ndarray): As for a call.
+        """
+        points = self._check(points)
+        about = self.about
+        with self._time('voxelise'):
+            voxels, cells, counts = pillars.voxelize(points, **about['voxels'])
+            if not len(cells):
+                return None
+            features = pillars.decorate(
+                voxels, cells, counts, about['encoder'])
+        with self._time('encode'):
+            encoded, = self._encoder.run(None, {'input_features': features})
+            return pillars.scatter(encoded[:, 0], cells, about['map_size'])
+
+    def infer(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs of the network by their names."""
+        with self._time('network'):
+            names = [output.name for output in self._dense.get_outputs()]
+            return dict(zip(names, self._dense.run(
+                names, {'spatial_features': canvas})))
+
+    def decode(self, outputs: dict[str, np.ndarray]) -> Detections:
+        """Return the boxes that the outputs of the network stand for."""
+        found, about, first = [], self.about, 0
+        with self._time('decode'):
+            for task, classes in enumerate(about['tasks']):
+                maps = {name.removeprefix(f'task{task}.'): value[0]
+                        for name, value in outputs.items()
+                        if '.' not in name or name.startswith(f'task{task}.')}
+                if maps:
+                    found.append(self._decode_task(task, maps, first))
+                first += len(classes)
+        if not found:
+            return Detections(np.zeros((0, about['box_size']), np.float32),
+                              np.zeros(0, np.float32), np.zeros(0, np.int64))
+        boxes, scores, labels = map(np.concatenate, zip(*found))
+        boxes[:, 2] -= boxes[:, 5] / 2
+        return Detections(boxes, scores, labels)
+
+    def _decode_task(self, task: int, maps: dict[str, np.ndarray],
+                     first: int) -> tuple[np.ndarray, ...]:
+        coder, nms = self.about['coder'], self.about['nms']
+        if 'boxes' in maps:
+            found = maps['boxes'], maps['scores'], maps['labels']
+        else:
+            found = box_steps.decode(maps, coder, self.about['heatmap'])
+        kept = box_steps.select(*found[:2], coder, nms, task)
+        boxes, scores, labels = (values[kept] for values in found)
+        return boxes, scores, labels + first
+
+    def _check(self, points: np.ndarray) -> np.ndarray:
+        """Return the points in float32; raise a ``UserError`` at others."""
+        points = np.asarray(points)
+        wanted = len(self.about['points']['columns'])
+        if points.ndim != 2 or points.shape[1] != wanted:
+            raise UserError(
+                f'points must have the shape (N, {wanted}), as the model '
+                f'takes {wanted} values of each point, but has the shape '
+                f'{points.shape}; adapt() takes the columns of a file.')
+        if not len(points):
+            raise UserError('points must hold at least one point, but the '
+                            'cloud is empty.')
+        points = points.astype(np.float32)
+        bad = ~np.isfinite(points).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f'points must be finite, but {bad.sum()} of {len(points)} '
+                f'are not, first row {bad.argmax()}: pass '
+                'points[np.isfinite(points).all(axis=1)].')
+        return points
+
+    @contextmanager
+    def _time(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.milliseconds[step] = 1e3 * (time.perf_counter() - start)

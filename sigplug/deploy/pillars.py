@@ -1,0 +1,103 @@
+"""From points to the input of the pillar encoder, and to its map."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def voxelize(
+        points: np.ndarray, voxel_size: Sequence[float],
+        point_cloud_range: Sequence[float], max_points: int,
+        max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gather the points of each voxel, as ``sigplug.ops.hard_voxelize`` does.
+
+    Args:
+        points (np.ndarray): ``(x, y, z, ...)`` in metres, shape ``(N, C)``,
+            float32.
+        voxel_size (Sequence[float]): Extents along x, y, z in metres.
+        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
+            y_max, z_max)`` in metres.
+        max_points (int): Points that are kept of a voxel, the first.
+        max_voxels (int): Voxels that are kept, in the order of their first
+            points.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray, np.ndarray]: The points of the voxels,
+        shape ``(M, max_points, C)``, 0 where there is none; the cells
+        ``(z, y, x)``, shape ``(M, 3)``; and the numbers of points,
+        ``(M, )``.
+    """
+    bounds = np.asarray(point_cloud_range, np.float32)
+    size = np.asarray(voxel_size, np.float32)
+    grid = np.round((bounds[3:] - bounds[:3]) / size).astype(np.int64)
+    cells = np.floor((points[:, :3] - bounds[:3]) / size)
+    inside = ((cells >= 0) & (cells < grid)).all(axis=1)
+    points, cells = points[inside], cells[inside].astype(np.int64)
+    key = (cells[:, 2] * grid[1] + cells[:, 1]) * grid[0] + cells[:, 0]
+    # The points of a voxel, in their order, become neighbours.
+    order = np.argsort(key, kind='stable')
+    key = key[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    lengths = np.diff(starts, append=len(key))
+    kept = np.argsort(order[starts])[:max_voxels]
+    counts = np.minimum(lengths[kept], max_points)
+    slot = np.arange(max_points)
+    real = slot < counts[:, None]
+    voxels = np.zeros((len(kept), max_points, points.shape[1]), np.float32)
+    voxels[real] = points[order[(starts[kept][:, None] + slot)[real]]]
+    return voxels, cells[order[starts[kept]]][:, ::-1], counts
+
+
+def decorate(voxels: np.ndarray, cells: np.ndarray, counts: np.ndarray,
+             encoder: Mapping[str, Any]) -> np.ndarray:
+    """Add the offsets of each point, as mmdet3d's ``PillarFeatureNet`` does.
+
+    The features are ``(x, y, z, ...)``, the offset from the mean of the
+    pillar's points (``with_cluster_center``), that from its centre
+    (``with_voxel_center``; ``legacy`` also puts it in the place of x, y, z),
+    and the length of the first three (``with_distance``).
+
+    Args:
+        voxels (np.ndarray): Points, shape ``(M, max_points, C)``.
+        cells (np.ndarray): Cells ``(z, y, x)``, shape ``(M, 3)``.
+        counts (np.ndarray): Numbers of points, shape ``(M, )``.
+        encoder (Mapping[str, Any]): The options in brackets, ``voxel_size``
+            and ``offset``, the centre of the first pillar, both in metres.
+
+    Returns:
+        np.ndarray: Shape ``(M, max_points, C')``, float32; 0 at padding.
+    """
+    features = voxels.copy()
+    xyz = features[:, :, :3]
+    parts = [features]
+    if encoder['with_cluster_center']:
+        mean = xyz.sum(axis=1) / counts[:, None].astype(np.float32)
+        parts.append(xyz - mean[:, None])
+    if encoder['with_voxel_center']:
+        center = (cells[:, ::-1].astype(np.float32)
+                  * np.asarray(encoder['voxel_size'], np.float32)
+                  + np.asarray(encoder['offset'], np.float32))
+        parts.append(xyz - center[:, None])
+        if encoder['legacy']:
+            xyz[:] = parts[-1]
+    if encoder['with_distance']:
+        parts.append(np.linalg.norm(xyz, axis=2, keepdims=True))
+    real = np.arange(voxels.shape[1]) < counts[:, None]
+    return np.concatenate(parts, axis=2) * real[:, :, None]
+
+
+def scatter(features: np.ndarray, cells: np.ndarray,
+            map_size: Sequence[int]) -> np.ndarray:
+    """Put the features of the pillars in their cells of a map.
+
+    Args:
+        features (np.ndarray): Shape ``(M, C)``.
+        cells (np.ndarray): Cells ``(z, y, x)``, shape ``(M, 3)``.
+        map_size (Sequence[int]): Cells along y and x.
+
+    Returns:
+        np.ndarray: Shape ``(1, C, H, W)``, 0 where no pillar is.
+    """
+    canvas = np.zeros((1, features.shape[1], *map_size), np.float32)
+    canvas[0, :, cells[:, 1], cells[:, 2]] = features
+    return canvas

@@ -1,0 +1,125 @@
+"""Quantise an exported detector to INT8, and keep its pillar encoder.
+
+Convolutions compute with 8-bit integers, between QuantizeLinear and
+DequantizeLinear nodes. Their ranges come from training samples. The first
+convolution and the last ones, whose outputs are the maps, stay in float32, as
+does the pillar encoder. tools/deployment/test_onnx.py says what that costs.
+"""
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from mmengine.registry import DATASETS, init_default_scope
+
+from sigplug.deploy import Detector
+from sigplug.deploy.folder import DENSE, ENCODER, write_description
+from sigplug.engine import cli, preflight, process
+from sigplug.engine.bev_frame import space_evenly
+from sigplug.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, for its training set')
+    parser.add_argument(
+        'folder', type=Path, help='what export_onnx.py has written in float32')
+    parser.add_argument(
+        '--out', type=Path, metavar='FOLDER',
+        help='what to write (default: FOLDER with _int8 at its end)')
+    parser.add_argument(
+        '--num', type=int, default=64,
+        help='training samples that give the ranges (default: 64)')
+    parser.add_argument(
+        '--method', default='MinMax',
+        choices=['MinMax', 'Percentile', 'Entropy'],
+        help='how a range follows from the values (default: MinMax)')
+    parser.add_argument(
+        '--keep', nargs='*', default=['first', 'last'],
+        choices=['first', 'last'],
+        help='convolutions that stay in float32 (default: first last)')
+    cli.add_cfg_options(parser)
+    args = cli.parse_args(parser)
+    if args.num < 1:
+        parser.error(f'--num must be at least 1, got {args.num}')
+    args.out = args.out or args.folder.with_name(f'{args.folder.name}_int8')
+    return args
+
+
+def find_kept(path: Path, keep: list[str]) -> list[str]:
+    """Return the names of the convolutions that stay in float32."""
+    import onnx
+    graph = onnx.load(path).graph
+    convolutions = [node for node in graph.node if node.op_type == 'Conv']
+    outputs = {value.name for value in graph.output}
+    sources = {value.name for value in graph.input}
+    return [node.name for node in convolutions
+            if 'last' in keep and outputs & set(node.output)
+            or 'first' in keep and sources & set(node.input)]
+
+
+def read_maps(args: argparse.Namespace, detector: Detector
+              ) -> Iterator[dict[str, np.ndarray]]:
+    """Return the inputs of the network on samples of the training set."""
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    if cfg.get('train_dataloader') is None:
+        raise UserError(f'The config {args.config!r} has no train_dataloader, '
+                        'which gives the samples.')
+    preflight.check_data(cfg, 'train')
+    preflight.check_stack(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    with (preflight.explain_registry_errors(cfg),
+          preflight.explain_data_errors(cfg.train_dataloader)):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        for index in space_evenly(args.num, len(dataset)):
+            points = dataset[index]['inputs']['points'].numpy()
+            canvas = detector.encode(points) if len(points) else None
+            if canvas is not None:
+                yield dict(spatial_features=canvas)
+
+
+def main() -> None:
+    """Quantise."""
+    args = parse_args()
+    detector = Detector(args.folder)
+    if detector.about['precision'] != 'float32':
+        raise UserError(f'{args.folder} is in {detector.about["precision"]}: '
+                        'give one in float32.')
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        maps = read_maps(args, detector)
+
+        def get_next(self):
+            return next(self.maps, None)
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
+        written = Path(folder)
+        quantize_static(
+            args.folder / DENSE, written / DENSE, Reader(),
+            op_types_to_quantize=['Conv'], per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            nodes_to_exclude=find_kept(args.folder / DENSE, args.keep),
+            calibrate_method=CalibrationMethod[args.method])
+        shutil.copy(args.folder / ENCODER, written)
+        write_description(written, dict(
+            detector.about, precision='int8',
+            calibration=dict(samples=args.num, method=args.method,
+                             kept=args.keep)))
+        shutil.copytree(written, args.out, dirs_exist_ok=True)
+    size = (args.out / DENSE).stat().st_size / 2**20
+    print(f'{args.out}: {DENSE} is of {size:.2f} MiB')
+
+
+if __name__ == '__main__':
+    sys.exit(process.run_tool(main))

@@ -1,0 +1,215 @@
+"""Evaluate exported detectors by onnxruntime, beside the PyTorch model.
+
+All run in turn on each sample of the config's test set, one at a time and
+with the same number of threads, and get the evaluation of the config. The
+table has their metrics and the differences from PyTorch, the frames with the
+same boxes, the median time of each step, and the sizes.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch import nn
+from tqdm import tqdm
+
+from sigplug.deploy import Detections, Detector
+from sigplug.deploy.folder import checksum
+from sigplug.engine import cli, preflight, process
+from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.engine.results import summarize_nuscenes, write_json
+from sigplug.errors import UserError
+
+# Boxes that are as near as this in every value are the same.
+SAME = 1e-3
+STEPS = ('voxelise', 'encode', 'network', 'decode')
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'folders', nargs='+', metavar='FOLDER',
+        help='what export_onnx.py or quantize_onnx.py has written')
+    parser.add_argument(
+        '--checkpoint',
+        help='of the PyTorch model (default: the one that was exported)')
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE.json',
+        help='also write the results to this file')
+    cli.add_cfg_options(parser)
+    return cli.parse_args(parser)
+
+
+class TimedModel:
+    """The PyTorch model with the interface of ``Detector``.
+
+    Args:
+        model (nn.Module): mmdet3d's CenterPoint.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.marks: list[float] = []
+        for part in (model.data_preprocessor, model.pts_middle_encoder,
+                     model.pts_bbox_head):
+            part.register_forward_hook(
+                lambda *_: self.marks.append(time.perf_counter()))
+
+    def __call__(self, batch: dict) -> tuple[Detections, dict, Any]:
+        """Return the boxes, the time of each step and the data sample."""
+        self.marks = [time.perf_counter()]
+        sample, = self.model.test_step(batch)
+        self.marks.append(time.perf_counter())
+        found = sample.pred_instances_3d
+        times = dict(zip(STEPS, 1e3 * np.diff(self.marks)))
+        return Detections(
+            found.bboxes_3d.tensor.numpy(), found.scores_3d.numpy(),
+            found.labels_3d.numpy()), times, sample
+
+
+def same_boxes(a: Detections, b: Detections) -> bool:
+    """Return whether each box of one is among those of the other."""
+    if len(a.boxes) != len(b.boxes):
+        return False
+    rows = [np.concatenate([
+        found.boxes[:, :6], np.sin(found.boxes[:, 6:7]),
+        np.cos(found.boxes[:, 6:7]), found.boxes[:, 7:],
+        found.scores[:, None], found.labels[:, None]], axis=1)
+        for found in (a, b)]
+    distance = np.abs(rows[0][:, None] - rows[1]).max(axis=2)
+    return bool((distance.min(axis=1, initial=np.inf) <= SAME).all())
+
+
+def find_checkpoint(args: argparse.Namespace,
+                    detectors: dict[str, Detector]) -> str:
+    """Return the checkpoint that all the folders come from."""
+    path = args.checkpoint or next(iter(detectors.values())).about[
+        'checkpoint']
+    preflight.check_checkpoint(path, '--checkpoint')
+    for folder, detector in detectors.items():
+        if checksum(path) != detector.about['checkpoint_sha256']:
+            raise UserError(
+                f'{folder} was exported from another checkpoint than '
+                f'{path!r}: {detector.about["checkpoint"]!r} as it was then.')
+    return path
+
+
+def evaluate(cfg: Config, model: nn.Module,
+             detectors: dict[str, Detector]) -> dict[str, dict]:
+    """Run all on the test set; return their results."""
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    timed = TimedModel(model)
+    names = ['PyTorch', *detectors]
+    evaluators = {name: Evaluator(cfg.test_evaluator) for name in names}
+    times: dict[str, list] = {name: [] for name in names}
+    same = dict.fromkeys(names, 0)
+    for batch in tqdm(loader, leave=False):
+        points = batch['inputs']['points'][0].numpy().copy()
+        wanted, ms, sample = timed(batch)
+        for name in names:
+            found = wanted
+            if name != 'PyTorch':
+                detector = detectors[name]
+                # A frame without points has no boxes.
+                found = (detector(points) if len(points) else
+                         detector.decode({}))
+                ms = detector.milliseconds
+                sample = to_sample(sample, found)
+            same[name] += same_boxes(wanted, found)
+            times[name].append([ms.get(step, 0.0) for step in STEPS])
+            evaluators[name].process([sample], batch)
+    results = {}
+    for name, evaluator in evaluators.items():
+        evaluator.dataset_meta = loader.dataset.metainfo
+        metrics = evaluator.evaluate(len(loader.dataset))
+        table = np.array(times[name])
+        results[name] = dict(
+            summarize_nuscenes(metrics),
+            same_frames=same[name], frames=len(table),
+            milliseconds=dict(
+                zip(STEPS, np.median(table, axis=0).round(2).tolist()),
+                total=round(float(np.median(table.sum(axis=1))), 2)))
+    return results
+
+
+def to_sample(like: Any, found: Detections) -> Any:
+    """Return a data sample with other boxes."""
+    sample = like.clone()
+    boxes = like.pred_instances_3d.bboxes_3d
+    sample.pred_instances_3d = InstanceData(
+        bboxes_3d=type(boxes)(found.boxes, box_dim=found.boxes.shape[1]),
+        scores_3d=torch.from_numpy(found.scores),
+        labels_3d=torch.from_numpy(found.labels))
+    return sample
+
+
+def report(results: dict[str, dict]) -> None:
+    """Print the table."""
+    base = results['PyTorch']
+
+    def row(name: str, values: list[str]) -> None:
+        print(f'{name:24s}' + ''.join(f'{value:>22s}' for value in values))
+
+    def metric(name: str, read: Any) -> None:
+        row(name, [f'{read(result):.4f} ({read(result) - read(base):+.4f})'
+                   for result in results.values()])
+
+    row('', [name[-20:] for name in results])
+    for key in ('mAP', 'NDS'):
+        metric(key, lambda result, key=key: result[key])
+    for key in base['class_AP']:
+        metric(f'AP {key}', lambda result, key=key: result['class_AP'][key])
+    row(f'frames equal to {SAME:g}', [
+        f'{result["same_frames"]}/{result["frames"]}'
+        for result in results.values()])
+    for step in base['milliseconds']:
+        row(f'ms {step}', [f'{result["milliseconds"][step]:.1f}'
+                           for result in results.values()])
+    row('MiB of models', [f'{result["mib"]:.2f}'
+                          for result in results.values()])
+
+
+@torch.no_grad()
+def main() -> None:
+    """Evaluate."""
+    args = parse_args()
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    detectors = {
+        folder: Detector(folder, threads=torch.get_num_threads())
+        for folder in args.folders}
+    checkpoint = find_checkpoint(args, detectors)
+    preflight.check_data(cfg, 'test')
+    preflight.check_stack(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    # One sample at a time, without workers that share the cores.
+    cfg.test_dataloader.update(
+        batch_size=1, num_workers=0, persistent_workers=False)
+    with (preflight.explain_registry_errors(cfg),
+          preflight.explain_data_errors(cfg.test_dataloader)):
+        model = cli.build_model(cfg, checkpoint, 'cpu')
+        results = evaluate(cfg, model, detectors)
+    results['PyTorch']['mib'] = Path(checkpoint).stat().st_size / 2**20
+    for folder in detectors:
+        results[folder]['mib'] = sum(
+            path.stat().st_size for path in Path(folder).glob('*.onnx')
+        ) / 2**20
+    report(results)
+    if args.out:
+        write_json(args.out, dict(
+            config=args.config, checkpoint=checkpoint,
+            threads=torch.get_num_threads(), machine=describe_machine(),
+            versions=list_versions(), results=results))
+
+
+if __name__ == '__main__':
+    sys.exit(process.run_tool(main))
