@@ -216,7 +216,8 @@ class _FocalLoss(torch.autograd.Function):
                     focal_loss(x, target, ctx.options, ctx.keep), x, grad,
                     create_graph=create_graph)[0]
         else:
-            grad = grad[(..., *[None] * (logits.dim() - ctx.keep))]
+            grad = grad.reshape(
+                grad.shape + (1, ) * (logits.dim() - ctx.keep))
             grad_logits = (grad * slopes).to(logits.dtype)
         return grad_logits, None, None, None, None
 

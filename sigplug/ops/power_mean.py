@@ -278,7 +278,7 @@ class _PowerMean(torch.autograd.Function):
     """Saves the input, and tensors of the size of the result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: PowerLike, sets: Sets,
+    def forward(ctx: Any, x: Tensor, p: PowerLike, sets: Any,
                 eps: float | None, form: Form) -> Tensor:
         y = form.forward(x, p, sets, eps)
         ctx.sets = dataclasses.replace(sets, members=None)

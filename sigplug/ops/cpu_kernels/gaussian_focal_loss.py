@@ -25,16 +25,17 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
     """
     logits, target = logits.contiguous(), target.float().contiguous()
     shape = logits.shape[:keep]
-    rows, losses, sums = math.prod(shape), None, None
-    if keep == logits.dim():
-        losses = torch.empty_like(logits, dtype=torch.float32)
-    else:
-        sums = logits.new_empty(shape, dtype=torch.float64)
+    rows = math.prod(shape)
+    by_cell = keep == logits.dim()
+    loss = logits.new_empty(
+        shape, dtype=torch.float32 if by_cell else torch.float64)
     kernel('gaussian_focal_loss', _ARGUMENTS)(
         DTYPES[logits.dtype], logits.data_ptr(), target.data_ptr(), rows,
-        logits.numel() // max(rows, 1), _numbers(options), pointer(losses),
-        pointer(sums), pointer(slopes), count_threads(logits))
-    return losses if sums is None else sums.float()
+        logits.numel() // max(rows, 1), _numbers(options),
+        pointer(loss if by_cell else None),
+        pointer(None if by_cell else loss), pointer(slopes),
+        count_threads(logits))
+    return loss.float()
 
 
 @functools.cache

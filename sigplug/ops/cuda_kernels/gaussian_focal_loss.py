@@ -40,20 +40,16 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
     columns = logits.numel() // max(rows, 1)
     if not logits.numel():
         return logits.new_zeros(shape, dtype=torch.float32)
-    losses = sums = None
     chunks = -(-columns // CHUNK)
-    if by_cell:
-        losses = torch.empty_like(logits, dtype=torch.float32)
-    else:
-        sums = logits.new_empty((*shape, chunks), dtype=torch.float64)
+    loss = logits.new_empty(
+        shape if by_cell else (*shape, chunks),
+        dtype=torch.float32 if by_cell else torch.float64)
     with on_device_of(logits):
         _loss_of_rows[(rows * chunks, )](
-            logits, target, losses, sums, slopes, columns, chunks,
-            *_numbers(options), CHUNK=CHUNK, BLOCK=BLOCK,
+            logits, target, loss, slopes, columns, chunks,
+            *_numbers(options), BY_CELL=by_cell, CHUNK=CHUNK, BLOCK=BLOCK,
             **_variant(options))
-    if sums is None:
-        return losses
-    return sums.sum(-1).float()
+    return loss if by_cell else loss.sum(-1).float()
 
 
 FORM = Form('gaussian_focal_loss', forward)
@@ -138,12 +134,12 @@ def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
 
 
 @triton.jit
-def _loss_of_rows(logits_ptr, target_ptr, losses_ptr, sums_ptr, slopes_ptr,
-                  columns, chunks, alpha, gamma, pos_weight, neg_weight, low,
-                  high, log_eps, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-                  CLIP: tl.constexpr, CHUNK: tl.constexpr,
-                  BLOCK: tl.constexpr):
-    """Losses and slopes of a chunk of a row, or its sum, where wanted."""
+def _loss_of_rows(logits_ptr, target_ptr, loss_ptr, slopes_ptr, columns,
+                  chunks, alpha, gamma, pos_weight, neg_weight, low, high,
+                  log_eps, BY_CELL: tl.constexpr, ALPHA: tl.constexpr,
+                  GAMMA: tl.constexpr, CLIP: tl.constexpr,
+                  CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """The loss of each cell in a chunk of a row, or its sum; the slopes."""
     program = tl.program_id(0).to(tl.int64)
     row, chunk = program // chunks, program % chunks
     total = tl.zeros([BLOCK], tl.float32)
@@ -156,11 +152,11 @@ def _loss_of_rows(logits_ptr, target_ptr, losses_ptr, sums_ptr, slopes_ptr,
         x, t = _load(logits_ptr, target_ptr, place, inside)
         loss, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
                             high, log_eps, ALPHA, GAMMA, CLIP)
-        if losses_ptr is not None:
-            tl.store(losses_ptr + place, loss, mask=inside)
+        if BY_CELL:
+            tl.store(loss_ptr + place, loss, mask=inside)
         if slopes_ptr is not None:
             tl.store(slopes_ptr + place, slope, mask=inside)
-        if sums_ptr is not None:
+        else:
             total, rest = add(total, rest, tl.where(inside, loss, 0.0))
-    if sums_ptr is not None:
-        tl.store(sums_ptr + program, tl.sum(finish_sum(total, rest), 0))
+    if not BY_CELL:
+        tl.store(loss_ptr + program, tl.sum(finish_sum(total, rest), 0))
