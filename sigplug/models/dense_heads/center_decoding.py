@@ -10,8 +10,9 @@ from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from mmdet3d.structures import xywhr2xyxyr
 from torch import Tensor
 
-from sigplug.ops._checks import is_integer, is_number
 from sigplug.ops._dtypes import upcast_half
+
+from .center_checks import per_task
 
 # Rounds of the suppression before its result is read: each box of a chain, in
 # which each would hide the next, takes one.
@@ -117,14 +118,14 @@ def suppress(found: Candidates,
     Args:
         found (Candidates): From :func:`decode`.
         cfg (dict[str, Any]): The ``test_cfg`` of the head, as
-            :func:`check_test_cfg` accepts it. ``nms_type`` may have an entry
-            per task. ``min_radius`` is compared with *squared* distances.
+            ``check_test_cfg`` accepts it. ``nms_type`` may have an entry per
+            task. ``min_radius`` is compared with *squared* distances.
 
     Returns:
         tuple[Tensor, list[int]]: The rows of the flattened candidates that
         are kept, sample by sample, and the number in each sample.
     """
-    kinds = _per_task(cfg['nms_type'], found.scores.shape[1])
+    kinds = per_task(cfg['nms_type'], found.scores.shape[1])
     valid, inside = [], []
     for task, kind in enumerate(kinds):
         of_task = found.valid[:, task]
@@ -269,66 +270,3 @@ def _is_within(boxes: Tensor, limits: Any) -> Tensor:
         inside = inside & (place >= limits[axis]) & (
             place <= limits[axis + 3])
     return inside
-
-
-def _per_task(value: Any, num_tasks: int) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else (
-        [value] * num_tasks)
-
-
-def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
-                   num_tasks: int, box_size: int) -> None:
-    """Raise a ``ValueError`` at values that only predictions would read.
-
-    Args:
-        cfg (dict[str, Any]): The ``test_cfg`` of the head.
-        coder (CenterPointBBoxCoder): Its ``bbox_coder``.
-        num_tasks (int): The number of its tasks.
-        box_size (int): The number of values of its boxes, 7 or 9.
-    """
-    def numbers(count: int) -> Any:
-        return lambda value: (
-            isinstance(value, (list, tuple)) and len(value) >= count
-            and all(map(is_number, value)))
-
-    def check(name: str, value: Any, is_good: Any, wanted: str) -> None:
-        if not is_good(value):
-            raise ValueError(
-                f'{name} must be {wanted}, but is {value!r}: the first '
-                'validation would fail')
-
-    def size(value: Any) -> bool:
-        return is_integer(value, 1)
-
-    def size_or_none(value: Any) -> bool:
-        return value is None or size(value)
-
-    limits = numbers(6), 'six numbers, (x, y, z) of the lowest and the ' \
-        'highest centre in metres'
-    check('bbox_coder.post_center_range',
-          getattr(coder, 'post_center_range', None), *limits)
-    velocity = 'with' if box_size == 9 else 'without'
-    check('bbox_coder.code_size', coder.code_size,
-          lambda value: value == box_size,
-          f"{box_size} for common_heads {velocity} 'vel'")
-    kinds = _per_task(cfg.get('nms_type'), num_tasks)
-    check('test_cfg.nms_type', cfg.get('nms_type'),
-          lambda _: len(kinds) == num_tasks and {*kinds} <= {
-              'circle', 'rotate'},
-          f"'circle' or 'rotate', or a list of them for {num_tasks} tasks")
-    needed: dict[str, tuple] = {}
-    if 'circle' in kinds:
-        needed.update(
-            min_radius=(numbers(num_tasks), 'a list of numbers, the squared '
-                        f'radius in metres of each of {num_tasks} tasks'),
-            post_max_size=(size, 'an integer of at least 1'))
-    if 'rotate' in kinds:
-        needed.update(
-            nms_thr=(is_number, 'a number, the largest overlap'),
-            score_threshold=(is_number, 'a number, 0 for none'),
-            pre_max_size=(size_or_none, 'an integer of at least 1 or None'),
-            post_center_limit_range=limits)
-        needed.setdefault('post_max_size', (
-            size_or_none, 'an integer of at least 1 or None'))
-    for name, how in needed.items():
-        check(f'test_cfg.{name}', cfg.get(name, 'missing'), *how)

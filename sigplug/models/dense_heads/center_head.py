@@ -19,7 +19,8 @@ from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
-from .center_decoding import check_test_cfg, decode, suppress
+from .center_checks import check_branches, check_test_cfg, check_train_cfg
+from .center_decoding import decode, suppress
 from .center_targets import head_targets, label_weights
 from .heatmap_loss import (
     build_heatmap_act,
@@ -144,8 +145,8 @@ class CenterHead(_CenterHead):
         # A box is (x, y, z, dx, dy, dz, yaw[, vx, vy]); the targets encode
         # the yaw as (sin, cos).
         self.box_size = 9 if self.with_velocity else 7
-        _check_branches(branches)
-        _check_train_cfg(self.train_cfg or {}, self.box_size + 1)
+        check_branches(branches)
+        check_train_cfg(self.train_cfg or {}, self.box_size + 1)
         if (self.test_cfg and self._decodes_itself
                 and type(self).predict_by_feat is CenterHead.predict_by_feat):
             check_test_cfg(self.test_cfg, self.bbox_coder,
@@ -385,37 +386,3 @@ def _check_batch(preds_dicts: tuple[list[dict]], size: int) -> None:
             'its last one has no points in range, and mmdet3d does not count '
             "it. Choose type='sigplug.Det3DDataPreprocessor' for "
             'model.data_preprocessor')
-
-
-def _check_branches(branches: dict) -> None:
-    """Raise a ``ValueError`` unless the branches give a box."""
-    wanted = dict(reg=2, height=1, dim=3, rot=2)
-    if 'vel' in branches:
-        wanted['vel'] = 2
-    for name, channels in wanted.items():
-        found = branches.get(name)
-        if found is None or found[0] != channels:
-            raise ValueError(
-                f'common_heads.{name} must be ({channels}, number of '
-                f'convolutions), but is {found}')
-
-
-def _check_train_cfg(cfg: dict, code_size: int) -> None:
-    """Raise a ``ValueError`` at values that give no targets.
-
-    Values that are missing are left to the targets: inference needs none.
-    """
-    for name, least in (('max_objs', 1), ('dense_reg', 1),
-                        ('out_size_factor', 1), ('min_radius', 0)):
-        value = cfg.get(name)
-        if value is not None and not value >= least:
-            raise ValueError(f'train_cfg.{name} must be at least {least}, '
-                             f'but is {value}')
-    weights = cfg.get('code_weights')
-    if weights is not None and (
-            len(weights) != code_size
-            or not all(0 <= weight < float('inf') for weight in weights)):
-        raise ValueError(
-            f'train_cfg.code_weights must have {code_size} finite values of '
-            f'at least 0 for these common_heads, but has {len(weights)}: '
-            f'{list(weights)}')

@@ -1,0 +1,104 @@
+"""Checks of what CenterPoint's head is built with."""
+from typing import Any
+
+from mmdet3d.models.task_modules import CenterPointBBoxCoder
+
+from sigplug.ops._checks import is_integer, is_number
+
+
+def check_branches(branches: dict) -> None:
+    """Raise a ``ValueError`` unless the branches give a box."""
+    wanted = dict(reg=2, height=1, dim=3, rot=2)
+    if 'vel' in branches:
+        wanted['vel'] = 2
+    for name, channels in wanted.items():
+        found = branches.get(name)
+        if found is None or found[0] != channels:
+            raise ValueError(
+                f'common_heads.{name} must be ({channels}, number of '
+                f'convolutions), but is {found}')
+
+
+def check_train_cfg(cfg: dict, code_size: int) -> None:
+    """Raise a ``ValueError`` at values that give no targets.
+
+    Values that are missing are left to the targets: inference needs none.
+    """
+    for name, least in (('max_objs', 1), ('dense_reg', 1),
+                        ('out_size_factor', 1), ('min_radius', 0)):
+        value = cfg.get(name)
+        if value is not None and not value >= least:
+            raise ValueError(f'train_cfg.{name} must be at least {least}, '
+                             f'but is {value}')
+    weights = cfg.get('code_weights')
+    if weights is not None and (
+            len(weights) != code_size
+            or not all(0 <= weight < float('inf') for weight in weights)):
+        raise ValueError(
+            f'train_cfg.code_weights must have {code_size} finite values of '
+            f'at least 0 for these common_heads, but has {len(weights)}: '
+            f'{list(weights)}')
+
+
+def per_task(value: Any, num_tasks: int) -> list:
+    """Return the values of all tasks, of which one may be for all."""
+    return list(value) if isinstance(value, (list, tuple)) else (
+        [value] * num_tasks)
+
+
+def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
+                   num_tasks: int, box_size: int) -> None:
+    """Raise a ``ValueError`` at values that only predictions would read.
+
+    Args:
+        cfg (dict[str, Any]): The ``test_cfg`` of the head.
+        coder (CenterPointBBoxCoder): Its ``bbox_coder``.
+        num_tasks (int): The number of its tasks.
+        box_size (int): The number of values of its boxes, 7 or 9.
+    """
+    def numbers(count: int) -> Any:
+        return lambda value: (
+            isinstance(value, (list, tuple)) and len(value) >= count
+            and all(map(is_number, value)))
+
+    def check(name: str, value: Any, is_good: Any, wanted: str) -> None:
+        if not is_good(value):
+            raise ValueError(
+                f'{name} must be {wanted}, but is {value!r}: the first '
+                'validation would fail')
+
+    def size(value: Any) -> bool:
+        return is_integer(value, 1)
+
+    def size_or_none(value: Any) -> bool:
+        return value is None or size(value)
+
+    limits = numbers(6), 'six numbers, (x, y, z) of the lowest and the ' \
+        'highest centre in metres'
+    check('bbox_coder.post_center_range',
+          getattr(coder, 'post_center_range', None), *limits)
+    velocity = 'with' if box_size == 9 else 'without'
+    check('bbox_coder.code_size', coder.code_size,
+          lambda value: value == box_size,
+          f"{box_size} for common_heads {velocity} 'vel'")
+    kinds = per_task(cfg.get('nms_type'), num_tasks)
+    check('test_cfg.nms_type', cfg.get('nms_type'),
+          lambda _: len(kinds) == num_tasks and {*kinds} <= {
+              'circle', 'rotate'},
+          f"'circle' or 'rotate', or a list of them for {num_tasks} tasks")
+    needed: dict[str, tuple] = {}
+    if 'circle' in kinds:
+        needed.update(
+            min_radius=(numbers(num_tasks), 'a list of numbers, the squared '
+                        f'radius in metres of each of {num_tasks} tasks'),
+            post_max_size=(size, 'an integer of at least 1'))
+    if 'rotate' in kinds:
+        needed.update(
+            nms_thr=(is_number, 'a number, the largest overlap'),
+            score_threshold=(is_number, 'a number, 0 for none'),
+            pre_max_size=(size_or_none, 'an integer of at least 1 or None'),
+            post_center_limit_range=limits)
+        needed.setdefault('post_max_size', (
+            size_or_none, 'an integer of at least 1 or None'))
+    for name, how in needed.items():
+        check(f'test_cfg.{name}', cfg.get(name, 'missing'), *how)
