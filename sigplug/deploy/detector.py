@@ -65,7 +65,11 @@ class Detector:
     def __init__(self, folder: str | os.PathLike,
                  providers: Sequence[str] = ('CPUExecutionProvider', ),
                  threads: int = 0) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f'{error}. Detector needs one package more: pip '
+                            'install onnxruntime') from error
         self.about = read_description(folder)
         self.classes = [name for task in self.about['tasks'] for name in task]
         self.milliseconds: dict[str, float] = {}
