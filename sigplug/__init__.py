@@ -5,8 +5,8 @@ nothing beyond mmengine; mmdet3d is only imported once a config asks for a
 part that is built on it.
 """
 from importlib.util import find_spec
+from typing import Any
 
-from .accelerate import accelerate
 from .version import __version__
 
 # `sigplug.ops` is plain PyTorch and also serves where mmengine is missing.
@@ -19,3 +19,11 @@ if find_spec('mmengine') is not None:
     warn_about_unsupported_versions()
 
 __all__ = ['__version__', 'accelerate']
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs PyTorch when it is asked for."""
+    if name == 'accelerate':
+        from .acceleration import accelerate
+        return accelerate
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -44,7 +44,8 @@ def head_of(title, base=nn.Module):
 
 @pytest.fixture(scope='module')
 def stock():
-    return both()[0]
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        return both()[0]
 
 
 @pytest.fixture(scope='module')

@@ -182,7 +182,7 @@ def test_runtime_names_what_the_package_imports():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition('.')[0])
     imported -= sys.stdlib_module_names | HOST_PACKAGES | {'sigplug'}
-    # Imported lazily.
+    # Imported lazily, or by a part that is asked for by name.
     optional = {'nuscenes', 'triton', 'onnxruntime'}
     names = {{'PIL': 'pillow'}.get(n, n) for n in imported - optional}
     assert names <= {r.name for r in read_requirements('runtime')}

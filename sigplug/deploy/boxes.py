@@ -70,7 +70,8 @@ def select(boxes: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any],
     index = np.flatnonzero(
         _in_range(boxes, coder['post_center_range'])
         & (scores > (coder['score_threshold'] or -1.0)))
-    if nms['nms_type'] == 'circle':
+    kind = nms['nms_type']
+    if (kind if isinstance(kind, str) else kind[task]) == 'circle':
         kept = greedy(
             distances(boxes[index, :2]) <= nms['min_radius'][task])
         return index[kept[:nms['post_max_size']]]
@@ -91,7 +92,7 @@ def _in_range(boxes: np.ndarray, limits: list[float]) -> np.ndarray:
 
 
 def greedy(conflict: np.ndarray) -> np.ndarray:
-    """Return the boxes in whose way no better one stands.
+    """Return the boxes that no better box suppresses.
 
     Args:
         conflict (np.ndarray): Which boxes exclude each other, boolean, shape

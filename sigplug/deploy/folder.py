@@ -1,4 +1,4 @@
-"""What an exported folder holds."""
+"""Read and write an exported folder."""
 import hashlib
 import json
 import os

@@ -117,7 +117,7 @@ def compile_parts(cfg: Config, model: nn.Module) -> None:
 def check_pretrained(cfg: Config, model: nn.Module) -> None:
     """Check the checkpoints that ``init_cfg`` takes parts of a model from.
 
-    mmengine loads what fits, be it nothing.
+    mmengine loads what fits, even if that is nothing.
 
     Raises:
         UserError: One is missing, or has no weight of its part.

@@ -67,7 +67,7 @@ def compare_schedules(runner: Runner, checkpoint: dict[str, Any],
 
 def _replay(schedulers: list[Any], iterations: int, length: int) -> None:
     """Step as in a training of so many iterations, ``length`` an epoch."""
-    # One that waits for a metric starts anew.
+    # One that waits for a metric starts over.
     stepped = [scheduler for scheduler in schedulers
                if not hasattr(scheduler, 'monitor')]
     with warnings.catch_warnings():

@@ -38,7 +38,7 @@ class Layout:
         return x.contiguous()
 
     def put_back(self, x: Tensor) -> Tensor:
-        """Return what was arranged in the order of its dims."""
+        """Undo :meth:`arrange`."""
         if self.order is None:
             return x
         return x.permute([self.order.index(d) for d in range(x.dim())])

@@ -145,7 +145,7 @@ def _resolve(backend: str) -> str:
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What a backend computes, or why it is not there."""
+    """The kernels of a backend, or the reason why they are missing."""
 
     forms: Mapping[str, Form]
     dtypes: Collection[torch.dtype]

@@ -22,7 +22,7 @@ MAX_RADIUS = 2**24
 
 
 class CenterTargets(NamedTuple):
-    """What :func:`center_targets` returns.
+    """Targets of a batch, from :func:`center_targets`.
 
     ``B`` samples, ``C`` classes, ``T`` tasks, ``K`` objects of each. A place
     without an object holds zeros. All but the heatmaps are None without

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._checks import check_flag, check_float_tensor, check_number
 from ._dtypes import upcast_half
+from ._tracing import is_compiling
 from .backends import check_backend
 
 GRAD_MODES = ('zero', 'straight_through')
@@ -51,7 +52,9 @@ def representable_bounds(min_val: float, max_val: float,
     """
     check_number('min_val', min_val)
     check_number('max_val', max_val)
-    return _bounds(min_val, max_val, dtype)
+    # Compilers look through a cache, and warn of it.
+    find = _bounds.__wrapped__ if is_compiling() else _bounds
+    return find(min_val, max_val, dtype)
 
 
 @functools.cache

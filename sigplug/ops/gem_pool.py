@@ -110,7 +110,8 @@ def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
           backend: str) -> tuple[Tensor, float | None]:
     """Return the means, and what to clamp them at if they are pooled again.
 
-    They are not below eps but for rounding, which must not stop a gradient.
+    They are at least eps up to rounding; the lower clamp keeps their
+    gradient.
     """
     return (power_mean(x, p, Dims(dims), eps, backend),
             None if eps is None else eps / 2)
@@ -128,7 +129,7 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
 
 
 def _is_full(size: int, extent: int) -> bool:
-    """Return whether a window takes in all; an open extent is not asked."""
+    """Return whether a window takes in all, as an open one of None does."""
     if isinstance(size, int) and isinstance(extent, int):
         return size == extent
     return not isinstance(size, int)

@@ -34,9 +34,9 @@ def generalized_mean(x: Tensor,
 
     ``p = inf`` is the maximum and a number ``p = 1`` the mean, exactly (a
     tensor ``p`` of 1 to 1 ulp). The powers are taken relative to the largest
-    element, so that the result is finite wherever it is representable; half
-    types are computed in float32. With a tensor ``p`` below 1 the relative
-    error grows as ``1 / p``.
+    element, so that the result is finite wherever it is representable;
+    half-precision dtypes are computed in float32. With a tensor ``p`` below 1
+    the relative error grows as ``1 / p``.
 
     Source: Radenović et al., `Fine-tuning CNN Image Retrieval with No Human
     Annotation <https://arxiv.org/abs/1711.02512>`_, eq. (3).

@@ -307,7 +307,7 @@ def is_float(p: PowerLike, value: float) -> bool:
 
 
 def has_inf(p: PowerLike) -> bool:
-    """Return whether a power is infinite, or may be where none can look."""
+    """Return whether a power is infinite, True if it cannot be read."""
     if not isinstance(p, Tensor):
         return p == math.inf
     if p.requires_grad:
@@ -363,7 +363,7 @@ def _may_be_zero(sets: Sets, eps: float | None) -> bool:
 
 
 def _is_one(p: PowerLike, like: Tensor) -> float | Tensor:
-    """Return 0 to the power p - 1, were it not for p below 1."""
+    """Return 0**(p - 1): 1 where p is 1, else 0, by convention."""
     return p.eq(1).to(like.dtype) if isinstance(p, Tensor) else float(p == 1)
 
 

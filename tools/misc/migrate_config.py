@@ -29,6 +29,8 @@ HEADS = {
     'CenterNetUpdateHead': 'loss_cls',
     'CornerHead': 'loss_heatmap',
     'CentripetalHead': 'loss_heatmap',
+    'SMOKEMono3DHead': 'loss_cls',
+    'MonoFlexHead': 'loss_cls',
 }
 PILLAR_NETS = {
     'PillarFeatureNet': 'GeMPillarFeatureNet',

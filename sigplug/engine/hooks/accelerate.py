@@ -2,7 +2,7 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sigplug.accelerate import Acceleration, accelerate
+from sigplug.acceleration import Acceleration, accelerate
 from sigplug.registry import HOOKS
 
 

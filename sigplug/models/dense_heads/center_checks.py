@@ -2,6 +2,7 @@
 from typing import Any
 
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
+from torch import Tensor
 
 from sigplug.ops._checks import is_integer, is_number
 
@@ -75,8 +76,11 @@ def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
 
     limits = numbers(6), 'six numbers, (x, y, z) of the lowest and the ' \
         'highest centre in metres'
-    check('bbox_coder.post_center_range',
-          getattr(coder, 'post_center_range', None), *limits)
+    center_range = getattr(coder, 'post_center_range', None)
+    if isinstance(center_range, Tensor):
+        # mmdet3d makes one of the list in its first prediction.
+        center_range = center_range.tolist()
+    check('bbox_coder.post_center_range', center_range, *limits)
     velocity = 'with' if box_size == 9 else 'without'
     check('bbox_coder.code_size', coder.code_size,
           lambda value: value == box_size,

@@ -85,7 +85,7 @@ class CenterNetTargets:
     def get_targets(
             self, gt_bboxes: list[Tensor], gt_labels: list[Tensor],
             feat_shape: tuple, img_shape: tuple) -> tuple[dict, Tensor]:
-        """Return what mmdet's method does; the arguments are its too.
+        """Return mmdet's targets, from the same arguments.
 
         A box whose centre lies outside the map is left out; mmdet's loop
         raises an ``IndexError`` there.
@@ -124,7 +124,7 @@ class CornerTargets:
                     with_corner_emb: bool = False,
                     with_guiding_shift: bool = False,
                     with_centripetal_shift: bool = False) -> dict[str, Any]:
-        """Return what mmdet's method does; the arguments are its too.
+        """Return mmdet's targets, from the same arguments.
 
         A box with a corner left of or above the image is left out; mmdet's
         loop counts such a cell from the other end of the map.

@@ -99,7 +99,7 @@ class SMOKEMono3DHead(_SMOKEMono3DHead):
             self, batch_gt_instances_3d: list[InstanceData],
             batch_gt_instances: list[InstanceData], feat_shape: tuple,
             batch_img_metas: list[dict]) -> tuple[Tensor, Tensor, dict]:
-        """Return upstream's targets; the arguments are its too."""
+        """Return upstream's targets, from the same arguments."""
         batch, _, height, width = feat_shape
         scale = scale_of(feat_shape, batch_img_metas)
         centers = [gt.centers_2d for gt in batch_gt_instances_3d]

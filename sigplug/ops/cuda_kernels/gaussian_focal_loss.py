@@ -152,10 +152,10 @@ def _loss_of_rows(logits_ptr, target_ptr, loss_ptr, slopes_ptr, columns,
         x, t = _load(logits_ptr, target_ptr, place, inside)
         loss, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
                             high, log_eps, ALPHA, GAMMA, CLIP)
-        if BY_CELL:
-            tl.store(loss_ptr + place, loss, mask=inside)
         if slopes_ptr is not None:
             tl.store(slopes_ptr + place, slope, mask=inside)
+        if BY_CELL:
+            tl.store(loss_ptr + place, loss, mask=inside)
         else:
             total, rest = add(total, rest, tl.where(inside, loss, 0.0))
     if not BY_CELL:

@@ -11,7 +11,7 @@ KEPT = {'__init__', 'init_weights'}
 
 @dataclass
 class Acceleration:
-    """What :func:`accelerate` did to a model; ``str`` says it in words.
+    """Report of :func:`accelerate`; ``str`` gives it in words.
 
     Attributes:
         replaced (dict[str, str]): The name of each module that was changed,
