@@ -21,6 +21,7 @@ def gem_pool(x: Tensor,
              padding: int | Sequence[int] = 0,
              *,
              eps: float | None = 1e-6,
+             output_size: int | Sequence[int] | None = None,
              backend: str = 'auto') -> Tensor:
     r"""Generalised-mean pooling over 1-d, 2-d or 3-d windows.
 
@@ -47,6 +48,12 @@ def gem_pool(x: Tensor,
             the window. Defaults to 0.
         eps (float, optional): Lower clamp of the input; ``None`` does not
             clamp. Defaults to 1e-6.
+        output_size (int | Sequence[int], optional): Number of windows instead
+            of their size, those of ``adaptive_avg_pool*d``: window :math:`i`
+            of :math:`b` along :math:`H` cells takes in the cells
+            :math:`\lfloor iH/b \rfloor` to
+            :math:`\lceil (i+1)H/b \rceil`. A 3-d input is read as for
+            ``kernel_size``. Defaults to None.
         backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
             :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
@@ -56,8 +63,9 @@ def gem_pool(x: Tensor,
 
     Raises:
         TypeError: ``x`` is not a floating point tensor.
-        ValueError: ``x`` has another number of dims, or a window, a stride,
-            a padding, ``p`` or ``eps`` is out of its range.
+        ValueError: ``x`` has another number of dims, a window, a stride, a
+            padding, ``p`` or ``eps`` is out of its range, or ``output_size``
+            is given beside them.
         BackendError: The backend that is asked for cannot be used.
 
     Examples:
@@ -66,14 +74,15 @@ def gem_pool(x: Tensor,
         torch.Size([10, 3, 1, 1])
     """
     check_input(x, eps)
-    spatial = _num_spatial_dims(x, kernel_size)
+    if output_size is not None:
+        check_windows(kernel_size, stride, padding, output_size)
+        return _pool_adaptively(x, p, output_size, eps, backend)
+    spatial = _num_spatial_dims('kernel_size', kernel_size, x)
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
     steps = _window('stride', stride, spatial, kernel)
     pad = _window('padding', padding, spatial, ())
-    if min(kernel) < 1:
-        raise ValueError('x must not be empty along the pooled dims, but has '
-                         f'the shape {tuple(x.shape)}')
+    _check_extent(extent, x)
     for k, size, margin in zip(kernel, extent, pad):
         if 2 * margin > k:
             raise ValueError('padding must be at most half of kernel_size, '
@@ -106,6 +115,36 @@ def gem_pool(x: Tensor,
     return x.to(dtype)
 
 
+def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
+                     eps: float | None, backend: str) -> Tensor:
+    """Pool dim by dim, first those that are pooled to one cell."""
+    spatial = _num_spatial_dims('output_size', output_size, x)
+    extent = x.shape[-spatial:]
+    counts = _window('output_size', output_size, spatial, ())
+    _check_extent(extent, x)
+    dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
+    p = check_power(p, x, dims)
+    # The gradient of a cell is the sum over its windows.
+    x = x if max(counts) == 1 else upcast_half(x)
+    whole = tuple(d for d, count in zip(dims, counts) if count == 1)
+    if whole:
+        x, eps = _pool(x, p, whole, eps, backend)
+    for dim, size, count in zip(dims, extent, counts):
+        if count == 1:
+            continue
+        # The fewest pieces. An open size is not asked: the parts fit any.
+        if isinstance(size, int) and size % count == 0 and size < count**2:
+            step = size // count
+            x, eps = _pool(_cut_windows(x, dim, step, step), p, (0, ), eps,
+                           backend)
+            x = x.squeeze(0)
+        else:
+            pooled = [_pool(part, p, (dim, ), eps, backend)
+                      for part in _cut_parts(x, dim, size, count)]
+            x, eps = torch.cat([y for y, _ in pooled], dim), pooled[0][1]
+    return x.to(dtype)
+
+
 def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
           backend: str) -> tuple[Tensor, float | None]:
     """Return the means, and what to clamp them at if they are pooled again.
@@ -127,6 +166,21 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
         for k in range(size)])
 
 
+def _cut_parts(x: Tensor, dim: int, size: int, count: int) -> list[Tensor]:
+    """Return the cells of each adaptive window along ``dim``."""
+    before = (slice(None), ) * dim
+    # No floor of a negative number: integers in ONNX round towards 0.
+    return [x[before + (slice(i * size // count,
+                              ((i + 1) * size + count - 1) // count), )]
+            for i in range(count)]
+
+
+def _check_extent(extent: Sequence[int], x: Tensor) -> None:
+    if min(extent) < 1:
+        raise ValueError('x must not be empty along the pooled dims, but has '
+                         f'the shape {tuple(x.shape)}')
+
+
 def _is_full(size: int, extent: int) -> bool:
     """Return whether a window takes in all; an open extent is not asked."""
     if isinstance(size, int) and isinstance(extent, int):
@@ -134,17 +188,16 @@ def _is_full(size: int, extent: int) -> bool:
     return not isinstance(size, int)
 
 
-def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
-    if isinstance(kernel_size, (tuple, list)):
-        spatial = len(kernel_size)
+def _num_spatial_dims(name: str, value: IntOrTuple, x: Tensor) -> int:
+    if isinstance(value, (tuple, list)):
+        spatial = len(value)
         if 1 <= spatial <= 3 and x.dim() in (spatial + 1, spatial + 2):
             if x.dim() == spatial + 2 or spatial == 2:
                 return spatial
-        raise ValueError(f'kernel_size {tuple(kernel_size)} has {spatial} '
-                         'entries, which does not fit x of shape '
-                         f'{tuple(x.shape)}')
+        raise ValueError(f'{name} {tuple(value)} has {spatial} entries, which '
+                         f'does not fit x of shape {tuple(x.shape)}')
     if x.dim() == 3:
-        return 1 if kernel_size is None else 2
+        return 1 if value is None else 2
     if x.dim() in (4, 5):
         return x.dim() - 2
     raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
@@ -152,22 +205,30 @@ def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
 
 
 def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
-                  padding: int | Sequence[int]) -> None:
+                  padding: int | Sequence[int],
+                  output_size: int | Sequence[int] | None = None) -> None:
     """Raise a ``ValueError`` if no input has such windows."""
-    for name, value in (('kernel_size', kernel_size), ('stride', stride),
-                        ('padding', padding)):
+    windows = dict(kernel_size=kernel_size, stride=stride, padding=padding)
+    if output_size is not None:
+        if (kernel_size, stride, padding) != (None, None, 0):
+            raise ValueError(
+                f'output_size={output_size} excludes kernel_size, stride and '
+                f'padding, but got {windows}: leave out the one or the others')
+        windows['output_size'] = output_size
+    for name, value in windows.items():
         if len(_entries(name, value)) > 3:
             raise ValueError(f'{name} must have at most three entries, but '
                              f'got {value}')
 
 
 def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
-    """One entry, or those of a sequence; padding has no None."""
+    """One entry, or those of a sequence; only windows and steps have None."""
     least = 0 if name == 'padding' else 1
+    optional = name in ('kernel_size', 'stride')
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value, )
     try:
         read = tuple(
-            entry if entry is None and least else operator.index(entry)
+            entry if entry is None and optional else operator.index(entry)
             for entry in entries)
     except TypeError:
         read = ()

@@ -26,6 +26,8 @@ MODULES = {
     'GeM windows': lambda: GeM(
         [2.0, 3.0, 4.0], channels=3, kernel_size=(3, 2), stride=(1, 2),
         padding=(1, 1)),
+    'GeM adaptive': lambda: GeM(
+        [2.0, 3.0, 4.0], channels=3, output_size=(3, 2)),
     'GeMNeck': GeMNeck,
     'GeMNeck strips': lambda: GeMNeck(
         [2.0, 3.0, 4.0], channels=3, bins=(1, 2, 3)),
@@ -95,7 +97,8 @@ def test_trace(name):
 
 
 @pytest.mark.parametrize('name', [
-    'ClipSigmoid', 'GeM', 'GeM fixed', 'GeM fixed channels', 'GeM windows'])
+    'ClipSigmoid', 'GeM', 'GeM fixed', 'GeM fixed channels', 'GeM windows',
+    'GeM adaptive'])
 def test_symbolic_trace(name):
     """The operation is one node, which sees any size."""
     module, inputs = build(name)
