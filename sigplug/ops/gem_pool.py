@@ -117,31 +117,29 @@ def gem_pool(x: Tensor,
 
 def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
                      eps: float | None, backend: str) -> Tensor:
-    """Pool dim by dim, first those that are pooled to one cell."""
+    """Pool dim by dim, and those that are left with one cell at the end."""
     spatial = _num_spatial_dims('output_size', output_size, x)
     extent = x.shape[-spatial:]
     counts = _window('output_size', output_size, spatial, ())
     _check_extent(extent, x)
     dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
     p = check_power(p, x, dims)
-    # The gradient of a cell is the sum over its windows.
-    x = x if max(counts) == 1 else upcast_half(x)
     whole = tuple(d for d, count in zip(dims, counts) if count == 1)
-    if whole:
-        x, eps = _pool(x, p, whole, eps, backend)
-    for dim, size, count in zip(dims, extent, counts):
-        if count == 1:
-            continue
-        # The fewest pieces. An open size is not asked: the parts fit any.
-        if isinstance(size, int) and size % count == 0 and size < count**2:
-            step = size // count
-            x, eps = _pool(_cut_windows(x, dim, step, step), p, (0, ), eps,
-                           backend)
-            x = x.squeeze(0)
-        else:
-            pooled = [_pool(part, p, (dim, ), eps, backend)
-                      for part in _cut_parts(x, dim, size, count)]
-            x, eps = torch.cat([y for y, _ in pooled], dim), pooled[0][1]
+    cut = [d for d in dims if d not in whole]
+    if not cut:
+        return _pool(x, p, whole, eps, backend)[0].to(dtype)
+    # The gradient of a cell is the sum over its windows.
+    x = upcast_half(x)
+    for dim in cut:
+        pieces = _cut_adaptively(x, dim, counts[dim - x.dim()])
+        # The fewer dims, the smaller the sets: those are best side by side.
+        joint = whole if dim == cut[-1] else ()
+        pooled = [
+            _pool(cells if joint else cells.contiguous(), p,
+                  (0, *(d + 1 for d in joint)), eps, backend)
+            for cells in pieces]
+        x, eps = torch.cat([y for y, _ in pooled], dim + 1), pooled[0][1]
+        x = x.squeeze(0)
     return x.to(dtype)
 
 
@@ -166,12 +164,15 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
         for k in range(size)])
 
 
-def _cut_parts(x: Tensor, dim: int, size: int, count: int) -> list[Tensor]:
-    """Return the cells of each adaptive window along ``dim``."""
-    before = (slice(None), ) * dim
+def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:
+    """Return views that are like ``_cut_windows``: one if it can be."""
+    size = x.shape[dim]
+    # An open size is not asked: the slices below fit any.
+    if isinstance(size, int) and size % count == 0:
+        return [x.unflatten(dim, (count, size // count)).movedim(dim + 1, 0)]
+    x = x.unsqueeze(0).transpose(0, dim + 1)
     # No floor of a negative number: integers in ONNX round towards 0.
-    return [x[before + (slice(i * size // count,
-                              ((i + 1) * size + count - 1) // count), )]
+    return [x[i * size // count:((i + 1) * size + count - 1) // count]
             for i in range(count)]
 
 
