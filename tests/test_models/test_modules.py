@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from sigplug.models import (
@@ -12,6 +13,7 @@ from sigplug.models import (
     GaussianFocalLossWithLogits,
     GeM,
     GeMNeck,
+    TokenGeM,
 )
 
 from .detectors import features
@@ -31,6 +33,8 @@ MODULES = {
     'GeMNeck': GeMNeck,
     'GeMNeck strips': lambda: GeMNeck(
         [2.0, 3.0, 4.0], channels=3, bins=(1, 2, 3)),
+    'TokenGeM': lambda: nn.Sequential(
+        nn.Flatten(2), TokenGeM([2.0, 3.0, 4.0], groups=3)),
     'GaussianFocalLossWithLogits': lambda: GaussianFocalLossWithLogits(
         clip=1e-4, loss_weight=0.5),
 }
