@@ -128,8 +128,6 @@ def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
     cut = [d for d in dims if d not in whole]
     if not cut:
         return _pool(x, p, whole, eps, backend)[0].to(dtype)
-    # The gradient of a cell is the sum over its windows.
-    x = upcast_half(x)
     for dim in cut:
         pieces = _cut_adaptively(x, dim, counts[dim - x.dim()])
         # The fewer dims, the smaller the sets: those are best side by side.
@@ -170,7 +168,8 @@ def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:
     # An open size is not asked: the slices below fit any.
     if isinstance(size, int) and size % count == 0:
         return [x.unflatten(dim, (count, size // count)).movedim(dim + 1, 0)]
-    x = x.unsqueeze(0).transpose(0, dim + 1)
+    # The gradient of a cell is the sum over its windows.
+    x = upcast_half(x).unsqueeze(0).transpose(0, dim + 1)
     # No floor of a negative number: integers in ONNX round towards 0.
     return [x[i * size // count:((i + 1) * size + count - 1) // count]
             for i in range(count)]
