@@ -202,6 +202,15 @@ def tool_command(tool: str, *args) -> list[str]:
     return [sys.executable, str(TOOLS / tool), *map(str, args)]
 
 
+def page_snippet(page: str, title: str) -> dict:
+    """The names that the first snippet below a heading of docs/ defines."""
+    code = re.search(rf'(?ms)^##+ {title}\n.*?^```python\n(.*?)^```',
+                     (REPOSITORY / 'docs' / page).read_text())[1]
+    space: dict = {}
+    exec(code, space)
+    return space
+
+
 def load_tool(path: str | Path) -> ModuleType:
     """A tool, or another script, as a module."""
     path = TOOLS / path

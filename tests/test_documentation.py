@@ -13,6 +13,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -130,7 +131,9 @@ def numpy_as_it_is():
     before = set(vars(np))
     yield
     for name in set(vars(np)) - before:
-        delattr(np, name)
+        # A module is imported once, and would be missing from then on.
+        if not isinstance(getattr(np, name), ModuleType):
+            delattr(np, name)
 
 
 @each_page

@@ -1,10 +1,10 @@
 """The snippets of docs/heads.md in heads like those that they are for."""
-import re
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import page_snippet
 from mmdet3d.models.utils import clip_sigmoid
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -21,17 +21,10 @@ from test_models.test_dense_heads.center_heads import (
 )
 from torch import nn
 
-PAGE = (Path(__file__).parents[1] / 'docs' / 'heads.md').read_text()
+snippet = partial(page_snippet, 'heads.md')
 # Inside the map, as the data sets give them.
 BATCH = [random_instances(30, reach=0.95), random_instances(20, 1, reach=0.95)]
 COUNTS = [len(names) for names in CLASSES]
-
-
-def snippet(title):
-    code = re.search(rf'(?ms)^### {title}\n.*?^```python\n(.*?)^```', PAGE)[1]
-    space: dict = {}
-    exec(code, space)
-    return space
 
 
 def head_of(title, base=nn.Module):

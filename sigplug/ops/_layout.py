@@ -60,24 +60,28 @@ class Layout:
         return self.arrange(p.expand(self.result_shape)), self.columns, 1
 
 
-def lay_out(x: Tensor, sets: Sets) -> Layout:
-    """Find an order in which the pooled dims lie beside each other."""
+def lay_out(x: Tensor, sets: Sets, short: int = 0) -> Layout:
+    """Find an order in which the pooled dims lie beside each other.
+
+    Rows of at most ``short`` members are copied to lie side by side.
+    """
     if isinstance(sets, Dims):
-        return _lay_out_dims(x.shape, x.stride(), sets.dims)
+        return _lay_out_dims(x.shape, x.stride(), sets.dims, short)
     shape = (sets.num, *x.shape[1:])
     return Layout(None, shape, shape, sets.num, 0, math.prod(shape[1:]))
 
 
 @functools.lru_cache(maxsize=1024)
 def _lay_out_dims(shape: torch.Size, strides: tuple[int, ...],
-                  dims: tuple[int, ...]) -> Layout:
+                  dims: tuple[int, ...], short: int) -> Layout:
     order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
     places = [order.index(d) for d in dims]
-    if max(places) - min(places) >= len(places):
+    members = math.prod(shape[d] for d in dims)
+    in_rows = max(places) == len(shape) - 1 and members <= short
+    if in_rows or max(places) - min(places) >= len(places):
         # A copy. Short sets, such as windows, are best worked on side by side.
         rest = [d for d in order if d not in dims]
-        short = math.prod(shape[d] for d in dims) <= 64
-        order = [*dims, *rest] if short else [*rest, *dims]
+        order = [*dims, *rest] if members <= 64 else [*rest, *dims]
         places = [order.index(d) for d in dims]
     sizes = [shape[d] for d in order]
     result = tuple(1 if d in dims else n for d, n in enumerate(shape))

@@ -21,6 +21,7 @@ def gem_pool(x: Tensor,
              padding: int | Sequence[int] = 0,
              *,
              eps: float | None = 1e-6,
+             output_size: int | Sequence[int] | None = None,
              backend: str = 'auto') -> Tensor:
     r"""Generalised-mean pooling over 1-d, 2-d or 3-d windows.
 
@@ -47,6 +48,12 @@ def gem_pool(x: Tensor,
             the window. Defaults to 0.
         eps (float, optional): Lower clamp of the input; ``None`` does not
             clamp. Defaults to 1e-6.
+        output_size (int | Sequence[int], optional): Number of windows instead
+            of their size, those of ``adaptive_avg_pool*d``: window :math:`i`
+            of :math:`b` along :math:`H` cells takes in the cells
+            :math:`\lfloor iH/b \rfloor` to
+            :math:`\lceil (i+1)H/b \rceil`. A 3-d input is read as for
+            ``kernel_size``. Defaults to None.
         backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
             :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 
@@ -56,8 +63,9 @@ def gem_pool(x: Tensor,
 
     Raises:
         TypeError: ``x`` is not a floating point tensor.
-        ValueError: ``x`` has another number of dims, or a window, a stride,
-            a padding, ``p`` or ``eps`` is out of its range.
+        ValueError: ``x`` has another number of dims, a window, a stride, a
+            padding, ``p`` or ``eps`` is out of its range, or ``output_size``
+            is given beside them.
         BackendError: The backend that is asked for cannot be used.
 
     Examples:
@@ -66,14 +74,15 @@ def gem_pool(x: Tensor,
         torch.Size([10, 3, 1, 1])
     """
     check_input(x, eps)
-    spatial = _num_spatial_dims(x, kernel_size)
+    if output_size is not None:
+        check_windows(kernel_size, stride, padding, output_size)
+        return _pool_adaptively(x, p, output_size, eps, backend)
+    spatial = _num_spatial_dims('kernel_size', kernel_size, x)
     extent = x.shape[-spatial:]
     kernel = _window('kernel_size', kernel_size, spatial, extent)
     steps = _window('stride', stride, spatial, kernel)
     pad = _window('padding', padding, spatial, ())
-    if min(kernel) < 1:
-        raise ValueError('x must not be empty along the pooled dims, but has '
-                         f'the shape {tuple(x.shape)}')
+    _check_extent(extent, x)
     for k, size, margin in zip(kernel, extent, pad):
         if 2 * margin > k:
             raise ValueError('padding must be at most half of kernel_size, '
@@ -106,6 +115,32 @@ def gem_pool(x: Tensor,
     return x.to(dtype)
 
 
+def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
+                     eps: float | None, backend: str) -> Tensor:
+    """Pool dim by dim, and those that are left with one cell at the end."""
+    spatial = _num_spatial_dims('output_size', output_size, x)
+    extent = x.shape[-spatial:]
+    counts = _window('output_size', output_size, spatial, ())
+    _check_extent(extent, x)
+    dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
+    p = check_power(p, x, dims)
+    whole = tuple(d for d, count in zip(dims, counts) if count == 1)
+    cut = [d for d in dims if d not in whole]
+    if not cut:
+        return _pool(x, p, whole, eps, backend)[0].to(dtype)
+    for dim in cut:
+        pieces = _cut_adaptively(x, dim, counts[dim - x.dim()])
+        # The fewer dims, the smaller the sets: those are best side by side.
+        joint = whole if dim == cut[-1] else ()
+        pooled = [
+            _pool(cells if joint else cells.contiguous(), p,
+                  (0, *(d + 1 for d in joint)), eps, backend)
+            for cells in pieces]
+        x, eps = torch.cat([y for y, _ in pooled], dim + 1), pooled[0][1]
+        x = x.squeeze(0)
+    return x.to(dtype)
+
+
 def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
           backend: str) -> tuple[Tensor, float | None]:
     """Return the means, and what to clamp them at if they are pooled again.
@@ -128,6 +163,25 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
         for k in range(size)])
 
 
+def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:
+    """Return views that are like ``_cut_windows``: one if it can be."""
+    size = x.shape[dim]
+    # An open size is not asked: the slices below fit any.
+    if isinstance(size, int) and size % count == 0:
+        return [x.unflatten(dim, (count, size // count)).movedim(dim + 1, 0)]
+    # The gradient of a cell is the sum over its windows.
+    x = upcast_half(x).unsqueeze(0).transpose(0, dim + 1)
+    # No floor of a negative number: integers in ONNX round towards 0.
+    return [x[i * size // count:((i + 1) * size + count - 1) // count]
+            for i in range(count)]
+
+
+def _check_extent(extent: Sequence[int], x: Tensor) -> None:
+    if min(extent) < 1:
+        raise ValueError('x must not be empty along the pooled dims, but has '
+                         f'the shape {tuple(x.shape)}')
+
+
 def _is_full(size: int, extent: int) -> bool:
     """Return whether a window takes in all, as an open one of None does."""
     if isinstance(size, int) and isinstance(extent, int):
@@ -135,17 +189,16 @@ def _is_full(size: int, extent: int) -> bool:
     return not isinstance(size, int)
 
 
-def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
-    if isinstance(kernel_size, (tuple, list)):
-        spatial = len(kernel_size)
+def _num_spatial_dims(name: str, value: IntOrTuple, x: Tensor) -> int:
+    if isinstance(value, (tuple, list)):
+        spatial = len(value)
         if 1 <= spatial <= 3 and x.dim() in (spatial + 1, spatial + 2):
             if x.dim() == spatial + 2 or spatial == 2:
                 return spatial
-        raise ValueError(f'kernel_size {tuple(kernel_size)} has {spatial} '
-                         'entries, which does not fit x of shape '
-                         f'{tuple(x.shape)}')
+        raise ValueError(f'{name} {tuple(value)} has {spatial} entries, which '
+                         f'does not fit x of shape {tuple(x.shape)}')
     if x.dim() == 3:
-        return 1 if kernel_size is None else 2
+        return 1 if value is None else 2
     if x.dim() in (4, 5):
         return x.dim() - 2
     raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
@@ -153,22 +206,30 @@ def _num_spatial_dims(x: Tensor, kernel_size: IntOrTuple) -> int:
 
 
 def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
-                  padding: int | Sequence[int]) -> None:
+                  padding: int | Sequence[int],
+                  output_size: int | Sequence[int] | None = None) -> None:
     """Raise a ``ValueError`` if no input has such windows."""
-    for name, value in (('kernel_size', kernel_size), ('stride', stride),
-                        ('padding', padding)):
+    windows = dict(kernel_size=kernel_size, stride=stride, padding=padding)
+    if output_size is not None:
+        if (kernel_size, stride, padding) != (None, None, 0):
+            raise ValueError(
+                f'output_size={output_size} excludes kernel_size, stride and '
+                f'padding, but got {windows}: leave out the one or the others')
+        windows['output_size'] = output_size
+    for name, value in windows.items():
         if len(_entries(name, value)) > 3:
             raise ValueError(f'{name} must have at most three entries, but '
                              f'got {value}')
 
 
 def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
-    """One entry, or those of a sequence; padding has no None."""
+    """One entry, or those of a sequence; only windows and steps have None."""
     least = 0 if name == 'padding' else 1
+    optional = name in ('kernel_size', 'stride')
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value, )
     try:
         read = tuple(
-            entry if entry is None and least else operator.index(entry)
+            entry if entry is None and optional else operator.index(entry)
             for entry in entries)
     except TypeError:
         read = ()

@@ -29,6 +29,17 @@ PEDESTRIAN, CYCLIST, CAR = range(3)
 RANDOM = ('ObjectSample', 'RandomFlip3D', 'GlobalRotScaleTrans')
 
 
+def to_lidar(lidar_to_camera, x, y, z, length, height, width, turn):
+    """A box of KITTI's camera in the LiDAR, in float64.
+
+    Its centre of the bottom, length, width, height, yaw.
+    """
+    bottom = np.linalg.solve(lidar_to_camera, [x, y, z, 1])[:3]
+    # The camera looks along the LiDAR's x, and turns clockwise.
+    yaw = math.remainder(-turn - math.pi / 2, 2 * math.pi)
+    return [*bottom, length, width, height, yaw]
+
+
 @pytest.fixture(scope='module')
 def info() -> dict:
     """The content of the frame's info file."""
@@ -69,22 +80,14 @@ def sample(cfg) -> dict:
 
 @pytest.fixture(scope='module')
 def cars(info) -> np.ndarray:
-    """The annotated cars, by KITTI's definition and its calibration.
-
-    In float64: centre of the bottom, length, width, height, yaw.
-    """
+    """The annotated cars, by KITTI's definition and its calibration."""
     info = info['data_list'][0]
     lidar_to_camera = (np.array(info['images']['R0_rect'])
                        @ np.array(info['lidar_points']['Tr_velo_to_cam']))
-    boxes = []
-    for instance in info['instances']:
-        if instance['bbox_label_3d'] == CAR:
-            *location, length, height, width, turn = instance['bbox_3d']
-            bottom = np.linalg.solve(lidar_to_camera, [*location, 1])[:3]
-            # The camera looks along the LiDAR's x, and turns clockwise.
-            yaw = math.remainder(-turn - math.pi / 2, 2 * math.pi)
-            boxes.append([*bottom, length, width, height, yaw])
-    return np.array(boxes)
+    return np.array([
+        to_lidar(lidar_to_camera, *instance['bbox_3d'])
+        for instance in info['instances']
+        if instance['bbox_label_3d'] == CAR])
 
 
 def check_boxes(found: np.ndarray, expected: np.ndarray) -> None:

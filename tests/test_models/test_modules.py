@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from sigplug.models import (
@@ -12,6 +13,7 @@ from sigplug.models import (
     GaussianFocalLossWithLogits,
     GeM,
     GeMNeck,
+    TokenGeM,
 )
 
 from .detectors import features
@@ -26,9 +28,13 @@ MODULES = {
     'GeM windows': lambda: GeM(
         [2.0, 3.0, 4.0], channels=3, kernel_size=(3, 2), stride=(1, 2),
         padding=(1, 1)),
+    'GeM adaptive': lambda: GeM(
+        [2.0, 3.0, 4.0], channels=3, output_size=(3, 2)),
     'GeMNeck': GeMNeck,
     'GeMNeck strips': lambda: GeMNeck(
         [2.0, 3.0, 4.0], channels=3, bins=(1, 2, 3)),
+    'TokenGeM': lambda: nn.Sequential(
+        nn.Flatten(2), TokenGeM([2.0, 3.0, 4.0], groups=3)),
     'GaussianFocalLossWithLogits': lambda: GaussianFocalLossWithLogits(
         clip=1e-4, loss_weight=0.5),
 }
@@ -95,7 +101,8 @@ def test_trace(name):
 
 
 @pytest.mark.parametrize('name', [
-    'ClipSigmoid', 'GeM', 'GeM fixed', 'GeM fixed channels', 'GeM windows'])
+    'ClipSigmoid', 'GeM', 'GeM fixed', 'GeM fixed channels', 'GeM windows',
+    'GeM adaptive'])
 def test_symbolic_trace(name):
     """The operation is one node, which sees any size."""
     module, inputs = build(name)

@@ -140,6 +140,9 @@ CASES = {
         lambda x: gem_pool(x, 1.0, **WINDOW), (image, )),
     'gem_pool windows inf': Case(
         lambda x: gem_pool(x, float('inf'), **WINDOW), (image, )),
+    'gem_pool adaptive': Case(
+        lambda x, p: gem_pool(x, p, output_size=(2, 2)),
+        (image, p_per_channel)),
     'segment': Case(
         lambda x, i: segment_generalized_mean(x, i, 4), (rows, ), (index, )),
     'segment 1': Case(

@@ -98,6 +98,45 @@ def test_equals_torch_pools(shape, kernel, stride, padding):
         torch.testing.assert_close(dx, expected[0], rtol=1e-9, atol=1e-12)
 
 
+ADAPTIVE = [
+    # shape of x, output_size, dims
+    ((2, 3, 11), (4, ), 1),
+    ((2, 3, 9, 8), (3, 4), 2),
+    ((2, 3, 9, 8), [5, 3], 2),
+    ((2, 3, 9, 8), (1, 3), 2),
+    ((2, 3, 9, 8), (9, 12), 2),
+    ((2, 3, 9, 8), 1, 2),
+    ((3, 9, 8), 2, 2),
+    ((2, 3, 5, 6, 4), (2, 3, 1), 3),
+]
+
+
+@pytest.mark.parametrize('shape, size, dims', ADAPTIVE)
+def test_equals_adaptive_pools(shape, size, dims):
+    x = random_input(*shape)
+
+    def pool(x, p):
+        return gem_pool(x, p, output_size=size)
+
+    def by_torch(x, p):
+        return getattr(F, f'adaptive_avg_pool{dims}d')(
+            x.clamp(min=1e-6)**p, size)**(1 / p)
+
+    for p in (0.5, 1.0, 3.0, 6.5, 20.0):
+        assert_close(pool(x, p), by_torch(x.double(), p))
+        power = torch.tensor([p], dtype=torch.float64)
+        torch.testing.assert_close(
+            grads(pool, x.double(), power),
+            grads(by_torch, x.double(), power), rtol=1e-9, atol=1e-12)
+    assert pool(x, math.inf).equal(getattr(F, f'adaptive_max_pool{dims}d')(
+        x.clamp(min=1e-6), size))
+    channel = len(shape) - dims - 1
+    powers = torch.tensor([1.0, 3.0, 9.5])
+    for c, y in enumerate(pool(x, powers).unbind(channel)):
+        torch.testing.assert_close(
+            y, pool(x, powers[c].item()).select(channel, c))
+
+
 @pytest.mark.parametrize('shape, kernel', [
     ((2, 3, 8), (2, )), ((2, 3, 8, 6), (2, 3)), ((2, 3, 8, 6), None),
     ((3, 8, 6), (2, 3)), ((2, 3, 4, 4, 6), 2)])
@@ -111,12 +150,14 @@ def test_power_per_channel(shape, kernel):
         torch.testing.assert_close(y.narrow(channel_dim, c, 1), alone)
 
 
-def test_gradient_of_overlapping_windows_is_rounded_once():
+@pytest.mark.parametrize('windows', [
+    dict(kernel_size=(2, ), stride=1), dict(output_size=(2, ))])
+def test_gradient_of_overlapping_windows_is_rounded_once(windows):
     """0.79 and -1.00 of float16 would leave two units of their sum."""
     x = torch.tensor([[[0.125, 1., 1.]]], dtype=torch.float16)
 
     def function(x):
-        return gem_pool(x, 3.0, (2, ), 1) * torch.tensor([1., -2.])
+        return gem_pool(x, 3.0, **windows) * torch.tensor([1., -2.])
 
     torch.testing.assert_close(
         grads(function, x)[0].double(), grads(function, x.double())[0],
@@ -132,6 +173,10 @@ def test_gradient_of_overlapping_windows_is_rounded_once():
     (dict(kernel_size=2, stride=(1, 2, 3)), ['stride', '(1, 2, 3)']),
     (dict(kernel_size=2, padding=2), ['padding', '2']),
     (dict(kernel_size=2, padding=(1, )), ['padding', '(1,)']),
+    (dict(output_size=(2, None)), ['output_size', 'None']),
+    (dict(output_size=(1, 2, 3)), ['output_size', '(1, 2, 3)']),
+    (dict(output_size=2, stride=1), ['output_size=2', "'stride': 1"]),
+    (dict(output_size=1, x=torch.ones(2, 3, 0, 5)), ['x', '(2, 3, 0, 5)']),
     (dict(p=0.0), ['p', '0.0']),
     (dict(p=torch.ones(5)), ['p', '(5,)']),
     (dict(eps=0.0), ['eps', '0.0']),

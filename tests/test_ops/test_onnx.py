@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
@@ -131,6 +132,10 @@ LAYERS = {
              lambda x: power_mean(x, 3.0, 3)),
     'windows': (lambda: GeM(20.0, kernel_size=3, stride=2, padding=1),
                 lambda x: windows(x, 20.0)),
+    # Both sizes of the maps are open, but the number of windows is not.
+    'adaptive': (lambda: GeM(output_size=(2, 3)),
+                 lambda x: F.adaptive_avg_pool2d(
+                     x.double().clamp(min=1e-6)**3, (2, 3))**(1 / 3)),
     'neck': (GeMNeck, lambda x: power_mean(x, 3.0, (2, 3)).flatten(1)),
     'strips': (
         lambda: GeMNeck(bins=(1, 2)),

@@ -49,6 +49,9 @@ class GeM(LearnablePower):
             of a trained ``p``. The optimiser may move it out, and back. A
             checkpoint with a ``p`` outside gives a warning.
             Defaults to (1.0, 50.0).
+        output_size (int | tuple[int], optional): Number of windows along each
+            dim, as for ``torch.nn.AdaptiveAvgPool2d``, instead of
+            ``kernel_size``, ``stride`` and ``padding``. Defaults to None.
 
     Raises:
         TypeError: ``p`` or ``eps`` is not a number, or a switch not a bool.
@@ -68,16 +71,18 @@ class GeM(LearnablePower):
                  kernel_size: Window = None,
                  stride: Window = None,
                  padding: int | Sequence[int] = 0,
-                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
+                 p_range: tuple[float, float] = (1.0, 50.0),
+                 output_size: int | Sequence[int] | None = None) -> None:
         super().__init__(p, p_trainable, channels, p_range)
         check_positive('eps', eps)
         check_flag('clamp', clamp)
-        check_windows(kernel_size, stride, padding)
+        check_windows(kernel_size, stride, padding, output_size)
         self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
+        self.output_size = output_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``(N, C, *spatial)``; the dtype is kept."""
@@ -87,10 +92,12 @@ class GeM(LearnablePower):
             self.kernel_size,
             self.stride,
             self.padding,
-            eps=self.eps if self.clamp else None)
+            eps=self.eps if self.clamp else None,
+            output_size=self.output_size)
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""
         return (f'{super().extra_repr()}, eps={self.eps}, '
                 f'clamp={self.clamp}, kernel_size={self.kernel_size}, '
-                f'stride={self.stride}, padding={self.padding}')
+                f'stride={self.stride}, padding={self.padding}, '
+                f'output_size={self.output_size}')

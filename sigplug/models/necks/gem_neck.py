@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sigplug.models.layers.gem import GeM
-from sigplug.ops import gem_pool, generalized_mean
-from sigplug.ops._checks import check_integer
+from sigplug.ops import gem_pool
+from sigplug.ops._checks import check_flag, check_integer
 from sigplug.registry import register_everywhere
 
 
@@ -52,6 +52,9 @@ class GeMNeck(GeM):
             Defaults to None.
         bins (Sequence[int]): Numbers of strips that the map is cut into along
             its first spatial dim. Defaults to (1, ), the whole map.
+        keep_parts (bool): Whether to return the strips in a dim of their own,
+            ``(N, C, sum(bins))``, as OpenGait's ``GeMHPP`` does.
+            Defaults to False.
 
     Raises:
         TypeError: An argument is of another type.
@@ -77,7 +80,8 @@ class GeMNeck(GeM):
                  channels: int | Sequence[int] | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0),
                  num_levels: int | None = None,
-                 bins: Sequence[int] = (1, )) -> None:
+                 bins: Sequence[int] = (1, ),
+                 keep_parts: bool = False) -> None:
         if num_levels is not None and channels is not None:
             raise ValueError(
                 f'num_levels={num_levels} and channels={channels} exclude '
@@ -94,6 +98,7 @@ class GeMNeck(GeM):
         if several:
             _check_counts('channels', sizes)
         _check_counts('bins', bins)
+        check_flag('keep_parts', keep_parts)
         super().__init__(
             p,
             eps,
@@ -104,6 +109,7 @@ class GeMNeck(GeM):
         self.channels = channels
         self.num_levels = num_levels
         self.bins = tuple(bins)
+        self.keep_parts = keep_parts
         # The number of values of p for each level.
         self._sizes = list(sizes) if several else None
 
@@ -115,7 +121,8 @@ class GeMNeck(GeM):
                 ``(N, C, *spatial)``, or a tuple or list of them.
 
         Returns:
-            Tensor | tuple[Tensor]: One per level if a sequence was given.
+            Tensor | tuple[Tensor]: One per level if a sequence was given; with
+            ``keep_parts`` of the shape ``(N, C, sum(bins))``.
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list.
@@ -131,7 +138,7 @@ class GeMNeck(GeM):
 
     def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for x in levels:
-            if not isinstance(x, Tensor) or x.dim() < 2 + (self.bins != (1, )):
+            if not isinstance(x, Tensor) or x.dim() < 3:
                 got = tuple(x.shape) if isinstance(x, Tensor) else x
                 raise ValueError(
                     'inputs must consist of maps of the shape '
@@ -152,33 +159,18 @@ class GeMNeck(GeM):
 
     def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
         """Pool one level, its strips side by side."""
-        outs = [out for b in self.bins for out in self._pool_strips(x, p, b)]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-
-    def _pool_strips(self, x: Tensor, p: float | Tensor,
-                     b: int) -> list[Tensor]:
-        """Pool the strips of one bin, all in one tensor or one by one."""
-        eps = self.eps if self.clamp else None
-        if b == 1:
-            return [gem_pool(x, p, eps=eps).flatten(1)]
-        rows = x.shape[2]
-        # Strips of one height are pooled at once. Where the height is open, as
-        # in an exported program, the slices below fit all.
-        if isinstance(rows, int) and rows % b == 0:
-            x = x.unflatten(2, (b, rows // b))
-            pooled = generalized_mean(x, p, tuple(range(3, x.dim())), eps=eps)
-            return [pooled.transpose(1, 2).flatten(1)]
-        # No floor of a negative number: integers in ONNX round towards 0.
-        return [
-            gem_pool(
-                x[:, :, i * rows // b:((i + 1) * rows + b - 1) // b], p,
-                eps=eps).flatten(1) for i in range(b)
-        ]
+        others = (1, ) * (x.dim() - 3)
+        parts = torch.cat([
+            gem_pool(x, p, eps=self.eps if self.clamp else None,
+                     output_size=(b, *others)).flatten(2)
+            for b in self.bins], 2)
+        return parts if self.keep_parts else parts.transpose(1, 2).flatten(1)
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""
         return (f'{super().extra_repr()}, channels={self.channels}, '
-                f'num_levels={self.num_levels}, bins={self.bins}')
+                f'num_levels={self.num_levels}, bins={self.bins}, '
+                f'keep_parts={self.keep_parts}')
 
 
 def _check_counts(name: str, values: Sequence[int]) -> None:

@@ -5,34 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigplug.models.layers.learnable_power import LearnablePower
-from sigplug.ops import segment_generalized_mean
-from sigplug.ops._checks import check_flag, check_positive
-
-
-class SegmentGeM(LearnablePower):
-    """Generalised mean of the points of each cell.
-
-    See :func:`sigplug.ops.segment_generalized_mean`.
-
-    Args:
-        eps (float): Lower clamp of the points.
-        *args: Those of ``LearnablePower``.
-    """
-
-    def __init__(self, eps: float, *args: Any) -> None:
-        super().__init__(*args)
-        check_positive('eps', eps)
-        self.eps = eps
-
-    def forward(self, x: Tensor, cell: Tensor, num_cells: int) -> Tensor:
-        """Reduce the points ``(K, C)`` in the cells ``(K, )``.
-
-        Returns:
-            Tensor: Shape ``(num_cells, C)``, 0 for a cell without points.
-        """
-        return segment_generalized_mean(
-            x, cell, num_cells, self.power(), eps=self.eps)
+from sigplug.models.layers import SegmentGeM
+from sigplug.ops._checks import check_flag
 
 
 class GeMEncoder:
@@ -57,7 +31,7 @@ class GeMEncoder:
         check_flag('per_channel', per_channel)
         super().__init__(*args, **kwargs)
         self._add_gems(lambda channels: SegmentGeM(
-            eps, p, p_trainable, channels if per_channel else None, p_range))
+            p, eps, p_trainable, channels if per_channel else None, p_range))
 
     def _add_gems(self, make_gem: Callable[[int], SegmentGeM]) -> None:
         """Make the reduction of each layer, from its number of channels."""

@@ -9,9 +9,10 @@ from mmdet3d.models.voxel_encoders.pillar_encoder import (
 from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
 from torch import Tensor, nn
 
+from sigplug.models.layers import SegmentGeM
 from sigplug.registry import MODELS
 
-from .encoder_layers import GeMEncoder, SegmentGeM, activate_points
+from .encoder_layers import GeMEncoder, activate_points
 from .points_by_cell import PointsByCell, sort_by_cell
 
 

@@ -10,9 +10,10 @@ from mmdet3d.models.voxel_encoders.utils import (
 )
 from torch import Tensor, nn
 
+from sigplug.models.layers import SegmentGeM
 from sigplug.registry import MODELS
 
-from .encoder_layers import GeMEncoder, SegmentGeM, activate_points
+from .encoder_layers import GeMEncoder, activate_points
 
 
 class GeMPFNLayer(nn.Module):

@@ -11,6 +11,8 @@ from ..backends import Form
 from ..power_mean import Dims, Sets, sum_to_power
 from .library import DTYPES, count_threads, kernel, pointer
 
+# A vector of one row has too few members to be worth its sums below this.
+SHORT = 24
 # dtype, x, mask, sets, members, columns, offsets, list, p and its two steps,
 # and eps.
 _SETS = (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p,
@@ -21,7 +23,7 @@ _GROUP = (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 
 def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
     """See :func:`sigplug.ops.power_mean.power_mean_forward`."""
-    layout = lay_out(x, sets)
+    layout = lay_out(x, sets, SHORT)
     y = x.new_empty(layout.memory_shape, dtype=torch.float32)
     _call('power_mean_forward', layout, layout.arrange(x), p, sets, eps, y)
     return layout.put_back(y)
@@ -31,7 +33,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
              eps: float | None, y: Tensor, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """See :func:`sigplug.ops.power_mean.power_mean_backward`."""
-    layout = lay_out(x, sets)
+    layout = lay_out(x, sets, SHORT)
     x, y = layout.arrange(x), layout.arrange(y)
     grad_x = torch.empty_like(x) if wants_x else None
     grad_p = torch.empty_like(y) if wants_p else None

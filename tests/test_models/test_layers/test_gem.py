@@ -13,6 +13,7 @@ from ..detectors import features
     dict(kernel_size=2),
     dict(kernel_size=(3, None), stride=(1, None), padding=(1, 0)),
     dict(kernel_size=4, stride=1, padding=2, eps=1e-3),
+    dict(output_size=(3, 6)),
 ])
 @pytest.mark.parametrize('p', [1.0, 6.5])
 @pytest.mark.parametrize('trainable', [False, True])
@@ -43,7 +44,9 @@ def test_shows_its_arguments():
     (dict(kernel_size=0), ValueError, '^kernel_size must.*0'),
     (dict(kernel_size='a'), ValueError, "^kernel_size must.*'a'"),
     (dict(padding=-1), ValueError, '^padding must.*-1'),
-    (dict(stride=(1, 1, 1, 1)), ValueError, '^stride must.*three')])
+    (dict(stride=(1, 1, 1, 1)), ValueError, '^stride must.*three'),
+    (dict(output_size=0), ValueError, '^output_size must.*0'),
+    (dict(output_size=1, kernel_size=2), ValueError, '^output_size=1 excl')])
 def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error, match=words):
         GeM(**kwargs)

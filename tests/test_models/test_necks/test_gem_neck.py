@@ -124,6 +124,9 @@ def test_strips(shape, bins):
         y = GeMNeck(p=p, channels=channels, bins=bins)(x)
         assert y.shape == (2, 3 * sum(bins))
         assert_pooled(y, by_hand(x, p, bins))
+        parts = GeMNeck(p=p, channels=channels, bins=bins, keep_parts=True)(x)
+        assert parts.shape == (2, 3, sum(bins))
+        assert parts.mT.flatten(1).equal(y)
 
 
 @pytest.mark.parametrize('rows', [4, 5])
@@ -168,6 +171,7 @@ def test_bad_inputs(inputs):
     (dict(channels=[]), TypeError, r'channels .*\[\]'),
     (dict(channels=[3, 0]), ValueError, 'channels .*0'),
     (dict(channels=[3, 2], p=[1.0, 2.0]), ValueError, 'channels=5, .*2'),
+    (dict(keep_parts=1), TypeError, 'keep_parts .*1'),
     (dict(bins=4), TypeError, 'bins .*4'),
     (dict(bins=()), TypeError, r'bins .*\(\)'),
     (dict(bins=(1, -2)), ValueError, 'bins .*-2'),
