@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ._checks import PowerLike, check_input
 from ._dtypes import upcast_half
+from .backends import is_traced
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -153,10 +154,12 @@ def _pool(x: Tensor, p: PowerLike, dims: tuple[int, ...], eps: float | None,
 
 
 def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
-    """Return the cells of each window along ``dim`` in a new first dim.
-
-    By slices, which every compiler and runtime has.
-    """
+    """Return the cells of each window along ``dim`` in a new first dim."""
+    if step == size and not is_traced():
+        count = x.shape[dim] // size
+        return x.narrow(dim, 0, count * size).unflatten(
+            dim, (count, size)).movedim(dim + 1, 0)
+    # Slices, which every compiler and runtime has.
     before = (slice(None), ) * dim
     return torch.stack([
         x[before + (slice(k, k + 1 - size or None, step), )]
