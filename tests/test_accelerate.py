@@ -218,7 +218,8 @@ def test_what_is_left_is_reported():
     parts = {'ours': ours, 'other': OtherHead(), 'none': nn.Linear(2, 2)}
     parts['net'] = build('CenterNetHead')
     parts['twice'] = stock(MONO)
-    parts['targets'] = grow(stock('CenterHead'), loss=loss_of_scores)
+    parts['targets'] = grow(
+        stock('CenterHead'), loss_by_feat=loss_of_scores)
     model = nn.ModuleDict(parts)
     for name in ('twice', 'targets'):
         assert sigplug.accelerate(parts[name]).replaced
