@@ -1,12 +1,20 @@
 """Fast and safe parts under the stock heads of a model that is built."""
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from torch import nn
 
-# What a head keeps of its own: it was built, and has its weights.
+# Methods that a head keeps: they run before it is changed.
 KEPT = {'__init__', 'init_weights'}
+# What a detector calls; logits pass between them.
+ENTRIES = {'forward', 'loss', 'predict', 'loss_and_predict'}
+# What a module keeps its attributes in.
+SPACES = ('__dict__', '_modules', '_buffers')
+ABSENT = object()
 
 
 @dataclass
@@ -51,7 +59,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     targets, or none at all, the loss is a number where the stock head's is
     not. ``forward`` of ``SMOKEMono3DHead`` returns logits instead of scores.
     A model that is changed cannot be pickled as a whole; its ``state_dict``
-    can.
+    can. A deep copy of it stays changed: ``undo`` knows the original alone.
 
     Args:
         model (nn.Module): A detector, a head, or any module that holds one.
@@ -66,11 +74,14 @@ def accelerate(model: nn.Module) -> Acceleration:
     done, recipes = Acceleration(), _recipes()
     for name, module in list(model.named_modules()):
         reasons: list[str] = []
+        if isinstance(module, tuple(recipe.part for recipe in recipes)):
+            done.left[name] = "left, as it is already sigplug's"
+            continue
         for recipe in recipes:
             if not isinstance(module, recipe.stock):
                 continue
-            reason = recipe.obstacle(module)
             try:
+                reason = recipe.obstacle(module)
                 if not reason:
                     words = _replace(module, recipe, done._undo)
                     done.replaced[name] = ' as '.join([words, *reasons])
@@ -98,30 +109,42 @@ class _Recipe:
     loss: str | None = None
     # Methods of the stock head that are no longer called.
     unused: tuple[str, ...] = ()
+    # Losses that the part averages, whatever their reduction.
+    averaged: tuple[str, ...] = ()
 
     def obstacle(self, module: nn.Module) -> str:
-        """Return why the module cannot be changed, or nothing."""
-        if isinstance(module, self.part):
-            return "it is already sigplug's"
-        loss = getattr(module, self.loss) if self.loss else None
-        if getattr(loss, 'from_logits', False):
-            return f'its {self.loss} takes logits, and gets scores'
-        # What is called no longer, or from elsewhere.
+        """Return why the module cannot be changed, or nothing.
+
+        Raises:
+            ValueError: A loss has a reduction that the part would change.
+        """
+        # Up to where the stock head's own code begins.
+        mro = type(module).__mro__
+        own = [(name, value)
+               for part in (module, *mro[:mro.index(self.stock)])
+               for name, value in vars(part).items() if name not in KEPT]
+        # A method of such a name would be bypassed, or bypass the part.
         names = {*self.unused, *(
             name for cls in self.part.__mro__
             if not issubclass(self.stock, cls) for name in vars(cls)
-            if callable(getattr(cls, name)) and name[:2] != '__')} - KEPT
-        # Up to where the stock head's own code begins.
-        mro = type(module).__mro__
-        above = [module, *mro[:mro.index(self.stock)]]
-        own = sorted(name for name in names
-                     if any(name in vars(part) for part in above))
-        return own and (f'{type(module).__name__} has a {own[0]} of its own'
-                        ) or ''
+            if callable(getattr(cls, name)) and name[:2] != '__')}
+        if self.loss:
+            if getattr(getattr(module, self.loss), 'from_logits', False):
+                return f'its {self.loss} takes logits, and gets scores'
+            # So would one that computes scores, or a loss of them.
+            parts = {self.loss, 'heatmap_act', 'clip_sigmoid'}
+            names |= ENTRIES | {
+                name for name, value in own if parts & _names_in(value)}
+        found = sorted(name for name, _ in own if name in names)
+        if found:
+            return f'{type(module).__name__} has a {found[0]} of its own'
+        from sigplug.models.dense_heads.heatmap_loss import check_reductions
+        check_reductions(module, *self.averaged)
+        return ''
 
 
 def _recipes() -> list[_Recipe]:
-    """Return how to change the heads of the packages that are there."""
+    """Return how to change the heads of the installed packages."""
     # Not on the import of sigplug, which stays quick.
     from mmdet.models.dense_heads import CenterNetHead, CornerHead
 
@@ -140,7 +163,7 @@ def _recipes() -> list[_Recipe]:
     from sigplug.models.dense_heads.center_targets import CenterHeadTargets
     return [
         _Recipe(stock.CenterHead, ours.CenterHead, 'loss_cls',
-                ('get_targets_single', )),
+                ('get_targets_single', ), ('loss_bbox', )),
         # For one with a loss of its own.
         _Recipe(stock.CenterHead, CenterHeadTargets,
                 unused=('get_targets_single', )),
@@ -156,40 +179,66 @@ def _replace(module: nn.Module, recipe: _Recipe,
     new = type(old.__name__, (recipe.part, old), {
         name: getattr(old, name) for name in KEPT} | {
             '__module__': old.__module__})
-    before = {space: {*getattr(module, space)} for space in (
-        '__dict__', '_modules', '_buffers', '_non_persistent_buffers_set')}
-    loss = None if recipe.loss is None else getattr(module, recipe.loss)
+    before = _attributes(module)
+    persistence = {*module._non_persistent_buffers_set}
 
-    def restore() -> None:
+    def restore(changes: dict[tuple[str, str], Any]) -> None:
         module.__class__ = old
-        for space, names in before.items():
-            owned: Any = getattr(module, space)
-            for name in {*owned} - names:
-                owned.pop(name) if isinstance(owned, dict) else owned.remove(
-                    name)
-        if recipe.loss is not None:
-            setattr(module, recipe.loss, loss)
+        for (space, name), value in changes.items():
+            if value is ABSENT:
+                getattr(module, space).pop(name, None)
+            else:
+                getattr(module, space)[name] = value
+        module._non_persistent_buffers_set = persistence
 
-    undo.append(restore)
-    words = ['targets without a loop over boxes']
-    if recipe.loss is None:
-        words.append('its loss is left')
     try:
         module.__class__ = new
-        if recipe.loss is not None:
-            if _is_focal_loss(loss):
-                setattr(module, recipe.loss, _fuse(loss))
-                words.insert(0, 'clip and loss in one operation')
-            else:
-                words.insert(0, f'the clip; {type(loss).__name__} is left')
-            head: Any = module
-            head.set_up()
-            # Its new buffers go where its weights are.
-            module.to(next(module.parameters()).device)
+        words = _set_up(module, recipe.loss)
     except Exception:
-        undo.pop()()
+        restore(_changes(before, module))
         raise
-    return ', '.join(words)
+    undo.append(functools.partial(restore, _changes(before, module)))
+    return words
+
+
+def _set_up(module: nn.Module, name: str | None) -> str:
+    """Build what a part needs, with its loss, and return what is new."""
+    words = 'targets without a loop over boxes'
+    if name is None:
+        return f'{words}, its loss is left'
+    loss = getattr(module, name)
+    if _is_focal_loss(loss):
+        setattr(module, name, _fuse(loss))
+        words = f'clip and loss in one operation, {words}'
+    else:
+        words = f'the clip; {type(loss).__name__} is left, {words}'
+    head: Any = module
+    head.set_up()
+    return words
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return what a module is made of, by kind and name."""
+    return {(space, name): value for space in SPACES
+            for name, value in getattr(module, space).items()}
+
+
+def _changes(before: dict[tuple[str, str], Any],
+             module: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the old value of each attribute that is another one now."""
+    after = _attributes(module)
+    return {key: before.get(key, ABSENT) for key in {**before, **after}
+            if before.get(key, ABSENT) is not after.get(key, ABSENT)}
+
+
+def _names_in(value: Any) -> set[str]:
+    """Return the names that the code of a method uses."""
+    code = getattr(inspect.unwrap(getattr(value, 'fget', value)), '__code__',
+                   value)
+    if not isinstance(code, CodeType):
+        return set()
+    # Functions within it are among its constants.
+    return {*code.co_names}.union(*map(_names_in, code.co_consts))
 
 
 def _is_focal_loss(loss: Any) -> bool:

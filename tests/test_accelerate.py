@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from mmdet3d.models.utils import clip_sigmoid
 from mmengine.runner import Runner
 from test_models.test_dense_heads.stock_twins import (
     CASES,
@@ -148,6 +149,51 @@ def test_subclasses_keep_what_they_change():
     assert type(own_loss) is cls
 
 
+def loss_of_scores(self, preds):
+    """In a generator, whose code is a constant of this one's."""
+    return sum(self.loss_cls(
+        clip_sigmoid(pred['heatmap'].clone()),
+        torch.zeros_like(pred['heatmap'])) for pred, in preds)
+
+
+@pytest.mark.parametrize('method', ['loss', 'helper'])
+def test_an_own_loss_of_scores_gets_scores(method):
+    head = grow(stock('CenterHead'), **{method: loss_of_scores})
+    preds = head(features('CenterHead'))
+    expected = getattr(head, method)(preds)
+    done = sigplug.accelerate(head)
+    assert f'{method} of its own' in str(done) and 'clip' not in str(done)
+    assert 'targets' in done.replaced['']
+    assert getattr(head, method)(preds).equal(expected)
+
+
+def test_own_predictions_of_scores_get_scores():
+    head = grow(stock(MONO), predict=lambda self, x: self(x)[0][0])
+    x = features(MONO)
+    expected = head.predict(x)
+    assert 'predict of its own' in sigplug.accelerate(head).left['']
+    assert head.predict(x).equal(expected)
+
+
+def test_what_was_hidden_comes_back():
+    head = stock('CenterHead')
+    head.box_size, head.heatmap_act = 'mine', nn.Tanh()
+    act = head.heatmap_act
+    done = sigplug.accelerate(head)
+    assert head.box_size == 9 and head.heatmap_act is not act
+    head.eval()
+    done.undo()
+    assert head.box_size == 'mine' and head.heatmap_act is act
+    assert not head.training
+
+
+def test_only_what_is_new_moves():
+    head = stock('CenterHead').to('meta')
+    head.extra = nn.Linear(2, 2)
+    sigplug.accelerate(head)
+    assert head._code_weights.is_meta and not head.extra.weight.is_meta
+
+
 def test_a_loss_with_hooks_stays():
     head = stock('CenterHead')
     seen, loss = [], head.loss_cls
@@ -172,24 +218,35 @@ def test_what_is_left_is_reported():
     parts = {'ours': ours, 'other': OtherHead(), 'none': nn.Linear(2, 2)}
     parts['net'] = build('CenterNetHead')
     parts['twice'] = stock(MONO)
+    parts['targets'] = grow(
+        stock('CenterHead'), loss_by_feat=loss_of_scores)
     model = nn.ModuleDict(parts)
-    sigplug.accelerate(parts['twice'])
+    for name in ('twice', 'targets'):
+        assert sigplug.accelerate(parts[name]).replaced
     done = sigplug.accelerate(model)
     assert not done.replaced and set(done.left) == {
-        'ours', 'net', 'twice', 'other'}
-    assert "already sigplug's" in done.left['ours']
+        'ours', 'net', 'twice', 'targets', 'other'}
+    for name in ('ours', 'net', 'twice', 'targets'):
+        assert "already sigplug's" in done.left[name]
     assert 'OtherHead' in done.left['other']
     assert 'docs/heads.md' in str(done)
     assert str(sigplug.accelerate(nn.Linear(2, 2))) == (
         'no heatmap head was found')
 
 
-def test_a_head_that_does_not_fit_gets_its_targets_alone():
-    head = stock('CenterHead', loss_bbox=dict(
-        type='mmdet.L1Loss', reduction='sum'))
+@pytest.mark.parametrize('name', ['loss_bbox', 'loss_cls'])
+def test_a_reduction_that_does_not_fit_leaves_the_losses(name):
+    kind = dict(loss_bbox='mmdet.L1Loss', loss_cls='mmdet.GaussianFocalLoss')
+    head = stock('CenterHead', **{
+        name: dict(type=kind[name], reduction='none')})
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
     before = state(head)
+    expected = compute_losses('CenterHead', head, head(x), batch)
     done = sigplug.accelerate(head)
     assert 'clip' not in str(done) and 'reduction' in str(done)
+    torch.testing.assert_close(
+        compute_losses('CenterHead', head, head(x), batch), expected,
+        rtol=1e-6, atol=0)
     done.undo()
     assert state(head) == before
 

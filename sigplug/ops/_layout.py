@@ -32,7 +32,7 @@ class Layout:
     columns: int
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Return an input or a result in the order of the memory, no gaps."""
+        """Return an input or a result contiguous, in memory order."""
         if self.order is not None:
             x = x.permute(self.order)
         return x.contiguous()
@@ -50,7 +50,10 @@ class Layout:
         The one of a result lies at ``group * step[0] + column * step[1]``.
         """
         if not isinstance(p, Tensor):
-            return _number(p, device), 0, 0
+            # What a graph captures is filled when it is replayed.
+            once = not (device.type == 'cuda'
+                        and torch.cuda.is_current_stream_capturing())
+            return (_number if once else _number.__wrapped__)(p, device), 0, 0
         p = p.to(device)
         if p.numel() == 1:
             return p, 0, 0

@@ -19,6 +19,8 @@ from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
 
 # In cells: a peak that is flat over any map; it still fits an int32.
 MAX_RADIUS = 2**24
+# Bounds the memory of covered_cells, some 20 bytes each.
+CELLS_AT_ONCE = 2**22
 
 
 class CenterTargets(NamedTuple):
@@ -59,7 +61,8 @@ def center_targets(boxes: Sequence[Tensor],
     gets an offset. It is left out if its label is no class, its extent in x
     or y is not positive, its centre lies outside the map, or ``max_objs``
     boxes of its task come before it, in the order of the classes. All values
-    are those of mmdet3d 1.4 (``CenterHead.get_targets_single``).
+    are those of mmdet3d 1.4 (``CenterHead.get_targets_single``). For
+    ``oriented``, its yaw has to be finite, too.
 
     ``oriented`` draws an ellipse along the box instead of a round peak, with
     :math:`\sigma = \max(\text{extent}, 2 r_{\min} + 1) / 6` in cells along
@@ -142,6 +145,7 @@ def center_targets(boxes: Sequence[Tensor],
 
     cell, ellipses = center.int(), None
     if oriented:
+        drawn = drawn & flat[:, 6].isfinite()
         sigma = extent.clamp(min=2 * min_radius + 1) / 6
         ellipses = torch.cat((sigma, flat[:, 6:7]), 1)
         radius = (3 * sigma.amax(1)).ceil()
@@ -200,21 +204,22 @@ def covered_cells(boxes: Sequence[Tensor],
     """
     _check_boxes(boxes, 7)
     width, height = _map_size(grid_size, voxel_size, out_size_factor)
-    maps = []
-    for values in boxes:
-        # Of one sample at a time: a map for each of its boxes.
-        x, y = (point_cloud_range[axis] - values[:, axis, None]
-                + voxel_size[axis] * out_size_factor
-                * (torch.arange(count, device=values.device) + 0.5)
-                for axis, count in enumerate((width, height)))
-        x, y = x.unsqueeze(1), y.unsqueeze(2)
-        cos, sin = values[:, 6, None, None].cos(), values[:, 6, None,
-                                                          None].sin()
-        half = values[:, 3:5, None, None] / 2
-        inside = (((x * cos + y * sin).abs() <= half[:, 0])
-                  & ((y * cos - x * sin).abs() <= half[:, 1]))
-        maps.append(inside.any(0))
-    return torch.stack(maps)
+    covered = torch.zeros(
+        len(boxes), height, width, dtype=torch.bool, device=boxes[0].device)
+    at_once = max(CELLS_AT_ONCE // max(height * width, 1), 1)
+    for cells, sample in zip(covered, boxes, strict=True):
+        # Each box of a part takes a map.
+        for values in sample.split(at_once):
+            x, y = (point_cloud_range[axis] - values[:, axis, None]
+                    + voxel_size[axis] * out_size_factor
+                    * (torch.arange(count, device=values.device) + 0.5)
+                    for axis, count in enumerate((width, height)))
+            x, y = x.unsqueeze(1), y.unsqueeze(2)
+            half, yaw = values[:, 3:5, None, None] / 2, values[:, 6:7, None]
+            cos, sin = yaw.cos(), yaw.sin()
+            cells |= (((x * cos + y * sin).abs() <= half[:, 0])
+                      & ((y * cos - x * sin).abs() <= half[:, 1])).any(0)
+    return covered
 
 
 def _check_boxes(boxes: Sequence[Tensor], size: int) -> None:

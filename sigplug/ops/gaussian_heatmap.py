@@ -118,8 +118,8 @@ def gaussian_heatmap(centers: Tensor,
         size (tuple[int, int]): Height and width of the map, in cells.
         ellipses (Tensor, optional): Sigmas in cells along and across the axis
             of each object, and the angle of the axis from x to y in radians,
-            shape ``(K, 3)``; computed by the plain form. Defaults to None,
-            round peaks.
+            shape ``(K, 3)``; drawn by the plain form whatever the backend.
+            Defaults to None, round peaks.
         backend (str): ``'auto'``, ``'eager'``, ``'cpp'`` or ``'triton'``, see
             :mod:`sigplug.ops.backends`. Defaults to ``'auto'``.
 

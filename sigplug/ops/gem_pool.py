@@ -96,6 +96,12 @@ def gem_pool(x: Tensor,
     p = check_power(p, x, dims)
     full = [margin == 0 and _is_full(k, size)
             for k, size, margin in zip(kernel, extent, pad)]
+    # A window of one cell along a dim takes a slice; of all, one is left.
+    pooled = [dim for dim, k in zip(dims, kernel)
+              if not (isinstance(k, int) and k == 1)] or dims[-1:]
+    for dim, step in zip(dims, steps):
+        if dim not in pooled and step != 1:
+            x = x[(slice(None), ) * dim + (slice(None, None, step), )]
     if any(pad):
         # Padded cells are 0 behind the clamp.
         x, eps = clamp(x, eps), None
@@ -103,13 +109,14 @@ def gem_pool(x: Tensor,
     elif any(step < size for size, step in zip(kernel, steps)):
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
-    whole = tuple(d for d, is_full in zip(dims, full) if is_full)
+    whole = tuple(d for d, is_full in zip(dims, full)
+                  if is_full and d in pooled)
     if whole:
         x, eps = _pool(x, p, whole, eps, backend)
     # The mean of equal sets is the mean of their means: dim by dim, a window
     # of k by k cells costs 2 k in place of k^2.
     for dim, is_full, size, step in zip(dims, full, kernel, steps):
-        if not is_full:
+        if dim in pooled and not is_full:
             x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
                            backend)
             x = x.squeeze(0)

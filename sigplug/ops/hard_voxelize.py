@@ -101,19 +101,19 @@ def voxelize_batch(
     rank = place - start
 
     # Voxels are numbered by their first points, in each sample from 0 on.
-    first = order[start]
+    first, in_voxel = order[start], inside[order]
     is_first = torch.zeros_like(inside).index_put(
-        (order, ), starts & inside[order])
-    number = is_first.cumsum(0) - 1
+        (order, ), starts & in_voxel)
+    number = is_first.cumsum(0)
     offsets, found = [], []
     end = 0
-    totals = torch.cat([number.new_zeros(1), is_first.cumsum(0)])
+    totals = torch.cat([number.new_zeros(1), number])
     for n in lengths:
         found.append(totals[end + n] - totals[end])
         offsets.append(totals[end])
         end += n
     kept = torch.stack(found).clamp(max=max_voxels)
-    number = number - torch.stack(offsets)[sample]
+    number = number - 1 - torch.stack(offsets)[sample]
     row = number + (kept.cumsum(0) - kept)[sample]
     fits = inside & (number < max_voxels)
     # This waits for a GPU.
@@ -123,7 +123,7 @@ def voxelize_batch(
     # Points that are not kept go to one more row, which is cut off.
     row = torch.where(fits, row, count)
     voxel = row[first]
-    in_voxel = fits[first] & inside[order]
+    in_voxel = fits[first] & in_voxel
     slot = torch.where(in_voxel & (rank < max_points),
                        voxel * max_points + rank, count * max_points)
     voxels = x.new_zeros(count * max_points + 1, x.shape[1])

@@ -1,4 +1,5 @@
 """Generalised-mean pooling against torch's pools and float64."""
+import importlib
 import math
 
 import pytest
@@ -49,6 +50,9 @@ WINDOWS = [
     ((2, 3, 9, 8), (None, 2), None, 0),
     ((2, 3, 9, 8), (3, None), (None, 1), (1, 0)),
     ((2, 3, 9, 8), 2, 5, 1),
+    ((2, 3, 9, 8), (1, 3), (2, 1), 0),
+    ((2, 3, 9, 8), (3, 1), (1, 3), (1, 0)),
+    ((2, 3, 9, 8), 1, (1, 2), 0),
     ((3, 9, 8), (3, 2), (2, 1), (1, 1)),
     ((3, 9, 8), (1, None), None, 0),
     ((2, 3, 5, 6, 4), (3, 2, 2), (1, 2, 1), (1, 1, 0)),
@@ -135,6 +139,21 @@ def test_equals_adaptive_pools(shape, size, dims):
     for c, y in enumerate(pool(x, powers).unbind(channel)):
         torch.testing.assert_close(
             y, pool(x, powers[c].item()).select(channel, c))
+
+
+@pytest.mark.parametrize('kernel, passes', [
+    ((1, 3), 1), ((3, 1), 1), ((1, None), 1), (1, 1), ((2, 3), 2)])
+def test_windows_of_one_cell_take_no_pass(kernel, passes, monkeypatch):
+    module = importlib.import_module('sigplug.ops.gem_pool')
+    calls, power_mean = [], module.power_mean
+
+    def note(x, *args):
+        calls.append(x)
+        return power_mean(x, *args)
+
+    monkeypatch.setattr(module, 'power_mean', note)
+    gem_pool(random_input(2, 3, 9, 8), 3.0, kernel)
+    assert len(calls) == passes
 
 
 @pytest.mark.parametrize('shape, kernel', [

@@ -1,4 +1,4 @@
-"""Voxelise batches, also of samples without points."""
+"""Voxelise batches, including samples without points."""
 import math
 from typing import Any
 

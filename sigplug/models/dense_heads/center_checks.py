@@ -42,14 +42,14 @@ def check_train_cfg(cfg: dict, code_size: int) -> None:
 
 
 def per_task(value: Any, num_tasks: int) -> list:
-    """Return the values of all tasks, of which one may be for all."""
+    """Return the value of each task; a single value serves all tasks."""
     return list(value) if isinstance(value, (list, tuple)) else (
         [value] * num_tasks)
 
 
 def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
                    num_tasks: int, box_size: int) -> None:
-    """Raise a ``ValueError`` at values that only predictions would read.
+    """Raise a ``ValueError`` if what only predictions read cannot work.
 
     Args:
         cfg (dict[str, Any]): The ``test_cfg`` of the head.

@@ -14,8 +14,8 @@ from sigplug.ops._dtypes import upcast_half
 
 from .center_checks import per_task
 
-# Rounds of the suppression before its result is read: each box of a chain, in
-# which each would hide the next, takes one.
+# Rounds of the suppression before its result is read. They are enough unless
+# more boxes than that form a chain in which each would hide the next.
 ROUNDS = 16
 
 
@@ -106,7 +106,7 @@ def decode(preds: list[dict[str, Tensor]], coder: CenterPointBBoxCoder,
 
 def suppress(found: Candidates,
              cfg: dict[str, Any]) -> tuple[Tensor, list[int]]:
-    """Return the boxes that no better one of their task lies too close to.
+    """Return the boxes not suppressed by a better one of their task.
 
     They are those of mmdet3d's circle and rotated NMS, in its order. On a CPU
     its functions are called, sample by sample and task by task. On a GPU all
@@ -189,33 +189,40 @@ def _all_pairs(kinds: Sequence[str], bev: Tensor, scores: Tensor,
         if kind == 'circle':
             hides.append(_is_near(bev[:, task], cfg['min_radius'][task]))
             # Equal scores: upstream's sort decides their order, see below.
-            flags.append((own[:, 1:] & ~(score[:, :-1] > score[:, 1:])).any())
+            flags.append((own[:, 1:] & ~(score[:, :-1] > score[:, 1:])
+                          ).flatten().any(0, keepdim=True))
         else:
             hides.append(_overlaps(bev[:, task], cfg['nms_thr']))
             if cfg['pre_max_size'] is not None:
                 own = own & (own.cumsum(1) <= cfg['pre_max_size'])
         allowed.append(own)
-    all_hides, all_allowed = torch.stack(hides, 1), torch.stack(allowed, 1)
 
-    def solve(rounds: int) -> tuple[Tensor, Tensor]:
-        """Return what is kept, and whether a further round changes it."""
-        keep = all_allowed
+    def solve(tasks: Sequence[int], rounds: int) -> tuple[Tensor, Tensor]:
+        """Return what is kept, and the tasks that need more rounds."""
+        hide = torch.stack([hides[task] for task in tasks], dim=1)
+        keep = allow = torch.stack([allowed[task] for task in tasks], dim=1)
         for _ in range(rounds):
             before = keep
-            keep = all_allowed & ~(all_hides & before.unsqueeze(3)).any(2)
-        changed = (keep != before).any()
+            keep = allow & ~(hide & before.unsqueeze(3)).any(2)
+        changed = (keep != before).any(2).any(0)
         if cfg['post_max_size'] is not None:
             keep = keep & (keep.cumsum(2) <= cfg['post_max_size'])
-        return keep & inside, changed
+        return keep, changed
 
-    keep, changed = solve(ROUNDS)
+    keep, changed = solve(range(len(kinds)), ROUNDS)
+    keep = keep & inside
     kept, is_rare = np.split(_read(torch.cat((
-        keep.flatten(), torch.stack((changed, *flags))))), [keep.numel()])
+        keep.flatten(), changed, *flags))), [keep.numel()])
     if not is_rare.any():
         return np.flatnonzero(kept)
-    # Each round decides one more box for good, so that K are enough.
-    keep, _ = solve(valid.shape[2])
     circle = [task for task, kind in enumerate(kinds) if kind == 'circle']
+    # Upstream's loop over those of circles decides them again, below.
+    rotated = [task for task, kind in enumerate(kinds) if kind == 'rotate']
+    if is_rare[rotated].any():
+        # Each round decides one more box for good, so that K are enough.
+        solved, _ = solve(rotated, valid.shape[2])
+        for place, task in enumerate(rotated):
+            keep[:, task] = solved[:, place] & inside[:, task]
     points = torch.from_numpy(_read(torch.cat((bev[..., :2], torch.stack(
         (scores, valid.to(scores), keep.to(scores)), dim=3)), dim=3)))
     kept = points[..., 4].numpy()
@@ -250,13 +257,15 @@ def _overlaps(bev: Tensor, threshold: float) -> Tensor:
     low, high = bev[..., :2] - half, bev[..., :2] + half
     bev = torch.cat(((low + high) / 2, high - low, bev[..., 4:]), dim=2)
     size, num = bev.shape[:2]
+    hides = torch.zeros(
+        size, num, num, dtype=torch.bool, device=bev.device)
+    if num < 2:
+        return hides
     first, second = torch.triu_indices(num, num, 1, device=bev.device)
     iou = box_iou_rotated(bev[:, first].flatten(0, 1),
                           bev[:, second].flatten(0, 1), aligned=True)
     # mmcv's two kernels differ here.
     above = iou >= threshold if bev.device.type == 'cpu' else iou > threshold
-    hides = torch.zeros(
-        size, num, num, dtype=torch.bool, device=bev.device)
     hides[:, first, second] = above.view(size, -1)
     return hides
 

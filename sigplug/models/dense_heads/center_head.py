@@ -54,8 +54,8 @@ class CenterHead(_CenterHead):
       keeps the task heads in a plain ``ModuleList``, which mmengine skips,
       and training starts from scores of 0.5.
     - All samples and tasks are predicted at once, which waits at most twice
-      for a GPU; half precision is decoded in float32. A ``bbox_coder`` or
-      ``get_task_detections`` of one's own is used as upstream uses it.
+      for a GPU; half precision is decoded in float32. A custom
+      ``bbox_coder`` or ``get_task_detections`` is used as upstream uses it.
     - ``nms_type`` in ``test_cfg`` may be a list with an entry per task.
     - Nothing is predicted for a sample without points, as
       :class:`sigplug.Det3DDataPreprocessor` marks them.
@@ -86,8 +86,9 @@ class CenterHead(_CenterHead):
             ``separate_head``: 0.01 where few of very many cells hold an
             object. Defaults to None, ``init_bias``, a score of 0.1.
         ignore_label (int, optional): Boxes of this label are regions without
-            labels: their cells take no part in the heatmap loss.
-            Defaults to None.
+            labels: their cells take no part in the heatmap loss. mmdet3d's
+            data sets and ``ObjectNameFilter`` drop boxes of label -1, so
+            give them one behind those of the classes. Defaults to None.
         **kwargs: Those of mmdet3d's ``CenterHead``. ``train_cfg`` may hold
             ``oriented_gaussians=True``, see
             :func:`sigplug.ops.center_targets`.
@@ -118,8 +119,9 @@ class CenterHead(_CenterHead):
             raise ValueError('heatmap_prior must be a score between 0 and 1, '
                              f'but is {heatmap_prior}')
         if ignore_label in range(sum(self.num_classes)):
-            raise ValueError('ignore_label must be the label of no class, '
-                             f'such as -1, but is {ignore_label}')
+            raise ValueError(
+                'ignore_label must be the label of no class, such as '
+                f'{sum(self.num_classes)}, but is {ignore_label}')
         self.heatmap_prior = heatmap_prior
         self.log_class_losses = log_class_losses
         self.ignore_label = ignore_label
@@ -156,9 +158,11 @@ class CenterHead(_CenterHead):
         if code_weights is None:
             code_weights = [1.0] * (self.box_size + 1)
         # Buffers, as a list in a training step would wait for a GPU; no part
-        # of the state_dict.
+        # of the state_dict. A head that is accelerated may be on one already.
+        device = next((param.device for param in self.parameters()), None)
         self.register_buffer(
-            '_code_weights', torch.tensor(code_weights), persistent=False)
+            '_code_weights', torch.tensor(code_weights, device=device),
+            persistent=False)
         self.register_buffer(
             '_class_weights', None if class_weights is None else
             check_class_weights(class_weights, sum(self.num_classes)),

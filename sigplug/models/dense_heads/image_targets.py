@@ -10,13 +10,13 @@ from .heatmap_loss import count_peaks
 
 
 class ImageCells(NamedTuple):
-    """Cells in the feature maps of a batch, one of each object."""
+    """Cells in the feature maps of a batch, one per object."""
 
     #: x and y of ``N`` objects, int64, ``(N, 2)``.
     cell: Tensor
     #: The sample of each object, int64, ``(N, )``.
     sample: Tensor
-    #: Where not to leave an object out, bool, ``(N, )``.
+    #: False leaves an object out, bool, ``(N, )``.
     keep: Tensor
     #: The number of samples, the height and the width of the maps.
     shape: tuple[int, int, int]
