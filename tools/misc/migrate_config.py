@@ -213,14 +213,17 @@ def is_own_head(part: Part) -> bool:
         return False
     base = next((base for base in getattr(kind, '__mro__', ())
                  if base.__module__.startswith('sigplug.')), None)
-    if base is not None and kind.loss_by_feat is base.loss_by_feat:
-        return True
+    if base is not None:
+        # It needs mmdet3d, which is there.
+        from sigplug.models.dense_heads.center_checks import losses_without_act
+        if not losses_without_act(kind, base):
+            return True
     raise UserError(
         f'{part} looks like a heatmap head, but is none of those that sigplug '
         f'replaces ({", ".join(HEADS)}). If it derives from one of them, let '
         'it derive from the one of the same name in '
-        'sigplug.models.dense_heads instead, and drop its own loss_by_feat: '
-        'that does without heatmap_act.')
+        'sigplug.models.dense_heads instead, and drop its own loss_by_feat, '
+        'or let that call super() or apply self.heatmap_act.')
 
 
 def find_class(name: str) -> type | None:
