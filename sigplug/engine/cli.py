@@ -142,17 +142,18 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
             kind = type(part)
             if getattr(kind, 'init_weights', '') != BaseModule.init_weights:
                 continue
-            # SECOND of mmdet3d; classes of one's own may load it themselves.
-            if 'Pretrained' not in str(part.init_cfg) and (
-                    kind.__module__.startswith(('mmdet3d.', 'mmdet.'))):
+            if 'Pretrained' in str(part.init_cfg):
+                if weights and not _has_weights(
+                        part, weights, init.get('prefix')):
+                    raise UserError(
+                        f'{where}: no weight in {path!r} has the name and the '
+                        f'shape of one of {kind.__name__}. Weights of a whole '
+                        'detector need prefix=..., the name of the part.')
+            # SECOND of mmdet3d; one's own may have loaded it already.
+            elif kind.__module__.startswith(('mmdet3d.', 'mmdet.')):
                 raise UserError(
                     f'{where} has no effect: {kind.__name__} replaces it by '
                     'its own. Load the weights with load_from.')
-            if weights and not _has_weights(part, weights, init.get('prefix')):
-                raise UserError(
-                    f'{where}: no weight in {path!r} has the name and the '
-                    f'shape of one of {kind.__name__}. Weights of a whole '
-                    'detector need prefix=..., the name of the part.')
 
 
 def _has_weights(part: nn.Module, checkpoint: dict[str, Any],

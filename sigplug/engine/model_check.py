@@ -261,7 +261,8 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
         return
     reduce = _make_probe(middle, parts)
     for axis, count in enumerate(_count_cells(middle, layer)):
-        stride = cell[axis] / layer.voxel_size[axis]
+        voxel = float(layer.voxel_size[axis])
+        stride = cell[axis] / voxel
         found = reduce(count)
         if found and abs(found * stride - count) >= stride:
             raise UserError(
@@ -278,7 +279,7 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
         low, high = (float(layer.point_cloud_range[i])
                      for i in (axis, axis + 3))
         ranges = ' or '.join(
-            f'{size} ({_describe_range(low, high, count, size)})'
+            f'{size} ({_describe_range(low, high, (size - count) * voxel)})'
             for sizes in (range(count - 1, max(count - SPAN, 0), -1),
                           range(count + 1, count + SPAN))
             for size in itertools.islice(filter(fits, sizes), 1))
@@ -290,9 +291,8 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
             'and the pipelines.')
 
 
-def _describe_range(low: float, high: float, count: int, size: int) -> str:
-    """Return a range of more or fewer cells of the same size."""
-    grown = (high - low) * (size / count - 1)
+def _describe_range(low: float, high: float, grown: float) -> str:
+    """Return a range that is longer by so many metres."""
     if abs(low + high) < 1e-6:
         low, high = low - grown / 2, high + grown / 2
     else:
