@@ -12,7 +12,12 @@ from typing import Any
 from sigplug.engine import preflight, process
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.engine.results import read_nuscenes_metrics, write_json
-from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
+from sigplug.engine.stages import (
+    check_data_root,
+    hide_unusable_gpus,
+    relative,
+    run_stage,
+)
 
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
@@ -83,7 +88,7 @@ def main() -> None:
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     config = relative(args.config)
-    preflight.check_data_root(
+    check_data_root(
         preflight.load_config(config), str(args.data_root))
     # The results of an earlier run must not pass for those of this one.
     for old in (summary_file, curve, *bev_dir.glob('*.png')):

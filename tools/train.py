@@ -4,6 +4,7 @@ import sys
 
 from sigplug.engine import cli, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
+from sigplug.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +35,9 @@ def main() -> None:
     """Train."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
+    if args.new_schedule and not (args.resume or cfg.get('resume')):
+        raise UserError('--new-schedule is for a training that continues: '
+                        'add --resume.')
     preflight.check_data(cfg, 'train', 'val')
     prepare.set_work_dir(cfg, args)
     prepare.set_amp(cfg, args.amp)
@@ -51,5 +55,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(process.run_tool(
-        main, 'The training continues with --resume.'))
+    sys.exit(process.run_tool(main))

@@ -1,11 +1,12 @@
 """The arguments that tools share, and the objects built from a config."""
+import copy
 import os
-import re
 import textwrap
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from sigplug.errors import UserError
 
 from . import preflight
+from .hooks.checkpoint_fit import load_what_fits
 from .hooks.interval import unwrap
 from .model_check import check_model
 from .upstream_fixes import load_checkpoints_safely, supply_numpy_long
@@ -81,14 +83,18 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
               Runner.from_cfg(cfg))
     datasets: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for split in splits:
         with preflight.explain_data_errors(cfg.get(f'{split}_dataloader')):
             # The property builds the loop, with its data loader.
             loop = getattr(runner, f'{split}_loop')
         loader = getattr(loop, 'dataloader', None)
-        datasets[split] = getattr(loader, 'dataset', None)
+        dataset = datasets[split] = getattr(loader, 'dataset', None)
+        preflight.check_tables(cfg, split, dataset)
+        metrics[split] = getattr(
+            getattr(loop, 'evaluator', None), 'metrics', ())
     model = unwrap(runner.model)
-    check_model(model, datasets)
+    check_model(model, datasets, metrics)
     if 'train' in splits:
         check_pretrained(cfg, model)
     compile_parts(runner.cfg, model)
@@ -117,11 +123,13 @@ def compile_parts(cfg: Config, model: nn.Module) -> None:
 def check_pretrained(cfg: Config, model: nn.Module) -> None:
     """Check the checkpoints that ``init_cfg`` takes parts of a model from.
 
-    mmengine loads what fits, even if that is nothing.
+    mmengine loads what fits, even if that is nothing. A part with an
+    ``init_weights`` of its own may read a checkpoint in its own way.
 
     Raises:
         UserError: One is missing, or has no weight of its part.
     """
+    parts = dict(model.named_modules())
     for key, node in preflight.iter_dicts(cfg.model, ''):
         inits = node.get('init_cfg') or []
         for init in [inits] if isinstance(inits, dict) else inits:
@@ -129,29 +137,37 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
                 continue
             where = f'model.{key}.init_cfg'.replace('..', '.')
             path = str(init.get('checkpoint'))
-            checkpoint = preflight.check_checkpoint(
-                path, f'{where}.checkpoint')
-            try:
-                part = model.get_submodule(key)
-            except AttributeError:
+            weights = preflight.check_checkpoint(path, f'{where}.checkpoint')
+            part: Any = parts.get(key)
+            kind = type(part)
+            if getattr(kind, 'init_weights', '') != BaseModule.init_weights:
                 continue
-            # SECOND of mmdet3d overwrites it.
-            if 'Pretrained' not in str(getattr(part, 'init_cfg', '')):
+            if 'Pretrained' in str(part.init_cfg):
+                if weights and not _has_weights(
+                        part, weights, init.get('prefix')):
+                    raise UserError(
+                        f'{where}: no weight in {path!r} has the name and the '
+                        f'shape of one of {kind.__name__}. Weights of a whole '
+                        'detector need prefix=..., the name of the part.')
+            # SECOND of mmdet3d; one's own may have loaded it already.
+            elif kind.__module__.startswith(('mmdet3d.', 'mmdet.')):
                 raise UserError(
-                    f'{where} has no effect: {type(part).__name__} takes its '
-                    'own. Give its weights by load_from, or by its argument '
-                    'pretrained if it has one.')
-            prefix = f'{init.get("prefix") or ""}.'.lstrip('.')
-            own = part.state_dict()
-            if checkpoint and not any(
-                    getattr(own.get(re.sub(r'^module\.', '', name)
-                                    .removeprefix(prefix)), 'shape', None)
-                    == getattr(value, 'shape', 0) for name, value in
-                    checkpoint.get('state_dict', checkpoint).items()):
-                raise UserError(
-                    f'{where}: no weight in {path!r} has the name and the '
-                    f'shape of one of {type(part).__name__}. Weights of a '
-                    'whole detector need prefix=..., the name of the part.')
+                    f'{where} has no effect: {kind.__name__} replaces it by '
+                    'its own. Load the weights with load_from.')
+
+
+def _has_weights(part: nn.Module, checkpoint: dict[str, Any],
+                 prefix: str | None) -> bool:
+    """Return whether mmengine takes a weight of a part from a checkpoint."""
+    weights = checkpoint.get('state_dict', checkpoint)
+    if prefix is not None:
+        prefix += '.' * (not prefix.endswith('.'))
+        weights = {name.removeprefix(prefix): value
+                   for name, value in weights.items()
+                   if name.startswith(prefix)}
+    missing, misshapen = load_what_fits(copy.deepcopy(part), weights)
+    return bool({name for name, _ in part.named_parameters()}
+                - {*missing, *misshapen})
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:

@@ -1,7 +1,9 @@
 """A check that the built parts of a LiDAR heatmap detector fit together."""
+import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,98 +16,118 @@ from sigplug.errors import UserError
 # A multiple of all strides that detectors have.
 SPAN = 128
 # Detectors that reduce points without their numbers in each voxel, by those
-# that read them, and the method which does.
+# that read them, and the methods which do.
 DYNAMIC = {
-    'MVXTwoStageDetector': ('extract_pts_feat', 'DynamicMVXFasterRCNN'),
-    'VoxelNet': ('extract_feat', 'DynamicVoxelNet'),
+    'MVXTwoStageDetector': (('extract_feat', 'extract_pts_feat'),
+                            'DynamicMVXFasterRCNN'),
+    'VoxelNet': (('extract_feat', ), 'DynamicVoxelNet'),
 }
 
 
-def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
+def check_model(model: Any, datasets: Mapping[str, Any],
+                metrics: Mapping[str, Any] | None = None) -> None:
     """Compare the parts of a LiDAR heatmap detector with one another.
 
     A mismatch would end in an error about shapes at best, and in boxes at the
     wrong place or of the wrong class at worst. Models without a head that
-    names its classes are left alone.
+    names its classes, or with several, are left alone, and so are parts with
+    a ``forward``, or what else is compared, of their own.
 
     Args:
         model (nn.Module): The detector.
         datasets (dict): The built data sets, by ``'train'``, ``'val'`` and
             ``'test'``.
+        metrics (dict, optional): The metrics of each. Defaults to none.
 
     Raises:
         UserError: The classes of a head and of a data set differ, or the
             grids of the parts, or layers cannot work together.
     """
     heads = {name: module for name, module in model.named_modules()
-             if getattr(module, 'class_names', None)}
-    if heads:
-        _check_detector(model)
-    for name, head in heads.items():
+             if isinstance(getattr(module, 'class_names', None), list)}
+    # Several share the classes in a way of their own.
+    if len(heads) != 1:
+        return
+    (name, head), = heads.items()
+    _check_detector(model)
+    if _is_stock(head, 'get_targets'):
         names = np.hstack(head.class_names).tolist()
         for split, dataset in datasets.items():
             for leaf in _unwrap(dataset):
-                _check_classes(f'model.{name}', names, split, leaf)
-        _check_grid(_iter_grids(model, name, head, 'train' in datasets))
-        _check_strides(model, name, head)
-    for split, dataset in datasets.items():
-        if heads and split != 'train' and dataset:
-            _check_versions(split, dataset[0])
+                _check_classes(f'model.{name}', names, split, leaf,
+                               (metrics or {}).get(split, ()))
+    _check_grid(_iter_grids(model, name, head, 'train' in datasets))
+    _check_strides(model, name, head)
+
+
+def _is_stock(part: Any, *methods: str) -> bool:
+    """Return whether a part has these methods, all of mmdet3d or sigplug."""
+    return all(
+        getattr(getattr(type(part), method, None), '__module__',
+                '').startswith(('mmdet3d.', 'sigplug.'))
+        for method in methods)
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside wrappers."""
+    """Yield the data sets inside the wrappers of OpenMMLab."""
     inner = getattr(dataset, 'datasets', None) or getattr(
         dataset, 'dataset', None)
-    if inner is None:
+    if inner is None or not type(dataset).__module__.startswith('mm'):
         yield dataset
         return
     for part in inner if isinstance(inner, (list, tuple)) else [inner]:
         yield from _unwrap(part)
 
 
-def _check_classes(head: str, names: list[str], split: str,
-                   dataset: Any) -> None:
+def _check_classes(head: str, names: list[str], split: str, dataset: Any,
+                   metrics: Iterable[Any]) -> None:
     """Compare the class names of a head and of a pipeline with the labels."""
-    classes = list(getattr(dataset, 'metainfo', {}).get('classes') or ())
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    classes = list(metainfo.get('classes') or ())
     if not classes:
         return
     where = f'the {split} data ({type(dataset).__name__})'
-    # Names in only one of the lists do not matter: a label is a place.
-    if len(names) > len(classes) or _misplaced(names, classes):
+    # Those of mmdet3d look up the names of all predicted labels.
+    missing = names[len(classes):] if any(
+        _is_stock(metric, 'compute_metrics') for metric in metrics) else []
+    # Names in only one of the lists do not matter.
+    if missing or _misplaced(names, classes):
         raise UserError(
-            f'The labels of {where} are places in its classes {classes}, but '
+            f'Labels of {where} are indices into its classes {classes}, but '
             f'{head} has the class_names {names}. Give both the same names in '
             'the same order: metainfo=dict(classes=...) of the data set, and '
             'the tasks of the head.')
-    if split == 'train' and len(names) < len(classes):
-        print_log(f'{head} has no class for {classes[len(names):]} of '
-                  f'{where}: to it these objects are background.', 'current')
+    if split == 'train' and len(names) != len(classes):
+        print_log(
+            f'{head} has no class for {classes[len(names):]} of {where}: to '
+            'it these objects are background.' if len(names) < len(classes)
+            else f'{where} has no objects of {names[len(classes):]}, classes '
+            f'of {head}.', 'current')
     pipeline = getattr(dataset, 'pipeline', None)
     for step in getattr(pipeline, 'transforms', ()):
-        # That of ObjectSample labels what it pastes by its own list.
-        pasted = list(getattr(getattr(step, 'db_sampler', None), 'classes',
-                              None) or ())
-        # ObjectNameFilter keeps as many of the first labels as it has names.
-        kept = list(getattr(step, 'classes', None) or ())
-        if _misplaced(pasted, classes) or (
+        sampler = getattr(step, 'db_sampler', None)
+        # It labels what it pastes by its own list.
+        pasted = _own_classes(sampler, 'DataBaseSampler', 'sample_all')
+        # It keeps as many of the first labels as it has names.
+        kept = _own_classes(step, 'ObjectNameFilter', 'transform')
+        if not _misplaced(pasted, classes) and not (
                 set(kept) & set(classes[len(kept):])):
-            raise UserError(
-                f'{type(step).__name__} in the pipeline of {where} has the '
-                f'classes {pasted or kept}, but labels are places in the '
-                f'classes of the data set, {classes}. Give it the first of '
-                'these, in the same order.')
+            continue
+        text = (
+            f'{type(step).__name__} in the pipeline of {where} has the '
+            f'classes {pasted or kept}, but labels are indices into the '
+            f'classes of the data set, {classes}. Use the first of these, in '
+            'the same order.')
+        # It may paste none of those that stand elsewhere.
+        if kept or set(classes) <= set(pasted):
+            raise UserError(text)
+        print_log(text, 'current', logging.WARNING)
 
 
-def _check_versions(split: str, sample: Any) -> None:
-    """Check that the pipeline of a test gives one version of a sample."""
-    if isinstance(sample, dict):
-        sample = sample.get('data_samples')
-    if isinstance(sample, (list, tuple)):
-        raise UserError(
-            "mmdet3d's detectors cannot be tested with test-time augmentation:"
-            f' the pipeline of the {split} data gives several versions of each'
-            ' sample. Leave out TestTimeAug or MultiScaleFlipAug3D.')
+def _own_classes(part: Any, name: str, method: str) -> list[str]:
+    """Return the classes of a part which is of mmdet3d's class ``name``."""
+    return list(part.classes or ()) if _is_stock(part, method) and any(
+        base.__name__ == name for base in type(part).__mro__) else []
 
 
 def _misplaced(names: list[str], classes: list[str]) -> bool:
@@ -123,27 +145,33 @@ def _iter_grids(model: Any, name: str, head: Any,
         yield 'voxel_size', f'{place}.voxel_size', layer.voxel_size
         yield 'origin', f'{place}.point_cloud_range', layer.point_cloud_range
     part, encoder = _find(model, 'voxel_encoder')
-    if getattr(encoder, '_with_voxel_center', False):
+    if getattr(encoder, '_with_voxel_center', False) and _is_stock(
+            encoder, 'forward'):
         yield 'voxel_size', f'{part}.voxel_size', (encoder.vx, encoder.vy)
         yield ('origin', f'{part}.point_cloud_range',
                encoder.point_cloud_range)
-    part, middle = _find(model, 'middle_encoder')
-    if hasattr(middle, 'nx'):
-        yield 'grid', f'{part}.output_shape', (middle.nx, middle.ny)
-    elif layer is not None:
-        yield 'grid', 'data_preprocessor.voxel_layer', _count_voxels(layer)
-    sources = [(f'{name}.bbox_coder', vars(getattr(head, 'bbox_coder', head)))]
-    if training:
+    sources = []
+    coder = getattr(head, 'bbox_coder', None)
+    if _is_stock(coder, 'decode'):
+        sources.append((f'{name}.bbox_coder', vars(coder), 'pc_range'))
+    if training and _is_stock(head, 'get_targets'):
         place = ('train_cfg.pts' if name == 'pts_bbox_head' else
                  f'{name}.train_cfg')
-        sources.append((place, getattr(head, 'train_cfg', None) or {}))
-    for place, values in sources:
-        for key, quantity in dict(
-                voxel_size='voxel_size', out_size_factor='out_size_factor',
-                pc_range='origin', point_cloud_range='origin',
-                grid_size='grid').items():
-            if values.get(key) is not None:
-                yield quantity, f'{place}.{key}', values[key]
+        sources.append((place, getattr(head, 'train_cfg', None) or {},
+                        'point_cloud_range'))
+    for place, values, origin in sources:
+        if values.get(origin) is not None:
+            yield 'origin', f'{place}.{origin}', values[origin]
+        cell = _cell_size(values)
+        if cell is not None:
+            yield 'voxel_size * out_size_factor', place, cell
+
+
+def _cell_size(values: Mapping[str, Any]) -> Any:
+    """Return the size of a cell of the map in metres, None if unknown."""
+    size, factor = values.get('voxel_size'), values.get('out_size_factor')
+    return None if size is None or not factor else (
+        np.asarray(size, dtype=float)[:2] * factor)
 
 
 def _check_grid(grids: Iterator[tuple[str, str, Any]]) -> None:
@@ -176,8 +204,12 @@ def _find_voxel_layer(model: Any) -> Any:
         model, 'pts_voxel_layer', None)
 
 
-def _count_voxels(layer: Any) -> list[int]:
-    """Return the numbers of voxels in x and y."""
+def _count_cells(middle: Any, layer: Any) -> list[int]:
+    """Return the size of the grid in x and y."""
+    if hasattr(middle, 'nx'):
+        return [middle.nx, middle.ny]
+    if hasattr(middle, 'sparse_shape'):
+        return [*middle.sparse_shape][:0:-1]
     area, size = (np.asarray(value, dtype=float) for value in (
         layer.point_cloud_range, layer.voxel_size))
     return np.round((area[3:5] - area[:2]) / size[:2]).astype(int).tolist()
@@ -187,19 +219,26 @@ def _check_detector(model: Any) -> None:
     """Name the detector that dynamic voxels need."""
     encoder = _find(model, 'voxel_encoder')[1]
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if not (getattr(preprocessor, 'voxel_type', None) == 'dynamic'
-            or hasattr(encoder, 'pfn_scatter')
-            or hasattr(encoder, 'vfe_scatter')):
+    if _is_stock(encoder, 'forward') and (
+            hasattr(encoder, 'pfn_scatter') or hasattr(encoder,
+                                                       'vfe_scatter')):
+        cause = type(encoder).__name__
+        setting = " and voxel_type='dynamic' in model.data_preprocessor"
+    elif _is_stock(preprocessor, 'voxelize') and getattr(
+            preprocessor, 'voxel_type', None) == 'dynamic':
+        cause = "voxel_type='dynamic' in model.data_preprocessor"
+        setting = ''
+    else:
         return
     for base in type(model).__mro__:
-        method, remedy = DYNAMIC.get(base.__name__, ('', ''))
-        if method and getattr(type(model), method) is getattr(base, method):
+        methods, remedy = DYNAMIC.get(base.__name__, ((), ''))
+        if methods and all(
+                getattr(type(model), method) is getattr(base, method)
+                for method in methods):
             raise UserError(
                 f"model.type = '{type(model).__name__}' is for hard voxels, "
-                f'of a limited number of points each; '
-                f'{type(encoder).__name__} and dynamic voxels need '
-                f"type='{remedy}', and voxel_type='dynamic' in "
-                'model.data_preprocessor.')
+                f"of a limited number of points each; {cause} needs "
+                f"type='{remedy}'{setting}.")
 
 
 def _check_strides(model: Any, name: str, head: Any) -> None:
@@ -213,31 +252,34 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
         part for part in (_find(model, 'backbone')[1],
                           _find(model, 'neck')[1]) if part is not None]
     coder = getattr(head, 'bbox_coder', None)
-    factor = getattr(coder, 'out_size_factor', None)
-    if middle is None or layer is None or not parts or not factor:
+    cell = _cell_size(vars(coder)) if _is_stock(coder, 'decode') else None
+    flow = [method for method in ('extract_feat', 'extract_pts_feat')
+            if hasattr(model, method)]
+    if (layer is None or not parts or cell is None or not flow
+            or not _is_stock(model, *flow) or not _is_stock(middle, 'forward')
+            or not _is_stock(head, 'forward', 'forward_single')):
         return
-    reduce = _make_probe(middle, nn.Sequential(*parts))
-
-    def fits(count: int) -> bool:
-        return reduce(count) * factor == count
-
-    cells = ((middle.nx, middle.ny) if hasattr(middle, 'nx') else
-             _count_voxels(layer))
-    for axis, count in enumerate(cells):
-        if fits(count):
-            continue
+    reduce = _make_probe(middle, parts)
+    for axis, count in enumerate(_count_cells(middle, layer)):
+        voxel = float(layer.voxel_size[axis])
+        stride = cell[axis] / voxel
         found = reduce(count)
-        if found and count % found == 0:
+        if found and abs(found * stride - count) >= stride:
             raise UserError(
-                f'model.{name}.bbox_coder.out_size_factor is {factor}, but '
-                f'backbone and neck make {found} of {count} cells.')
+                f'model.{name}.bbox_coder has {stride:g} voxels in a cell in '
+                f'{"xy"[axis]} (voxel_size * out_size_factor), but backbone '
+                f'and neck reduce {count} cells to {found}.')
+
+        def fits(size: int, stride: float = stride) -> bool:
+            return bool(np.isclose(reduce(size) * stride, size))
+
         # Layers that fit nowhere cannot be asked.
-        if not fits(count + -count % SPAN):
-            return
+        if found or not fits(count + -count % SPAN):
+            continue
         low, high = (float(layer.point_cloud_range[i])
                      for i in (axis, axis + 3))
         ranges = ' or '.join(
-            f'{size} ({_describe_range(low, high, count, size)})'
+            f'{size} ({_describe_range(low, high, (size - count) * voxel)})'
             for sizes in (range(count - 1, max(count - SPAN, 0), -1),
                           range(count + 1, count + SPAN))
             for size in itertools.islice(filter(fits, sizes), 1))
@@ -249,9 +291,8 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
             'and the pipelines.')
 
 
-def _describe_range(low: float, high: float, count: int, size: int) -> str:
-    """Return a range of more or fewer cells of the same size."""
-    grown = (high - low) * (size / count - 1)
+def _describe_range(low: float, high: float, grown: float) -> str:
+    """Return a range that is longer by so many metres."""
     if abs(low + high) < 1e-6:
         low, high = low - grown / 2, high + grown / 2
     else:
@@ -259,30 +300,31 @@ def _describe_range(low: float, high: float, count: int, size: int) -> str:
     return f'{low:g} to {high:g} m'
 
 
-def _make_probe(middle: Any, layers: nn.Module) -> Callable[[int], int]:
+def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], int]:
     """Return what becomes of a square grid of so many cells, 0 if nothing."""
-    states = {name: tensor.to('meta') for name, tensor in (
-        *layers.named_parameters(), *layers.named_buffers())}
-    channels = next((tensor.shape[1] for tensor in states.values()
-                     if tensor.ndim == 4), 1)
+    try:
+        layers = copy.deepcopy(nn.Sequential(*parts)).to('meta').eval()
+    # Not every layer can be copied.
+    except Exception:
+        return lambda size: 0
+    channels = next((weight.shape[1] for weight in layers.parameters()
+                     if weight.ndim == 4), 1)
 
     @functools.cache
     def reduce(size: int) -> int:
         for conv in middle.modules():
-            # A sparse convolution with a stride. y is in the middle, in the
-            # usual order of its axes as in BEVFusion's.
+            # A sparse convolution with a stride. y is in the middle.
             if getattr(conv, 'subm', True) is False:
                 size = (size + 2 * conv.padding[1]
                         - conv.kernel_size[1]) // conv.stride[1] + 1
-        x = torch.empty(1, channels, size, size, device='meta')
         try:
             with torch.no_grad():
-                x = torch.func.functional_call(layers, states, (x, ))
+                x = layers(torch.empty(1, channels, size, size, device='meta'))
+            while isinstance(x, (list, tuple)):
+                x = x[0]
+            return x.shape[-1]
         # Whatever layers do that do not fit.
         except Exception:
             return 0
-        while isinstance(x, (list, tuple)):
-            x = x[0]
-        return x.shape[-1]
 
     return reduce

@@ -17,13 +17,15 @@ from zipfile import is_zipfile
 import mmengine.registry
 import torch
 from mmengine.config import Config
-from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import DATASETS, Registry
 
 from sigplug.errors import UserError
 
 from .checkpoint import read_checkpoint
 
+# What mmengine puts on top of an error in custom_imports.
+FAILED_IMPORT = re.compile(
+    r'Failed to import (?:custom modules from .*|([\w.]+))', re.DOTALL)
 GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
 
 
@@ -37,11 +39,10 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     _check_file(path, f'The config {path!r}')
     try:
         cfg = Config.fromfile(path)
-    # mmengine objects to a wrong _base_ in many ways.
-    except (AssertionError, ConfigParsingError, ImportError, KeyError,
-            OSError, SyntaxError, ValueError) as error:
+    # A config is Python code, and mmengine objects to it in many ways.
+    except Exception as error:
         raise UserError(f'The config {path!r} cannot be read. '
-                        f'{first_line(error)}{_advise_import(error)}'
+                        f'{_describe(error)}{_advise_import(error)}'
                         ) from error
     try:
         cfg.merge_from_dict(options or {})
@@ -49,14 +50,14 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         given = ' '.join(f'{key}={value}'
                          for key, value in (options or {}).items())
         raise UserError(f'--cfg-options {given} does not fit the config '
-                        f'{path!r}: {first_line(error)}') from error
+                        f'{path!r}: {_describe(error)}') from error
     return cfg
 
 
 def _advise_import(error: BaseException) -> str:
     """Return what to do about a module of ``custom_imports``."""
-    wanted = [match[1] for cause in _chain(error) if (match := re.fullmatch(
-        r'Failed to import ([\w.]+)', str(cause)))]
+    wanted = [match[1] for cause in _chain(error)
+              if (match := FAILED_IMPORT.fullmatch(str(cause))) and match[1]]
     if not wanted:
         return ''
     *_, first = _chain(error)
@@ -97,31 +98,38 @@ def check_data(cfg: Config, *splits: str) -> None:
             point clouds is missing.
     """
     for split in splits:
-        version = _find_nuscenes_version(cfg.get(f'{split}_dataloader'))
         for section in (f'{split}_dataloader', f'{split}_evaluator'):
             for key, node in iter_dicts(cfg.get(section), section):
-                for name, path in _iter_data_paths(node, section, version):
+                for name, path in _iter_data_paths(node, section):
                     if not osp.exists(path):
                         raise UserError(_explain_missing_data(
                             f'{key}.{name}', path, node.get('data_root')))
 
 
-def check_data_root(cfg: Config, root: str) -> None:
-    """Check that a config reads the data set that ``SIGPLUG_DATA_ROOT`` names.
+def check_tables(cfg: Config, split: str, dataset: Any) -> None:
+    """Check that the tables which ``NuScenesMetric`` loads are there.
+
+    Args:
+        cfg (Config): The config.
+        split (str): ``'train'``, ``'val'`` or ``'test'``.
+        dataset (Dataset): Its data set, which names the version.
 
     Raises:
-        UserError: It reads another one.
+        UserError: They are missing.
     """
-    for split in ('train', 'val', 'test'):
-        name = f'{split}_dataloader'
-        for key, node in iter_dicts(cfg.get(name), name):
-            found = node.get('data_root')
-            if found and osp.realpath(found) != osp.realpath(root):
-                raise UserError(
-                    f'{cfg.filename} reads {key}.data_root = {found!r} in '
-                    f'place of {root!r}: it does not take SIGPLUG_DATA_ROOT '
-                    'from the environment, as the nus-mini configs in '
-                    'configs/ do. Choose one that does.')
+    version = (getattr(dataset, 'metainfo', None) or {}).get('version')
+    section = f'{split}_evaluator'
+    for key, node in iter_dicts(cfg.get(section), section):
+        kind, root = node.get('type'), node.get('data_root')
+        name = kind if isinstance(kind, str) else getattr(
+            kind, '__name__', '')
+        if (name.rpartition('.')[2] == 'NuScenesMetric' and version and root
+                and '://' not in root and node.get('backend_args') is None
+                and not node.get('format_only')
+                and not osp.exists(osp.join(root, version))):
+            raise UserError(_explain_missing_data(
+                f'{key}.data_root with its tables', osp.join(root, version),
+                root))
 
 
 def check_checkpoint(path: str, argument: str,
@@ -138,6 +146,8 @@ def check_checkpoint(path: str, argument: str,
     """
     if '://' in path:
         return {}
+    # As mmengine does.
+    path = osp.expanduser(path)
     _check_file(path, f'{argument} {path!r}')
     # Before 1.6 torch wrote another format.
     checkpoint = read_checkpoint(path, 'cpu', mmap=is_zipfile(path))
@@ -170,7 +180,7 @@ def explain_registry_errors(cfg: Config) -> Iterator[None]:
                  if isinstance(root, Registry)
                  for other in _iter_names(root, with_scope='.' in name)}
         if name in known:
-            raise UserError(first_line(error)) from error
+            raise UserError(_describe(error)) from error
         places = [f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
                   if node.get('type') == name]
         raise UserError(
@@ -197,16 +207,20 @@ def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
         calls = {call.name for call in traceback.extract_tb(
             error.__traceback__)}
         nodes = [node for _, node in iter_dicts(dataloader, '')]
-        text = next(filter(None, map(_explain_classes, nodes)), None)
-        if text is None and isinstance(error, ZeroDivisionError):
-            text = next(filter(None, map(_explain_balance, nodes)), None)
+        explain = (
+            _explain_balance if isinstance(error, ZeroDivisionError) else
+            # Of list.index and tuple.index.
+            _explain_classes if isinstance(error, ValueError)
+            and re.search('not in (list|tuple)', str(error)) else
+            lambda _: None)
+        text = next(filter(None, map(explain, nodes)), None)
         if text is None and 'full_init' in calls:
             files = [osp.join(node.get('data_root') or '', node['ann_file'])
                      for node in nodes
                      if isinstance(node.get('ann_file'), str)]
             text = (
                 f'The info file {" or ".join(map(repr, files))} cannot be '
-                f'used ({first_line(error)}). Create it again: '
+                f'used ({_describe(error)}). Create it again: '
                 'docs/datasets.md gives the command for each data set.')
         if text is None:
             raise
@@ -271,27 +285,14 @@ def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
         yield from iter_dicts(value, f'{key}.{name}' if key else str(name))
 
 
-def _find_nuscenes_version(dataloader: dict | None) -> str:
-    """Return the folder of the tables that NuScenesMetric will load."""
-    for _, node in iter_dicts(dataloader, ''):
-        metainfo = node.get('metainfo')
-        if isinstance(metainfo, dict) and 'version' in metainfo:
-            return metainfo['version']
-    return 'v1.0-trainval'
-
-
-def _iter_data_paths(node: dict, section: str,
-                     version: str) -> Iterator[tuple[str, str]]:
+def _iter_data_paths(node: dict, section: str) -> Iterator[tuple[str, str]]:
     """Yield the local paths in one dict of a data loader or an evaluator."""
     root = node.get('data_root') or ''
     if (node.get('backend_args') is not None or not isinstance(root, str)
             or '://' in root):
         return
-    if root:
+    if root and not node.get('format_only'):
         yield 'data_root', root
-    # With or without its scope, or the class.
-    if 'NuScenesMetric' in str(node.get('type')):
-        yield 'data_root with its tables', osp.join(root, version)
     # A dataset's files lie below its data root, an evaluator's do not.
     base = root if section.endswith('_dataloader') else ''
     if isinstance(node.get('ann_file'), str) and node['ann_file']:
@@ -346,10 +347,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             None if error.__suppress_context__ else error.__context__)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the name and the first line of the first error of a chain."""
-    *_, error = _chain(error)
-    # str(KeyError) would quote the text.
-    text = error.args[0] if isinstance(error, KeyError) else error
-    first, *_ = str(text).splitlines() or ['']
-    return f'{type(error).__name__}: {first}'
+def _describe(error: BaseException) -> str:
+    """Return what an error says, and the error that it began with."""
+    lines = []
+    for cause in _chain(error):
+        # str(KeyError) would quote the text.
+        text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args
+                   else cause)
+        if not FAILED_IMPORT.fullmatch(text):
+            lines += f'{type(cause).__name__}: {text}'.splitlines()[:1]
+    first, *others = dict.fromkeys(lines or [str(error)])
+    return f'{first} (from {others[-1]})' if others else first

@@ -17,7 +17,7 @@ from sigplug.errors import UserError
 
 from .optim_wrapper import cpu_amp_dtype
 from .preflight import check_checkpoint
-from .process import print_on_rank_zero
+from .process import CONTINUE, print_on_rank_zero, set_advice
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -50,6 +50,8 @@ def set_amp(cfg: Config, amp: bool) -> None:
         raise UserError(
             "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
             f'but it is {name!r}.')
+    if not wrapper:
+        raise UserError('--amp needs an optim_wrapper in the config.')
     if get_device() != 'cpu':
         if name == 'OptimWrapper':
             wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -119,6 +121,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         _warn_of_earlier_run(cfg)
         return
     print_on_rank_zero(f'--resume: training continues from {path}.')
+    set_advice(CONTINUE)
     cfg.resume = True
     cfg.load_from = path
     # Runner.resume restores a random seed too late for the order of the data.

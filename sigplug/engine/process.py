@@ -16,12 +16,21 @@ from sigplug.errors import UserError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_tool(main: Callable[[], None], advice: str = '') -> int:
+CONTINUE = 'Continue it with --resume.'
+_advice = ''
+
+
+def set_advice(advice: str) -> None:
+    """Set what to do where the tool that runs is stopped from now on."""
+    global _advice
+    _advice = advice
+
+
+def run_tool(main: Callable[[], None]) -> int:
     """Run the ``main`` of a command-line tool.
 
     Args:
         main (Callable): The tool.
-        advice (str): What to do where it was stopped. Defaults to nothing.
 
     Returns:
         int: The exit code: 0; 2 after a :class:`UserError` or on a full
@@ -29,6 +38,7 @@ def run_tool(main: Callable[[], None], advice: str = '') -> int:
         the start of a distributed run, of each); 130 or 143 where Ctrl-C or
         SIGTERM have stopped it.
     """
+    set_advice('')
     try:
         with _raise_on_sigterm():
             main()
@@ -45,12 +55,12 @@ def run_tool(main: Callable[[], None], advice: str = '') -> int:
             raise
         print_on_rank_zero(
             f'error: {error}. Files that were written before are whole. '
-            f'Make room. {advice}'.rstrip(), file=sys.stderr)
+            f'Make room. {_advice}'.rstrip(), file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_on_rank_zero(f'Stopped by {number.name}. {advice}'.rstrip(),
+        print_on_rank_zero(f'Stopped by {number.name}. {_advice}'.rstrip(),
                            file=sys.stderr)
         return 128 + number
     return 0

@@ -39,18 +39,19 @@ def compare_schedules(runner: Runner, checkpoint: dict[str, Any],
     if not isinstance(new, list) or not isinstance(old, list):
         return
     differences = [
-        f'param_scheduler.{i}.{key} = {_short(before.get(key))} in place of '
-        f'{_short(value)}'
+        f'param_scheduler.{i}.{key}: checkpoint {_short(before.get(key))}, '
+        f'config {_short(value)}'
         for i, (scheduler, before) in enumerate(zip(new, old))
         for key, value in scheduler.state_dict().items()
         if key not in PROGRESS and before.get(key) != value]
     if len(new) != len(old):
-        differences.append(f'{len(old)} schedules in place of {len(new)}')
+        differences.append(
+            f'number of schedules: checkpoint {len(old)}, config {len(new)}')
     if not differences:
         return
     print_log(
         'The checkpoint has other schedules than the config, counted in '
-        f'epochs or iterations: {", ".join(differences)}. ' +
+        f'epochs or iterations ({"; ".join(differences)}). ' +
         ('Those of the config are used.' if new_schedule else
          'Those of the checkpoint are used; --new-schedule takes those of '
          'the config.'), logger='current', level=logging.WARNING)

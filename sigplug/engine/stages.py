@@ -7,6 +7,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from mmengine.config import Config
+
+from sigplug.errors import UserError
+
+from .preflight import iter_dicts
+
 # The environment variables that a stage needs.
 SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
             'CUDA_VISIBLE_DEVICES')
@@ -73,6 +79,24 @@ def run_stage(name: str, tool: Path | str, *args: Any,
     return dict(
         seconds=round(perf_counter() - start, 1),
         peak_memory_mib=round(usage.ru_maxrss / unit))
+
+
+def check_data_root(cfg: Config, root: str) -> None:
+    """Check that a config reads the data set that ``SIGPLUG_DATA_ROOT`` names.
+
+    Raises:
+        UserError: It reads another one.
+    """
+    for split in ('train', 'val', 'test'):
+        name = f'{split}_dataloader'
+        for key, node in iter_dicts(cfg.get(name), name):
+            found = node.get('data_root')
+            if found and os.path.realpath(found) != os.path.realpath(root):
+                raise UserError(
+                    f'{cfg.filename} reads {key}.data_root = {found!r} in '
+                    f'place of {root!r}: it does not take SIGPLUG_DATA_ROOT '
+                    'from the environment, as the nus-mini configs in '
+                    'configs/ do. Choose one that does.')
 
 
 def hide_unusable_gpus() -> None:

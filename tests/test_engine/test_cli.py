@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from mmdet3d.models import SECOND
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import nn
@@ -69,27 +70,65 @@ class Part(BaseModule):
         return self.fc(x)
 
 
-class Stubborn(Part):
-    """Like SECOND of mmdet3d, which takes its own init_cfg."""
+class Drops(Part):
+    """It may have loaded the weights itself."""
 
     def __init__(self, **kwargs):
         super().__init__()
 
 
+class OwnWay(Part):
+    """As the SwinTransformer of mmdet, which renames what it reads."""
+
+    def init_weights(self):
+        pass
+
+
+class Bare(nn.Linear):
+    def __init__(self, **kwargs):
+        super().__init__(2, 2)
+
+
+class Renamed(Part):
+    """A part that knows its names of an earlier version."""
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        for name in [*state]:
+            state[name.replace('old.', 'fc.')] = state.pop(name)
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def second(**kwargs):
+    return SECOND(in_channels=2, out_channels=[2], layer_nums=[1],
+                  layer_strides=[1], **kwargs)
+
+
 @pytest.mark.parametrize('part, init, words', [
     (Part, dict(), 'neck.init_cfg.checkpoint'),
     (Part, dict(checkpoint='nowhere.pth'), "'nowhere.pth' does not exist"),
+    (OwnWay, dict(checkpoint='nowhere.pth'), "'nowhere.pth' does not exist"),
     (Part, dict(checkpoint='{}'), 'no weight in .* of Part'),
     (Part, dict(checkpoint='{}', prefix='backbone'), 'no weight in'),
-    (Stubborn, dict(checkpoint='{}', prefix='neck'), 'has no effect'),
+    # With a prefix mmengine takes the names as they are.
+    (Part, dict(checkpoint='{}', prefix='ddp'), 'no weight in'),
+    (second, dict(checkpoint='{}', prefix='neck'), 'SECOND replaces it by'),
     (Part, dict(checkpoint='{}', prefix='neck'), None),
+    (Part, dict(checkpoint='{}', prefix='neck.'), None),
+    (Part, dict(checkpoint='{}', prefix='module.ddp'), None),
+    (Renamed, dict(checkpoint='{}', prefix='earlier'), None),
+    (Drops, dict(checkpoint='{}'), None),
+    (OwnWay, dict(checkpoint='{}'), None),
+    (Bare, dict(checkpoint='{}'), None),
     (Part, dict(checkpoint='https://a.org/x.pth'), None),
 ])
 def test_pretrained_part(tmp_path, part, init, words):
     path = str(tmp_path / 'a.pth')
     torch.save(dict(state_dict={
-        f'module.neck.{name}': value
-        for name, value in Part().state_dict().items()}), path)
+        f'{prefix}.{name}': value
+        for prefix, own in (('neck', 'fc'), ('module.ddp', 'fc'),
+                            ('earlier', 'old'))
+        for name, value in nn.ModuleDict({own: nn.Linear(2, 2)}
+                                         ).state_dict().items()}), path)
     init = dict(init, type='Pretrained')
     if 'checkpoint' in init:
         init['checkpoint'] = init['checkpoint'].format(path)
@@ -98,6 +137,11 @@ def test_pretrained_part(tmp_path, part, init, words):
     model.neck = part(init_cfg=init)
     if words is None:
         cli.check_pretrained(cfg, model)
+        if part in (Part, Renamed) and '://' not in init['checkpoint']:
+            # As mmengine does.
+            before = model.neck.fc.weight.clone()
+            model.neck.init_weights()
+            assert not model.neck.fc.weight.equal(before)
     else:
         with pytest.raises(UserError, match=words):
             cli.check_pretrained(cfg, model)

@@ -4,6 +4,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import QUICKSTART
 from mmdet3d.datasets import CBGSDataset, NuScenesDataset
+from mmdet3d.datasets.transforms import ObjectNameFilter, ObjectSample
+from mmdet3d.datasets.transforms.dbsampler import DataBaseSampler
+from mmdet3d.evaluation import NuScenesMetric
+from mmdet3d.models import CenterPoint
+from mmdet3d.models.middle_encoders import PointPillarsScatter
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.dataset import (
@@ -99,8 +104,52 @@ def test_head_at_another_place(model):
     assert 'model.bbox_head has the class' in refused(detector, data(OWN))
 
 
+def with_names(head, names):
+    head.class_names = names
+    return head
+
+
+def test_heads_that_are_not_compared(model):
+    detector = nn.Module()
+    detector.bbox_head = with_names(nn.Module(), lambda: OWN)
+    check(detector)
+    detector.bbox_head = model.pts_bbox_head
+    # Two heads share the classes in a way of their own.
+    detector.aux_head = with_names(nn.Module(), [['bus'], ['car']])
+    check(detector, data(OWN))
+
+
+def test_head_with_labels_of_its_own():
+    model = build()
+    head = model.pts_bbox_head
+    head.__class__ = type('Mine', (type(head), ), dict(
+        get_targets=lambda self, *args: None))
+    check(model, data(OWN))
+
+
+@pytest.mark.parametrize('split, metric, fits', [
+    ('train', None, True), ('val', 'own', True), ('val', 'stock', False),
+    ('test', 'stock', False),
+])
+def test_fewer_classes_in_the_data(model, split, metric, fits):
+    """Only the metric looks the names up."""
+
+    class Own(NuScenesMetric):
+        def compute_metrics(self, results):
+            return {}
+
+    kind = Own if metric == 'own' else NuScenesMetric
+    metrics = {} if metric is None else {split: [kind.__new__(kind)]}
+    datasets = {split: data(CLASSES[:3])}
+    if fits:
+        check_model(model, datasets, metrics)
+    else:
+        with pytest.raises(UserError, match=f'^Labels of the {split} data'):
+            check_model(model, datasets, metrics)
+
+
 @pytest.mark.parametrize('classes, fits', [
-    (CLASSES[:9], False),
+    (CLASSES[:9], True),
     # The last one is background to the head.
     ([*CLASSES, 'animal'], True),
     # Other names for the same.
@@ -114,12 +163,28 @@ def test_other_classes(model, classes, fits):
         assert 'the same order' in refused(model, data(classes))
 
 
+class ByName(ObjectNameFilter):
+    def transform(self, results):
+        return results
+
+
+def sample(classes):
+    step = ObjectSample.__new__(ObjectSample)
+    step.db_sampler = DataBaseSampler.__new__(DataBaseSampler)
+    step.db_sampler.classes = classes
+    return step
+
+
 @pytest.mark.parametrize('step, fits', [
-    (SimpleNamespace(classes=CLASSES[:2][::-1]), True),
+    (ObjectNameFilter(CLASSES[:2][::-1]), True),
     # As a filter of places it would keep cars.
-    (SimpleNamespace(classes=['bus']), False),
-    (SimpleNamespace(db_sampler=SimpleNamespace(classes=CLASSES)), True),
-    (SimpleNamespace(db_sampler=SimpleNamespace(classes=OWN)), False),
+    (ObjectNameFilter(['bus']), False),
+    (ByName(['bus']), True),
+    (sample(CLASSES), True),
+    (sample(OWN), False),
+    (sample(['pedestrian']), True),
+    # Something else has classes.
+    (SimpleNamespace(classes=['bus']), True),
 ])
 def test_classes_of_a_pipeline(model, step, fits):
     if fits:
@@ -131,16 +196,15 @@ def test_classes_of_a_pipeline(model, step, fits):
 
 # -- grids ------------------------------------------------------------------
 @pytest.mark.parametrize('option, value, words', [
-    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'model.train_cfg.pts.voxel_'),
-    ('train_cfg.pts.out_size_factor', 4, 'model.train_cfg.pts.out_size_f'),
+    ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'model.train_cfg.pts gives'),
+    ('train_cfg.pts.out_size_factor', 4, 'the voxel_size * out_size_factor'),
     ('pts_bbox_head.bbox_coder.voxel_size', [0.4, 0.2],
-     'model.pts_bbox_head.bbox_coder.voxel_size'),
+     'model.pts_bbox_head.bbox_coder gives'),
     ('pts_voxel_encoder.voxel_size', [0.2, 0.2, 8], 'model.pts_voxel_encoder'),
     ('data_preprocessor.voxel_layer.point_cloud_range',
      [-51.2, -25.6, -5, 51.2, 51.2, 3], '[-51.2, -25.6]'),
     ('train_cfg.pts.point_cloud_range', [0, -51.2, -5, 102.4, 51.2, 3],
      '[0.0, -51.2]'),
-    ('pts_middle_encoder.output_shape', (256, 128), 'output_shape'),
 ])
 def test_grids_that_differ(option, value, words):
     assert words in refused(**{option: value})
@@ -154,6 +218,9 @@ def test_grids_that_differ(option, value, words):
     # A canvas beyond the range.
     {'pts_middle_encoder.output_shape': (320, 320),
      'train_cfg.pts.grid_size': [320, 320, 1]},
+    # Cells of the map in place of voxels.
+    {'pts_bbox_head.bbox_coder.voxel_size': [0.8, 0.8],
+     'pts_bbox_head.bbox_coder.out_size_factor': 1},
 ])
 def test_grids_that_work(options):
     check(**options)
@@ -197,40 +264,59 @@ def test_strides_that_divide_another_grid():
 
 def test_factor_that_is_not_that_of_the_strides():
     """All parts agree, and boxes would lie elsewhere."""
-    assert 'out_size_factor is 4, but backbone and neck make 128 of 256' in (
-        refused(**{'pts_bbox_head.bbox_coder.out_size_factor': 4,
-                   'train_cfg.pts.out_size_factor': 4}))
+    message = refused(**{'pts_bbox_head.bbox_coder.out_size_factor': 4,
+                         'train_cfg.pts.out_size_factor': 4})
+    assert 'bbox_coder has 4 voxels in a cell in x' in message
+    assert message.endswith('backbone and neck reduce 256 cells to 128.')
 
 
-def test_strides_behind_sparse_convolutions():
+def test_layers_of_ones_own(monkeypatch):
+    """What happens between the voxels and the head is theirs."""
+
+    class Scatter(PointPillarsScatter):
+        def forward(self, *args):
+            raise NotImplementedError
+
+    class Detector(CenterPoint):
+        def extract_feat(self, *args):
+            raise NotImplementedError
+
+    model = build(**pillars(250))
+    for place, kind in ((model, Detector), (model.pts_middle_encoder,
+                                            Scatter)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, '__class__', kind)
+            check(model)
+    assert 'do not divide' in refused(model)
+
+
+def test_model_stays_as_it_is():
+    model = build()
+    before = [(name, value.device.type, value._version)
+              for name, value in model.state_dict().items()]
+    check(model)
+    assert model.training and before == [
+        (name, value.device.type, value._version)
+        for name, value in model.state_dict().items()]
+
+
+@pytest.mark.parametrize('shape, fits', [(1008, True), (1000, False)])
+def test_strides_behind_sparse_convolutions(shape, fits):
     """A voxel is an eighth of a cell of the map, rounded up."""
-    path = ('mmdet3d::centerpoint/centerpoint_voxel01_second_secfpn_8xb4-'
-            'cyclic-20e_nus-3d.py')
-    check(build(path))
     area = [-50, -50, -5, 50, 50, 3]
-    message = refused(build(path, **{
-        'data_preprocessor.voxel_layer.point_cloud_range': area,
-        'pts_middle_encoder.sparse_shape': [41, 1000, 1000],
-        'pts_bbox_head.bbox_coder.pc_range': area[:2],
-        'train_cfg.pts.point_cloud_range': area,
-        'train_cfg.pts.grid_size': [1000, 1000, 40]}))
-    assert '992 (-49.6 to 49.6 m) or 1008 (-50.4 to 50.4 m)' in message
-
-
-# -- versions ---------------------------------------------------------------
-@pytest.mark.parametrize('sample, fits', [
-    (dict(data_samples=1), True),
-    # Of mmdet3d's MultiScaleFlipAug3D and mmcv's TestTimeAug.
-    ([dict(data_samples=1)], False), (dict(data_samples=[1, 1]), False),
-])
-def test_augmentation_in_a_test(model, sample, fits):
-    dataset = data(CLASSES, lambda _: sample)
+    model = build(
+        'mmdet3d::centerpoint/centerpoint_voxel01_second_secfpn_8xb4-cyclic-'
+        '20e_nus-3d.py', **{
+            'data_preprocessor.voxel_layer.point_cloud_range': area,
+            'pts_middle_encoder.sparse_shape': [41, shape, shape],
+            'pts_bbox_head.bbox_coder.pc_range': area[:2],
+            'train_cfg.pts.point_cloud_range': area,
+            'train_cfg.pts.grid_size': [shape, shape, 40]})
     if fits:
-        check_model(model, dict(val=dataset))
+        check(model)
     else:
-        with pytest.raises(UserError, match='of the val data gives several'):
-            check_model(model, dict(val=dataset))
-    check(model, dataset)
+        assert '992 (-49.6 to 49.6 m) or 1008 (-50.4 to 50.4 m)' in (
+            refused(model))
 
 
 # -- detectors --------------------------------------------------------------
@@ -241,3 +327,13 @@ def test_detector_for_hard_voxels():
         point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3]))
     assert "'CenterPoint' is for hard voxels" in message
     assert "type='DynamicMVXFasterRCNN'" in message
+
+
+@pytest.mark.parametrize('method', ['extract_feat', 'extract_pts_feat'])
+def test_detector_with_features_of_its_own(method):
+    model = build(**{'data_preprocessor.voxel_type': 'dynamic'})
+    assert "each; voxel_type='dynamic' in model.data_preprocessor needs" in (
+        refused(model))
+    model.__class__ = type('Mine', (CenterPoint, ), {
+        method: lambda self, *args: None})
+    check(model)

@@ -3,10 +3,12 @@ import os
 import pickle
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import QUICKSTART
+from mmdet3d.evaluation import NuScenesMetric
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
@@ -57,6 +59,8 @@ def test_load_config_names_a_similar_file(tmp_path):
 @pytest.mark.parametrize('text', [
     'a = dict(',
     "_base_ = './missing.py'",
+    'a = b',
+    'a = dict(b=1)["c"]',
     "custom_imports = dict(imports=['no_such_package'],"
     ' allow_failed_imports=False)',
 ])
@@ -68,6 +72,9 @@ def test_load_config_broken(tmp_path, text):
 
 
 @pytest.mark.parametrize('name, words', [
+    ('honest_plugin', 'ImportError: pip install it (from ModuleNotFoundError: '
+     "No module named 'no_such_library') (while importing 'honest_plugin' of "
+     'custom_imports)'),
     ('broken_plugin', "ModuleNotFoundError: No module named 'no_such_library' "
      "(while importing 'broken_plugin' of custom_imports)"),
     ('no_such_folder.plugin', "No module named 'no_such_folder'. It is in "
@@ -76,13 +83,17 @@ def test_load_config_broken(tmp_path, text):
 def test_first_cause_of_a_failed_import(tmp_path, monkeypatch, name, words):
     """PYTHONPATH helps only where the module itself is missing."""
     (tmp_path / 'broken_plugin.py').write_text('import no_such_library')
+    (tmp_path / 'honest_plugin.py').write_text(
+        'try:\n    import no_such_library\n'
+        "except ImportError:\n    raise ImportError('pip install it')")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / 'config.py'
     path.write_text(f"custom_imports = dict(imports=['json', {name!r}])")
     with pytest.raises(UserError) as error:
         preflight.load_config(str(path))
     assert words in str(error.value)
-    assert ('PYTHONPATH' in str(error.value)) == (name != 'broken_plugin')
+    assert ('PYTHONPATH' in str(error.value)) == (
+        name == 'no_such_folder.plugin')
 
 
 def test_check_stack_names_the_broken_package(monkeypatch):
@@ -121,16 +132,22 @@ def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
     preflight.check_data(cfg, 'test')
 
 
-def test_check_data_looks_for_the_tables_that_are_evaluated(data_root):
+def test_tables_that_are_evaluated(data_root):
+    """The version is that of the data set."""
     cfg = data_config(data_root)
-    cfg.val_evaluator[0].type = 'NuScenesMetric'
-    with pytest.raises(UserError, match='nuscenes/v1.0-trainval'):
-        preflight.check_data(cfg, 'val')
-    cfg.val_dataloader.dataset.metainfo = dict(version='v1.0-mini')
-    with pytest.raises(UserError, match='nuscenes/v1.0-mini'):
-        preflight.check_data(cfg, 'val')
+    evaluator = cfg.val_evaluator[0]
+    dataset = SimpleNamespace(metainfo=dict(version='v1.0-mini'))
+    for kind in ('mmdet3d.NuScenesMetric', NuScenesMetric):
+        evaluator.type = kind
+        with pytest.raises(UserError, match='nuscenes/v1.0-mini'):
+            preflight.check_tables(cfg, 'val', dataset)
+    preflight.check_tables(cfg, 'val', None)
+    for change in (dict(format_only=True), dict(type='MyNuScenesMetric'),
+                   dict(backend_args=dict(backend='petrel'))):
+        other = Config(dict(val_evaluator=dict(evaluator, **change)))
+        preflight.check_tables(other, 'val', dataset)
     (data_root / 'v1.0-mini').mkdir()
-    preflight.check_data(cfg, 'val')
+    preflight.check_tables(cfg, 'val', dataset)
 
 
 @pytest.mark.parametrize('change, words', [
@@ -178,6 +195,16 @@ def test_class_that_the_data_set_does_not_have(synthetic_nuscenes, balanced):
         "have. Did you mean 'car'? It has ['car', 'truck', ")
 
 
+@pytest.mark.parametrize('error', [
+    ValueError('x is in no list'), KeyError('cars'), FileNotFoundError()])
+def test_other_errors_are_not_those_of_classes(error):
+    node = dict(type='mmdet3d.NuScenesDataset',
+                metainfo=dict(classes=['cars']))
+    with pytest.raises(type(error)):
+        with preflight.explain_data_errors(node):
+            raise error
+
+
 def test_class_without_a_sample(damageable):
     """CBGSDataset would divide by zero."""
     path = damageable / 'nuscenes_infos_train.pkl'
@@ -194,25 +221,16 @@ def test_class_without_a_sample(damageable):
         build_quickstart(damageable, ['car', 'bus'], True)
 
 
-@pytest.mark.parametrize('root', ['data/mine', './data/mine/'])
-def test_data_root_by_any_spelling(monkeypatch, root):
-    monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'data/mine/')
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_data_root(cfg, root)
-    cfg.val_dataloader.dataset.data_root = 'elsewhere'
-    with pytest.raises(UserError, match="val_dataloader.dataset.data_root"
-                       " = 'elsewhere' in place of '.*data/mine"):
-        preflight.check_data_root(cfg, root)
-
-
 def save(path, **content):
     torch.save(content, path)
     return str(path)
 
 
-def test_check_checkpoint(tmp_path):
+def test_check_checkpoint(tmp_path, monkeypatch):
     good = save(tmp_path / 'good.pth', state_dict=dict(p=torch.zeros(3)))
     assert preflight.check_checkpoint(good, 'x')['state_dict']['p'].sum() == 0
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert 'state_dict' in preflight.check_checkpoint('~/good.pth', 'x')
     assert preflight.check_checkpoint('https://a.org/x.pth', 'x') == {}
     # The format of torch before 1.6.
     torch.save(dict(a=1), good, _use_new_zipfile_serialization=False)

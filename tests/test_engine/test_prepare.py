@@ -59,6 +59,7 @@ def test_without_amp():
 @pytest.mark.parametrize('wrapper, words', [
     (dict(dtype='float64'), "optim_wrapper.dtype must be 'bfloat16'"),
     (dict(type='OtherWrapper'), "--amp needs .* but it is 'OtherWrapper'"),
+    (None, '--amp needs an optim_wrapper'),
 ])
 def test_amp_that_cannot_be(monkeypatch, wrapper, words):
     monkeypatch.setattr(prepare, 'get_device', lambda: 'cpu')

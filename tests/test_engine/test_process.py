@@ -27,7 +27,11 @@ def test_run_tool_says_that_the_disk_is_full(capsys):
         with open(path, 'w') as file:
             file.write('text')
 
-    assert process.run_tool(lambda: tool('/dev/full'), 'Go on.') == 2
+    def full():
+        process.set_advice('Go on.')
+        tool('/dev/full')
+
+    assert process.run_tool(full) == 2
     printed = capsys.readouterr().err
     assert printed.startswith('error: ') and printed.count('\n') == 1
     assert 'No space left on device' in printed and 'Go on.' in printed
@@ -56,9 +60,17 @@ def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
     assert process.run_tool(tool) == code and closed
     # Not every tool is a training.
     assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
-    assert process.run_tool(tool, 'It continues with --resume.') == code
+
+    def training():
+        process.set_advice(process.CONTINUE)
+        tool()
+
+    assert process.run_tool(training) == code
     assert capsys.readouterr().err == (
-        f'Stopped by {number.name}. It continues with --resume.\n')
+        f'Stopped by {number.name}. Continue it with --resume.\n')
+    # That of one does not stay for the next.
+    assert process.run_tool(tool) == code
+    assert 'resume' not in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -47,8 +47,8 @@ def rate(work_dir, epochs):
 def test_longer_schedule_is_named(resume, begun):
     """mmengine's own way stays at the rate where it was interrupted."""
     last, (text, ) = resume(6, cosine(6))
-    assert ('param_scheduler.1.end = 2 in place of 6' in text
-            and 'param_scheduler.1.T_max = 2 in place of 6' in text)
+    assert ('param_scheduler.1.end: checkpoint 2, config 6' in text
+            and 'param_scheduler.1.T_max: checkpoint 2, config 6' in text)
     assert 'Those of the checkpoint are used; --new-schedule' in text
     assert 'param_scheduler.0' not in text and last == rate(begun, 2)
 

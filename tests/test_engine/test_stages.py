@@ -5,8 +5,15 @@ import sys
 import time
 
 import pytest
+from conftest import QUICKSTART
+from mmengine.config import Config
 
-from sigplug.engine.stages import hide_unusable_gpus, run_stage
+from sigplug.engine.stages import (
+    check_data_root,
+    hide_unusable_gpus,
+    run_stage,
+)
+from sigplug.errors import UserError
 
 # It poses as mmcv's operators.
 FAKE_MMCV = "def get_compiling_cuda_version(): return '{}'"
@@ -94,3 +101,14 @@ def test_stage_ends_with_the_tool(tmp_path):
     process.terminate()
     assert process.wait(30) == 143
     assert (tmp_path / 'ended').exists()
+
+
+@pytest.mark.parametrize('root', ['data/mine', './data/mine/'])
+def test_data_root_by_any_spelling(monkeypatch, root):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', 'data/mine/')
+    cfg = Config.fromfile(QUICKSTART)
+    check_data_root(cfg, root)
+    cfg.val_dataloader.dataset.data_root = 'elsewhere'
+    with pytest.raises(UserError, match="val_dataloader.dataset.data_root"
+                       " = 'elsewhere' in place of '.*data/mine"):
+        check_data_root(cfg, root)

@@ -210,6 +210,9 @@ class CenterHead(Base):
     ('sigplug.models.dense_heads', 'pass', False),
     ('sigplug.models.dense_heads',
      'def loss_by_feat(self, *args): return {}', True),
+    ('sigplug.models.dense_heads',
+     'def loss_by_feat(self, *args): return super().loss_by_feat(*args)',
+     False),
     ('mmdet3d.models', 'pass', True),
 ])
 @pytest.mark.parametrize('name', ['MineOfMine', 'CenterHead'])

@@ -90,6 +90,7 @@ def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
 @pytest.mark.parametrize('tool, args, words', [
     ('test.py', ['x.pth'], ["checkpoint 'x.pth' does not exist"]),
     ('train.py', ['--resume', 'x.pth'], ["'x.pth' does not exist"]),
+    ('train.py', ['--new-schedule'], ['--new-schedule', 'add --resume']),
     ('train.py', ['--cfg-options', 'load_from=x.pth'],
      ['load_from of the config', "'x.pth' does not exist"]),
     ('train.py', ['--cfg-options', 'model.train_cfg.pts.out_size_factor=4'],

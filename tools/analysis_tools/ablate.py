@@ -26,7 +26,12 @@ from sigplug.engine import preflight, process
 from sigplug.engine.checkpoint import load_safely
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.engine.results import read_nuscenes_metrics, write_json
-from sigplug.engine.stages import hide_unusable_gpus, relative, run_stage
+from sigplug.engine.stages import (
+    check_data_root,
+    hide_unusable_gpus,
+    relative,
+    run_stage,
+)
 from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -138,7 +143,7 @@ def main() -> None:
     hide_unusable_gpus()
     cfgs = [preflight.load_config(str(config)) for config in args.configs]
     for cfg in cfgs:
-        preflight.check_data_root(cfg, str(args.data_root))
+        check_data_root(cfg, str(args.data_root))
     run_stage('data',
               TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
               '--out', args.data_root, '--difficulty', args.difficulty,

@@ -9,14 +9,13 @@ import os.path as osp
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from config_overlay import ABSENT, child_text, iter_changes, make_overlay
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from yapf.yapflib.yapf_api import FormatCode
 
 from sigplug.engine import preflight, process
 from sigplug.engine.results import write_text
@@ -39,7 +38,6 @@ PILLAR_NETS = {
 LOSS, LOGITS_LOSS = 'GaussianFocalLoss', 'GaussianFocalLossWithLogits'
 STOCK = ('', 'mmdet', 'mmdet3d')
 POWER = 'gem.p'
-ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 
 class Part(NamedTuple):
@@ -213,14 +211,17 @@ def is_own_head(part: Part) -> bool:
         return False
     base = next((base for base in getattr(kind, '__mro__', ())
                  if base.__module__.startswith('sigplug.')), None)
-    if base is not None and kind.loss_by_feat is base.loss_by_feat:
-        return True
+    if base is not None:
+        # It needs mmdet3d, which is there.
+        from sigplug.models.dense_heads.center_checks import losses_without_act
+        if not losses_without_act(kind, base):
+            return True
     raise UserError(
         f'{part} looks like a heatmap head, but is none of those that sigplug '
         f'replaces ({", ".join(HEADS)}). If it derives from one of them, let '
         'it derive from the one of the same name in '
-        'sigplug.models.dense_heads instead, and drop its own loss_by_feat: '
-        'that does without heatmap_act.')
+        'sigplug.models.dense_heads instead, and drop its own loss_by_feat, '
+        'or let that call super() or apply self.heatmap_act.')
 
 
 def find_class(name: str) -> type | None:
@@ -322,76 +323,6 @@ def list_parts(parts: list[Part], word: str) -> str:
     """Return the types that were found instead, for an error."""
     found = [str(part) for part in parts if part.key.endswith(word)]
     return f'; it has {", ".join(found)}' if found else ''
-
-
-def iter_changes(old: Any, new: Any, key: str = '') -> Iterator[str]:
-    """Yield where two configs differ, as deep inside as possible."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT))
-                 for name in [*old, *new]}
-    elif (isinstance(old, (list, tuple)) and type(old) is type(new)
-          and len(old) == len(new)):
-        pairs = dict(enumerate(zip(old, new, strict=True)))
-    else:
-        # By their text, as NaN is not equal to itself.
-        if repr(old) != repr(new):
-            yield f'{key}: {old!r} -> {new!r}'
-        return
-    for name, pair in pairs.items():
-        yield from iter_changes(*pair, f'{key}.{name}' if key else str(name))
-
-
-def make_overlay(old: dict, new: dict) -> dict:
-    """Return what mmengine merges into the old dict to get the new one."""
-    if set(old) - set(new):
-        return dict(_delete_=True, **new)
-    child = {}
-    for key, value in new.items():
-        before = old.get(key, ABSENT)
-        if not any(iter_changes(before, value)):
-            continue
-        if isinstance(value, dict) and before is not ABSENT:
-            value = (make_overlay(before, value) if isinstance(before, dict)
-                     else dict(_delete_=True, **value))
-        child[key] = value
-    return child
-
-
-def child_text(base: str, overlay: dict) -> str:
-    """Return the child as Python code in the style of OpenMMLab."""
-    line = f'_base_ = {base!r}'
-    line += '  # noqa: E501' * (len(line) > 79)
-    code = '\n'.join(f'{key} = {to_code(value)}'
-                     for key, value in overlay.items())
-    code, _ = FormatCode(code, style_config=dict(
-        based_on_style='pep8',
-        split_before_expression_after_opening_paren=True))
-    return f'{line}\n\n{code}'
-
-
-def to_code(value: Any) -> str:
-    """Return a value as Python code.
-
-    mmengine's ``Config.pretty_text`` writes an infinite number as a name that
-    nothing defines.
-    """
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and key.isidentifier() for key in value):
-            return 'dict({})'.format(', '.join(
-                f'{key}={to_code(item)}' for key, item in value.items()))
-        return '{{{}}}'.format(', '.join(
-            f'{key!r}: {to_code(item)}' for key, item in value.items()))
-    if isinstance(value, (list, tuple)):
-        items = ''.join(f'{to_code(item)}, ' for item in value)
-        return f'[{items[:-2]}]' if isinstance(value, list) else f'({items})'
-    if isinstance(value, float) and not isfinite(value):
-        return f"float('{value}')"
-    if isinstance(value, (str, bytes, int, float, type(None))):
-        return repr(value)
-    raise UserError(
-        f'{value!r} cannot be written down, but would have to be repeated in '
-        'the new config, beside what is changed in the same list or dict. '
-        'Change the config by hand.')
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
 from sigplug.engine.lock import lock_folder
+from sigplug.engine.process import CONTINUE, set_advice
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'
@@ -111,6 +112,7 @@ class CheckpointHook(BaseCheckpointHook):
                                    meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated()
+        set_advice(CONTINUE)
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, Any]) -> None:

@@ -122,9 +122,9 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
             kinds = {type(self._heads[name]).__name__ for name in self._silent}
             print_log(
                 f'{type(self).__name__} has seen no heatmap of '
-                f'{", ".join(sorted(kinds))}: its own loss_by_feat does not '
-                'call that of sigplug.CenterHead, so that heatmap_act is not '
-                'applied.', logger='current', level=logging.WARNING)
+                f'{", ".join(sorted(kinds))}: the loss of this head calls no '
+                'observer, as that of sigplug.CenterHead does.',
+                logger='current', level=logging.WARNING)
             self._silent.clear()
         for observers, observer in self._attached:
             observers.remove(observer)

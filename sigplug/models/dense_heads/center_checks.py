@@ -1,10 +1,32 @@
 """Checks of what CenterPoint's head is built with."""
+import inspect
 from typing import Any
 
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from torch import Tensor
 
 from sigplug.ops._checks import is_integer, is_number
+
+
+def losses_without_act(cls: type, base: type) -> list[str]:
+    """Return the losses of a subclass that leave ``heatmap_act`` out.
+
+    Args:
+        cls (type): The class of a head.
+        base (type): The class of sigplug that it derives from.
+
+    Returns:
+        list[str]: ``class.method`` of those that call neither the method of
+        ``base`` nor its activation.
+    """
+    found = []
+    for kind in cls.__mro__[:cls.__mro__.index(base)]:
+        for name in sorted({'loss', 'loss_by_feat'} & vars(kind).keys()):
+            code = getattr(inspect.unwrap(vars(kind)[name]), '__code__', None)
+            if code and not {name, 'loss_by_feat', 'heatmap_act'} & {
+                    *code.co_names}:
+                found.append(f'{kind.__name__}.{name}')
+    return found
 
 
 def check_branches(branches: dict) -> None:

@@ -1,5 +1,4 @@
 """CenterPoint's head with an activation that is chosen by config."""
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,12 @@ from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
-from .center_checks import check_branches, check_test_cfg, check_train_cfg
+from .center_checks import (
+    check_branches,
+    check_test_cfg,
+    check_train_cfg,
+    losses_without_act,
+)
 from .center_decoding import decode, suppress
 from .center_targets import head_targets, label_weights
 from .heatmap_loss import (
@@ -153,7 +157,12 @@ class CenterHead(_CenterHead):
                 and type(self).predict_by_feat is CenterHead.predict_by_feat):
             check_test_cfg(self.test_cfg, self.bbox_coder,
                            len(self.num_classes), self.box_size)
-        _warn_without_act(type(self))
+        for name in losses_without_act(type(self), CenterHead):
+            warnings.warn(
+                f'{name} uses neither heatmap_act nor that of CenterHead: its '
+                'loss ignores the activation that the config selects. Let it '
+                'call super() or apply self.heatmap_act to the logits',
+                stacklevel=2)
         code_weights = (self.train_cfg or {}).get('code_weights')
         if code_weights is None:
             code_weights = [1.0] * (self.box_size + 1)
@@ -364,21 +373,6 @@ class CenterHead(_CenterHead):
                 f"out_size_factor={cfg['out_size_factor']}. Give train_cfg "
                 'the grid of the voxels, and the backbone and the neck '
                 'strides that divide it by out_size_factor')
-
-
-def _warn_without_act(cls: type) -> None:
-    """Warn of a loss of a subclass's own that leaves ``heatmap_act`` out."""
-    for base in cls.__mro__[:cls.__mro__.index(CenterHead)]:
-        for name in {'loss', 'loss_by_feat'} & vars(base).keys():
-            code = getattr(inspect.unwrap(vars(base)[name]), '__code__', None)
-            # Either that of this class, or its activation.
-            if code and not {name, 'loss_by_feat', 'heatmap_act'} & {
-                    *code.co_names}:
-                warnings.warn(
-                    f'{base.__name__}.{name} uses neither heatmap_act nor '
-                    f'CenterHead.{name}: its loss ignores the activation that '
-                    'the config selects. Let it call super() or apply '
-                    'self.heatmap_act to the logits', stacklevel=3)
 
 
 def _check_batch(preds_dicts: tuple[list[dict]], size: int) -> None:

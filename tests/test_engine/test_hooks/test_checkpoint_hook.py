@@ -12,6 +12,7 @@ from toy_training import check, exit_code, fork, make_runner, train
 
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
 from sigplug.engine.lock import lock_folder
+from sigplug.engine.process import run_tool
 from sigplug.errors import UserError
 
 
@@ -102,6 +103,16 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     assert not partial.exists()
     # The lock ends with the training.
     assert exit_code(fork(make_runner(tmp_path).train)) == 0
+
+
+def test_stopped_training_can_go_on(tmp_path, capsys):
+
+    def tool():
+        make_runner(tmp_path, epochs=1).train()
+        raise KeyboardInterrupt
+
+    assert run_tool(tool) == 130
+    assert 'Continue it with --resume.' in capsys.readouterr().err
 
 
 def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):

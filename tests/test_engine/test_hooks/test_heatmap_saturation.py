@@ -85,7 +85,7 @@ def test_head_that_does_without_its_activation(monkeypatch):
         hook.before_train_iter(runner, batch)
         hook.after_train_iter(runner, batch)
         assert len(texts) == (batch > 0)
-    assert 'no heatmap of Observed: its own loss_by_feat' in texts[0]
+    assert 'no heatmap of Observed: the loss of this head calls no' in texts[0]
     measure(Observed(None), SCORES, TARGET)
     assert len(texts) == 1
 
