@@ -15,18 +15,12 @@ def decode(maps: Mapping[str, np.ndarray], coder: Mapping[str, Any],
            heatmap: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the boxes at the best cells of one task, the best first.
 
-    Args:
-        maps (Mapping[str, np.ndarray]): ``heatmap`` ``(classes, H, W)``,
-            ``reg``, ``height``, ``dim``, ``rot`` and, if any, ``vel``.
-        coder (Mapping[str, Any]): The arguments of mmdet3d's
-            ``CenterPointBBoxCoder``, and ``norm_bbox``: whether ``dim`` is
-            the logarithm of the sizes.
-        heatmap (str): ``'logits'`` or ``'probability'``.
-
-    Returns:
-        tuple[np.ndarray, np.ndarray, np.ndarray]: The boxes ``(x, y, z, dx,
-        dy, dz, yaw[, vx, vy])``, shape ``(N, 7 or 9)``, z that of the centre;
-        the scores ``(N, )``; and the labels within the task ``(N, )``.
+    ``maps`` are ``heatmap`` ``(classes, H, W)``, logits or probabilities as
+    ``heatmap`` says, ``reg``, ``height``, ``dim``, ``rot`` and, if any,
+    ``vel``; ``coder`` has the arguments of mmdet3d's ``CenterPointBBoxCoder``
+    and ``norm_bbox``: whether ``dim`` is the logarithm of the sizes. The boxes
+    are ``(x, y, z, dx, dy, dz, yaw[, vx, vy])``, z that of the centre; scores
+    and labels within the task follow, ``(N, )``.
     """
     heat = maps['heatmap']
     scores = (sigmoid(heat) if heatmap == 'logits' else heat).ravel()
@@ -53,16 +47,8 @@ def select(boxes: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any],
            nms: Mapping[str, Any], task: int) -> np.ndarray:
     """Return which boxes of one task stay, as mmdet3d's ``CenterHead`` does.
 
-    Args:
-        boxes (np.ndarray): From :func:`decode`.
-        scores (np.ndarray): Their scores, falling, shape ``(N, )``.
-        coder (Mapping[str, Any]): ``score_threshold`` and
-            ``post_center_range``.
-        nms (Mapping[str, Any]): The ``test_cfg`` of the head.
-        task (int): The number of the task.
-
-    Returns:
-        np.ndarray: Indices, best first.
+    ``boxes`` and ``scores`` are those of :func:`decode`, ``nms`` is the
+    ``test_cfg`` of the head; the indices come best first.
     """
     index = np.flatnonzero(
         _in_range(boxes, coder['post_center_range'])
@@ -89,14 +75,9 @@ def _in_range(boxes: np.ndarray, limits: list[float]) -> np.ndarray:
 
 
 def greedy(conflict: np.ndarray) -> np.ndarray:
-    """Return the boxes that no better box suppresses.
+    """Return the indices of the boxes that no better one suppresses.
 
-    Args:
-        conflict (np.ndarray): Which boxes exclude each other, boolean, shape
-            ``(N, N)``, best first.
-
-    Returns:
-        np.ndarray: Indices of the boxes that stay.
+    ``conflict`` ``(N, N)`` says which exclude each other, the best first.
     """
     alive = np.ones(len(conflict), bool)
     for i in range(len(conflict)):
@@ -111,13 +92,9 @@ def distances(centers: np.ndarray) -> np.ndarray:
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box with all after it.
+    """Return the IoU of each box ``(x, y, dx, dy, yaw)`` with all after it.
 
-    Args:
-        boxes (np.ndarray): ``(x, y, dx, dy, yaw)``, shape ``(N, 5)``.
-
-    Returns:
-        np.ndarray: Shape ``(N, N)``, 0 below the diagonal and on it.
+    The result is ``(N, N)``, 0 below the diagonal and on it.
     """
     boxes = boxes.astype(np.float64)
     result = np.zeros((len(boxes), len(boxes)))
