@@ -69,7 +69,7 @@ def test_bin_and_npy(tmp_path):
     ('a.pcd', pcd('binary')[:-9], 'buffer'),
     ('a.pcd', pcd('binary').replace(b'DATA binary', b'DATA binary_compressed'),
      'pcl_convert_pcd_ascii_binary'),
-    ('a.pcd', pcd('ascii').replace(b' x ', b' u '), "no field x among"),
+    ('a.pcd', pcd('ascii').replace(b' x ', b' u '), 'no field x among'),
     (None, b'', 'No such file')])
 def test_bad_clouds_get_one_sentence(tmp_path, name, content, words):
     if name:
