@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,12 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
             for name, y in wanted.items()}})
     # It warns about operators of torchvision, which are not used.
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    torch.onnx.export(
-        part, (x, ), str(path), input_names=[part.input_name],
-        output_names=list(wanted), opset_version=opset, **options)
+    with warnings.catch_warnings():
+        # Of branches on sizes, which the check with other sizes covers.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        torch.onnx.export(
+            part, (x, ), str(path), input_names=[part.input_name],
+            output_names=list(wanted), opset_version=opset, **options)
 
 
 def check_standard(model: Any, opset: int) -> int:
