@@ -20,6 +20,11 @@ def parse_args() -> argparse.Namespace:
         '--load-dim', type=int, metavar='N',
         help='values of a point in a .bin (default: as in the training)')
     parser.add_argument(
+        '--merged', action='store_true',
+        help='the cloud has just the columns that the model takes, the last '
+        'with the ages of merged sweeps (default: those of a file of the '
+        'training, and 0 as the ages)')
+    parser.add_argument(
         '--score-thr', type=float, default=0.3,
         help='print and draw boxes of at least this score (default: 0.3)')
     parser.add_argument(
@@ -34,46 +39,43 @@ def parse_args() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Detect, print and draw."""
     detector = Detector(args.folder)
-    points = detector.adapt(read_points(
-        args.cloud, args.load_dim or detector.about['points']['load_dim']))
+    about = detector.about
+    load_dim = (len(about['points']['columns']) if args.merged else
+                about['points']['load_dim'])
+    points = read_points(args.cloud, args.load_dim or load_dim)
+    if not args.merged:
+        points = detector.adapt(points)
     found = detector(points)
     keep = found.scores >= args.score_thr
     found = Detections(*(values[keep] for values in found))
     names = ('x', 'y', 'z', 'dx', 'dy', 'dz', 'yaw', 'vx', 'vy')
     print(f'{"class":22s} score' + ''.join(
-        f'{name:>8s}' for name in names[:detector.about['box_size']]))
+        f'{name:>8s}' for name in names[:about['box_size']]))
     for box, score, label in zip(*found):
         print(f'{detector.classes[label]:22s} {score:.3f}'
               + ''.join(f'{value:8.2f}' for value in box))
-    times = '  '.join(f'{step} {ms:.1f}'
-                      for step, ms in detector.milliseconds.items())
-    print(f'{len(found.boxes)} boxes in {len(points)} points. ms: {times}')
-    if args.picture:
-        draw(args.picture, detector, points, found,
-             f'{args.cloud.name}: score \u2265 {args.score_thr:g}')
-
-
-def draw(path: Path, detector: Detector, points, found: Detections,
-         title: str) -> None:
-    """Draw the boxes from above."""
+    print(f'{len(found.boxes)} boxes in {len(points)} points')
+    if not args.picture:
+        return
     try:
         from sigplug.visualization import draw_bev, save_png
     except ImportError as error:
         raise UserError(f'{error}. --picture needs matplotlib: pip install '
                         'matplotlib') from error
-    limits = detector.about['voxels']['point_cloud_range']
+    limits = about['voxels']['point_cloud_range']
     save_png(draw_bev(
         points, pred_bboxes=found.boxes, pred_labels=found.labels,
         pred_scores=found.scores, class_names=detector.classes,
-        bev_range=[limits[i] for i in (0, 1, 3, 4)], title=title), path)
-    print(path)
+        bev_range=[limits[i] for i in (0, 1, 3, 4)],
+        title=f'{args.cloud.name}: score \u2265 {args.score_thr:g}'),
+        args.picture)
+    print(args.picture)
 
 
 def main() -> int:
     """Return the exit code: 2 after a problem that the user can solve."""
-    args = parse_args()
     try:
-        run(args)
+        run(parse_args())
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -4,9 +4,6 @@ from typing import Any
 
 import numpy as np
 
-# Of the length of an edge: a corner this near to an edge lies on it.
-ON_EDGE = 1e-9
-
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Return ``1 / (1 + exp(-x))`` in the dtype of ``x``."""
@@ -18,18 +15,12 @@ def decode(maps: Mapping[str, np.ndarray], coder: Mapping[str, Any],
            heatmap: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the boxes at the best cells of one task, the best first.
 
-    Args:
-        maps (Mapping[str, np.ndarray]): ``heatmap`` ``(classes, H, W)``,
-            ``reg``, ``height``, ``dim``, ``rot`` and, if any, ``vel``.
-        coder (Mapping[str, Any]): The arguments of mmdet3d's
-            ``CenterPointBBoxCoder``, and ``norm_bbox``: whether ``dim`` is
-            the logarithm of the sizes.
-        heatmap (str): ``'logits'`` or ``'probability'``.
-
-    Returns:
-        tuple[np.ndarray, np.ndarray, np.ndarray]: The boxes ``(x, y, z, dx,
-        dy, dz, yaw[, vx, vy])``, shape ``(N, 7 or 9)``, z that of the centre;
-        the scores ``(N, )``; and the labels within the task ``(N, )``.
+    ``maps`` are ``heatmap`` ``(classes, H, W)``, logits or probabilities as
+    ``heatmap`` says, ``reg``, ``height``, ``dim``, ``rot`` and, if any,
+    ``vel``; ``coder`` has the arguments of mmdet3d's ``CenterPointBBoxCoder``
+    and ``norm_bbox``: whether ``dim`` is the logarithm of the sizes. The boxes
+    are ``(x, y, z, dx, dy, dz, yaw[, vx, vy])``, z that of the centre; scores
+    and labels within the task follow, ``(N, )``.
     """
     heat = maps['heatmap']
     scores = (sigmoid(heat) if heatmap == 'logits' else heat).ravel()
@@ -56,16 +47,8 @@ def select(boxes: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any],
            nms: Mapping[str, Any], task: int) -> np.ndarray:
     """Return which boxes of one task stay, as mmdet3d's ``CenterHead`` does.
 
-    Args:
-        boxes (np.ndarray): From :func:`decode`.
-        scores (np.ndarray): Their scores, falling, shape ``(N, )``.
-        coder (Mapping[str, Any]): ``score_threshold`` and
-            ``post_center_range``.
-        nms (Mapping[str, Any]): The ``test_cfg`` of the head.
-        task (int): The number of the task.
-
-    Returns:
-        np.ndarray: Indices, best first.
+    ``boxes`` and ``scores`` are those of :func:`decode`, ``nms`` is the
+    ``test_cfg`` of the head; the indices come best first.
     """
     index = np.flatnonzero(
         _in_range(boxes, coder['post_center_range'])
@@ -92,14 +75,9 @@ def _in_range(boxes: np.ndarray, limits: list[float]) -> np.ndarray:
 
 
 def greedy(conflict: np.ndarray) -> np.ndarray:
-    """Return the boxes that no better box suppresses.
+    """Return the indices of the boxes that no better one suppresses.
 
-    Args:
-        conflict (np.ndarray): Which boxes exclude each other, boolean, shape
-            ``(N, N)``, best first.
-
-    Returns:
-        np.ndarray: Indices of the boxes that stay.
+    ``conflict`` ``(N, N)`` says which exclude each other, the best first.
     """
     alive = np.ones(len(conflict), bool)
     for i in range(len(conflict)):
@@ -114,13 +92,9 @@ def distances(centers: np.ndarray) -> np.ndarray:
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box with all after it.
+    """Return the IoU of each box ``(x, y, dx, dy, yaw)`` with all after it.
 
-    Args:
-        boxes (np.ndarray): ``(x, y, dx, dy, yaw)``, shape ``(N, 5)``.
-
-    Returns:
-        np.ndarray: Shape ``(N, N)``, 0 below the diagonal and on it.
+    The result is ``(N, N)``, 0 below the diagonal and on it.
     """
     boxes = boxes.astype(np.float64)
     result = np.zeros((len(boxes), len(boxes)))
@@ -136,66 +110,40 @@ def overlaps(boxes: np.ndarray) -> np.ndarray:
 def rotated_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the areas of intersections over those of unions.
 
-    An intersection is spanned by the corners of either box that lie in the
-    other and by the points where edges cross.
-
-    Args:
-        a (np.ndarray): ``(x, y, dx, dy, yaw)``, shape ``(N, 5)``, float64.
-        b (np.ndarray): As ``a``.
-
-    Returns:
-        np.ndarray: Shape ``(N, )``, float64; 0 for a box without an area.
+    By Green's theorem an area follows from its outline, and that of an
+    intersection is what of either outline lies in the other box. Boxes are
+    ``(x, y, dx, dy, yaw)``, shape ``(N, 5)``, float64; without an area they
+    give 0.
     """
-    # Relative to a, so that no digits are lost to its place.
-    b = np.concatenate([b[:, :2] - a[:, :2], b[:, 2:]], axis=1)
+    # Relative to a, so that no digits are lost to its place; and b a little
+    # larger, so that no two edges coincide, which would count twice.
+    b = np.concatenate([
+        b[:, :2] - a[:, :2], b[:, 2:4] * (1 + 1e-10), b[:, 4:]], axis=1)
     a = np.concatenate([0 * a[:, :2], a[:, 2:]], axis=1)
-    p, q = _corners(a), _corners(b)
-    points = np.concatenate([p, q, _crossings(p, q)], axis=1)
-    valid = np.concatenate([
-        _contains(b, p), _contains(a, q), np.isfinite(points[:, 8:, 0])], 1)
-    # Others move onto one that counts, where they change nothing.
-    any_valid = points[np.arange(len(a)), valid.argmax(axis=1)]
-    points = np.where(valid[:, :, None], points, any_valid[:, None])
-    points = np.where(valid.any(axis=1)[:, None, None], points, 0)
-    points = points - points.mean(axis=1, keepdims=True)
-    angles = np.arctan2(points[:, :, 1], points[:, :, 0])
-    x, y = np.take_along_axis(
-        points, angles.argsort(axis=1)[:, :, None], axis=1).transpose(2, 0, 1)
-    area = np.abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
+    area = _outline(a, b) + _outline(b, a)
     union = a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - area
     return np.divide(area, union, out=np.zeros_like(area), where=union > 0)
 
 
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners in their order, shape ``(N, 4, 2)``."""
-    x, y = np.moveaxis(
-        boxes[:, None, 2:4] / 2 * [[1, 1], [-1, 1], [-1, -1], [1, -1]], 2, 0)
-    cos, sin = np.cos(boxes[:, 4:]), np.sin(boxes[:, 4:])
-    return np.stack([x * cos - y * sin, x * sin + y * cos],
-                    axis=2) + boxes[:, None, :2]
-
-
-def _contains(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return which of the points ``(N, K, 2)`` lie in their box."""
-    x, y = np.moveaxis(points - boxes[:, None, :2], 2, 0)
-    cos, sin = np.cos(boxes[:, 4:]), np.sin(boxes[:, 4:])
-    half = boxes[:, 2:4] * (0.5 + ON_EDGE)
-    return ((np.abs(x * cos + y * sin) <= half[:, :1])
-            & (np.abs(y * cos - x * sin) <= half[:, 1:]))
-
-
-def _crossings(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return where each edge of p meets each of q, ``(N, 16, 2)``, or NaN."""
-    edge_p, edge_q = (np.roll(c, -1, axis=1) - c for c in (p, q))
-    start, r = p[:, :, None], edge_p[:, :, None]
-    between, s = q[:, None] - start, edge_q[:, None]
+def _outline(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return half the integral of ``x dy - y dx`` over the edges of a in b."""
+    corners = _turn(a[:, None, 2:4] / 2 * [[1, 1], [-1, 1], [-1, -1], [1, -1]],
+                    a[:, 4:]) + a[:, None, :2]
+    edges = np.roll(corners, -1, axis=1) - corners
+    start = _turn(corners - b[:, None, :2], -b[:, 4:])
+    half = b[:, None, 2:4] / 2
+    # Where each edge, from 0 to 1, enters and leaves b along x and y.
     with np.errstate(divide='ignore', invalid='ignore'):
-        scale = _cross(r, s)
-        t, u = _cross(between, s) / scale, _cross(between, r) / scale
-        meets = (t >= 0) & (t <= 1) & (u >= 0) & (u <= 1) & (scale != 0)
-        found = np.where(meets[..., None], start + t[..., None] * r, np.nan)
-    return found.reshape(len(p), 16, 2)
+        t = np.stack([-half - start, half - start]) / _turn(edges, -b[:, 4:])
+    length = (t.max(axis=0).min(axis=2).clip(0, 1)
+              - t.min(axis=0).max(axis=2).clip(0, 1))
+    length = np.where(length > 0, length, 0)
+    cross = corners[..., 0] * edges[..., 1] - corners[..., 1] * edges[..., 0]
+    return (length * cross).sum(axis=1) / 2
 
 
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+def _turn(vectors: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Turn the vectors ``(N, 4, 2)`` by the angles ``(N, 1)``."""
+    x, y = np.moveaxis(vectors, 2, 0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([x * cos - y * sin, x * sin + y * cos], axis=2)

@@ -1,8 +1,6 @@
 """A CenterPoint of pillars in onnxruntime."""
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ from sigplug.errors import UserError
 
 from . import boxes as box_steps
 from . import pillars
-from .folder import DENSE, ENCODER, read_description
+from .folder import DENSE, DESCRIPTION, ENCODER, read_description
 
 
 class Detections(NamedTuple):
@@ -22,7 +20,8 @@ class Detections(NamedTuple):
         boxes (np.ndarray): ``(x, y, z, dx, dy, dz, yaw[, vx, vy])`` in the
             coordinates of the points, shape ``(N, 7 or 9)``, float32: z is
             that of the bottom, as in mmdet3d; metres, radians and m/s.
-        scores (np.ndarray): In (0, 1), shape ``(N, )``, float32.
+        scores (np.ndarray): In [0, 1], shape ``(N, )``, float32, which
+            rounds a logit above 17 to 1.
         labels (np.ndarray): Indices into the classes, shape ``(N, )``.
     """
 
@@ -39,14 +38,12 @@ class Detector:
             has written.
         providers (Sequence[str]): onnxruntime's execution providers. Defaults
             to the CPU.
-        threads (int): Threads of onnxruntime; 0 are as many as it likes.
+        threads (int): Threads of onnxruntime; 0 lets onnxruntime choose.
             Defaults to 0.
 
     Attributes:
         about (dict): The content of ``deploy.json``.
         classes (list[str]): The names of the classes.
-        milliseconds (dict[str, float]): What each step of the last frame
-            took.
 
     Raises:
         UserError: The folder is missing, damaged, or not to be run here.
@@ -68,11 +65,10 @@ class Detector:
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError(f'{error}. Detector needs one package more: pip '
+            raise UserError(f'{error}. Detector needs one more package: pip '
                             'install onnxruntime') from error
         self.about = read_description(folder)
         self.classes = [name for task in self.about['tasks'] for name in task]
-        self.milliseconds: dict[str, float] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
@@ -83,6 +79,15 @@ class Detector:
         except Exception as error:
             raise UserError(f'onnxruntime {onnxruntime.__version__} cannot '
                             f'run {folder}: {error}') from error
+        takes = self._encoder.get_inputs()[0].shape[1:]
+        gets = [self.about['voxels']['max_points'],
+                len(self.about['points']['columns'])
+                + pillars.count_added(self.about['encoder'])]
+        if takes != gets:
+            raise UserError(
+                f'{Path(folder) / DESCRIPTION} describes pillars of '
+                f'{gets[0]} points with {gets[1]} features, but {ENCODER} '
+                f'takes {takes[0]} with {takes[1]}: export the model again.')
 
     def __call__(self, points: np.ndarray) -> Detections:
         """Detect the objects of a frame.
@@ -98,7 +103,6 @@ class Detector:
         Raises:
             UserError: The points are not as described, none, or not finite.
         """
-        self.milliseconds = {}
         canvas = self.encode(points)
         return self.decode({} if canvas is None else self.infer(canvas))
 
@@ -127,44 +131,43 @@ class Detector:
                          cloud[:, c] for c in columns], axis=1)
 
     def encode(self, points: np.ndarray) -> np.ndarray | None:
-        """Return the map of pillar features, ``(1, C, H, W)``; None without.
+        """Return the map of pillar features; None if no point is in range.
 
         Args:
             points (np.ndarray): As for a call.
+
+        Returns:
+            np.ndarray | None: Shape ``(1, C, H, W)``, float32.
         """
-        points = self._check(points)
-        about = self.about
-        with self._time('voxelise'):
-            voxels, cells, counts = pillars.voxelize(points, **about['voxels'])
-            if not len(cells):
-                return None
-            features = pillars.decorate(
-                voxels, cells, counts, about['encoder'])
-        with self._time('encode'):
-            encoded, = self._encoder.run(None, {'input_features': features})
-            return pillars.scatter(encoded[:, 0], cells, about['map_size'])
+        voxels, cells, counts = pillars.voxelize(
+            self._check(points), **self.about['voxels'])
+        if not len(cells):
+            return None
+        features = pillars.decorate(
+            voxels, cells, counts, self.about['encoder'])
+        encoded, = self._encoder.run(None, {'input_features': features})
+        return pillars.scatter(encoded[:, 0], cells, self.about['map_size'])
 
     def infer(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs of the network by their names."""
-        with self._time('network'):
-            names = [output.name for output in self._dense.get_outputs()]
-            return dict(zip(names, self._dense.run(
-                names, {'spatial_features': canvas})))
+        names = [output.name for output in self._dense.get_outputs()]
+        return dict(zip(names, self._dense.run(
+            names, {'spatial_features': canvas})))
 
     def decode(self, outputs: dict[str, np.ndarray]) -> Detections:
         """Return the boxes that the outputs of the network stand for."""
-        found, about, first = [], self.about, 0
-        with self._time('decode'):
-            for task, classes in enumerate(about['tasks']):
-                maps = {name.removeprefix(f'task{task}.'): value[0]
-                        for name, value in outputs.items()
-                        if '.' not in name or name.startswith(f'task{task}.')}
-                if maps:
-                    found.append(self._decode_task(task, maps, first))
-                first += len(classes)
+        found, first = [], 0
+        for task, classes in enumerate(self.about['tasks']):
+            maps = {name.removeprefix(f'task{task}.'): value[0]
+                    for name, value in outputs.items()
+                    if '.' not in name or name.startswith(f'task{task}.')}
+            if maps:
+                found.append(self._decode_task(task, maps, first))
+            first += len(classes)
         if not found:
-            return Detections(np.zeros((0, about['box_size']), np.float32),
-                              np.zeros(0, np.float32), np.zeros(0, np.int64))
+            return Detections(
+                np.zeros((0, self.about['box_size']), np.float32),
+                np.zeros(0, np.float32), np.zeros(0, np.int64))
         boxes, scores, labels = map(np.concatenate, zip(*found))
         boxes[:, 2] -= boxes[:, 5] / 2
         return Detections(boxes, scores, labels)
@@ -200,9 +203,3 @@ class Detector:
                 f'are not, first row {bad.argmax()}: pass '
                 'points[np.isfinite(points).all(axis=1)].')
         return points
-
-    @contextmanager
-    def _time(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.milliseconds[step] = 1e3 * (time.perf_counter() - start)

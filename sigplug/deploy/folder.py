@@ -13,23 +13,22 @@ DESCRIPTION = 'deploy.json'
 # The names that Autoware's lidar_centerpoint reads.
 ENCODER = 'pts_voxel_encoder_centerpoint.onnx'
 DENSE = 'pts_backbone_neck_head_centerpoint.onnx'
+# What a runtime reads of a description; of a list, what it has at least.
+KEYS: dict[str, tuple] = dict(
+    tasks=(0, ), points=('load_dim', 'columns'),
+    voxels=('voxel_size', 'point_cloud_range', 'max_points', 'max_voxels'),
+    encoder=('with_cluster_center', 'with_voxel_center', 'with_distance',
+             'legacy', 'voxel_size', 'offset'),
+    map_size=(0, 1), heatmap=(), box_size=(),
+    coder=('pc_range', 'voxel_size', 'out_size_factor', 'max_num',
+           'score_threshold', 'post_center_range', 'norm_bbox'),
+    nms=('nms_type', 'min_radius', 'nms_thr', 'score_threshold',
+         'pre_max_size', 'post_max_size', 'post_center_limit_range'))
 
 
 def checksum(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def write_description(folder: Path, about: dict[str, Any]) -> None:
-    """Write ``deploy.json``, with the checksums of the two models.
-
-    Args:
-        folder (Path): The folder, which has the models.
-        about (dict[str, Any]): What a runtime needs.
-    """
-    files = {name: checksum(folder / name) for name in (ENCODER, DENSE)}
-    text = json.dumps(dict(about, format=FORMAT, files=files), indent=2)
-    (folder / DESCRIPTION).write_text(f'{text}\n')
 
 
 def read_description(folder: str | os.PathLike) -> dict[str, Any]:
@@ -47,18 +46,25 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     try:
         about = json.loads(path.read_text())
-        layout, files = about['format'], about['files']
-    except FileNotFoundError as error:
+        if about['format'] != FORMAT:
+            raise UserError(
+                f'{path} has the format {about["format"]}, this sigplug reads '
+                f'{FORMAT}: export the model again, or install the other '
+                'version.')
+        for key, names in KEYS.items():
+            value = about[key]
+            for name in names:
+                value[name]
+        files = dict(about['files'])
+        if set(files) != {ENCODER, DENSE}:
+            raise ValueError(f'its files are {sorted(files)}')
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f'There is no {path}: give the folder that '
             'tools/deployment/export_onnx.py has written.') from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f'{path} is damaged ({type(error).__name__}: {error})'
                         ': export the model again.') from error
-    if layout != FORMAT:
-        raise UserError(
-            f'{path} has the format {layout}, this sigplug reads {FORMAT}: '
-            'export the model again, or install the other version.')
     for name, digest in files.items():
         try:
             found = checksum(path.with_name(name))

@@ -11,21 +11,10 @@ def voxelize(
         max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gather the points of each voxel, as ``sigplug.ops.hard_voxelize`` does.
 
-    Args:
-        points (np.ndarray): ``(x, y, z, ...)`` in metres, shape ``(N, C)``,
-            float32.
-        voxel_size (Sequence[float]): Extents along x, y, z in metres.
-        point_cloud_range (Sequence[float]): ``(x_min, y_min, z_min, x_max,
-            y_max, z_max)`` in metres.
-        max_points (int): Points that are kept of a voxel, the first.
-        max_voxels (int): Voxels that are kept, in the order of their first
-            points.
-
-    Returns:
-        tuple[np.ndarray, np.ndarray, np.ndarray]: The points of the voxels,
-        shape ``(M, max_points, C)``, 0 where there is none; the cells
-        ``(z, y, x)``, shape ``(M, 3)``; and the numbers of points,
-        ``(M, )``.
+    Of a voxel the first ``max_points`` are kept, and of the voxels, in the
+    order of their first points, ``max_voxels``. The result is the points
+    ``(M, max_points, C)``, 0 where there is none, the cells ``(z, y, x)``,
+    shape ``(M, 3)``, and the numbers of points ``(M, )``.
     """
     bounds = np.asarray(point_cloud_range, np.float32)
     size = np.asarray(voxel_size, np.float32)
@@ -57,15 +46,9 @@ def decorate(voxels: np.ndarray, cells: np.ndarray, counts: np.ndarray,
     (``with_voxel_center``; ``legacy`` also puts it in the place of x, y, z),
     and the length of the first three (``with_distance``).
 
-    Args:
-        voxels (np.ndarray): Points, shape ``(M, max_points, C)``.
-        cells (np.ndarray): Cells ``(z, y, x)``, shape ``(M, 3)``.
-        counts (np.ndarray): Numbers of points, shape ``(M, )``.
-        encoder (Mapping[str, Any]): The options in brackets, ``voxel_size``
-            and ``offset``, the centre of the first pillar, both in metres.
-
-    Returns:
-        np.ndarray: Shape ``(M, max_points, C')``, float32; 0 at padding.
+    ``encoder`` has the options in brackets, ``voxel_size`` and ``offset``, the
+    centre of the first pillar, both in metres; the rest is from
+    :func:`voxelize`. The result is ``(M, max_points, C')``, 0 at padding.
     """
     features = voxels.copy()
     xyz = features[:, :, :3]
@@ -86,17 +69,17 @@ def decorate(voxels: np.ndarray, cells: np.ndarray, counts: np.ndarray,
     return np.concatenate(parts, axis=2) * real[:, :, None]
 
 
+def count_added(encoder: Mapping[str, Any]) -> int:
+    """Return the number of features that :func:`decorate` adds."""
+    return (3 * encoder['with_cluster_center']
+            + 3 * encoder['with_voxel_center'] + encoder['with_distance'])
+
+
 def scatter(features: np.ndarray, cells: np.ndarray,
             map_size: Sequence[int]) -> np.ndarray:
-    """Put the features of the pillars in their cells of a map.
+    """Put the features ``(M, C)`` of the pillars in their cells of a map.
 
-    Args:
-        features (np.ndarray): Shape ``(M, C)``.
-        cells (np.ndarray): Cells ``(z, y, x)``, shape ``(M, 3)``.
-        map_size (Sequence[int]): Cells along y and x.
-
-    Returns:
-        np.ndarray: Shape ``(1, C, H, W)``, 0 where no pillar is.
+    ``map_size`` is the cells along y and x, the result ``(1, C, H, W)``.
     """
     canvas = np.zeros((1, features.shape[1], *map_size), np.float32)
     canvas[0, :, cells[:, 1], cells[:, 2]] = features

@@ -1,6 +1,7 @@
 """Point clouds from files."""
 import os
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,9 +16,9 @@ def read_points(path: str | os.PathLike, load_dim: int = 5) -> np.ndarray:
 
     Args:
         path (str | os.PathLike): The file.
-        load_dim (int): Values of a point in a ``.bin``, which is a row of
-            float32 values after the other and does not tell. Defaults to 5,
-            as in nuScenes; KITTI has 4.
+        load_dim (int): Values of a point in a ``.bin``, which has rows of
+            float32 values without a header. Defaults to 5, as in nuScenes;
+            KITTI has 4.
 
     Returns:
         np.ndarray: Shape ``(N, C)``, float32: x, y, z in metres, ...
@@ -26,15 +27,15 @@ def read_points(path: str | os.PathLike, load_dim: int = 5) -> np.ndarray:
         UserError: The file is missing, of another kind, or damaged.
     """
     path = Path(path)
-    reader = {'.bin': _read_bin, '.npy': _read_npy, '.pcd': _read_pcd}.get(
-        path.suffix.lower())
-    if reader is None:
+    kind = path.suffix.lower()
+    if kind not in ('.bin', '.npy', '.pcd'):
         raise UserError(f'{str(path)!r} is no point cloud that can be read: '
                         'give a .bin, .npy or .pcd file.')
     try:
-        points = (_read_bin(path, load_dim) if reader is _read_bin else
-                  reader(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        points = (_read_bin(path, load_dim) if kind == '.bin' else
+                  _read_npy(path) if kind == '.npy' else _read_pcd(path))
+    except (OSError, EOFError, ValueError, LookupError, TypeError,
+            BadZipFile) as error:
         raise UserError(f'Cannot read the point cloud {str(path)!r}: '
                         f'{error}') from error
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in (
@@ -46,43 +47,55 @@ def read_points(path: str | os.PathLike, load_dim: int = 5) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def _read_bin(path: Path, load_dim: int = 5) -> np.ndarray:
-    values = np.fromfile(path, dtype=np.float32)
-    if load_dim < 3 or values.size % load_dim:
+def _read_bin(path: Path, load_dim: int) -> np.ndarray:
+    size = path.stat().st_size
+    if load_dim < 3 or size % (4 * load_dim):
         raise ValueError(
-            f'its {values.size} values are no points of {load_dim}: give the '
-            'values of a point as load_dim (--load-dim)')
-    return values.reshape(-1, load_dim)
+            f'its {size / 4:.15g} values do not divide into points of '
+            f'{load_dim}: give the values of a point as load_dim (--load-dim)')
+    return np.fromfile(path, dtype=np.float32).reshape(-1, load_dim)
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False)
+    points = np.load(path, allow_pickle=False)
+    if not isinstance(points, np.ndarray):
+        raise TypeError('it is an .npz of several arrays: save one by '
+                        'numpy.save')
+    return points
 
 
 def _read_pcd(path: Path) -> np.ndarray:
     """Read the format of the Point Cloud Library, version 0.7."""
     header: dict[str, list[str]] = {}
     with path.open('rb') as file:
-        while 'DATA' not in header:
-            line = file.readline()
-            if not line:
-                raise ValueError('its header has no DATA line')
+        while 'DATA' not in header and (line := file.readline()):
             key, *values = line.decode('ascii', 'replace').split() or ['']
             header[key] = values
         body = file.read()
+    for key in ('FIELDS', 'SIZE', 'TYPE', 'POINTS', 'DATA'):
+        if not header.get(key):
+            raise ValueError(f'its header gives no {key}')
     fields, kind = header['FIELDS'], header['DATA'][0]
+    if missing := [name for name in 'xyz' if name not in fields]:
+        raise ValueError(f'it has no field {missing[0]} among {fields}')
     counts = [int(n) for n in header.get('COUNT', ['1'] * len(fields))]
+    number = int(header['POINTS'][0])
+    if number < 0:
+        raise ValueError(f'its header gives POINTS {number}')
     row = np.dtype([
         (str(i), f'<{letter.lower()}{size}', (count, ))
         for i, (letter, size, count) in enumerate(
             zip(header['TYPE'], header['SIZE'], counts, strict=True))])
-    number = int(header['POINTS'][0])
     if kind == 'binary':
         table = np.frombuffer(body, row, number)
         columns = {name: table[str(i)][:, 0]
                    for i, name in enumerate(fields)}
     elif kind == 'ascii':
-        text = np.array(body.split(), dtype=np.float64).reshape(number, -1)
+        text = np.array(body.split(), dtype=np.float64)
+        if text.size != number * sum(counts):
+            raise ValueError(f'its {text.size} values are not {number} points '
+                             f'of {sum(counts)}')
+        text = text.reshape(number, sum(counts))
         starts = np.cumsum([0, *counts])
         columns = {name: text[:, start]
                    for name, start in zip(fields, starts)}

@@ -47,6 +47,13 @@ def test_worked_overlaps(other, iou, place, turn):
         assert found == pytest.approx(iou, abs=1e-9)
 
 
+@pytest.mark.parametrize('angle', [1e-14, 1e-10, 1e-7])
+def test_edges_that_nearly_coincide(angle):
+    pair = np.array([[5, 7, 4, 2, 0.3], [5, 7, 4, 2, 0.3 + angle]])
+    found = boxes.rotated_iou(pair[:1], pair[1:])
+    assert found == pytest.approx(1, abs=1e-5)
+
+
 def test_overlaps_are_those_of_mmcv():
     some = random_boxes(120)
     found = boxes.overlaps(some)
@@ -109,7 +116,7 @@ def test_predictions_are_those_of_mmdet3d(nms, norm_bbox, vel, monkeypatch):
         outputs, [dict(box_type_3d=LiDARInstance3DBoxes)])
 
     detector = object.__new__(Detector)
-    detector.about, detector.milliseconds = about, {}
+    detector.about = about
     found = detector.decode({
         f'task{i}.{name}': value.numpy()
         for i, (maps, ) in enumerate(outputs) for name, value in maps.items()})

@@ -55,15 +55,21 @@ def test_bin_and_npy(tmp_path):
 
 
 @pytest.mark.parametrize('name, content, words', [
-    ('a.bin', POINTS.tobytes()[:-4], '19 values are no points of 5'),
+    ('a.bin', POINTS.tobytes()[:-4], '19 values do not divide into points of'),
+    ('a.bin', POINTS.tobytes() + b'\n', '20.25 values do not divide'),
     ('a.las', b'', 'give a .bin, .npy or .pcd'),
     ('a.npy', b'no array', "Cannot read the point cloud '.*a.npy'"),
-    ('a.pcd', b'VERSION 0.7\n', 'no DATA line'),
-    ('a.pcd', b'DATA ascii\n', "'FIELDS'"),
+    ('a.npy', b'', "Cannot read the point cloud '.*a.npy'"),
+    ('a.npy', b'PK\3\4 and no archive', 'not a zip file'),
+    ('a.pcd', HEADER.encode(), 'header gives no DATA'),
+    ('a.pcd', b'DATA ascii\n', 'header gives no FIELDS'),
+    ('a.pcd', pcd('binary').replace(b'POINTS 4', b'POINTS'), 'no POINTS'),
+    ('a.pcd', pcd('binary').replace(b'POINTS 4', b'POINTS -1'), 'POINTS -1'),
+    ('a.pcd', pcd('ascii')[:-3], '31 values are not 4 points of 8'),
     ('a.pcd', pcd('binary')[:-9], 'buffer'),
     ('a.pcd', pcd('binary').replace(b'DATA binary', b'DATA binary_compressed'),
      'pcl_convert_pcd_ascii_binary'),
-    ('a.pcd', pcd('ascii').replace(b' x ', b' u '), "'x'"),
+    ('a.pcd', pcd('ascii').replace(b' x ', b' u '), 'no field x among'),
     (None, b'', 'No such file')])
 def test_bad_clouds_get_one_sentence(tmp_path, name, content, words):
     if name:
@@ -78,3 +84,17 @@ def test_arrays_that_are_no_points(tmp_path, array):
     np.save(tmp_path / 'a.npy', array)
     with pytest.raises(UserError, match='must be numbers of the shape'):
         read_points(tmp_path / 'a.npy')
+
+
+def test_an_archive_is_no_array(tmp_path):
+    with (tmp_path / 'a.npy').open('wb') as file:
+        np.savez(file, points=POINTS)
+    with pytest.raises(UserError, match='an .npz of several arrays'):
+        read_points(tmp_path / 'a.npy')
+
+
+@pytest.mark.parametrize('kind', ['ascii', 'binary'])
+def test_a_cloud_without_points_is_empty(tmp_path, kind):
+    (tmp_path / 'a.pcd').write_text(
+        HEADER.replace('POINTS 4', 'POINTS 0') + f'{kind}\n')
+    assert read_points(tmp_path / 'a.pcd').shape == (0, 5)

@@ -210,12 +210,71 @@ def test_another_detector_is_refused(tool):
     (lambda m: setattr(m, 'pts_voxel_encoder', torch.nn.Identity()),
      'pts_voxel_encoder is Identity'),
     (lambda m: setattr(m.data_preprocessor, 'voxel_type', 'dynamic'),
-     'no hard voxels')])
+     'no hard voxels'),
+    (lambda m: setattr(m.pts_voxel_encoder.pfn_layers[0], 'norm',
+                       torch.nn.GroupNorm(2, 16)), 'has a GroupNorm')])
 def test_models_without_pillars_are_refused(tool, small, change, words):
     model = copy.deepcopy(small[1])
     change(model)
     with pytest.raises(UserError, match=words):
         tool.pillar_encoder(model)
+
+
+@pytest.mark.parametrize('name', ['img_backbone', 'pts_fusion_layer'])
+def test_models_with_images_are_refused(tool, small, name):
+    model = copy.deepcopy(small[1])
+    setattr(model, name, torch.nn.Identity())
+    with pytest.raises(UserError, match=f'has {name}.* would miss'):
+        tool.dense_part(model, 'logits')
+
+
+class OwnLoadPointsFromFile:
+    """A transform that a config names by its class."""
+
+
+def describe_points(num_columns, *steps):
+    loader = dict(dataset=dict(pipeline=list(steps)))
+    return load_tool('deployment/exported.py').describe_points(
+        dict(test_dataloader=loader), num_columns)
+
+
+@pytest.mark.parametrize('steps, load_dim, columns', [
+    ([dict(type='LoadPointsFromFile')], 6, [0, 1, 2]),
+    ([dict(type=OwnLoadPointsFromFile, load_dim=5, use_dim=4)], 5,
+     [0, 1, 2, 3]),
+    ([dict(type='LoadPointsFromFile', load_dim=5, use_dim=5),
+      dict(type='mmdet3d.LoadPointsFromMultiSweeps')], 5, [0, 1, 2, None])])
+def test_columns(steps, load_dim, columns):
+    assert describe_points(len(columns), *steps) == dict(
+        load_dim=load_dim, columns=columns)
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(norm_intensity=True), 'has norm_intensity=True'),
+    (dict(shift_height=True), 'has shift_height=True'),
+    (dict(use_dim=4), r'columns \[0, 1, 2, 3\] .* takes 3 values')])
+def test_columns_that_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        describe_points(3, dict(type='LoadPointsFromFile', **options))
+
+
+@pytest.mark.parametrize('name, change, error', [
+    # Equal scores in another order, and another one at the end.
+    (None, lambda x: x[:, [1, 0, 2, 3]], 0),
+    ('boxes', lambda x: x + torch.tensor([0, 0, 0, 2e-2, 0, 0, 0]), 2e-2),
+    ('boxes', lambda x: x * float('nan'), float('nan')),
+    ('labels', lambda x: x + 1, 1), ('scores', lambda x: x - 0.1, 0.1)])
+def test_decoded_boxes_are_compared_to_the_nearest(tool, name, change, error):
+    wanted = dict(
+        boxes=torch.arange(28.0).view(1, 4, 7),
+        scores=torch.tensor([[0.9, 0.9, 0.5, 0.1]]),
+        labels=torch.tensor([[0, 1, 0, 1]]))
+    found = {key: change(value) if name in (None, key) else value
+             for key, value in wanted.items()}
+    if name is None:
+        found['boxes'][0, 3] += 100
+    assert tool.difference(name or 'boxes', found, wanted, 1e-4) == (
+        pytest.approx(error, abs=1e-6, nan_ok=True))
 
 
 @pytest.mark.parametrize('args, words', [

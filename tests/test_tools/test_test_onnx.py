@@ -1,5 +1,7 @@
 """The evaluation and the quantisation of exported detectors."""
 import json
+import shutil
+from argparse import Namespace
 
 import numpy as np
 import onnx
@@ -7,7 +9,7 @@ import pytest
 from conftest import load_tool
 from test_deploy.deployed import SMALL, export
 
-from sigplug.deploy import Detections
+from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import DENSE, DESCRIPTION
 
 # As many classes as the evaluation of nuScenes has.
@@ -66,6 +68,74 @@ def test_the_checkpoint_must_be_that_of_the_folder(exported, fail, tmp_path):
     message = fail('deployment/test_onnx.py', exported / 'config.py',
                    exported / 'epoch_1', '--checkpoint', other)
     assert 'was exported from another checkpoint' in message
+
+
+def rewrite(folder, **changes):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_model_from_the_net_needs_its_file(exported, fail, tmp_path):
+    folder = shutil.copytree(exported / 'epoch_1', tmp_path / 'copy')
+    rewrite(folder, checkpoint='https://a/b.pth', checkpoint_sha256=None)
+    message = fail('deployment/test_onnx.py', exported / 'config.py', folder)
+    assert 'exported from https://a/b.pth' in message
+    tool = load_tool('deployment/test_onnx.py')
+    path = str(exported / 'epoch_1.pth')
+    assert tool.find_checkpoint(Namespace(checkpoint=path), {
+        'copy': Detector(folder)}) == path
+
+
+def test_other_evaluations_are_refused(exported, fail):
+    message = fail(
+        'deployment/test_onnx.py', exported / 'config.py', 'folder',
+        '--cfg-options', 'test_evaluator.type=KittiMetric')
+    assert 'test_evaluator of the config is KittiMetric' in message
+
+
+# -- the quantisation -------------------------------------------------------
+def test_the_float32_model_is_not_replaced(exported, fail):
+    folder = exported / 'epoch_1'
+    message = fail('deployment/quantize_onnx.py', exported / 'config.py',
+                   folder, '--out', folder / '..' / 'epoch_1')
+    assert 'would replace the float32 model' in message
+
+
+def test_samples_without_points_in_range(exported, fail, monkeypatch):
+    tool = load_tool('deployment/quantize_onnx.py')
+    monkeypatch.setattr(tool.Detector, 'encode', lambda *_: None)
+    message = fail(tool, exported / 'config.py', exported / 'epoch_1',
+                   '--num', 2)
+    assert 'None of the 2 training samples has a point in the' in message
+
+
+def test_samples_are_those_of_the_run_before(exported):
+    tool = load_tool('deployment/quantize_onnx.py')
+    args = Namespace(
+        config=str(exported / 'config.py'), cfg_options=None, num=1)
+    first, again = (next(tool.read_maps(args, Detector(exported / 'epoch_1')))
+                    for _ in range(2))
+    np.testing.assert_array_equal(*first.values(), *again.values())
+
+
+@pytest.mark.parametrize('keep, kept', [
+    (['last'], ['a', 'b']), (['first'], ['first']), ([], []),
+    (['first', 'last'], ['a', 'b', 'first'])])
+def test_last_convolutions_before_other_nodes(tmp_path, keep, kept):
+    """Two heads, one with a sigmoid and a decoder behind it."""
+    nodes = [('Conv', 'x', 'u', 'first'), ('Conv', 'u', 'v', 'middle'),
+             ('Conv', 'v', 'w', 'a'), ('Conv', 'v', 'boxes', 'b'),
+             ('Sigmoid', 'w', 's', ''), ('Flatten', 's', 'scores', '')]
+    values = {name: onnx.helper.make_tensor_value_info(
+        name, onnx.TensorProto.FLOAT, None) for name in (
+            'x', 'boxes', 'scores')}
+    x, *outputs = values.values()
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, [source], [result], name=name)
+         for kind, source, result, name in nodes], 'g', [x], outputs)),
+        tmp_path / 'a.onnx')
+    tool = load_tool('deployment/quantize_onnx.py')
+    assert sorted(tool.find_kept(tmp_path / 'a.onnx', keep)) == kept
 
 
 def test_only_float32_is_quantised(exported, fail, monkeypatch):

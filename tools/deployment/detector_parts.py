@@ -119,38 +119,20 @@ class CenterPointPart(DensePart):
                 for branch in BRANCHES if branch in maps}
 
     def decode(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {}
-        for i in range(len(self.head.task_heads)):
-            prefix = self.prefix(i)
-            found |= {prefix + name: value for name, value in zip(
-                ('boxes', 'scores', 'labels'),
-                self.decode_task({
-                    name: maps[prefix + name] for name in BRANCHES
-                    if prefix + name in maps}))}
-        return found
-
-    def decode_task(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what ``sigplug.deploy.boxes.decode`` does."""
-        coder, heat = self.head.bbox_coder, maps.pop('heatmap')
-        # Looked up: torch cannot export a division by an open size.
-        y, x = (index.flatten() for index in torch.meshgrid(
-            *map(torch.arange, heat.shape[2:]), indexing='ij'))
-        label, place = (index.flatten() for index in torch.meshgrid(
-            *map(torch.arange, (heat.shape[1], x.shape[0])), indexing='ij'))
-        scores, index = heat.sigmoid().flatten(1).topk(coder.max_num)
-        cell = place[index]
-        at = {name: value.flatten(2).gather(
-            2, cell.unsqueeze(1).expand(-1, value.shape[1], -1))
-            for name, value in maps.items()}
-        xy = torch.stack([x[cell], y[cell]], 1) + at['reg']
-        step, low = (torch.tensor(values[:2]).view(1, 2, 1)
-                     for values in (coder.voxel_size, coder.pc_range))
-        xy = xy * coder.out_size_factor * step + low
-        dim = at['dim'].exp() if self.head.norm_bbox else at['dim']
-        yaw = torch.atan2(at['rot'][:, :1], at['rot'][:, 1:])
-        boxes = torch.cat([xy, at['height'], dim, yaw,
-                           *([at['vel']] if 'vel' in at else [])], 1)
-        return boxes.transpose(1, 2), scores, label[index]
+        from sigplug.models.dense_heads.center_decoding import decode
+        head = self.head
+        found = decode(
+            [{name: maps[self.prefix(i) + name] for name in BRANCHES
+              if self.prefix(i) + name in maps}
+             for i in range(len(head.task_heads))],
+            head.bbox_coder, head.norm_bbox)
+        outputs, first = {}, 0
+        for i, classes in enumerate(head.class_names):
+            outputs |= {self.prefix(i) + name: value for name, value in dict(
+                boxes=found.boxes[:, i], scores=found.scores[:, i],
+                labels=found.labels[:, i].long() - first).items()}
+            first += len(classes)
+        return outputs
 
     def describe(self, cfg: Config, checkpoint: dict) -> dict[str, Any]:
         coder = self.head.bbox_coder
@@ -201,6 +183,11 @@ def dense_part(model: nn.Module, outputs: str) -> DensePart:
     if hasattr(model, 'pts_bbox_head'):
         from mmdet3d.models.dense_heads import CenterHead
         prefix, parts = 'pts_', {CenterHead: CenterPointPart}
+        for name in ('img_backbone', 'pts_fusion_layer'):
+            if hasattr(model, name):
+                raise UserError(
+                    f'The model has {name}: the exported parts take points '
+                    'alone, and would miss what images add.')
     backbone, neck, head = (getattr(model, prefix + name, None)
                             for name in ('backbone', 'neck', 'bbox_head'))
     kind = next((part for head_type, part in parts.items()
@@ -276,6 +263,11 @@ class PillarEncoder(nn.Module):
                 x = x * real
         return dict(pillar_features=y)
 
+    @property
+    def num_columns(self) -> int:
+        """Return the number of values that it takes of each point."""
+        return self.stock[0].in_channels - pillars.count_added(self.describe())
+
     def describe(self) -> dict[str, Any]:
         """Return the arguments of ``sigplug.deploy.pillars.decorate``."""
         stock = self.stock[0]
@@ -289,12 +281,10 @@ class PillarEncoder(nn.Module):
     def sample(self, batch: int, step: int) -> tuple[Tensor, dict]:
         """Return random features and what the stock encoder makes of them."""
         about, stock = self.describe(), self.stock[0]
-        added = 3 * about['with_cluster_center'] + 3 * about[
-            'with_voxel_center'] + about['with_distance']
         random = np.random.default_rng(step)
         shape = batch * (100 + step), self.max_points
         voxels = random.standard_normal(
-            (*shape, stock.in_channels - added), dtype=np.float32)
+            (*shape, self.num_columns), dtype=np.float32)
         counts = random.integers(1, 1 + self.max_points, shape[0])
         voxels *= (np.arange(self.max_points) < counts[:, None])[:, :, None]
         cells = random.integers(0, 9, (shape[0], 3))
@@ -310,7 +300,8 @@ def pool_rows(x: Tensor, real: Tensor, p: float | Tensor,
     """Return the generalised mean of the rows that are real.
 
     ``sigplug.ops.generalized_mean`` without its care for infinite inputs, in
-    operations that runtimes vectorise, which halves the time of the encoder.
+    operations that runtimes vectorise: the encoder takes 0.6 of the time that
+    it takes with that (41 and 67 ms in onnxruntime, on one core).
     """
     x = x.clamp(min=eps) * real
     top = x.amax(dim=1, keepdim=True)
@@ -337,6 +328,12 @@ def pillar_encoder(model: nn.Module) -> PillarEncoder:
         raise UserError(
             f'pts_voxel_encoder is {type(stock).__name__}: this tool exports '
             f'PillarFeatureNet and GeMPillarFeatureNet.{hint}')
+    for layer in stock.pfn_layers:
+        if not isinstance(layer.norm, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f'pts_voxel_encoder has a {type(layer.norm).__name__}: only '
+                "a batch normalisation, norm_cfg=dict(type='BN1d'), becomes "
+                f'part of its linear layer.{hint}')
     preprocessor = model.data_preprocessor
     if not preprocessor.voxel or preprocessor.voxel_type != 'hard':
         raise UserError('data_preprocessor has no hard voxels, voxel=True and '

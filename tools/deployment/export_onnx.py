@@ -16,19 +16,22 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detector_parts import dense_part, pillar_encoder
+from exported import PACKAGES, box_distances, describe, write_description
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from sigplug.deploy.folder import DENSE, ENCODER, checksum, write_description
+from sigplug.deploy import Detections
+from sigplug.deploy.folder import DENSE, ENCODER
 from sigplug.engine import cli, preflight, process
-from sigplug.engine.machine import list_versions
 from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
@@ -106,9 +109,12 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
             for name, y in wanted.items()}})
     # It warns about operators of torchvision, which are not used.
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    torch.onnx.export(
-        part, (x, ), str(path), input_names=[part.input_name],
-        output_names=list(wanted), opset_version=opset, **options)
+    with warnings.catch_warnings():
+        # Of branches on sizes, which the check with other sizes covers.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        torch.onnx.export(
+            part, (x, ), str(path), input_names=[part.input_name],
+            output_names=list(wanted), opset_version=opset, **options)
 
 
 def check_standard(model: Any, opset: int) -> int:
@@ -145,14 +151,13 @@ def check_values(part: nn.Module, path: Path, tolerance: float) -> float:
     # The traced size and others, with one sample and with several.
     for batch, step in ((2, 0), (1, 1), (3, 2)):
         x, outputs = part.sample(batch, step)
-        arrays = session.run(None, {part.input_name: x.numpy()})
-        for (name, wanted), array in zip(
-                outputs.items(), arrays, strict=True):
+        found = dict(zip(outputs, map(torch.from_numpy, session.run(
+            None, {part.input_name: x.numpy()})), strict=True))
+        for name, wanted in outputs.items():
             scale = max(1.0, wanted.abs().max().item())
             error = float('inf')
-            if array.shape == tuple(wanted.shape):
-                errors = (torch.from_numpy(array) - wanted).abs()
-                error = (errors * clear(outputs, name, tolerance)).max().item()
+            if found[name].shape == wanted.shape:
+                error = difference(name, found, outputs, tolerance)
             if not error <= tolerance * scale:
                 raise UserError(
                     f'What was exported is wrong and was not kept: {name} is '
@@ -162,31 +167,41 @@ def check_values(part: nn.Module, path: Path, tolerance: float) -> float:
     return worst
 
 
-def clear(outputs: dict[str, torch.Tensor], name: str,
-          tolerance: float) -> torch.Tensor | int:
-    """Return which rows are to be compared.
+def difference(name: str, found: dict[str, torch.Tensor],
+               wanted: dict[str, torch.Tensor], tolerance: float) -> float:
+    """Return how far an output is from what it should be.
 
-    Boxes whose scores are nearly those of a neighbour come in any order.
+    Boxes with nearly the same score come in any order: each is compared, with
+    its score and label, to the nearest one. Those with nearly the lowest score
+    may be missing.
     """
     task, dot, what = name.rpartition('.')
     if what not in ('boxes', 'labels'):
-        return 1
-    scores = outputs[f'{task}{dot}scores']
-    gaps = -scores.diff(dim=1) > tolerance
-    rows = gaps.new_zeros(scores.shape)
-    rows[:, 0], rows[:, 1:-1] = gaps[:, 0], gaps[:, 1:] & gaps[:, :-1]
-    return rows.unsqueeze(2) if what == 'boxes' else rows
+        return (found[name] - wanted[name]).abs().max().item()
+    errors = [np.zeros(1)]
+    names = [f'{task}{dot}{part}' for part in ('boxes', 'scores', 'labels')]
+    for i in range(len(wanted[name])):
+        one, other = (Detections(*(values[key][i].numpy() for key in names))
+                      for values in (found, wanted))
+        sure = other.scores > other.scores[-1] + tolerance
+        distance = box_distances(one, other)
+        nearest = distance.min(axis=0)
+        if what == 'labels':
+            nearest = np.abs(
+                one.labels[distance.argmin(axis=0)] - other.labels)
+        errors.append(nearest[sure])
+    return float(np.concatenate(errors).max())
 
 
 def check_packages() -> None:
     """Name the packages that only this tool needs."""
     try:
-        for name in ('onnx', 'onnxruntime', 'onnxscript'):
+        for name in PACKAGES:
             import_module(name)
     except ImportError as error:
         raise UserError(
-            f'{error}. The export needs three packages more: pip install onnx '
-            'onnxruntime onnxscript') from error
+            f'{error}. The export needs three more packages: pip install '
+            f'{" ".join(PACKAGES)}') from error
 
 
 def name_axes(part: nn.Module, graph: Any) -> None:
@@ -224,66 +239,6 @@ def write_part(part: nn.Module, path: Path, precision: str, opset: int,
         print(f'  {value.name:16s}({", ".join(shape)})')
 
 
-def describe(cfg: Config, model: nn.Module, args: argparse.Namespace,
-             about: dict[str, Any]) -> dict[str, Any]:
-    """Return what deploy.json says of a CenterPoint."""
-    head, layer = model.pts_bbox_head, model.data_preprocessor.voxel_layer
-    coder = head.bbox_coder
-    middle = model.pts_middle_encoder
-    return dict(
-        tasks=about['tasks'],
-        points=describe_points(cfg, model),
-        voxels=dict(
-            voxel_size=list(layer.voxel_size),
-            point_cloud_range=list(layer.point_cloud_range),
-            max_points=layer.max_num_points,
-            max_voxels=layer.max_voxels[1]),
-        encoder=pillar_encoder(model).describe(),
-        map_size=[middle.ny, middle.nx],
-        heatmap=args.heatmap,
-        coder=dict(
-            {key: getattr(coder, key) for key in (
-                'pc_range', 'voxel_size', 'out_size_factor', 'max_num',
-                'score_threshold', 'post_center_range')},
-            norm_bbox=head.norm_bbox),
-        box_size=9 if 'vel' in head.task_heads[0].heads else 7,
-        nms={key: head.test_cfg.get(key) for key in (
-            'nms_type', 'min_radius', 'nms_thr', 'score_threshold',
-            'pre_max_size', 'post_max_size', 'post_center_limit_range')},
-        divisor=about['divisor'],
-        precision=args.precision,
-        config=args.config,
-        checkpoint=args.checkpoint,
-        checkpoint_sha256=(None if '://' in args.checkpoint else
-                           checksum(args.checkpoint)),
-        versions=list_versions())
-
-
-def describe_points(cfg: Config, model: nn.Module) -> dict[str, Any]:
-    """Return the columns of a file that the model takes.
-
-    The time of merged sweeps, which is 0 for a single one, is None.
-    """
-    load_dim, columns = 5, None
-    loader = cfg.get('test_dataloader') or dict(dataset=dict(pipeline=[]))
-    for step in loader['dataset'].get('pipeline', []):
-        use = step.get('use_dim')
-        if isinstance(use, int):
-            use = list(range(use))
-        if step['type'].endswith('LoadPointsFromFile'):
-            load_dim = step['load_dim']
-            columns = list(use or [0, 1, 2])
-        elif step['type'].endswith('LoadPointsFromMultiSweeps') and columns:
-            # These are the defaults of mmdet3d, which puts the time fifth.
-            columns = [None if i == 4 else columns[i]
-                       for i in use or (0, 1, 2, 4)]
-    if columns is None:
-        raise UserError('The config has no LoadPointsFromFile in '
-                        'test_dataloader.dataset.pipeline, which tells what '
-                        'the model takes of each point.')
-    return dict(load_dim=load_dim, columns=columns)
-
-
 def write(cfg: Config, model: nn.Module, checkpoint: dict,
           args: argparse.Namespace) -> None:
     """Export, check, and only then put the files in their place."""
@@ -302,6 +257,7 @@ def write(cfg: Config, model: nn.Module, checkpoint: dict,
     parts = {DENSE if whole else out.name: part}
     if whole:
         parts = {ENCODER: pillar_encoder(model), **parts}
+        description = describe(cfg, model, args, about)
     target = out if whole else out.parent
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -311,8 +267,7 @@ def write(cfg: Config, model: nn.Module, checkpoint: dict,
                        'float32' if name == ENCODER else args.precision,
                        args.opset, about if piece is part else {})
         if whole:
-            write_description(
-                Path(folder), describe(cfg, model, args, about))
+            write_description(Path(folder), description)
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(Path(folder).iterdir()):
             os.replace(path, target / path.name)

@@ -6,6 +6,7 @@ convolution and the last ones, whose outputs are the maps, stay in float32, as
 does the pillar encoder. tools/deployment/test_onnx.py says what that costs.
 """
 import argparse
+import itertools
 import shutil
 import sys
 import tempfile
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from exported import write_description
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import set_random_seed
 
 from sigplug.deploy import Detector
-from sigplug.deploy.folder import DENSE, ENCODER, write_description
+from sigplug.deploy.folder import DENSE, ENCODER
 from sigplug.engine import cli, preflight, process
 from sigplug.engine.bev_frame import space_evenly
 from sigplug.errors import UserError
@@ -47,6 +50,8 @@ def parse_args() -> argparse.Namespace:
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     args.out = args.out or args.folder.with_name(f'{args.folder.name}_int8')
+    if args.out.resolve() == args.folder.resolve():
+        parser.error(f'--out {args.out} would replace the float32 model')
     return args
 
 
@@ -54,12 +59,19 @@ def find_kept(path: Path, keep: list[str]) -> list[str]:
     """Return the names of the convolutions that stay in float32."""
     import onnx
     graph = onnx.load(path).graph
-    convolutions = [node for node in graph.node if node.op_type == 'Conv']
-    outputs = {value.name for value in graph.output}
-    sources = {value.name for value in graph.input}
-    return [node.name for node in convolutions
-            if 'last' in keep and outputs & set(node.output)
-            or 'first' in keep and sources & set(node.input)]
+    inputs = {value.name for value in graph.input}
+    kept = [node.name for node in graph.node if node.op_type == 'Conv'
+            and 'first' in keep and inputs & set(node.input)]
+    # Back from each output to the convolutions that it comes from.
+    makers = {name: node for node in graph.node for name in node.output}
+    waiting = [value.name for value in graph.output if 'last' in keep]
+    while waiting:
+        node = makers.pop(waiting.pop(), None)
+        if node and node.op_type == 'Conv':
+            kept.append(node.name)
+        elif node:
+            waiting += node.input
+    return kept
 
 
 def read_maps(args: argparse.Namespace, detector: Detector
@@ -72,6 +84,8 @@ def read_maps(args: argparse.Namespace, detector: Detector
     preflight.check_data(cfg, 'train')
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    # Of the augmentations.
+    set_random_seed(0)
     with (preflight.explain_registry_errors(cfg),
           preflight.explain_data_errors(cfg.train_dataloader)):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
@@ -96,8 +110,15 @@ def main() -> None:
         quantize_static,
     )
 
+    samples = read_maps(args, detector)
+    first = next(samples, None)
+    if first is None:
+        raise UserError(
+            f'None of the {args.num} training samples has a point in the '
+            'range of the model: take more by --num, or another config.')
+
     class Reader(CalibrationDataReader):
-        maps = read_maps(args, detector)
+        maps = itertools.chain([first], samples)
 
         def get_next(self):
             return next(self.maps, None)
@@ -118,7 +139,7 @@ def main() -> None:
                              kept=args.keep)))
         shutil.copytree(written, args.out, dirs_exist_ok=True)
     size = (args.out / DENSE).stat().st_size / 2**20
-    print(f'{args.out}: {DENSE} is of {size:.2f} MiB')
+    print(f'{args.out}: {DENSE} is {size:.2f} MiB')
 
 
 if __name__ == '__main__':

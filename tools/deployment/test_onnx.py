@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from exported import box_distances
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
@@ -30,7 +31,7 @@ from sigplug.errors import UserError
 
 # Boxes that are as near as this in every value are the same.
 SAME = 1e-3
-STEPS = ('voxelise', 'encode', 'network', 'decode')
+STEPS = ('encode', 'network', 'decode')
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,34 +61,53 @@ class TimedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.marks: list[float] = []
-        for part in (model.data_preprocessor, model.pts_middle_encoder,
-                     model.pts_bbox_head):
+        for part in (model.pts_middle_encoder, model.pts_bbox_head):
             part.register_forward_hook(
                 lambda *_: self.marks.append(time.perf_counter()))
 
-    def __call__(self, batch: dict) -> tuple[Detections, dict, Any]:
+    def __call__(self, batch: dict) -> tuple[Detections, np.ndarray, Any]:
         """Return the boxes, the time of each step and the data sample."""
         self.marks = [time.perf_counter()]
         sample, = self.model.test_step(batch)
         self.marks.append(time.perf_counter())
         found = sample.pred_instances_3d
-        times = dict(zip(STEPS, 1e3 * np.diff(self.marks)))
         return Detections(
             found.bboxes_3d.tensor.numpy(), found.scores_3d.numpy(),
-            found.labels_3d.numpy()), times, sample
+            found.labels_3d.numpy()), 1e3 * np.diff(self.marks), sample
+
+
+def detect(detector: Detector,
+           points: np.ndarray) -> tuple[Detections, np.ndarray]:
+    """Return the boxes and the time of each step."""
+    marks = [time.perf_counter()]
+    # A frame without points has no boxes.
+    canvas = detector.encode(points) if len(points) else None
+    marks.append(time.perf_counter())
+    outputs = {} if canvas is None else detector.infer(canvas)
+    marks.append(time.perf_counter())
+    found = detector.decode(outputs)
+    marks.append(time.perf_counter())
+    return found, 1e3 * np.diff(marks)
 
 
 def same_boxes(a: Detections, b: Detections) -> bool:
     """Return whether each box of one is among those of the other."""
     if len(a.boxes) != len(b.boxes):
         return False
-    rows = [np.concatenate([
-        found.boxes[:, :6], np.sin(found.boxes[:, 6:7]),
-        np.cos(found.boxes[:, 6:7]), found.boxes[:, 7:],
-        found.scores[:, None], found.labels[:, None]], axis=1)
-        for found in (a, b)]
-    distance = np.abs(rows[0][:, None] - rows[1]).max(axis=2)
-    return bool((distance.min(axis=1, initial=np.inf) <= SAME).all())
+    nearest = box_distances(a, b).min(axis=1, initial=np.inf)
+    return bool((nearest <= SAME).all())
+
+
+def check_metric(cfg: Config) -> None:
+    """Refuse a config whose evaluation has no mAP and NDS of nuScenes."""
+    metrics = cfg.get('test_evaluator') or []
+    metrics = metrics if isinstance(metrics, list) else [metrics]
+    kinds = [str(getattr(metric['type'], '__name__', metric['type']))
+             for metric in metrics]
+    if not any(kind.endswith('NuScenesMetric') for kind in kinds):
+        raise UserError(
+            f'test_evaluator of the config is {", ".join(kinds) or "empty"}: '
+            'this tool compares the mAP and NDS of NuScenesMetric.')
 
 
 def find_checkpoint(args: argparse.Namespace,
@@ -95,9 +115,14 @@ def find_checkpoint(args: argparse.Namespace,
     """Return the checkpoint that all the folders come from."""
     path = args.checkpoint or next(iter(detectors.values())).about[
         'checkpoint']
+    if '://' in path:
+        raise UserError(f'The model was exported from {path}: download this '
+                        'file and give it as --checkpoint.')
     preflight.check_checkpoint(path, '--checkpoint')
     for folder, detector in detectors.items():
-        if checksum(path) != detector.about['checkpoint_sha256']:
+        # Of a checkpoint from the net it is not known.
+        digest = detector.about['checkpoint_sha256']
+        if digest not in (None, checksum(path)):
             raise UserError(
                 f'{folder} was exported from another checkpoint than '
                 f'{path!r}: {detector.about["checkpoint"]!r} as it was then.')
@@ -119,14 +144,10 @@ def evaluate(cfg: Config, model: nn.Module,
         for name in names:
             found = wanted
             if name != 'PyTorch':
-                detector = detectors[name]
-                # A frame without points has no boxes.
-                found = (detector(points) if len(points) else
-                         detector.decode({}))
-                ms = detector.milliseconds
+                found, ms = detect(detectors[name], points)
                 sample = to_sample(sample, found)
             same[name] += same_boxes(wanted, found)
-            times[name].append([ms.get(step, 0.0) for step in STEPS])
+            times[name].append(ms)
             evaluators[name].process([sample], batch)
     results = {}
     for name, evaluator in evaluators.items():
@@ -184,6 +205,7 @@ def main() -> None:
     """Evaluate."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
+    check_metric(cfg)
     detectors = {
         folder: Detector(folder, threads=torch.get_num_threads())
         for folder in args.folders}
