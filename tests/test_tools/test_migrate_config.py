@@ -107,8 +107,6 @@ def test_shipped_heatmap_config(family, load):
 @pytest.mark.parametrize('name, found', [
     ('mmdet3d::pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-car.py',
      "model.bbox_head.type = 'Anchor3DHead'"),
-    ('mmdet3d::smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.py',
-     "model.bbox_head.type = 'SMOKEMono3DHead' looks like a heatmap head"),
     ('mmdet3d::centerpoint/nowhere.py', 'cannot be found'),
 ])
 def test_other_shipped_configs_are_refused(name, found):
