@@ -28,6 +28,7 @@ VOXEL = ('mmdet3d::centerpoint/'
 # The first of each family of mmdet3d and mmdet, and its heatmap loss.
 HEATMAPS = dict(
     centerpoint=(mmdet3d, 'loss_cls'),
+    smoke=(mmdet3d, 'loss_cls'),
     centernet=(mmdet, 'loss_cls'),
     cornernet=(mmdet, 'loss_heatmap'),
     centripetalnet=(mmdet, 'loss_heatmap'))
