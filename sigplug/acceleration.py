@@ -1,9 +1,7 @@
 """Fast and safe parts under the stock heads of a model that is built."""
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -132,9 +130,10 @@ class _Recipe:
             if getattr(getattr(module, self.loss), 'from_logits', False):
                 return f'its {self.loss} takes logits, and gets scores'
             # So would one that computes scores, or a loss of them.
+            from sigplug.models.dense_heads.heatmap_loss import names_in
             parts = {self.loss, 'heatmap_act', 'clip_sigmoid'}
             names |= ENTRIES | {
-                name for name, value in own if parts & _names_in(value)}
+                name for name, value in own if parts & names_in(value)}
         found = sorted(name for name, _ in own if name in names)
         if found:
             return f'{type(module).__name__} has a {found[0]} of its own'
@@ -229,16 +228,6 @@ def _changes(before: dict[tuple[str, str], Any],
     after = _attributes(module)
     return {key: before.get(key, ABSENT) for key in {**before, **after}
             if before.get(key, ABSENT) is not after.get(key, ABSENT)}
-
-
-def _names_in(value: Any) -> set[str]:
-    """Return the names that the code of a method uses."""
-    code = getattr(inspect.unwrap(getattr(value, 'fget', value)), '__code__',
-                   value)
-    if not isinstance(code, CodeType):
-        return set()
-    # Functions within it are among its constants.
-    return {*code.co_names}.union(*map(_names_in, code.co_consts))
 
 
 def _is_focal_loss(loss: Any) -> bool:

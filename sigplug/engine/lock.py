@@ -10,12 +10,11 @@ from sigplug.errors import UserError
 LOCK = '.lock'
 
 
-def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
+def lock_folder(folder: str) -> IO[str]:
     """Lock a folder, made if missing, until this process ends.
 
     Args:
         folder (str): The folder.
-        option (str): The option that names another one, for the message.
 
     Returns:
         IO[str]: The lock; closing it unlocks the folder.
@@ -36,7 +35,7 @@ def lock_folder(folder: str, option: str = '--work-dir') -> IO[str]:
         file.close()
         raise UserError(
             f'Another process is writing to {folder!r}. Wait for its end, or '
-            f'give this one a folder of its own with {option}.') from error
+            'give this one a folder of its own with --work-dir.') from error
     except (ImportError, OSError) as error:
         print_log(f'{folder} cannot be locked ({error}).', logger='current')
     return file

@@ -2,7 +2,7 @@
 
 The plain form of an operation stands in its file and specifies it; it runs
 everywhere. A backend is a package with faster forms of some operations for
-one kind of device, with the same functions and arguments:
+one kind of device, which compute the same values:
 
 - ``cpp`` (CPU), in ``cpu_kernels``: C++, compiled once with the machine's
   compiler;

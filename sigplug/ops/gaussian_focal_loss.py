@@ -131,13 +131,12 @@ def gaussian_focal_loss_with_logits(
     _check_tensors(logits, target, weight)
     _check_avg_factor(avg_factor, reduction)
     by_cell = reduction == 'none' or weight is not None
-    keep = logits.dim() if by_cell else 0
     form = select(PLAIN, backend, logits, target)
     # Kernels know no gradient of the target.
     if form is PLAIN or (target.requires_grad and torch.is_grad_enabled()):
-        loss = focal_loss(logits, target, options, keep)
+        loss = focal_loss(logits, target, options, by_cell)
     else:
-        loss = _FocalLoss.apply(logits, target, options, keep, form)
+        loss = _FocalLoss.apply(logits, target, options, by_cell, form)
     if weight is not None:
         loss = loss * weight
     if reduction == 'none':
@@ -152,18 +151,17 @@ def gaussian_focal_loss_with_logits(
 
 
 def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
-               keep: int) -> Tensor:
+               by_cell: bool) -> Tensor:
     """Compute the loss in plain PyTorch; autograd derives its gradient.
 
     Args:
         logits (Tensor): Logits of any shape.
         target (Tensor): The target, of the same shape.
         options (FocalOptions): The numbers in the formula.
-        keep (int): Number of leading dims that stay; the loss is summed over
-            the others.
+        by_cell (bool): Return the loss of each cell, not their sum.
 
     Returns:
-        Tensor: Shape ``logits.shape[:keep]``.
+        Tensor: Of the shape of ``logits``, or a scalar.
     """
     x = upcast_half(logits)
     t = target.to(x.dtype)
@@ -181,7 +179,7 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
     pos = _power(not_q, options.alpha) * log_q * t.eq(1)
     neg = _power(q, options.alpha) * log_not_q * (1 - t).pow(options.gamma)
     loss = -(options.pos_weight * pos + options.neg_weight * neg)
-    return loss if keep == x.dim() else loss.flatten(keep).sum(-1)
+    return loss if by_cell else loss.sum()
 
 
 PLAIN = Form('gaussian_focal_loss', focal_loss)
@@ -192,7 +190,7 @@ class _FocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor,
-                options: FocalOptions, keep: int, form: Form) -> Tensor:
+                options: FocalOptions, by_cell: bool, form: Form) -> Tensor:
         slopes = None
         if ctx.needs_input_grad[0]:
             # A gradient in half precision is rounded once, at its end.
@@ -201,8 +199,8 @@ class _FocalLoss(torch.autograd.Function):
                 memory_format=torch.contiguous_format)
         # The inputs are for second derivatives.
         ctx.save_for_backward(logits, target, slopes)
-        ctx.options, ctx.keep = options, keep
-        return form.forward(logits, target, options, keep, slopes)
+        ctx.options, ctx.by_cell = options, by_cell
+        return form.forward(logits, target, options, by_cell, slopes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,11 +211,9 @@ class _FocalLoss(torch.autograd.Function):
                 x = logits if create_graph else (
                     logits.detach().requires_grad_())
                 grad_logits = torch.autograd.grad(
-                    focal_loss(x, target, ctx.options, ctx.keep), x, grad,
+                    focal_loss(x, target, ctx.options, ctx.by_cell), x, grad,
                     create_graph=create_graph)[0]
         else:
-            grad = grad.reshape(
-                grad.shape + (1, ) * (logits.dim() - ctx.keep))
             grad_logits = (grad * slopes).to(logits.dtype)
         return grad_logits, None, None, None, None
 

@@ -72,9 +72,9 @@ def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
     options = FocalOptions(alpha, gamma, clip=clip)
     form = FORMS['gaussian_focal_loss']
     for slopes in (None, empty(rows, cells)):
-        for keep in range(3):
-            loss = form.forward(logits, target, options, keep, slopes)
-            assert loss.shape == logits.shape[:keep]
+        for by_cell in (True, False):
+            loss = form.forward(logits, target, options, by_cell, slopes)
+            assert loss.shape == (logits.shape if by_cell else ())
 
 
 @pytest.mark.parametrize('size', [(1, 1), (128, 128), (2**16, 2**16)])

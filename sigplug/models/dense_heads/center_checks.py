@@ -1,11 +1,12 @@
 """Checks of what CenterPoint's head is built with."""
-import inspect
 from typing import Any
 
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from torch import Tensor
 
 from sigplug.ops._checks import is_integer, is_number
+
+from .heatmap_loss import names_in
 
 
 def losses_without_act(cls: type, base: type) -> list[str]:
@@ -22,9 +23,8 @@ def losses_without_act(cls: type, base: type) -> list[str]:
     found = []
     for kind in cls.__mro__[:cls.__mro__.index(base)]:
         for name in sorted({'loss', 'loss_by_feat'} & vars(kind).keys()):
-            code = getattr(inspect.unwrap(vars(kind)[name]), '__code__', None)
-            if code and not {name, 'loss_by_feat', 'heatmap_act'} & {
-                    *code.co_names}:
+            used = names_in(vars(kind)[name])
+            if used and not {name, 'loss_by_feat', 'heatmap_act'} & used:
                 found.append(f'{kind.__name__}.{name}')
     return found
 

@@ -1,5 +1,7 @@
 """The heatmap loss of every head: an activation and a loss by config."""
+import inspect
 from collections.abc import Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -127,3 +129,13 @@ def check_class_weights(class_weights: Sequence[float], count: int) -> Tensor:
     for weight in class_weights:
         check_weight('class_weights', weight)
     return torch.tensor(class_weights)
+
+
+def names_in(method: Any) -> set[str]:
+    """Return the names that the code of a method or a property uses."""
+    code = getattr(inspect.unwrap(getattr(method, 'fget', method)),
+                   '__code__', method)
+    if not isinstance(code, CodeType):
+        return set()
+    # Functions within it are among its constants.
+    return {*code.co_names}.union(*map(names_in, code.co_consts))

@@ -127,24 +127,22 @@ void choose_cells(const Focal& f, const Function& function) {
   }
 }
 
-// Each piece of a row is added up by itself and the pieces in their order:
-// the bits of a sum do not depend on the number of threads. Losses, sums and
-// slopes are written where they are not null.
+// Each piece is added up by itself and the pieces in their order: the bits of
+// the sum do not depend on the number of threads. Losses, sum and slopes are
+// written where they are not null.
 template <typename T, typename CellsOf>
-void compute_rows(const CellsOf& cells, const T* logits, const float* target,
-                  int64_t rows, int64_t columns, float* losses, double* sums,
-                  float* slopes, int threads) {
-  const int64_t pieces = (columns + kPiece - 1) / kPiece;
-  std::vector<double> partial(rows * pieces);
+void compute_all(const CellsOf& cells, const T* logits, const float* target,
+                 int64_t size, float* losses, double* sum_of_all,
+                 float* slopes, int threads) {
+  const int64_t pieces = (size + kPiece - 1) / kPiece;
+  std::vector<double> partial(pieces);
 #pragma omp parallel for num_threads(threads)
-  for (int64_t k = 0; k < rows * pieces; ++k) {
-    const int64_t begin = k % pieces * kPiece;
-    const int64_t end = std::min(columns, begin + kPiece);
+  for (int64_t k = 0; k < pieces; ++k) {
+    const int64_t end = std::min(size, (k + 1) * kPiece);
     double total = 0.0;
-    for (int64_t block = begin; block < end; block += kBlock) {
-      const int64_t first = k / pieces * columns + block;
+    for (int64_t first = k * kPiece; first < end; first += kBlock) {
       Vec part = {};
-      for_each_vec(std::min(kBlock, end - block), [&](int64_t i, int64_t n) {
+      for_each_vec(std::min(kBlock, end - first), [&](int64_t i, int64_t n) {
         const Cells c = cells(load_upto(logits + first + i, n),
                               load_upto(target + first + i, n));
         if (losses) store_upto(c.loss, losses + first + i, n);
@@ -155,29 +153,25 @@ void compute_rows(const CellsOf& cells, const T* logits, const float* target,
     }
     partial[k] = total;
   }
-  if (!sums) return;
-  for (int64_t row = 0; row < rows; ++row) {
-    sums[row] = 0.0;
-    for (int64_t k = 0; k < pieces; ++k) sums[row] += partial[row * pieces + k];
-  }
+  if (!sum_of_all) return;
+  *sum_of_all = 0.0;
+  for (const double total : partial) *sum_of_all += total;
 }
 
 }  // namespace
 }  // namespace sigplug
 
-// The loss of `rows` equal rows: of each cell, the sum of each row, and the
-// derivative of each cell.
+// The loss of each cell, their sum, and the derivative of each cell.
 extern "C" bool gaussian_focal_loss(int dtype, const void* logits,
-                                    const float* target, int64_t rows,
-                                    int64_t columns, const float* options,
-                                    float* losses, double* sums,
-                                    float* slopes, int threads) {
+                                    const float* target, int64_t size,
+                                    const float* options, float* losses,
+                                    double* sum, float* slopes,
+                                    int threads) {
   const sigplug::Focal f = sigplug::read(options);
   return sigplug::dispatch(dtype, [&](auto type) {
     sigplug::choose_cells(f, [&](const auto& cells) {
-      sigplug::compute_rows(cells, static_cast<const decltype(type)*>(logits),
-                            target, rows, columns, losses, sums, slopes,
-                            threads);
+      sigplug::compute_all(cells, static_cast<const decltype(type)*>(logits),
+                           target, size, losses, sum, slopes, threads);
     });
   });
 }

@@ -1,6 +1,5 @@
 """The Gaussian focal loss by a C++ kernel."""
 import functools
-import math
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
@@ -11,28 +10,24 @@ from ..gaussian_focal_loss import LOG_EPS, FocalOptions
 from .library import DTYPES, count_threads, kernel, pointer
 
 _OPTIONS = c_float * 7
-# dtype, logits, target, rows, columns, options, losses, sums and slopes,
+# dtype, logits, target, their number, options, losses, sum and slopes,
 # threads.
-_ARGUMENTS = (c_int, c_void_p, c_void_p, c_int64, c_int64, _OPTIONS, c_void_p,
+_ARGUMENTS = (c_int, c_void_p, c_void_p, c_int64, _OPTIONS, c_void_p,
               c_void_p, c_void_p, c_int)
 
 
-def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
-            slopes: Tensor | None) -> Tensor:
+def forward(logits: Tensor, target: Tensor, options: FocalOptions,
+            by_cell: bool, slopes: Tensor | None) -> Tensor:
     """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
     The derivatives of the cells go into ``slopes``, float32, where given.
     """
     logits, target = logits.contiguous(), target.float().contiguous()
-    shape = logits.shape[:keep]
-    rows = math.prod(shape)
-    by_cell = keep == logits.dim()
-    loss = logits.new_empty(
-        shape, dtype=torch.float32 if by_cell else torch.float64)
+    loss = logits.new_empty(logits.shape if by_cell else (),
+                            dtype=torch.float32 if by_cell else torch.float64)
     kernel('gaussian_focal_loss', _ARGUMENTS)(
-        DTYPES[logits.dtype], logits.data_ptr(), target.data_ptr(), rows,
-        logits.numel() // max(rows, 1), _numbers(options),
-        pointer(loss if by_cell else None),
+        DTYPES[logits.dtype], logits.data_ptr(), target.data_ptr(),
+        logits.numel(), _numbers(options), pointer(loss if by_cell else None),
         pointer(None if by_cell else loss), pointer(slopes),
         count_threads(logits))
     return loss.float()

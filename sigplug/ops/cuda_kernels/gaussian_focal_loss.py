@@ -1,6 +1,5 @@
 """The Gaussian focal loss in one pass: one exponential, one logarithm."""
 import functools
-import math
 
 import torch
 import triton
@@ -26,30 +25,26 @@ BLOCK = 1024
 CHUNK = 8 * BLOCK
 
 
-def forward(logits: Tensor, target: Tensor, options: FocalOptions, keep: int,
-            slopes: Tensor | None) -> Tensor:
+def forward(logits: Tensor, target: Tensor, options: FocalOptions,
+            by_cell: bool, slopes: Tensor | None) -> Tensor:
     """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
     The derivatives of the cells go into ``slopes``, float32, where given. The
-    sums do not depend on the order in which the device works.
+    sum does not depend on the order in which the device works.
     """
     logits, target = logits.contiguous(), target.contiguous()
-    shape = logits.shape[:keep]
-    by_cell = keep == logits.dim()
-    rows = 1 if by_cell else math.prod(shape)
-    columns = logits.numel() // max(rows, 1)
-    if not logits.numel():
-        return logits.new_zeros(shape, dtype=torch.float32)
-    chunks = -(-columns // CHUNK)
-    loss = logits.new_empty(
-        shape if by_cell else (*shape, chunks),
-        dtype=torch.float32 if by_cell else torch.float64)
+    size = logits.numel()
+    if not size:
+        return logits.new_zeros(logits.shape if by_cell else (),
+                                dtype=torch.float32)
+    chunks = -(-size // CHUNK)
+    loss = logits.new_empty(logits.shape if by_cell else (chunks, ),
+                            dtype=torch.float32 if by_cell else torch.float64)
     with on_device_of(logits):
-        _loss_of_rows[(rows * chunks, )](
-            logits, target, loss, slopes, columns, chunks,
-            *_numbers(options), BY_CELL=by_cell, CHUNK=CHUNK, BLOCK=BLOCK,
-            **_variant(options))
-    return loss if by_cell else loss.sum(-1).float()
+        _loss_of_all[(chunks, )](
+            logits, target, loss, slopes, size, *_numbers(options),
+            BY_CELL=by_cell, CHUNK=CHUNK, BLOCK=BLOCK, **_variant(options))
+    return loss if by_cell else loss.sum().float()
 
 
 FORM = Form('gaussian_focal_loss', forward)
@@ -134,21 +129,19 @@ def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
 
 
 @triton.jit
-def _loss_of_rows(logits_ptr, target_ptr, loss_ptr, slopes_ptr, columns,
-                  chunks, alpha, gamma, pos_weight, neg_weight, low, high,
-                  log_eps, BY_CELL: tl.constexpr, ALPHA: tl.constexpr,
-                  GAMMA: tl.constexpr, CLIP: tl.constexpr,
-                  CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """The loss of each cell in a chunk of a row, or its sum; the slopes."""
+def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, size, alpha,
+                 gamma, pos_weight, neg_weight, low, high, log_eps,
+                 BY_CELL: tl.constexpr, ALPHA: tl.constexpr,
+                 GAMMA: tl.constexpr, CLIP: tl.constexpr,
+                 CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """The loss of each cell of a chunk, or their sum; the slopes."""
     program = tl.program_id(0).to(tl.int64)
-    row, chunk = program // chunks, program % chunks
     total = tl.zeros([BLOCK], tl.float32)
     rest = tl.zeros([BLOCK], tl.float32)
-    first = chunk * CHUNK
-    for start in range(first, min(first + CHUNK, columns), BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < columns
-        place = row * columns + column
+    first = program * CHUNK
+    for start in range(first, min(first + CHUNK, size), BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        inside = place < size
         x, t = _load(logits_ptr, target_ptr, place, inside)
         loss, slope = _loss(x, t, alpha, gamma, pos_weight, neg_weight, low,
                             high, log_eps, ALPHA, GAMMA, CLIP)
