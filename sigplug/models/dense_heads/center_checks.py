@@ -23,8 +23,8 @@ def losses_without_act(cls: type, base: type) -> list[str]:
     found = []
     for kind in cls.__mro__[:cls.__mro__.index(base)]:
         for name in sorted({'loss', 'loss_by_feat'} & vars(kind).keys()):
-            used = names_in(vars(kind)[name])
-            if used and not {name, 'loss_by_feat', 'heatmap_act'} & used:
+            if not {name, 'loss_by_feat', 'heatmap_act'} & names_in(
+                    vars(kind)[name]):
                 found.append(f'{kind.__name__}.{name}')
     return found
 
