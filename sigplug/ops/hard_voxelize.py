@@ -97,7 +97,10 @@ def voxelize_batch(
     key, order = key.sort(stable=True)
     starts = torch.ones_like(inside)
     starts[1:] = key[1:] != key[:-1]
-    start = torch.where(starts, place, 0).cummax(0).values
+    # By sums: on CUDA a running maximum takes a single block.
+    run = starts.cumsum(0)
+    start = place.new_zeros(len(x) + 1).index_put(
+        (torch.where(starts, run, 0), ), place)[run]
     rank = place - start
 
     # Voxels are numbered by their first points, in each sample from 0 on.
