@@ -28,12 +28,13 @@ class _Branch(NamedTuple):
 
     def is_free(self) -> bool:
         """Return whether it consists of these layers still, without hooks."""
-        layers, whole = self.first._modules, self.whole._modules
+        first: Any = self.first
+        layers, whole = first._modules, self.whole._modules
         return (self.task._modules.get(self.name) is self.whole
-                and whole.get('0') is self.first
+                and whole.get('0') is first
                 and whole.get('1') is self.final
                 and layers.get('conv') is self.conv
-                and layers.get(self.first.norm_name) is self.norm
+                and layers.get(first.norm_name) is self.norm
                 and layers.get('activate') is self.relu
                 and not any(map(_has_hooks, self[:6])))
 
@@ -100,10 +101,11 @@ class JointBranches:
 
 def _read(task: Any, name: str) -> _Branch | None:
     """Return the layers of a branch, None if it has others."""
-    branch = getattr(task, name)
+    branch: Any = getattr(task, name)
     if type(branch) is not nn.Sequential or len(branch) != 2:
         return None
-    first, final = branch
+    first: Any = branch[0]
+    final: Any = branch[1]
     if (type(first) is not ConvModule or first.order != ('conv', 'norm', 'act')
             or not first.with_activation or first.with_spectral_norm
             or first.with_explicit_padding or first.norm is None):
