@@ -28,13 +28,13 @@ class _Branch(NamedTuple):
 
     def is_free(self) -> bool:
         """Return whether it consists of these layers still, without hooks."""
-        first: Any = self.first
-        layers, whole = first._modules, self.whole._modules
+        layers, whole = self.first._modules, self.whole._modules
+        norm = self.first.norm_name
         return (self.task._modules.get(self.name) is self.whole
-                and whole.get('0') is first
+                and whole.get('0') is self.first
                 and whole.get('1') is self.final
                 and layers.get('conv') is self.conv
-                and layers.get(first.norm_name) is self.norm
+                and layers.get(norm) is self.norm
                 and layers.get('activate') is self.relu
                 and not any(map(_has_hooks, self[:6])))
 
