@@ -1,4 +1,5 @@
 """The operations of sigplug beside the stock forms."""
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from sigplug.ops import (
     hard_voxelize,
     segment_generalized_mean,
 )
+from sigplug.ops.backends import VARIABLE
 
-from .data import lidar_points
+from .data import POINTS, make_points
 from .timing import Form, Work
 
 EPS, GEM_EPS = 1e-4, 1e-6
+# The last value below 1 is far from it in bfloat16.
+TOLERANCES = {torch.bfloat16: 2e-2}
 OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
 MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
 MAXIMUM = 'mmdet3d, maximum'
@@ -68,16 +72,18 @@ class Case:
 # Forms -------------------------------------------------------------------
 
 
-def on_backend(function: Callable[..., Any],
-               backend: str) -> Callable[..., Any]:
-    """Return a function that uses one backend in everything that it calls.
+def eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that uses plain PyTorch in all that it calls.
 
-    The environment sets it, because heads and encoders pass no backend on.
+    The environment says so, because heads and encoders pass no backend on.
     """
 
     def call(*args: Any) -> Any:
-        os.environ['SIGPLUG_BACKEND'] = backend
-        return function(*args)
+        os.environ[VARIABLE] = 'eager'
+        try:
+            return function(*args)
+        finally:
+            del os.environ[VARIABLE]
 
     return call
 
@@ -85,15 +91,19 @@ def on_backend(function: Callable[..., Any],
 def ours(function: Callable[..., Any], answer: str = '', suffix: str = '',
          leaves: tuple[Tensor, ...] | None = None) -> list[Form]:
     """Return the default and the eager form of an operation of sigplug."""
-    return [Form(name + suffix, on_backend(function, backend), answer, leaves)
-            for name, backend in ((OURS, 'auto'), (EAGER, 'eager'))]
+    return [Form(OURS + suffix, function, answer, leaves),
+            Form(EAGER + suffix, eagerly(function), answer, leaves)]
 
 
-def stock(name: str, function: Callable[..., Any]) -> list[Form]:
+def stock(name: str, function: Callable[..., Any],
+          compiled: bool = True) -> list[Form]:
     """Return a stock form, as it is and compiled."""
     torch._dynamo.reset()
-    return [Form(name, function),
-            Form(COMPILED, torch.compile(function, dynamic=False))]
+    forms = [Form(name, function)]
+    if compiled:
+        forms.append(
+            Form(COMPILED, torch.compile(function, dynamic=False)))
+    return forms
 
 
 # Inputs ------------------------------------------------------------------
@@ -105,28 +115,34 @@ def heatmap_logits(shape: tuple[int, ...], device: torch.device,
 
     None lies so close to the clip that rounding decides on its gradient.
     """
-    x = 3 * torch.randn(shape) - 2
-    kink = torch.tensor(1 / EPS - 1).log()
+    x = 3 * torch.randn(shape, device=device) - 2
+    kink = math.log(1 / EPS - 1)
     x[(x.abs() - kink).abs() < 0.05] = 0
-    return x.to(device, dtype).requires_grad_()
+    return x.to(dtype).requires_grad_()
 
 
 def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return targets of the loss with 30 objects per sample."""
     batch, classes, height, width = shape
-    count = (30 * batch, )
-    centers = torch.stack(
-        [torch.randint(width, count), torch.randint(height, count)], dim=1)
+    boxes = random_boxes(30 * batch, batch * classes, height, width, device)
     return gaussian_heatmap(
-        centers, torch.randint(2, 9, count),
-        torch.randint(batch * classes, count), batch * classes,
-        (height, width)).view(shape).to(device)
+        *boxes, batch * classes, (height, width)).view(shape)
 
 
-def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def random_boxes(count: int, classes: int, height: int, width: int,
+                 device: torch.device) -> tuple[Tensor, ...]:
+    """Return centres, radii and labels of boxes on a heatmap."""
+    column, row, radius, label = (
+        torch.randint(*limits, (count, ), device=device)
+        for limits in ((0, width), (0, height), (2, 9), (0, classes)))
+    return torch.stack((column, row), dim=1), radius, label
+
+
+def features(shape: tuple[int, ...], device: torch.device,
+             **changes: Any) -> Tensor:
     """Return activations, none so extreme that a form's clamps show."""
-    x = (torch.randn(shape).abs() + 0.1).clamp(max=4)
-    return x.to(device).requires_grad_()
+    x = (torch.randn(shape, device=device).abs() + 0.1).clamp(max=4)
+    return x.to(**changes).requires_grad_()
 
 
 def power(device: torch.device) -> Tensor:
@@ -145,69 +161,75 @@ def pillar_model() -> Any:
 # Cases -------------------------------------------------------------------
 
 
-def sigmoid_case(dtype: torch.dtype, device: torch.device) -> Work:
-    x = heatmap_logits((4, NUM_CLASSES, *MAP), device, dtype)
-    # The last value below 1 is far from it in bfloat16.
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+def sigmoid_case(dtype: torch.dtype, shape: tuple[int, ...],
+                 device: torch.device) -> Work:
+    x = heatmap_logits(shape, device, dtype)
     return Work([*stock(MMDET3D, stock_forms.clip_sigmoid),
                  *ours(clip_sigmoid),
                  Form('torch.sigmoid', torch.sigmoid, 'sigmoid')], (x, ),
-                tolerance)
+                TOLERANCES.get(dtype, 1e-4))
 
 
-def loss_case(side: int, device: torch.device) -> Work:
-    shape = (4, NUM_CLASSES, side, side)
-    x, t = heatmap_logits(shape, device), target_maps(shape, device)
+def loss_case(shape: tuple[int, ...], device: torch.device,
+              dtype: torch.dtype = torch.float32) -> Work:
+    x, t = heatmap_logits(shape, device, dtype), target_maps(shape, device)
     peaks = t.eq(1).sum().float()
 
     def composed(x: Tensor, t: Tensor) -> Tensor:
-        loss = stock_forms.gaussian_focal_loss(stock_forms.clip_sigmoid(x), t)
+        loss = stock_forms.gaussian_focal_loss(
+            stock_forms.clip_sigmoid(x.float()), t)
         return loss.sum() / (peaks + torch.finfo(torch.float32).eps)
 
     def loss(clip: float | None) -> Callable[..., Tensor]:
         return partial(
             gaussian_focal_loss_with_logits, clip=clip, avg_factor=peaks)
 
-    return Work([*stock(MMDET, composed), *ours(loss(EPS)),
-                 *ours(loss(None), 'exact', EXACT)], (x, t))
+    return Work([*stock(MMDET, composed, dtype == torch.float32),
+                 *ours(loss(EPS)), *ours(loss(None), 'exact', EXACT)], (x, t),
+                TOLERANCES.get(dtype, 1e-4))
 
 
-def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
+def gem_case(shape: tuple[int, ...], device: torch.device,
+             **changes: Any) -> Work:
     """Pool globally with a trained p."""
-    x, p = features(shape, device), power(device)
+    x, p = features(shape, device, **changes), power(device)
     average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
                    (x, ))
-    return Work([*stock(MMPRETRAIN, stock_forms.gem), *ours(gem_pool),
-                 average], (x, p), tolerance=2e-3)
+
+    def formula(x: Tensor, p: Tensor) -> Tensor:
+        return stock_forms.gem(x.float(), p)
+
+    return Work([*stock(MMPRETRAIN, formula, x.dtype == torch.float32),
+                 *ours(gem_pool), average], (x, p),
+                TOLERANCES.get(x.dtype, 2e-3))
 
 
 def window_case(shape: tuple[int, ...], kernel: int, stride: int,
-                device: torch.device) -> Work:
-    x, p = features(shape, device), 3.0
+                trained: bool, device: torch.device) -> Work:
+    x = features(shape, device)
+    p = power(device) if trained else 3.0
     windows = dict(kernel_size=kernel, stride=stride)
 
-    def lp_pool(x: Tensor) -> Tensor:
+    def lp_pool(x: Tensor, p: float) -> Tensor:
         # torch takes the sum of the powers instead of their mean.
         return F.lp_pool2d(x, p, kernel, stride) * kernel**(-2 / p)
 
     return Work([
-        *stock(TEXTBOOK,
-               partial(stock_forms.gem, p=p, eps=GEM_EPS, **windows)),
-        Form('torch lp_pool2d', lp_pool),
-        *ours(partial(gem_pool, p=p, **windows)),
-        Form('torch avg_pool2d', partial(F.avg_pool2d, **windows), 'mean'),
-        Form('torch max_pool2d', partial(F.max_pool2d, **windows), 'max'),
-    ], (x, ))
+        *stock(TEXTBOOK, partial(stock_forms.gem, eps=GEM_EPS, **windows)),
+        *(() if trained else [Form('torch lp_pool2d', lp_pool)]),
+        *ours(partial(gem_pool, **windows)),
+        Form('torch avg_pool2d', lambda x, p: F.avg_pool2d(x, **windows),
+             'mean', (x, )),
+        Form('torch max_pool2d', lambda x, p: F.max_pool2d(x, **windows),
+             'max', (x, )),
+    ], (x, p), tolerance=2e-3)
 
 
-def segment_case(device: torch.device) -> Work:
-    """Reduce the points of pillars of 0.2 m."""
-    cells = torch.cat([
-        F.pad((points[:, :2] / 0.2).floor().long(), (1, 0), value=sample)
-        for sample, points in enumerate(lidar_points())])
-    unique, index = cells.unique(dim=0, return_inverse=True)
-    index, num = index.to(device), len(unique)
-    x, p = features((len(index), 64), device), power(device)
+def segment_case(rows: int, num: int, device: torch.device) -> Work:
+    index = torch.randint(num, (rows, ), device=device)
+    # Empty ones differ: PyG's is the lower bound.
+    index[:num] = torch.arange(num, device=device)
+    x, p = features((rows, 64), device), power(device)
 
     def mean(x: Tensor, p: Tensor) -> Tensor:
         return segment_generalized_mean(x, index, num, p)
@@ -223,22 +245,33 @@ def segment_case(device: torch.device) -> Work:
     ], (x, p), tolerance=2e-3)
 
 
+def heatmap_case(boxes: int, shape: tuple[int, int, int],
+                 device: torch.device) -> Work:
+    return Work([Form(OURS, lambda *args: gaussian_heatmap(
+        *args, shape[0], shape[1:]))], random_boxes(boxes, *shape, device))
+
+
+def scans(device: torch.device) -> list[Tensor]:
+    """Return two scans, of ten sweeps each."""
+    return [make_points(POINTS, seed).to(device) for seed in range(2)]
+
+
 def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
     """Voxelise two scans."""
     from mmcv.ops import voxelization
     arguments = grid.values()
 
-    def mmcv(scans: list[Tensor]) -> tuple[Tensor, ...]:
-        parts = [voxelization(points, *arguments) for points in scans]
+    def mmcv(batch: list[Tensor]) -> tuple[Tensor, ...]:
+        parts = [voxelization(points, *arguments) for points in batch]
         voxels, coors, counts = map(list, zip(*parts))
         coors = [F.pad(c, (1, 0), value=i) for i, c in enumerate(coors)]
         return torch.cat(voxels), torch.cat(coors), torch.cat(counts)
 
-    def mine(scans: list[Tensor]) -> tuple[Tensor, ...]:
-        return hard_voxelize(scans, *arguments)
+    def mine(batch: list[Tensor]) -> tuple[Tensor, ...]:
+        return hard_voxelize(batch, *arguments)
 
-    scans = [points.to(device) for points in lidar_points()]
-    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans, ))
+    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ),
+                waits=True)
 
 
 def pillar_case(device: torch.device) -> Work:
@@ -248,8 +281,7 @@ def pillar_case(device: torch.device) -> Work:
     from sigplug.models.voxel_encoders import GeMPillarFeatureNet
     arguments = dict(pillar_model().pts_voxel_encoder)
     del arguments['type']
-    voxels, coors, counts = hard_voxelize(
-        [points.to(device) for points in lidar_points()], **PILLARS)
+    voxels, coors, counts = hard_voxelize(scans(device), **PILLARS)
     net = PillarFeatureNet(**arguments).to(device)
     mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
     mine.load_state_dict(net.state_dict(), strict=False)
@@ -261,7 +293,7 @@ def pillar_case(device: torch.device) -> Work:
     return Work([
         Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
         *ours(run(mine), leaves=tuple(mine.parameters()))
-    ], (voxels, counts, coors))
+    ], (voxels, counts, coors), waits=True)
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
@@ -289,38 +321,72 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
             labels_3d=torch.randint(NUM_CLASSES, (num_boxes, ),
                                     device=device)))
     return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
-                (samples, ))
+                (samples, ), waits=True)
 
 
-LARGE, SMALL = (4, 256, *MAP), (8, 512, 16, 16)
+FP32, BF16 = torch.float32, torch.bfloat16
+LARGE, SMALL, LATE = (4, 256, *MAP), (8, 512, 16, 16), (64, 2048, 7, 7)
+HEATMAP, CLASSES, WINDOWED = (4, 10, *MAP), (64, 80, *MAP), (8, 64, *MAP)
 LOSS_GOALS = (Goal(MMDET, at_least=8.0), Goal(COMPILED, at_least=1.5),
               Goal(OURS, at_least=1.0, form=OURS + EXACT))
-CASES = (
-    Case('clip_sigmoid, fp32, (4, 10, 128, 128)',
-         partial(sigmoid_case, torch.float32)),
-    Case('clip_sigmoid, bf16, (4, 10, 128, 128)',
-         partial(sigmoid_case, torch.bfloat16), quick=False),
+SEGMENTS = Case(
+    'GeM of 300,000 points in 30,000 pillars, 64 channels, trained p',
+    partial(segment_case, 300_000, 30_000), (Goal(PYG), Goal(AMAX)))
+VOXELISE = tuple(
+    Case(f'hard_voxelize, {name}, 2 x 250,000 points',
+         partial(voxel_case, grid), (Goal(MMCV), ))
+    for name, grid in (('pillars of 0.2 m', PILLARS),
+                       ('voxels of 0.075 m', VOXELS)))
+CPU_CASES: tuple[Case, ...] = (
+    Case(f'clip_sigmoid, fp32, {HEATMAP}',
+         partial(sigmoid_case, FP32, HEATMAP)),
+    Case(f'clip_sigmoid, bf16, {HEATMAP}',
+         partial(sigmoid_case, BF16, HEATMAP), quick=False),
     *(Case(f'loss, clip=1e-4, (4, 10, {side}, {side})',
-           partial(loss_case, side), LOSS_GOALS, quick=side == 128)
-      for side in (128, 180)),
+           partial(loss_case, (4, 10, side, side)), LOSS_GOALS,
+           quick=side == 128) for side in (128, 180)),
     Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE),
          (Goal(MMPRETRAIN, at_least=5.0), Goal(AVERAGE, at_most=2.2))),
     Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL),
          (Goal(MMPRETRAIN, at_least=3.5), ), quick=False),
     *(Case(f'gem_pool, p=3, {shape}, windows of {kernel}, stride {stride}',
-           partial(window_case, shape, kernel, stride), (Goal(TEXTBOOK), ),
-           quick=False)
-      for shape in ((8, 64, *MAP), (2, 64, 64, 64))
+           partial(window_case, shape, kernel, stride, False),
+           (Goal(TEXTBOOK), ), quick=False)
+      for shape in (WINDOWED, (2, 64, 64, 64))
       for kernel, stride in ((2, 2), (3, 1))),
-    Case('GeM over the points of a pillar, 64 channels, trained p',
-         segment_case, (Goal(PYG), Goal(AMAX))),
-    *(Case(f'hard_voxelize, {name}', partial(voxel_case, grid),
-           (Goal(MMCV), ))
-      for name, grid in (('pillars of 0.2 m', PILLARS),
-                         ('voxels of 0.075 m', VOXELS))),
+    SEGMENTS,
+    *VOXELISE,
     Case('pillar feature net, training', pillar_case,
          (Goal(MAXIMUM), )),
     *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
            partial(targets_case, boxes), (Goal(MMDET3D, at_least=goal), ))
       for boxes, goal in ((400, 20.0), (30, 5.0))),
 )
+# Few forms are compiled in bfloat16, as each takes many seconds.
+CUDA_CASES: tuple[Case, ...] = (
+    *(Case(f'loss, clip=1e-4, {shape}', partial(loss_case, shape),
+           quick=shape == HEATMAP)
+      for shape in (HEATMAP, (8, 10, 180, 180), CLASSES)),
+    *(Case(f'GeM, trained p, {shape}{", channels_last" * bool(changes)}',
+           partial(gem_case, shape, **changes), quick=False)
+      for shape, changes in (
+          (LARGE, {}), (LATE, {}),
+          (LATE, dict(memory_format=torch.channels_last)))),
+    *(Case(f'gem_pool, trained p, {WINDOWED}, windows of {kernel}, stride '
+           f'{stride}', partial(window_case, WINDOWED, kernel, stride, True),
+           quick=False) for kernel, stride in ((2, 2), (3, 1))),
+    SEGMENTS,
+    Case('gaussian_heatmap, 1600 boxes, (40, 180, 180)',
+         partial(heatmap_case, 1600, (40, 180, 180))),
+    *VOXELISE,
+    Case('clip_sigmoid, fp32, 64 Mi', partial(sigmoid_case, FP32, (2**26, )),
+         quick=False),
+    Case('clip_sigmoid, bf16, 64 Mi', partial(sigmoid_case, BF16, (2**26, )),
+         quick=False),
+    Case(f'loss, bf16, clip=1e-4, {CLASSES}',
+         partial(loss_case, CLASSES, dtype=BF16), quick=False),
+    *(Case(f'GeM, bf16, trained p, {shape}',
+           partial(gem_case, shape, dtype=BF16), quick=False)
+      for shape in (LARGE, LATE)),
+)
+CASES = dict(cpu=CPU_CASES, cuda=CUDA_CASES)

@@ -12,11 +12,14 @@ from . import DOCS, markdown, write_page
 PAGE = DOCS / 'performance.md'
 RESULTS = Path('work_dirs/bench')
 UNKNOWN = '*Not measured yet.*'
+# Of the results: operations, iterations and predictions.
+PARTS = ('ops', 'train', 'frame')
 STAGES = ('voxelise', 'encoder', 'scatter', 'backbone', 'neck', 'head',
-          'targets', 'loss', 'backward', 'optimizer', 'other', 'iteration')
+          'targets', 'loss', 'decode + NMS', 'backward', 'optimizer', 'other',
+          'total')
 # What a form is measured by, and its column.
 PASSES = dict(forward='forward', backward='backward', both='both',
-              device='GPU alone')
+              device='GPU alone', host='host, forward')
 
 Record = dict[str, Any]
 
@@ -44,7 +47,8 @@ def describe(run: Record) -> str:
         f'{name} {text}' for name, text in run['versions'].items())
     kernels = ' and '.join(run['backends']) or 'none'
     return (f"{where}, {machine['system']}; {run['threads']} threads; "
-            f'{versions}; kernels of sigplug: {kernels}. Medians of '
+            f'{versions}; kernels of sigplug: {kernels}. Commit '
+            f"{run['commit']}, {run['date']}; medians of at most "
             f"{run['repeat']} repetitions, by\n\n"
             f"```bash\n{run['command']}\n```")
 
@@ -86,7 +90,7 @@ def headline_rows(results: list[Record]) -> list[list[str]]:
                                for row in case['rows'] if total(row)}
                 for case in results}
     rows = []
-    for case in CASES:
+    for case in CASES['cpu']:
         medians = measured.get(case.name, {})
         for goal in case.goals:
             if not {goal.form, goal.against} <= medians.keys():
@@ -104,40 +108,123 @@ def headline_rows(results: list[Record]) -> list[list[str]]:
     return rows
 
 
-def ops_texts(run: Record) -> dict[str, str]:
-    """Return the parts of the page about the operations."""
-    return dict(
-        headlines=markdown(['what', 'against', 'measured', 'meant to be'],
-                           headline_rows(run['results'])),
-        ops_run=describe(run),
-        cases='\n\n'.join(f"### {case['case']}\n\n{case_table(case)}"
-                          for case in run['results']))
+def operation_rows(results: list[Record]) -> list[list[str]]:
+    """Return a row for each operation on a GPU."""
+    from benchmarks.operations import COMPILED, OURS
+    rows = []
+    for case in results:
+        forms = {row['form']: row for row in case['rows']}
+        mine = forms.get(OURS, {})
+        others = [next(iter(forms.values()), {}), forms.get(COMPILED, {})]
+        cells = []
+        for find in (total, lambda row: row.get('device')):
+            own = find(mine)
+            cells.append(ms(own and own[1]))
+            cells += [sig3(their[1] / own[1] if own and their
+                           and other is not mine else None)
+                      for other in others for their in [find(other)]]
+        host = mine.get('host')
+        rows.append([case['case'], *cells, sig3(host and 1e6 * host[1])])
+    return rows
 
 
-def training_table(group: Record) -> str:
-    """Return a table of the stages of some models."""
-    rows, stages = group['rows'], [row['stages'] for row in group['rows']]
-    cells = [[name, *(ms(part.get(name)) for part in stages)]
-             for name in STAGES]
-    for text, i in (('first quartile of an iteration', 0),
-                    ('third quartile', 2)):
+def stage_table(case: Record) -> str:
+    """Return a table of the stages of some models, and where they wait."""
+    rows = [row for row in case['rows'] if 'stages' in row]
+    cells = [[name, *(ms(row['stages'].get(name)) for row in rows)]
+             for name in STAGES if any(name in row['stages'] for row in rows)]
+    for text, i in (('first quartile', 0), ('third quartile', 2)):
         cells.append([text, *(ms(row['quartiles'][i]) for row in rows)])
-    cells.append(['times stock', *(
-        sig3(stages[0]['iteration'] / part['iteration'])
-        for part in stages)])
-    return markdown(['stage, ms', *(row['config'] for row in rows)], cells)
+    cells.append(['times stock', *map(sig3, times_stock(rows))])
+    cells.append(['extra memory, MiB', *(
+        sig3(row['extra_bytes'] / 2**20) for row in rows)])
+    for name, text in (('loss', 'first loss'), ('boxes', 'boxes')):
+        if any(name in row for row in rows):
+            cells.append([text, *(f'{row[name]:.6g}' for row in rows)])
+    notes = [f"- {row['config']} {row['error']}" for row in case['rows']
+             if 'error' in row]
+    if any(row['waits'] for row in rows):
+        cells.append(['waits for the GPU', *(
+            str(sum(row['waits'].values())) for row in rows)])
+        notes += [f"- {row['config']} waits at " + ', '.join(
+            f'`{place}` ({count})' for place, count in
+            list(row['waits'].items())[:12]) for row in rows]
+    table = markdown(['stage, ms', *(row['config'] for row in rows)], cells)
+    return '\n'.join([table, '', *notes]).strip()
 
 
-def training_texts(run: Record) -> dict[str, str]:
-    """Return the parts of the page about a training."""
-    return dict(
-        training_run=describe(run),
-        training='\n\n'.join(
-            f"### {group['title']}\n\n{group['input']}\n\n"
-            f'{training_table(group)}' for group in run['results']))
+def times_stock(rows: list[Record]) -> list[float | None]:
+    """Return how many times as fast as the stock model each is."""
+    totals = [row['stages']['total'] if 'stages' in row else None
+              for row in rows]
+    stock = totals[0] if rows and rows[0]['config'] == 'stock' else None
+    return [stock / own if stock and own else None for own in totals]
 
 
-TEXTS = dict(ops=ops_texts, train=training_texts)
+def summary_rows(results: list[Record]) -> list[list[str]]:
+    """Return a row for each case: milliseconds, and times stock."""
+    return [[case['case'], *(
+        f"{ms(row['stages']['total'])} ({sig3(times)})" if 'stages' in row
+        else 'failed'
+        for row, times in zip(case['rows'], times_stock(case['rows'])))]
+        for case in results if case['rows']]
+
+
+def describe_case(case: Record) -> str:
+    """Return the title and the table of a case."""
+    if 'error' in case:
+        table = f"*{case['error']}*"
+    else:
+        table = (case_table if 'form' in case['rows'][0] else
+                 stage_table)(case)
+    return f"### {case['case']}\n\n{table}"
+
+
+def cpu_texts(parts: dict[str, Record]) -> dict[str, str]:
+    """Return the parts of the page that are about the CPU."""
+    texts = {}
+    if 'ops' in parts:
+        results = parts['ops']['results']
+        texts |= dict(
+            headlines=markdown(['what', 'against', 'measured', 'meant to be'],
+                               headline_rows(results)),
+            ops_run=describe(parts['ops']),
+            cases='\n\n'.join(map(describe_case, results)))
+    models = [parts[name] for name in ('train', 'frame') if name in parts]
+    if models:
+        texts |= dict(training_run=describe(models[0]), training='\n\n'.join(
+            describe_case(case) for run in models for case in run['results']))
+    return texts
+
+
+def gpu_texts(parts: dict[str, Record]) -> dict[str, str]:
+    """Return the parts of the page that are about a GPU."""
+    texts = dict(gpu_run='\n\n'.join(map(describe, parts.values())))
+    if 'ops' in parts:
+        texts['gpu_ops'] = markdown(
+            ['operation', 'ms', 'times stock', 'times compiled',
+             'GPU alone, ms', 'times stock', 'times compiled', 'host, µs'],
+            operation_rows(parts['ops']['results']))
+    cases = [case for name in ('train', 'frame') if name in parts
+             for case in parts[name]['results']]
+    if cases:
+        kinds = max((case['rows'] for case in cases), key=len)
+        texts |= dict(
+            gpu_summary=markdown(
+                ['ms (times stock)', *(row['config'] for row in kinds)],
+                summary_rows(cases)),
+            gpu_stages='\n\n'.join(
+                '#' + describe_case(case) for case in cases
+                if case['case'].endswith('fp32')))
+    return texts
+
+
+def read(results: Path, device: str) -> dict[str, Record]:
+    """Read the results for a device, also of runs with one part each."""
+    parts = {}
+    for path in sorted(results.glob(f'{device}*.json')):
+        parts |= json.loads(path.read_text())
+    return {name: parts[name] for name in PARTS if name in parts}
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
@@ -151,10 +238,9 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
         UserError: The folder has no results.
     """
     texts = defaultdict(lambda: UNKNOWN)
-    for name, make in TEXTS.items():
-        path = results / f'{name}.json'
-        if path.is_file():
-            texts |= make(json.loads(path.read_text()))
+    for device, make in (('cpu', cpu_texts), ('cuda', gpu_texts)):
+        if parts := read(results, device):
+            texts |= make(parts)
     if not texts:
         raise UserError(f'no results in {results}: run benchmark.py first')
     return write_page('performance', texts, page)

@@ -11,24 +11,27 @@ from . import COLORS
 
 
 def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the stages of iterations as bars, those of a group together.
+    """Draw the stages of models as bars, those of a group together.
 
     Args:
         groups (Sequence[dict]): As ``benchmark.py train`` writes them: a
-            ``title``, and ``rows`` with a ``config`` and the seconds of its
-            ``stages``, of which ``iteration`` is the sum.
+            ``case``, and ``rows`` with a ``config`` and the seconds of its
+            ``stages``, of which ``total`` is the sum. Rows without stages
+            have failed.
     """
+    groups = [dict(group, rows=rows) for group in groups
+              if (rows := [r for r in group['rows'] if 'stages' in r])]
     bars = sum(len(group['rows']) for group in groups)
     figure = new_figure((1470, 130 * len(groups) + 80 * bars))
     names = list(dict.fromkeys(
         name for group in groups for row in group['rows']
-        for name in row['stages'] if name != 'iteration'))
+        for name in row['stages'] if name != 'total'))
     colors = dict(zip(names, COLORS * len(names)))
     panels = figure.subplots(
         len(groups), 1, squeeze=False,
         height_ratios=[len(group['rows']) for group in groups])[:, 0]
     for ax, group in zip(panels, groups):
-        style_axes(ax, group['title'], 'ms')
+        style_axes(ax, group['case'], 'ms')
         ax.grid(axis='y', visible=False)
         left = np.zeros(len(group['rows']))
         for name in names:
