@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pages import performance
 from sigplug.engine import process
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.errors import UserError
-from sigplug.ops import available_backends
+from sigplug.ops import backends
 
 REPEAT, QUICK_REPEAT = 15, 5
 
@@ -61,7 +60,8 @@ def parse_args() -> argparse.Namespace:
         help='folder of the results (default: %(default)s)')
     parser.add_argument(
         '--page', action='store_true',
-        help='also rewrite docs/performance.md from the results in --out-dir')
+        help='also rewrite the pages of performance in docs/ from the results '
+        'in --out-dir')
     args = parser.parse_args()
     args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
     if min(args.threads, args.repeat) < 1:
@@ -85,19 +85,21 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     machine, versions = describe_machine(), list_versions()
     if args.device.type == 'cuda':
         machine['gpu'] = torch.cuda.get_device_name(args.device)
-        versions |= dict(cuda=torch.version.cuda, triton=version('triton'))
+        versions['cuda'] = torch.version.cuda
     return dict(
         command=' '.join(['python tools/analysis_tools/benchmark.py',
                           *sys.argv[1:]]),
         commit=get_git_hash(digits=7), date=f'{date.today()}',
         threads=args.threads, repeat=args.repeat, machine=machine,
-        backends=[name for name in available_backends()
-                  if name not in ('auto', 'eager')],
+        # Not available_backends(), which compiles those for the CPU.
+        backends=[name for name, (device, _) in backends.BACKENDS.items()
+                  if device == args.device.type
+                  and not backends._load(name).problem],
         versions=versions)
 
 
 def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
-    """Return the chosen cases of a part by name, as functions."""
+    """Return the cases of a part by name, as functions."""
     if what == 'ops':
         from benchmarks.operations import CASES
         from benchmarks.timing import measure
@@ -111,25 +113,34 @@ def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
             setting, what == 'train', args.repeat, args.device)
             for name, setting in find_settings(
                 what == 'train', args.device, args.quick).items()}
-    chosen = {name: case for name, case in cases.items()
-              if re.search(args.filter, name)}
-    if not chosen:
+    return cases
+
+
+def choose(args: argparse.Namespace) -> dict[str, dict[str, Measure]]:
+    """Return the chosen cases of each part."""
+    cases = {what: find_cases(what, args) for what in (
+        [args.what] if args.what else performance.PARTS)}
+    chosen = {what: {name: measure for name, measure in part.items()
+                     if re.search(args.filter, name)}
+              for what, part in cases.items()}
+    if not any(chosen.values()):
         raise UserError(f'--filter {args.filter!r} finds none of\n  ' +
-                        '\n  '.join(cases))
+                        '\n  '.join(sum(map(list, cases.values()), [])))
     return chosen
 
 
-def run(what: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure the cases of a part; one that fails says why."""
+def run(cases: dict[str, Measure],
+        device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measure cases; one that fails says why."""
     from benchmarks.timing import error_text
-    for name, measure in find_cases(what, args).items():
+    for name, measure in cases.items():
         torch.manual_seed(0)
         start = time.perf_counter()
         try:
             case = measure()
         except Exception as error:
             case = dict(rows=[], error=error_text(error))
-        if args.device.type == 'cuda':
+        if device.type == 'cuda':
             torch.cuda.empty_cache()
         yield dict(case=name, seconds=round(time.perf_counter() - start, 1),
                    **case)
@@ -141,23 +152,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     # mmengine logs a line for each parameter that is initialised.
     MMLogger.get_instance('mmengine').setLevel('WARNING')
+    chosen, about = choose(args), describe(args)
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    about = describe(args)
     path = args.out_dir / f'{args.device.type}.json'
     parts = json.loads(path.read_text()) if path.is_file() else {}
-    for what in [args.what] if args.what else performance.PARTS:
-        with tempfile.TemporaryDirectory() as folder:
-            # Code that earlier runs have compiled must not count.
-            os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder
-            parts[what] = dict(about, results=[])
-            for case in run(what, args):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        # Code that earlier runs have compiled must not count.
+        os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder
+        for what, cases in chosen.items():
+            if cases:
+                parts[what] = dict(about, results=[])
+            for case in run(cases, args.device):
                 parts[what]['results'].append(case)
                 # After each case: what a run has measured outlasts it.
                 path.write_text(json.dumps(parts, indent=1) + '\n')
                 print(performance.describe_case(case), end='\n\n', flush=True)
     print(path)
     if args.page:
-        print(performance.write(args.out_dir))
+        print(*performance.write(args.out_dir), sep='\n')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""docs/performance.md, from the results of ``benchmark.py``."""
+"""The pages of performance, from the results of ``benchmark.py``."""
 import json
 import math
 from collections import defaultdict
@@ -227,20 +227,27 @@ def read(results: Path, device: str) -> dict[str, Record]:
     return {name: parts[name] for name in PARTS if name in parts}
 
 
-def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
-    """Write the page, which names the parts that were not measured.
+def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
+    """Write a page for each device, which name what was not measured.
 
     Args:
         results (Path): Folder of the results.
-        page (Path): The file.
+        page (Path): The page about the CPU; that about a GPU is written
+            beside it, with ``_gpu`` in its name.
+
+    Returns:
+        list[Path]: The pages that were written.
 
     Raises:
         UserError: The folder has no results.
     """
-    texts = defaultdict(lambda: UNKNOWN)
-    for device, make in (('cpu', cpu_texts), ('cuda', gpu_texts)):
+    written = []
+    for device, make, name in (('cpu', cpu_texts, 'performance'),
+                               ('cuda', gpu_texts, 'performance_gpu')):
         if parts := read(results, device):
-            texts |= make(parts)
-    if not texts:
+            texts = defaultdict(lambda: UNKNOWN, make(parts))
+            written.append(write_page(name, texts, page.with_stem(
+                name.replace('performance', page.stem))))
+    if not written:
         raise UserError(f'no results in {results}: run benchmark.py first')
-    return write_page('performance', texts, page)
+    return written
