@@ -98,7 +98,7 @@ def test_extra_memory(timing):
 
 
 def test_a_gpu_gets_all_calls_at_once(timing, monkeypatch):
-    """It is waited for before and after them, and its graph is replayed."""
+    """It is waited for before and after them."""
     events = []
     monkeypatch.setattr(torch.cuda, 'synchronize',
                         lambda *args: events.append('wait'))
@@ -114,13 +114,22 @@ def test_a_gpu_gets_all_calls_at_once(timing, monkeypatch):
     assert times.keys() == {'forward', 'host', 'both'}
     assert 0 < times['host'] <= times['forward']
 
+
+def test_time_of_the_gpu_alone(timing, monkeypatch):
+    """Only of what does not wait for it; in seconds."""
     triton = pytest.importorskip('triton.testing')
+    modes, calls = [], []
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     monkeypatch.setattr(triton, 'do_bench_cudagraph',
-                        lambda step, quantiles: step() or [
+                        lambda step, quantiles: calls.append(modes[-1]) or [
                             1e3 * q for q in quantiles])
-    events.clear()
-    assert timing.device_seconds(timer.step) == [0.25, 0.5, 0.75]
-    assert events == ['wait', 'call']
+    assert timing.device_seconds(lambda: calls.append(modes[-1])) == [
+        0.25, 0.5, 0.75]
+    assert calls == ['error', 'default']
+    with pytest.raises(ZeroDivisionError):
+        timing.device_seconds(lambda: 1 / 0)
+    assert modes[-1] == 'default' and len(calls) == 2
 
 
 def test_a_graph_that_fails_is_reported(timing, monkeypatch):
@@ -134,14 +143,11 @@ def test_a_graph_that_fails_is_reported(timing, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     monkeypatch.setattr(timing, 'device_seconds', no_graph)
     forms = [timing.Form('stock', torch.exp)]
-    for waits in (False, True):
-        row, = timing.measure(
-            timing.Work(forms, (torch.ones(2), ), waits=waits), 2,
-            torch.device('cuda'))
-        assert row['status'] == 'ok' and row['forward'][1] > 0
-        assert row.get('device_status') == (
-            None if waits else
-            'failed: RuntimeError: operation not permitted')
+    row, = timing.measure(
+        timing.Work(forms, (torch.ones(2), )), 2, torch.device('cuda'))
+    assert row['status'] == 'ok' and row['forward'][1] > 0
+    assert row['device_status'] == (
+        'failed: RuntimeError: operation not permitted')
 
 
 def test_plain_pytorch_on_demand(operations, monkeypatch):

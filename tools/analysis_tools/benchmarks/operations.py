@@ -270,8 +270,7 @@ def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
     def mine(batch: list[Tensor]) -> tuple[Tensor, ...]:
         return hard_voxelize(batch, *arguments)
 
-    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ),
-                waits=True)
+    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ))
 
 
 def pillar_case(device: torch.device) -> Work:
@@ -293,7 +292,7 @@ def pillar_case(device: torch.device) -> Work:
     return Work([
         Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
         *ours(run(mine), leaves=tuple(mine.parameters()))
-    ], (voxels, counts, coors), waits=True)
+    ], (voxels, counts, coors))
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
@@ -321,7 +320,7 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
             labels_3d=torch.randint(NUM_CLASSES, (num_boxes, ),
                                     device=device)))
     return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
-                (samples, ), waits=True)
+                (samples, ))
 
 
 FP32, BF16 = torch.float32, torch.bfloat16

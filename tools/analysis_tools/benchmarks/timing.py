@@ -42,13 +42,11 @@ class Work:
     """Forms and their arguments; the first form is the stock one.
 
     Answers may differ by ``tolerance``, relative to the largest value.
-    ``waits`` tells of forms that wait for a GPU, which no CUDA graph can hold.
     """
 
     forms: list[Form]
     args: tuple
     tolerance: float = 1e-4
-    waits: bool = False
 
 
 class Timer:
@@ -134,6 +132,13 @@ def device_seconds(step: Callable[[], Any]) -> list[float]:
     """Return the quartiles of a GPU's own time, from a CUDA graph of steps."""
     from triton.testing import do_bench_cudagraph
     torch.cuda.synchronize()
+    # A graph cannot hold what waits for the GPU: torch would remember the
+    # attempt in its generator of random numbers.
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
     return [ms / 1e3 for ms in do_bench_cudagraph(
         step, quantiles=[0.25, 0.5, 0.75])]
 
@@ -219,7 +224,7 @@ def measure(work: Work, repeat: int,
     for _, row, times in running:
         row |= {name: quartiles([time[name] for time in times])
                 for name in times[0]}
-    if device.type == 'cuda' and not work.waits:
+    if device.type == 'cuda':
         for timer, row, _ in running:
             try:
                 row['device'] = device_seconds(timer.step)
