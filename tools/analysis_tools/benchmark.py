@@ -105,8 +105,8 @@ def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
         from benchmarks.timing import measure
         cases = {case.name: lambda case=case: dict(rows=measure(
             case.build(args.device), args.repeat, args.device))
-            for case in CASES[args.device.type]
-            if case.quick or not args.quick}
+            for case in CASES if args.device.type in case.devices
+            and (case.quick or not args.quick)}
     else:
         from benchmarks.detectors import find_settings, measure
         cases = {name: lambda setting=setting: measure(

@@ -50,23 +50,16 @@ VOXELS = dict(
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A ratio of speed (``at_least``) or of cost (``at_most``) to report."""
-
-    against: str
-    at_least: float | None = None
-    at_most: float | None = None
-    form: str = OURS
-
-
-@dataclass(frozen=True)
 class Case:
-    """A case: its title, a maker of its forms and inputs, and its goals."""
+    """A case: its title, a maker of its forms and inputs, and where it runs.
+
+    ``quick`` tells whether it is part of a first look.
+    """
 
     name: str
     build: Callable[[torch.device], Work]
-    goals: tuple[Goal, ...] = ()
-    quick: bool = True
+    devices: tuple[str, ...] = ('cpu', 'cuda')
+    quick: bool = False
 
 
 # Forms -------------------------------------------------------------------
@@ -204,19 +197,12 @@ def gem_case(shape: tuple[int, ...], device: torch.device,
                 TOLERANCES.get(x.dtype, 2e-3))
 
 
-def window_case(shape: tuple[int, ...], kernel: int, stride: int,
-                trained: bool, device: torch.device) -> Work:
-    x = features(shape, device)
-    p = power(device) if trained else 3.0
+def window_case(kernel: int, stride: int, shape: tuple[int, ...],
+                device: torch.device) -> Work:
+    x, p = features(shape, device), power(device)
     windows = dict(kernel_size=kernel, stride=stride)
-
-    def lp_pool(x: Tensor, p: float) -> Tensor:
-        # torch takes the sum of the powers instead of their mean.
-        return F.lp_pool2d(x, p, kernel, stride) * kernel**(-2 / p)
-
     return Work([
         *stock(TEXTBOOK, partial(stock_forms.gem, eps=GEM_EPS, **windows)),
-        *(() if trained else [Form('torch lp_pool2d', lp_pool)]),
         *ours(partial(gem_pool, **windows)),
         Form('torch avg_pool2d', lambda x, p: F.avg_pool2d(x, **windows),
              'mean', (x, )),
@@ -324,68 +310,46 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
 
 
 FP32, BF16 = torch.float32, torch.bfloat16
-LARGE, SMALL, LATE = (4, 256, *MAP), (8, 512, 16, 16), (64, 2048, 7, 7)
 HEATMAP, CLASSES, WINDOWED = (4, 10, *MAP), (64, 80, *MAP), (8, 64, *MAP)
-LOSS_GOALS = (Goal(MMDET, at_least=8.0), Goal(COMPILED, at_least=1.5),
-              Goal(OURS, at_least=1.0, form=OURS + EXACT))
-SEGMENTS = Case(
-    'GeM of 300,000 points in 30,000 pillars, 64 channels, trained p',
-    partial(segment_case, 300_000, 30_000), (Goal(PYG), Goal(AMAX)))
-VOXELISE = tuple(
-    Case(f'hard_voxelize, {name}, 2 x 250,000 points',
-         partial(voxel_case, grid), (Goal(MMCV), ))
-    for name, grid in (('pillars of 0.2 m', PILLARS),
-                       ('voxels of 0.075 m', VOXELS)))
-CPU_CASES: tuple[Case, ...] = (
-    Case(f'clip_sigmoid, fp32, {HEATMAP}',
-         partial(sigmoid_case, FP32, HEATMAP)),
-    Case(f'clip_sigmoid, bf16, {HEATMAP}',
-         partial(sigmoid_case, BF16, HEATMAP), quick=False),
-    *(Case(f'loss, clip=1e-4, (4, 10, {side}, {side})',
-           partial(loss_case, (4, 10, side, side)), LOSS_GOALS,
-           quick=side == 128) for side in (128, 180)),
-    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE),
-         (Goal(MMPRETRAIN, at_least=5.0), Goal(AVERAGE, at_most=2.2))),
-    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL),
-         (Goal(MMPRETRAIN, at_least=3.5), ), quick=False),
-    *(Case(f'gem_pool, p=3, {shape}, windows of {kernel}, stride {stride}',
-           partial(window_case, shape, kernel, stride, False),
-           (Goal(TEXTBOOK), ), quick=False)
-      for shape in (WINDOWED, (2, 64, 64, 64))
-      for kernel, stride in ((2, 2), (3, 1))),
-    SEGMENTS,
-    *VOXELISE,
-    Case('pillar feature net, training', pillar_case,
-         (Goal(MAXIMUM), )),
-    *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
-           partial(targets_case, boxes), (Goal(MMDET3D, at_least=goal), ))
-      for boxes, goal in ((400, 20.0), (30, 5.0))),
-)
+LARGE, SMALL, LATE = (4, 256, *MAP), (8, 512, 16, 16), (64, 2048, 7, 7)
+CPU, CUDA = ('cpu', ), ('cuda', )
 # Few forms are compiled in bfloat16, as each takes many seconds.
-CUDA_CASES: tuple[Case, ...] = (
-    *(Case(f'loss, clip=1e-4, {shape}', partial(loss_case, shape),
-           quick=shape == HEATMAP)
-      for shape in (HEATMAP, (8, 10, 180, 180), CLASSES)),
-    *(Case(f'GeM, trained p, {shape}{", channels_last" * bool(changes)}',
-           partial(gem_case, shape, **changes), quick=False)
-      for shape, changes in (
-          (LARGE, {}), (LATE, {}),
-          (LATE, dict(memory_format=torch.channels_last)))),
-    *(Case(f'gem_pool, trained p, {WINDOWED}, windows of {kernel}, stride '
-           f'{stride}', partial(window_case, WINDOWED, kernel, stride, True),
-           quick=False) for kernel, stride in ((2, 2), (3, 1))),
-    SEGMENTS,
+CASES = (
+    Case(f'clip_sigmoid, fp32, {HEATMAP}',
+         partial(sigmoid_case, FP32, HEATMAP), CPU, quick=True),
+    Case(f'clip_sigmoid, bf16, {HEATMAP}',
+         partial(sigmoid_case, BF16, HEATMAP), CPU),
+    Case(f'loss, clip=1e-4, {HEATMAP}', partial(loss_case, HEATMAP),
+         quick=True),
+    Case('loss, clip=1e-4, (8, 10, 180, 180)',
+         partial(loss_case, (8, 10, 180, 180))),
+    Case(f'loss, clip=1e-4, {CLASSES}', partial(loss_case, CLASSES), CUDA),
+    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE), quick=True),
+    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL), CPU),
+    Case(f'GeM, trained p, {LATE}', partial(gem_case, LATE), CUDA),
+    Case(f'GeM, trained p, {LATE}, channels_last',
+         partial(gem_case, LATE, memory_format=torch.channels_last), CUDA),
+    *(Case(f'gem_pool, trained p, {WINDOWED}, windows of {kernel}, '
+           f'stride {stride}', partial(window_case, kernel, stride, WINDOWED))
+      for kernel, stride in ((2, 2), (3, 1))),
+    Case('GeM of 300,000 points in 30,000 pillars, 64 channels, trained p',
+         partial(segment_case, 300_000, 30_000), quick=True),
     Case('gaussian_heatmap, 1600 boxes, (40, 180, 180)',
-         partial(heatmap_case, 1600, (40, 180, 180))),
-    *VOXELISE,
-    Case('clip_sigmoid, fp32, 64 Mi', partial(sigmoid_case, FP32, (2**26, )),
-         quick=False),
-    Case('clip_sigmoid, bf16, 64 Mi', partial(sigmoid_case, BF16, (2**26, )),
-         quick=False),
+         partial(heatmap_case, 1600, (40, 180, 180)), CUDA, quick=True),
+    *(Case(f'hard_voxelize, {name}, 2 x 250,000 points',
+           partial(voxel_case, grid), quick=True)
+      for name, grid in (('pillars of 0.2 m', PILLARS),
+                         ('voxels of 0.075 m', VOXELS))),
+    Case('pillar feature net, training', pillar_case, CPU, quick=True),
+    *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
+           partial(targets_case, boxes), CPU, quick=True)
+      for boxes in (400, 30)),
+    *(Case(f'clip_sigmoid, {name}, 64 Mi',
+           partial(sigmoid_case, dtype, (2**26, )), CUDA)
+      for name, dtype in (('fp32', FP32), ('bf16', BF16))),
     Case(f'loss, bf16, clip=1e-4, {CLASSES}',
-         partial(loss_case, CLASSES, dtype=BF16), quick=False),
+         partial(loss_case, CLASSES, dtype=BF16), CUDA),
     *(Case(f'GeM, bf16, trained p, {shape}',
-           partial(gem_case, shape, dtype=BF16), quick=False)
+           partial(gem_case, shape, dtype=BF16), CUDA)
       for shape in (LARGE, LATE)),
 )
-CASES = dict(cpu=CPU_CASES, cuda=CUDA_CASES)

@@ -83,49 +83,27 @@ def case_table(case: Record) -> str:
                     cells)
 
 
-def headline_rows(results: list[Record]) -> list[list[str]]:
-    """Return the measured ratios beside their goals."""
-    from benchmarks.operations import CASES
-    measured = {case['case']: {row['form']: total(row)[1]
-                               for row in case['rows'] if total(row)}
-                for case in results}
-    rows = []
-    for case in CASES['cpu']:
-        medians = measured.get(case.name, {})
-        for goal in case.goals:
-            if not {goal.form, goal.against} <= medians.keys():
-                continue
-            text, against = '-', f'times as fast as {goal.against}'
-            ratio = medians[goal.against] / medians[goal.form]
-            if goal.at_least is not None:
-                text = f'{goal.at_least:g} or more'
-            if goal.at_most is not None:
-                text = f'{goal.at_most:g} or less'
-                against = f'times the cost of {goal.against}'
-                ratio = 1 / ratio
-            rows.append([f'{case.name}: {goal.form}', against, sig3(ratio),
-                         text])
-    return rows
-
-
-def operation_rows(results: list[Record]) -> list[list[str]]:
-    """Return a row for each operation on a GPU."""
+def operation_table(results: list[Record]) -> str:
+    """Return a table of all operations beside their stock forms."""
     from benchmarks.operations import COMPILED, OURS
+    header = ['operation', 'ms', 'times stock', 'times compiled']
     rows = []
     for case in results:
         forms = {row['form']: row for row in case['rows']}
         mine = forms.get(OURS, {})
         others = [next(iter(forms.values()), {}), forms.get(COMPILED, {})]
-        cells = []
+        rows.append(row := [case['case']])
         for find in (total, lambda row: row.get('device')):
             own = find(mine)
-            cells.append(ms(own and own[1]))
-            cells += [sig3(their[1] / own[1] if own and their
-                           and other is not mine else None)
-                      for other in others for their in [find(other)]]
+            row.append(ms(own and own[1]))
+            row += [sig3(theirs[1] / own[1]) if own and theirs
+                    and other is not mine else '-'
+                    for other in others for theirs in [find(other)]]
         host = mine.get('host')
-        rows.append([case['case'], *cells, sig3(host and 1e6 * host[1])])
-    return rows
+        row.append(sig3(host and 1e6 * host[1]))
+    if any('host' in row for case in results for row in case['rows']):
+        header += ['GPU alone, ms', *header[2:], 'host, µs']
+    return markdown(header, [row[:len(header)] for row in rows])
 
 
 def stage_table(case: Record) -> str:
@@ -180,42 +158,23 @@ def describe_case(case: Record) -> str:
     return f"### {case['case']}\n\n{table}"
 
 
-def cpu_texts(parts: dict[str, Record]) -> dict[str, str]:
-    """Return the parts of the page that are about the CPU."""
-    texts = {}
+def make_texts(parts: dict[str, Record]) -> dict[str, str]:
+    """Return the parts of a page."""
+    texts = dict(runs='\n\n'.join(map(describe, parts.values())))
     if 'ops' in parts:
         results = parts['ops']['results']
-        texts |= dict(
-            headlines=markdown(['what', 'against', 'measured', 'meant to be'],
-                               headline_rows(results)),
-            ops_run=describe(parts['ops']),
-            cases='\n\n'.join(map(describe_case, results)))
-    models = [parts[name] for name in ('train', 'frame') if name in parts]
+        texts |= dict(operations=operation_table(results),
+                      cases='\n\n'.join(map(describe_case, results)))
+    models = [case for name in ('train', 'frame') if name in parts
+              for case in parts[name]['results']]
     if models:
-        texts |= dict(training_run=describe(models[0]), training='\n\n'.join(
-            describe_case(case) for run in models for case in run['results']))
-    return texts
-
-
-def gpu_texts(parts: dict[str, Record]) -> dict[str, str]:
-    """Return the parts of the page that are about a GPU."""
-    texts = dict(gpu_run='\n\n'.join(map(describe, parts.values())))
-    if 'ops' in parts:
-        texts['gpu_ops'] = markdown(
-            ['operation', 'ms', 'times stock', 'times compiled',
-             'GPU alone, ms', 'times stock', 'times compiled', 'host, µs'],
-            operation_rows(parts['ops']['results']))
-    cases = [case for name in ('train', 'frame') if name in parts
-             for case in parts[name]['results']]
-    if cases:
-        kinds = max((case['rows'] for case in cases), key=len)
+        kinds = max((case['rows'] for case in models), key=len)
         texts |= dict(
-            gpu_summary=markdown(
+            models=markdown(
                 ['ms (times stock)', *(row['config'] for row in kinds)],
-                summary_rows(cases)),
-            gpu_stages='\n\n'.join(
-                '#' + describe_case(case) for case in cases
-                if case['case'].endswith('fp32')))
+                summary_rows(models)),
+            stages='\n\n'.join(describe_case(case) for case in models
+                                if case['case'].endswith('fp32')))
     return texts
 
 
@@ -242,10 +201,9 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
         UserError: The folder has no results.
     """
     written = []
-    for device, make, name in (('cpu', cpu_texts, 'performance'),
-                               ('cuda', gpu_texts, 'performance_gpu')):
+    for device, name in (('cpu', 'performance'), ('cuda', 'performance_gpu')):
         if parts := read(results, device):
-            texts = defaultdict(lambda: UNKNOWN, make(parts))
+            texts = defaultdict(lambda: UNKNOWN, make_texts(parts))
             written.append(write_page(name, texts, page.with_stem(
                 name.replace('performance', page.stem))))
     if not written:
