@@ -251,9 +251,10 @@ def test_ablation():
 def test_stages(tmp_path, run_here):
     from plots.stages import draw_stages
     groups = [dict(case='a model', rows=[
-        dict(config='stock', stages=dict(head=0.2, loss=0.1, total=0.3)),
+        dict(config='stock', stages=dict(
+            encoder=0.15, neck=0.05, loss=0.1, total=0.3)),
         dict(config='failed', error='why'),
-        dict(config='ours', stages=dict(head=0.2, total=0.2))])]
+        dict(config='ours', stages=dict(neck=0.2, total=0.2))])]
     ax, = draw_stages(groups).axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches[:4]]
     assert ends == pytest.approx([200, 200, 300, 200])
