@@ -166,7 +166,8 @@ def main() -> None:
                 parts[what]['results'].append(case)
                 # After each case: what a run has measured outlasts it.
                 path.write_text(json.dumps(parts, indent=1) + '\n')
-                print(performance.describe_case(case), end='\n\n', flush=True)
+                print(performance.describe_case(case),
+                      f"({case['seconds']} s)\n", sep='\n\n', flush=True)
     print(path)
     if args.page:
         print(*performance.write(args.out_dir), sep='\n')

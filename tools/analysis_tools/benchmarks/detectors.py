@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from sigplug.engine import preflight
 
-from .data import BOXES, POINTS, make_batch
+from .data import POINTS, make_batch
 from .timing import (
     between,
     error_text,
@@ -238,7 +238,7 @@ def measure(setting: Setting, trains: bool, repeat: int,
         dict: ``rows``, for each kind its ``config``, the first ``loss`` or
         the number of ``boxes``, ``waits``, ``extra_bytes``, the median
         seconds of its ``stages`` and the ``quartiles`` of the total; or an
-        ``error``. And ``input`` and ``rounds``.
+        ``error``. And the ``points`` of a sample, and the ``rounds``.
     """
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         rows, running = [], []
@@ -247,12 +247,11 @@ def measure(setting: Setting, trains: bool, repeat: int,
             if isinstance(detector, str):
                 row['error'] = detector
                 continue
-            encoder = detector.cfg.model.pts_voxel_encoder
+            model = detector.cfg.model
             batch = make_batch(
                 setting.samples, setting.points,
-                encoder.get('in_channels') or encoder.num_features,
-                sum(task['num_class'] for task in
-                    detector.cfg.model.pts_bbox_head.tasks))
+                model.pts_voxel_encoder.get('in_channels', 5),
+                sum(task['num_class'] for task in model.pts_bbox_head.tasks))
             try:
                 detector.start(state, trains, setting.amp)
                 row |= detector.first(batch)
@@ -270,5 +269,4 @@ def measure(setting: Setting, trains: bool, repeat: int,
         row['stages'] = {name: statistics.median(step[name] for step in own)
                          for name in own[0]}
         row['quartiles'] = quartiles([step['total'] for step in own])
-    return dict(rows=rows, rounds=len(steps), input=(
-        f'{setting.points} points and {BOXES} boxes a sample'))
+    return dict(rows=rows, rounds=len(steps), points=setting.points)

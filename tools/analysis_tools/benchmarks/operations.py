@@ -3,7 +3,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import stock_forms
@@ -29,7 +29,6 @@ EPS, GEM_EPS = 1e-4, 1e-6
 TOLERANCES = {torch.bfloat16: 2e-2}
 OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
 MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
-MAXIMUM = 'mmdet3d, maximum'
 MMPRETRAIN = "mmpretrain's formula"
 TEXTBOOK = 'textbook formula'
 PYG = "PyG's formula"
@@ -68,7 +67,7 @@ class Case:
 def eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that uses plain PyTorch in all that it calls.
 
-    The environment says so, because heads and encoders pass no backend on.
+    The environment says so, because heads pass no backend on.
     """
 
     def call(*args: Any) -> Any:
@@ -81,11 +80,11 @@ def eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def ours(function: Callable[..., Any], answer: str = '', suffix: str = '',
-         leaves: tuple[Tensor, ...] | None = None) -> list[Form]:
+def ours(function: Callable[..., Any], answer: str = '',
+         suffix: str = '') -> list[Form]:
     """Return the default and the eager form of an operation of sigplug."""
-    return [Form(OURS + suffix, function, answer, leaves),
-            Form(EAGER + suffix, eagerly(function), answer, leaves)]
+    return [Form(OURS + suffix, function, answer),
+            Form(EAGER + suffix, eagerly(function), answer)]
 
 
 def stock(name: str, function: Callable[..., Any],
@@ -141,14 +140,6 @@ def features(shape: tuple[int, ...], device: torch.device,
 def power(device: torch.device) -> Tensor:
     """Return a trained power."""
     return torch.tensor([3.0], device=device, requires_grad=True)
-
-
-@cache
-def pillar_model() -> Any:
-    """Return the config of the stock full-size pillar model."""
-    import mmdet3d.models  # noqa: F401
-    from mmengine.hub import get_config
-    return get_config(PILLAR_CONFIG).model
 
 
 # Cases -------------------------------------------------------------------
@@ -259,37 +250,16 @@ def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
     return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ))
 
 
-def pillar_case(device: torch.device) -> Work:
-    """Run both whole pillar nets on the pillars of two scans."""
-    from mmdet3d.models.voxel_encoders import PillarFeatureNet
-
-    from sigplug.models.voxel_encoders import GeMPillarFeatureNet
-    arguments = dict(pillar_model().pts_voxel_encoder)
-    del arguments['type']
-    voxels, coors, counts = hard_voxelize(scans(device), **PILLARS)
-    net = PillarFeatureNet(**arguments).to(device)
-    mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
-    mine.load_state_dict(net.state_dict(), strict=False)
-
-    def run(net: torch.nn.Module) -> Callable[..., Tensor]:
-        # The nets write into their input.
-        return lambda *args: net(args[0].clone(), *args[1:]).flatten(1)
-
-    return Work([
-        Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
-        *ours(run(mine), leaves=tuple(mine.parameters()))
-    ], (voxels, counts, coors))
-
-
 def targets_case(num_boxes: int, device: torch.device) -> Work:
     """Compute the targets of four samples by both heads."""
     from mmdet3d.models.dense_heads import CenterHead as StockHead
     from mmdet3d.structures import LiDARInstance3DBoxes
+    from mmengine.hub import get_config
     from mmengine.registry import DefaultScope
     from mmengine.structures import InstanceData
 
     from sigplug.models.dense_heads import CenterHead
-    cfg = pillar_model()
+    cfg = get_config(PILLAR_CONFIG).model
     arguments = dict(cfg.pts_bbox_head, train_cfg=cfg.train_cfg.pts,
                      test_cfg=cfg.test_cfg.pts)
     del arguments['type']
@@ -340,7 +310,6 @@ CASES = (
            partial(voxel_case, grid), quick=True)
       for name, grid in (('pillars of 0.2 m', PILLARS),
                          ('voxels of 0.075 m', VOXELS))),
-    Case('pillar feature net, training', pillar_case, CPU, quick=True),
     *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
            partial(targets_case, boxes), CPU, quick=True)
       for boxes in (400, 30)),

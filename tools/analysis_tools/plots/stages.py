@@ -9,7 +9,6 @@ from sigplug.visualization.figure import INK, new_figure, style_axes
 
 from . import COLORS
 
-
 NETWORK = ('encoder', 'scatter', 'backbone', 'neck')
 
 
