@@ -98,7 +98,7 @@ def stock(name: str, function: Callable[..., Any],
     return forms
 
 
-# Inputs ------------------------------------------------------------------
+# Inputs, random on the CPU -------------------------------------------------
 
 
 def heatmap_logits(shape: tuple[int, ...], device: torch.device,
@@ -107,7 +107,7 @@ def heatmap_logits(shape: tuple[int, ...], device: torch.device,
 
     None lies so close to the clip that rounding decides on its gradient.
     """
-    x = 3 * torch.randn(shape, device=device) - 2
+    x = (3 * torch.randn(shape) - 2).to(device)
     kink = math.log(1 / EPS - 1)
     x[(x.abs() - kink).abs() < 0.05] = 0
     return x.to(dtype).requires_grad_()
@@ -125,7 +125,7 @@ def random_boxes(count: int, classes: int, height: int, width: int,
                  device: torch.device) -> tuple[Tensor, ...]:
     """Return centres, radii and labels of boxes on a heatmap."""
     column, row, radius, label = (
-        torch.randint(*limits, (count, ), device=device)
+        torch.randint(*limits, (count, )).to(device)
         for limits in ((0, width), (0, height), (2, 9), (0, classes)))
     return torch.stack((column, row), dim=1), radius, label
 
@@ -133,7 +133,7 @@ def random_boxes(count: int, classes: int, height: int, width: int,
 def features(shape: tuple[int, ...], device: torch.device,
              **changes: Any) -> Tensor:
     """Return activations, none so extreme that a form's clamps show."""
-    x = (torch.randn(shape, device=device).abs() + 0.1).clamp(max=4)
+    x = (torch.randn(shape).to(device).abs() + 0.1).clamp(max=4)
     return x.to(**changes).requires_grad_()
 
 
@@ -203,7 +203,7 @@ def window_case(kernel: int, stride: int, shape: tuple[int, ...],
 
 
 def segment_case(rows: int, num: int, device: torch.device) -> Work:
-    index = torch.randint(num, (rows, ), device=device)
+    index = torch.randint(num, (rows, )).to(device)
     # Empty ones differ: PyG's is the lower bound.
     index[:num] = torch.arange(num, device=device)
     x, p = features((rows, 64), device), power(device)

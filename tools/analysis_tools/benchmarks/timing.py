@@ -132,8 +132,10 @@ def device_seconds(step: Callable[[], Any]) -> list[float]:
     """Return the quartiles of a GPU's own time, from a CUDA graph of steps."""
     from triton.testing import do_bench_cudagraph
     torch.cuda.synchronize()
-    # A graph cannot hold what waits for the GPU: torch would remember the
-    # attempt in its generator of random numbers.
+    # Nodes of autograd that are left over belong to another stream.
+    gc.collect()
+    # A graph cannot hold what waits for the GPU, and the attempt could leave
+    # torch in a broken state.
     torch.cuda.set_sync_debug_mode('error')
     try:
         step()
