@@ -8,7 +8,7 @@ from typing import Any
 
 from sigplug.version import __version__
 
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
+PACKAGES = ('torch', 'triton', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
             'nuscenes-devkit')
 
 
