@@ -19,7 +19,8 @@ def hard_voxelize(
     first ``max_voxels`` are kept, and in each its first ``max_points``
     points. A stable sort replaces the loop over the points (on CUDA mmcv
     numbers the voxels in a single thread). It waits once for the device, for
-    the number of voxels.
+    the number of voxels. A point with a NaN is in no voxel, as on mmcv's CPU;
+    on CUDA mmcv takes its cell along that axis for the first.
 
     Args:
         points (Tensor | Sequence[Tensor]): Points ``(x, y, z, ...)`` in
