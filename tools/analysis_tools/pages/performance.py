@@ -124,9 +124,10 @@ def stage_table(case: Record) -> str:
     if any(row['waits'] for row in rows):
         cells.append(['waits for the GPU', *(
             str(sum(row['waits'].values())) for row in rows)])
+        # Of more, a reader wants no more than the number.
         notes += [f"- {row['config']} waits at " + ', '.join(
-            f'`{place}` ({count})' for place, count in
-            list(row['waits'].items())[:12]) for row in rows]
+            f'`{place}`' for place in row['waits'])
+            for row in rows if 0 < sum(row['waits'].values()) <= 8]
     table = markdown(['stage, ms', *(row['config'] for row in rows)], cells)
     return '\n'.join([table, '', *notes]).strip()
 
