@@ -12,13 +12,19 @@ from conftest import load_tool
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = 'tools/misc/setup_env.py'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
-# Records its calls; `-m venv` copies it, `pip wheel` makes a wheel.
+CSRC = 'mmcv/ops/csrc/pytorch'
+# Records its calls; `-m venv` copies it, `pip download` unpacks sources and
+# `pip wheel` makes a wheel.
 FAKE_PYTHON = f"""#!/bin/sh
 here=$(dirname "$0")
 echo $* >> "$here/calls"
 case "$*" in
   *'-m venv'*) for venv; do :; done
     rm -rf "$venv"; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
+  *' download '*) sources="$TMPDIR/pip-download-1/mmcv_2"
+    mkdir -p "$sources/{CSRC}/cpu"
+    echo "return locals()['__version__']" > "$sources/setup.py"
+    touch "$sources/{CSRC}/nms.cpp" "$sources/{CSRC}/cpu/nms.cpp" ;;
   *' wheel '*) env > "$here/environ"
     while [ "$1" != -w ]; do shift; done
     echo compiled > "$2/{WHEEL}" ;;
@@ -76,7 +82,7 @@ def test_builds_once(tool, repo, tmp_path, monkeypatch):
     assert steps == sorted(steps)
     wheel, = (line for line in text.splitlines() if ' wheel ' in line)
     # pip's own cache of wheels does not know torch.
-    assert '--no-cache-dir' in wheel and '--no-binary mmcv' in wheel
+    assert '--no-cache-dir' in wheel and wheel.endswith('/joined')
     environ = tool.PYTHON.with_name('environ').read_text().splitlines()
     assert {'FORCE_CUDA=0', 'CUDA_VISIBLE_DEVICES=', 'MAX_JOBS=3',
             'MMCV_WITH_OPS=1'} <= set(environ)
@@ -100,6 +106,45 @@ def test_builds_once(tool, repo, tmp_path, monkeypatch):
     tool.install()
     assert calls(tool) == text
     assert count_venvs(tmp_path) == 1
+
+
+def test_each_file_alone_where_the_joined_ones_fail(tool, tmp_path):
+    write_script(tmp_path / 'base/python', FAKE_PYTHON.replace(
+        "*' wheel '*)", """*/joined) echo 'error: redefinition'; exit 1 ;;
+  *' wheel '*) for sources; do :; done
+    cat "$sources/setup.py" > "$here/setup.py"
+    ls "$sources/mmcv/ops/csrc/pytorch" > "$here/files"
+    """))
+    tool.install()
+    written = tool.PYTHON.parent
+    assert (written / 'files').read_text().split() == ['cpu', 'nms.cpp']
+    # Python 3.13 would not find that name.
+    assert (written / 'setup.py').read_text() == "return '2.1.0'\n"
+
+
+def test_joined_sources_compile(tool, tmp_path):
+    # What clashes in mmcv's files, and what does not.
+    align = """#include "pytorch_cpp_helper.hpp"
+        template <class T> struct PreCalc {{ T pos; }};
+        template <class T> void add(T* address, const T& val) {{}}
+        template <class T> void bilinear_interpolate_gradient(T y) {{}}
+        void {0}(float* x) {{ add(x, PreCalc<float>().pos); }}"""
+    texts = dict(
+        bezier_align=align.format('f'), roi_align=align.format('g'),
+        psamask='#define min(a, b) (a < b ? a : b)\n#define max(a, b) b',
+        voxelization='#include <algorithm>\nint h() { return '
+        'std::min(1, std::max(2, 3)); } int add(int x) { return x; }')
+    for part in (tmp_path, tmp_path / 'cpu'):
+        part.mkdir(exist_ok=True)
+        for name, text in texts.items():
+            (part / (name + '.cpp')).write_text(text)
+    for name in ('pytorch_cpp_helper', 'pytorch_device_registry'):
+        (tmp_path / (name + '.hpp')).write_text('#pragma once')
+    tool.join_sources(tmp_path)
+    for part in (tmp_path, tmp_path / 'cpu'):
+        unit, = part.glob('*.cpp')
+        subprocess.run(['c++', '-fsyntax-only', f'-I{tmp_path}', unit],
+                       check=True)
 
 
 def test_opencv_without_libgl(tool, tmp_path):

@@ -127,6 +127,45 @@ def pip_lists(what, *names):
     pip(what, *(f'-r{REQUIREMENTS}/{name}.txt' for name in names))
 
 
+def mmcv_sources(folder, version):
+    """Download mmcv's sources to a folder, and return theirs."""
+    try:
+        # pip unpacks them there to read the metadata, and leaves them there.
+        run('sources of mmcv', PYTHON, '-m', 'pip', 'download', '--no-clean',
+            '--no-deps', '--no-build-isolation', '--no-binary', 'mmcv', '-d',
+            folder, f'mmcv=={version}', TMPDIR=str(folder))
+    except SetupError:
+        # Since Python 3.13 locals() does not see what exec() defines, and
+        # setup.py fails.
+        if not list(folder.glob('pip-*/*/setup.py')):
+            raise
+    setup, = folder.glob('pip-*/*/setup.py')
+    setup.write_text(setup.read_text().replace(
+        "locals()['__version__']", repr(version)))
+    return setup.parent
+
+
+def join_sources(folder):
+    """Make one unit of the C++ files of a folder, and one of its ``cpu``.
+
+    Each file alone takes ten seconds, nine of them for torch's headers.
+    """
+    for part in (folder, folder / 'cpu'):
+        unit = ['pytorch_cpp_helper.hpp', 'pytorch_device_registry.hpp']
+        unit = [f'#include "{name}"' for name in unit]
+        for path in sorted(part.glob('*.cpp')):
+            # The alignments give different templates the same names, and
+            # psamask.cpp leaves two macros behind.
+            names = 'PreCalc', 'add', 'bilinear_interpolate_gradient'
+            if names[-1] not in path.read_text():
+                names = ()
+            path.rename(path.with_suffix('.inc'))
+            unit += [f'#define {name} {name}_{path.stem}' for name in names]
+            unit.append(f'#include "{path.stem}.inc"')
+            unit += [f'#undef {name}' for name in (*names, 'min', 'max')]
+        (part / 'unit.cpp').write_text('\n'.join(unit) + '\n')
+
+
 def mmcv_wheel(cuda):
     """Return mmcv's wheel from the cache, compiled if it is not there."""
     torch = run('import of torch', PYTHON, '-c',
@@ -138,7 +177,7 @@ def mmcv_wheel(cuda):
         f'mmcv-{version}-torch-{torch}-python-{OWN}-{"cuda" * cuda or "cpu"}')
     for wheel in folder.glob('*.whl'):
         return wheel
-    print('env: compiling mmcv; this takes 5 to 15 minutes, once', flush=True)
+    print('env: compiling mmcv; this takes a minute or two, once', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     # mmcv's largest files take nearly 2 GiB each.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -150,11 +189,19 @@ def mmcv_wheel(cuda):
         # mmcv compiles for a GPU as soon as torch sees one.
         variables.update(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='')
     with tempfile.TemporaryDirectory(dir=folder) as partial:
+        plain = mmcv_sources(Path(partial), version)
+        joined = Path(partial, 'joined')
+        shutil.copytree(plain, joined)
+        join_sources(joined / 'mmcv/ops/csrc/pytorch')
         # pip's own cache does not know about torch.
-        run('compilation of mmcv', PYTHON, '-m', 'pip', 'wheel', '-v',
-            '--no-cache-dir', '--no-deps', '--no-build-isolation',
-            '--no-binary', 'mmcv', '-w', partial, f'mmcv=={version}',
-            **variables)
+        command = (PYTHON, '-m', 'pip', 'wheel', '-v', '--no-cache-dir',
+                   '--no-deps', '--no-build-isolation', '-w', partial)
+        try:
+            run('compilation of mmcv', *command, joined, **variables)
+        except SetupError:
+            print('env: once more, each file alone, which takes 5 to 15 '
+                  'minutes', flush=True)
+            run('compilation of mmcv', *command, plain, **variables)
         wheel, = Path(partial).glob('*.whl')
         return wheel.replace(folder / wheel.name)
 
