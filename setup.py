@@ -61,6 +61,7 @@ setup(
     extras_require={
         'mim': read_requirements('mminstall'),
         'optional': read_requirements('optional'),
+        'spconv': read_requirements('spconv'),
         'tests': read_requirements('tests'),
     },
     zip_safe=False)

@@ -254,7 +254,12 @@ def install():
     pip('torch', 'torch', 'numpy')
     wheel = mmcv_wheel(wanted['cuda'])
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
-    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests')
+    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests',
+              *([] if wanted['cuda'] else ['spconv']))
+    if wanted['cuda']:
+        # Its CPU build would take the place of mmcv's CUDA operators.
+        run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
+            'spconv')
     pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
     check_stack(wheel)
     if wanted['docs']:
