@@ -147,6 +147,19 @@ def test_joined_sources_compile(tool, tmp_path):
                        check=True)
 
 
+def test_the_devkit_takes_any_numpy(tool, monkeypatch):
+    path = (tool.VENV / 'lib/python3.12/site-packages'
+            / 'nuscenes_devkit-1.2.0.dist-info/METADATA')
+    path.parent.mkdir(parents=True)
+    path.write_text('Requires-Dist: fire\nRequires-Dist: numpy<2.0.0,>=1.22.0'
+                    '\nRequires-Dist: numpydoc<2\n')
+    monkeypatch.setattr(tool, 'pip', lambda *arguments: None)
+    tool.install_devkit()
+    assert path.read_text() == (
+        'Requires-Dist: fire\nRequires-Dist: numpy\n'
+        'Requires-Dist: numpydoc<2\n')
+
+
 def test_opencv_without_libgl(tool, tmp_path):
     write_script(tmp_path / 'base/python', FAKE_PYTHON + (
         '[ "$2" != "import cv2" ] || { echo libGL.so.1; exit 1; }\n'))
@@ -201,12 +214,14 @@ def test_pins_of_a_column(tool, monkeypatch):
             tool.read_constraints().splitlines() if '==' in line]
     assert [version for name, _, version in pins if name == 'torch'] == [
         '2.1.2']
+    assert [version for name, _, version in pins if name == 'numpy'] == [
+        '1.26.4']
     assert {name for name, *_ in pins} == {
         line.partition('==')[0] for line in usual.splitlines() if '==' in line}
 
 
 @pytest.mark.parametrize('variables, words', [
-    (dict(COLUMN='torch0'), 'COLUMN=torch0 is none of torch2.1'),
+    (dict(COLUMN='torch0'), 'COLUMN=torch0 is none of newest, torch2.1'),
     (dict(CXX='no-such-compiler'), 'no-such-compiler not found'),
 ])
 def test_what_is_refused(repo, variables, words):
@@ -219,8 +234,8 @@ def test_what_is_refused(repo, variables, words):
 
 
 def test_a_wrong_python_is_refused(tool):
-    for version in ('3.10', '3.11', '3.12'):
+    for version in ('3.10', '3.11', '3.12', '3.13'):
         tool.check_python(version)
-    for version in ('3.9', '3.13'):
-        with pytest.raises(tool.SetupError, match=f'{version}.*3.10 to 3.12'):
+    for version in ('3.9', '3.14'):
+        with pytest.raises(tool.SetupError, match=f'{version}.*3.10 to 3.13'):
             tool.check_python(version)

@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SUPPORTED = ('3.10', '3.11', '3.12')
+SUPPORTED = ('3.10', '3.11', '3.12', '3.13')
 OWN = '{}.{}'.format(*sys.version_info[:2])
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
@@ -88,7 +88,7 @@ def check_python(version=OWN):
     if version not in SUPPORTED:
         raise SetupError(f'{sys.executable} is Python {version}, but the '
                          f'stack needs {SUPPORTED[0]} to {SUPPORTED[-1]}: '
-                         'make env PYTHON=python3.11')
+                         'make env PYTHON=python3.12')
 
 
 def check_compiler():
@@ -125,6 +125,17 @@ def pip(what, *arguments):
 def pip_lists(what, *names):
     """Install lists of requirements."""
     pip(what, *(f'-r{REQUIREMENTS}/{name}.txt' for name in names))
+
+
+def install_devkit():
+    """Install nuscenes-devkit, and lift a bound in what it asks for.
+
+    It asks for numpy below 2, but runs with later ones.
+    """
+    pip('nuScenes devkit', '--no-deps', 'nuscenes-devkit')
+    for path in VENV.glob('lib/*/site-packages/nuscenes_devkit*/METADATA'):
+        path.write_text(re.sub(r'(?m)^(Requires-Dist: numpy)<.*', r'\1',
+                               path.read_text()))
 
 
 def mmcv_sources(folder, version):
@@ -254,6 +265,7 @@ def install():
     pip('torch', 'torch', 'numpy')
     wheel = mmcv_wheel(wanted['cuda'])
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
+    install_devkit()
     pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests',
               *([] if wanted['cuda'] else ['spconv']))
     if wanted['cuda']:
