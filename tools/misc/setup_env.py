@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from join_mmcv import join_sources
+
 SUPPORTED = ('3.10', '3.11', '3.12', '3.13')
 OWN = '{}.{}'.format(*sys.version_info[:2])
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,9 +36,12 @@ PYTHON, LOG = VENV / 'bin/python', VENV / 'setup.log'
 STATE = VENV / 'setup-env.json'
 # A change in one of these brings the environment up to date.
 INPUTS = ('requirements/**/*.txt', 'setup.py', 'sigplug/version.py',
-          'tools/misc/setup_env.py')
-CHECK = """
-import mmdet.models, mmdet3d.models, sigplug, torch
+          'tools/misc/setup_env.py', 'tools/misc/join_mmcv.py')
+# The line of packages that goes by onedl-mmcv and so on has no mmdet3d.
+ONEDL = COLUMN == 'onedl'
+MMCV = 'onedl-mmcv' if ONEDL else 'mmcv'
+CHECK = f'import mmdet.models{"" if ONEDL else ", mmdet3d.models"}' + """
+import sigplug, torch
 from mmcv.ops import nms
 boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)[1]
@@ -143,49 +148,31 @@ def mmcv_sources(folder, version):
     try:
         # pip unpacks them there to read the metadata, and leaves them there.
         run('sources of mmcv', PYTHON, '-m', 'pip', 'download', '--no-clean',
-            '--no-deps', '--no-build-isolation', '--no-binary', 'mmcv', '-d',
-            folder, f'mmcv=={version}', TMPDIR=str(folder))
+            '--no-deps', '--no-build-isolation', '--no-binary', MMCV, '-d',
+            folder, f'{MMCV}=={version}', TMPDIR=str(folder))
     except SetupError:
         # Since Python 3.13 locals() does not see what exec() defines, and
         # setup.py fails.
         if not list(folder.glob('pip-*/*/setup.py')):
             raise
     setup, = folder.glob('pip-*/*/setup.py')
+    # torch adds the standard that it needs itself, which since 2.15 is C++20.
     setup.write_text(setup.read_text().replace(
+        "['-std=c++17']", '[]').replace(
         "locals()['__version__']", repr(version)))
     return setup.parent
-
-
-def join_sources(folder):
-    """Make one unit of the C++ files of a folder, and one of its ``cpu``.
-
-    Each file alone takes ten seconds, nine of them for torch's headers.
-    """
-    for part in (folder, folder / 'cpu'):
-        unit = ['pytorch_cpp_helper.hpp', 'pytorch_device_registry.hpp']
-        unit = [f'#include "{name}"' for name in unit]
-        for path in sorted(part.glob('*.cpp')):
-            # The alignments give different templates the same names, and
-            # psamask.cpp leaves two macros behind.
-            names = 'PreCalc', 'add', 'bilinear_interpolate_gradient'
-            if names[-1] not in path.read_text():
-                names = ()
-            path.rename(path.with_suffix('.inc'))
-            unit += [f'#define {name} {name}_{path.stem}' for name in names]
-            unit.append(f'#include "{path.stem}.inc"')
-            unit += [f'#undef {name}' for name in (*names, 'min', 'max')]
-        (part / 'unit.cpp').write_text('\n'.join(unit) + '\n')
 
 
 def mmcv_wheel(cuda):
     """Return mmcv's wheel from the cache, compiled if it is not there."""
     torch = run('import of torch', PYTHON, '-c',
                 'import torch; print(torch.__version__)').split()[-1]
-    version = re.search(r'(?m)^mmcv==(\S+)', read_constraints())[1]
+    version = re.search(rf'(?m)^{MMCV}==(\S+)', read_constraints())[1]
     cache = os.environ.get('SIGPLUG_CACHE') or (
         (os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/sigplug')
     folder = Path(cache).expanduser().resolve() / (
-        f'mmcv-{version}-torch-{torch}-python-{OWN}-{"cuda" * cuda or "cpu"}')
+        f'{MMCV}-{version}-torch-{torch}-python-{OWN}-'
+        + ('cuda' if cuda else 'cpu'))
     for wheel in folder.glob('*.whl'):
         return wheel
     print('env: compiling mmcv; this takes a minute or two, once', flush=True)
@@ -266,8 +253,8 @@ def install():
     wheel = mmcv_wheel(wanted['cuda'])
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
     install_devkit()
-    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests',
-              *([] if wanted['cuda'] else ['spconv']))
+    pip_lists('OpenMMLab stack', 'onedl' if ONEDL else 'mminstall', 'runtime',
+              'optional', 'tests', *([] if wanted['cuda'] else ['spconv']))
     if wanted['cuda']:
         # Its CPU build would take the place of mmcv's CUDA operators.
         run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
