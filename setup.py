@@ -42,6 +42,7 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     python_requires='>=3.10',
@@ -60,7 +61,9 @@ setup(
     install_requires=read_requirements('runtime'),
     extras_require={
         'mim': read_requirements('mminstall'),
+        'onedl': read_requirements('onedl'),
         'optional': read_requirements('optional'),
+        'spconv': read_requirements('spconv'),
         'tests': read_requirements('tests'),
     },
     zip_safe=False)

@@ -108,7 +108,7 @@ def test_metadata(built):
     required = {str(Requirement(r)) for r in metadata.get_all('Requires-Dist')
                 if 'extra ==' not in r}
     assert required == {str(r) for r in read_requirements('runtime')}
-    assert {'mim', 'optional', 'tests'} == set(
+    assert {'mim', 'onedl', 'optional', 'spconv', 'tests'} == set(
         metadata.get_all('Provides-Extra'))
 
 

@@ -17,7 +17,11 @@ from . import preflight
 from .hooks.checkpoint_fit import load_what_fits
 from .hooks.interval import unwrap
 from .model_check import check_model
-from .upstream_fixes import load_checkpoints_safely, supply_numpy_long
+from .upstream_fixes import (
+    load_checkpoints_safely,
+    supply_numpy_long,
+    train_spconv_on_cpu,
+)
 
 # The variables that tell each process its number.
 RANKS = dict(slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -82,6 +86,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     supply_numpy_long()
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
               Runner.from_cfg(cfg))
+    train_spconv_on_cpu()
     datasets: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     for split in splits:

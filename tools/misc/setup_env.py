@@ -24,7 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
-SUPPORTED = ('3.10', '3.11', '3.12')
+from join_mmcv import join_sources
+
+SUPPORTED = ('3.10', '3.11', '3.12', '3.13')
 OWN = '{}.{}'.format(*sys.version_info[:2])
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
@@ -34,9 +36,12 @@ PYTHON, LOG = VENV / 'bin/python', VENV / 'setup.log'
 STATE = VENV / 'setup-env.json'
 # A change in one of these brings the environment up to date.
 INPUTS = ('requirements/**/*.txt', 'setup.py', 'sigplug/version.py',
-          'tools/misc/setup_env.py')
-CHECK = """
-import mmdet.models, mmdet3d.models, sigplug, torch
+          'tools/misc/setup_env.py', 'tools/misc/join_mmcv.py')
+# The line of packages that goes by onedl-mmcv and so on has no mmdet3d.
+ONEDL = COLUMN == 'onedl'
+MMCV = 'onedl-mmcv' if ONEDL else 'mmcv'
+CHECK = f'import mmdet.models{"" if ONEDL else ", mmdet3d.models"}' + """
+import sigplug, torch
 from mmcv.ops import nms
 boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)[1]
@@ -88,7 +93,7 @@ def check_python(version=OWN):
     if version not in SUPPORTED:
         raise SetupError(f'{sys.executable} is Python {version}, but the '
                          f'stack needs {SUPPORTED[0]} to {SUPPORTED[-1]}: '
-                         'make env PYTHON=python3.11')
+                         'make env PYTHON=python3.12')
 
 
 def check_compiler():
@@ -127,18 +132,50 @@ def pip_lists(what, *names):
     pip(what, *(f'-r{REQUIREMENTS}/{name}.txt' for name in names))
 
 
+def install_devkit():
+    """Install nuscenes-devkit, and lift a bound in what it asks for.
+
+    It asks for numpy below 2, but runs with later ones.
+    """
+    pip('nuScenes devkit', '--no-deps', 'nuscenes-devkit')
+    for path in VENV.glob('lib/*/site-packages/nuscenes_devkit*/METADATA'):
+        path.write_text(re.sub(r'(?m)^(Requires-Dist: numpy)<.*', r'\1',
+                               path.read_text()))
+
+
+def mmcv_sources(folder, version):
+    """Download mmcv's sources to a folder, and return theirs."""
+    try:
+        # pip unpacks them there to read the metadata, and leaves them there.
+        run('sources of mmcv', PYTHON, '-m', 'pip', 'download', '--no-clean',
+            '--no-deps', '--no-build-isolation', '--no-binary', MMCV, '-d',
+            folder, f'{MMCV}=={version}', TMPDIR=str(folder))
+    except SetupError:
+        # Since Python 3.13 locals() does not see what exec() defines, and
+        # setup.py fails.
+        if not list(folder.glob('pip-*/*/setup.py')):
+            raise
+    setup, = folder.glob('pip-*/*/setup.py')
+    # torch adds the standard that it needs itself, which since 2.15 is C++20.
+    setup.write_text(setup.read_text().replace(
+        "['-std=c++17']", '[]').replace(
+        "locals()['__version__']", repr(version)))
+    return setup.parent
+
+
 def mmcv_wheel(cuda):
     """Return mmcv's wheel from the cache, compiled if it is not there."""
     torch = run('import of torch', PYTHON, '-c',
                 'import torch; print(torch.__version__)').split()[-1]
-    version = re.search(r'(?m)^mmcv==(\S+)', read_constraints())[1]
+    version = re.search(rf'(?m)^{MMCV}==(\S+)', read_constraints())[1]
     cache = os.environ.get('SIGPLUG_CACHE') or (
         (os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/sigplug')
     folder = Path(cache).expanduser().resolve() / (
-        f'mmcv-{version}-torch-{torch}-python-{OWN}-{"cuda" * cuda or "cpu"}')
+        f'{MMCV}-{version}-torch-{torch}-python-{OWN}-'
+        + ('cuda' if cuda else 'cpu'))
     for wheel in folder.glob('*.whl'):
         return wheel
-    print('env: compiling mmcv; this takes 5 to 15 minutes, once', flush=True)
+    print('env: compiling mmcv; this takes a minute or two, once', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     # mmcv's largest files take nearly 2 GiB each.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -150,11 +187,19 @@ def mmcv_wheel(cuda):
         # mmcv compiles for a GPU as soon as torch sees one.
         variables.update(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='')
     with tempfile.TemporaryDirectory(dir=folder) as partial:
+        plain = mmcv_sources(Path(partial), version)
+        joined = Path(partial, 'joined')
+        shutil.copytree(plain, joined)
+        join_sources(joined / 'mmcv/ops/csrc/pytorch')
         # pip's own cache does not know about torch.
-        run('compilation of mmcv', PYTHON, '-m', 'pip', 'wheel', '-v',
-            '--no-cache-dir', '--no-deps', '--no-build-isolation',
-            '--no-binary', 'mmcv', '-w', partial, f'mmcv=={version}',
-            **variables)
+        command = (PYTHON, '-m', 'pip', 'wheel', '-v', '--no-cache-dir',
+                   '--no-deps', '--no-build-isolation', '-w', partial)
+        try:
+            run('compilation of mmcv', *command, joined, **variables)
+        except SetupError:
+            print('env: once more, each file alone, which takes 5 to 15 '
+                  'minutes', flush=True)
+            run('compilation of mmcv', *command, plain, **variables)
         wheel, = Path(partial).glob('*.whl')
         return wheel.replace(folder / wheel.name)
 
@@ -207,7 +252,13 @@ def install():
     pip('torch', 'torch', 'numpy')
     wheel = mmcv_wheel(wanted['cuda'])
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
-    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests')
+    install_devkit()
+    pip_lists('OpenMMLab stack', 'onedl' if ONEDL else 'mminstall', 'runtime',
+              'optional', 'tests', *([] if wanted['cuda'] else ['spconv']))
+    if wanted['cuda']:
+        # Its CPU build would take the place of mmcv's CUDA operators.
+        run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
+            'spconv')
     pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
     check_stack(wheel)
     if wanted['docs']:
