@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, and locks between processes.
+"""Files that are whole at every moment, locks between processes, and paths.
 
 The standard library alone, as :mod:`sigplug.ops` builds on it.
 """
@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = '.partial'
+# In a checkout, where its links lead; in a wheel, where mim looks.
+TOOLS = (Path(__file__).parent / '.mim/tools').resolve()
+
+
+def relative(path: str | os.PathLike) -> str:
+    """Return a path as one types it: relative, if below the working dir."""
+    path = os.path.relpath(path)
+    return os.path.abspath(path) if path.startswith('..') else path
 
 
 @contextmanager

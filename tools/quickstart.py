@@ -87,6 +87,7 @@ def main() -> None:
     # The configs read these, see configs/_base_/datasets.
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
+    os.environ[process.RESUME] = process.resume_command('quickstart')
     config = relative(args.config)
     check_data_root(
         preflight.load_config(config), str(args.data_root))

@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, prepare, process
+from sigplug.engine import cli, explain, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
     preflight.check_stack(cfg)
-    with preflight.explain_registry_errors(cfg):
+    with explain.explain_build_errors(cfg):
         runner = cli.build_runner(cfg, 'test')
         runner.register_hook(CheckpointFitHook())
         runner.test()

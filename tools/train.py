@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, prepare, process
+from sigplug.engine import cli, explain, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
 from sigplug.errors import UserError
 
@@ -47,7 +47,7 @@ def main() -> None:
     prepare.set_resume(cfg, args.resume)
     prepare.set_launcher(cfg, args.launcher)
     preflight.check_stack(cfg)
-    with preflight.explain_registry_errors(cfg):
+    with explain.explain_build_errors(cfg):
         runner = cli.build_runner(cfg, 'train', 'val')
         runner.register_hook(CheckpointFitHook(
             partial=not cfg.get('resume'), new_schedule=args.new_schedule))

@@ -1,5 +1,5 @@
 """Everything that a run needs around mmengine's Runner.
 
 Nothing is imported here: ``import sigplug`` loads :mod:`.upstream_fixes` and
-:mod:`.versions` only.
+:mod:`.machine` only.
 """

@@ -1,22 +1,21 @@
 """The arguments that tools share, and the objects built from a config."""
-import copy
 import os
 import textwrap
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS, RUNNERS
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from sigplug.errors import UserError
 
 from . import preflight
-from .hooks.checkpoint_fit import load_what_fits
+from .explain import explain_data_errors, iter_dicts
 from .hooks.interval import unwrap
 from .model_check import check_model
+from .runner import Runner
 from .upstream_fixes import load_checkpoints_safely, supply_numpy_long
 
 # The variables that tell each process its number.
@@ -85,7 +84,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     datasets: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     for split in splits:
-        with preflight.explain_data_errors(cfg.get(f'{split}_dataloader')):
+        name = f'{split}_dataloader'
+        with explain_data_errors(cfg.get(name), name):
             # The property builds the loop, with its data loader.
             loop = getattr(runner, f'{split}_loop')
         loader = getattr(loop, 'dataloader', None)
@@ -96,7 +96,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     model = unwrap(runner.model)
     check_model(model, datasets, metrics)
     if 'train' in splits:
-        check_pretrained(cfg, model)
+        check_pretrained(cfg)
     compile_parts(runner.cfg, model)
     return runner
 
@@ -120,54 +120,16 @@ def compile_parts(cfg: Config, model: nn.Module) -> None:
             part.compile(**({} if options is True else options))
 
 
-def check_pretrained(cfg: Config, model: nn.Module) -> None:
+def check_pretrained(cfg: Config) -> None:
     """Check the checkpoints that ``init_cfg`` takes parts of a model from.
 
-    mmengine loads what fits, even if that is nothing. A part with an
-    ``init_weights`` of its own may read a checkpoint in its own way.
-
     Raises:
-        UserError: One is missing, or has no weight of its part.
+        UserError: One is missing or unreadable.
     """
-    parts = dict(model.named_modules())
-    for key, node in preflight.iter_dicts(cfg.model, ''):
-        inits = node.get('init_cfg') or []
-        for init in [inits] if isinstance(inits, dict) else inits:
-            if init.get('type') != 'Pretrained':
-                continue
-            where = f'model.{key}.init_cfg'.replace('..', '.')
-            path = str(init.get('checkpoint'))
-            weights = preflight.check_checkpoint(path, f'{where}.checkpoint')
-            part: Any = parts.get(key)
-            kind = type(part)
-            if getattr(kind, 'init_weights', '') != BaseModule.init_weights:
-                continue
-            if 'Pretrained' in str(part.init_cfg):
-                if weights and not _has_weights(
-                        part, weights, init.get('prefix')):
-                    raise UserError(
-                        f'{where}: no weight in {path!r} has the name and the '
-                        f'shape of one of {kind.__name__}. Weights of a whole '
-                        'detector need prefix=..., the name of the part.')
-            # SECOND of mmdet3d; one's own may have loaded it already.
-            elif kind.__module__.startswith(('mmdet3d.', 'mmdet.')):
-                raise UserError(
-                    f'{where} has no effect: {kind.__name__} replaces it by '
-                    'its own. Load the weights with load_from.')
-
-
-def _has_weights(part: nn.Module, checkpoint: dict[str, Any],
-                 prefix: str | None) -> bool:
-    """Return whether mmengine takes a weight of a part from a checkpoint."""
-    weights = checkpoint.get('state_dict', checkpoint)
-    if prefix is not None:
-        prefix += '.' * (not prefix.endswith('.'))
-        weights = {name.removeprefix(prefix): value
-                   for name, value in weights.items()
-                   if name.startswith(prefix)}
-    missing, misshapen = load_what_fits(copy.deepcopy(part), weights)
-    return bool({name for name, _ in part.named_parameters()}
-                - {*missing, *misshapen})
+    for key, node in iter_dicts(cfg.model, 'model'):
+        if node.get('type') == 'Pretrained' and 'init_cfg' in key:
+            preflight.check_checkpoint(
+                str(node.get('checkpoint')), f'{key}.checkpoint')
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:

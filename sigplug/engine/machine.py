@@ -1,10 +1,11 @@
-"""The machine and the versions that a measurement was taken with."""
+"""The machine, and the versions of the packages around sigplug."""
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from sigplug.version import __version__
 
@@ -39,3 +40,49 @@ def list_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def check_versions() -> dict[str, tuple[str, str, bool]]:
+    """Compare the installed packages with the versions sigplug is made for.
+
+    The ranges are those of ``requirements/mminstall.txt``, which an installed
+    sigplug has in its metadata.
+
+    Returns:
+        dict[str, tuple[str, str, bool]]: Of each package with a range that is
+        installed, its version, the range and whether they fit.
+    """
+    try:
+        # matplotlib requires it, and mmengine imports it.
+        from packaging.requirements import Requirement
+        wanted = [Requirement(line) for line in requires('sigplug') or []]
+    except (ImportError, PackageNotFoundError):
+        return {}
+    found = {}
+    for requirement in wanted:
+        marker = requirement.marker
+        if marker is None or not marker.evaluate(dict(extra='mim')):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            continue
+        bounds = ','.join(
+            sorted(map(str, requirement.specifier), reverse=True))
+        found[requirement.name] = (
+            installed, bounds,
+            requirement.specifier.contains(installed, prereleases=True))
+    return found
+
+
+def warn_about_unsupported_versions() -> None:
+    """Warn about packages that are older or newer than sigplug is made for.
+
+    It is a warning, since mmengine would turn an error into "not in the
+    registry".
+    """
+    for name, (installed, bounds, fits) in check_versions().items():
+        if not fits:
+            warn(f'{name} {installed} is installed, but sigplug is made for '
+                 f'{name}{bounds}: python -m pip install "{name}{bounds}"',
+                 stacklevel=3)

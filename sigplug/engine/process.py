@@ -1,6 +1,7 @@
 """The exit codes of the command-line tools, and printing from one process."""
 import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,20 +11,48 @@ from typing import Any
 import torch.distributed
 
 from sigplug.errors import UserError
+from sigplug.files import relative
+
+from .screen import quieten_imports
 
 # The errors for no room: on the disk, in the quota, or under the limit of the
 # process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-
-CONTINUE = 'Continue it with --resume.'
+# The command that continues what runs, where that is not the tool itself.
+RESUME = 'SIGPLUG_RESUME'
 _advice = ''
 
 
-def set_advice(advice: str) -> None:
-    """Set what to do where the tool that runs is stopped from now on."""
+def resume_command(target: str | None = None) -> str:
+    """Return the command that continues the tool that runs.
+
+    Args:
+        target (str, optional): Its target of ``make``, used where make has
+            started it. Defaults to none.
+    """
+    arguments = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == '--resume':
+            # Its value, if it has one.
+            argument = next(given, '--resume')
+            if not argument.startswith('-'):
+                continue
+        if not argument.startswith('--resume'):
+            arguments.append(argument)
+    arguments.append('--resume')
+    if target and 'MAKELEVEL' in os.environ:
+        return f'make {target} ARGS={shlex.quote(shlex.join(arguments))}'
+    return shlex.join(
+        [relative(sys.executable), relative(sys.argv[0]), *arguments])
+
+
+def advise_resume() -> None:
+    """From now on, say how to continue where the tool is stopped."""
     global _advice
-    _advice = advice
+    command = os.environ.get(RESUME) or resume_command()
+    _advice = f' Continue it with\n    {command}'
 
 
 def run_tool(main: Callable[[], None]) -> int:
@@ -36,12 +65,15 @@ def run_tool(main: Callable[[], None]) -> int:
         int: The exit code: 0; 2 after a :class:`UserError` or on a full
         disk, with a message on the standard error (of the first process; after
         the start of a distributed run, of each); 130 or 143 where Ctrl-C or
-        SIGTERM have stopped it.
+        SIGTERM have stopped it, 141 where nobody reads what it prints.
     """
-    set_advice('')
+    global _advice
+    _advice = ''
+    quieten_imports()
     try:
         with _raise_on_sigterm():
             main()
+            sys.stdout.flush()
     except UserError as error:
         if is_rank_zero():
             print(f'error: {error}', file=sys.stderr, flush=True)
@@ -50,17 +82,21 @@ def run_tool(main: Callable[[], None]) -> int:
             print(f'error in process {torch.distributed.get_rank()}: {error}',
                   file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:
+        # By `| head`. What is left to print would end in an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         print_on_rank_zero(
             f'error: {error}. Files that were written before are whole. '
-            f'Make room. {_advice}'.rstrip(), file=sys.stderr)
+            f'Make room.{_advice}', file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_on_rank_zero(f'Stopped by {number.name}. {_advice}'.rstrip(),
+        print_on_rank_zero(f'Stopped by {number.name}.{_advice}',
                            file=sys.stderr)
         return 128 + number
     return 0

@@ -1,6 +1,7 @@
 """How a tool ends, and which process of several prints."""
 import os
 import signal
+import sys
 import time
 from functools import partial
 
@@ -8,6 +9,70 @@ import pytest
 
 from sigplug.engine import process
 from sigplug.errors import UserError
+
+
+@pytest.fixture
+def command_line(monkeypatch, tmp_path):
+    """Set what was typed, in a folder that has the tool and Python."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.executable', str(tmp_path / 'python'))
+    for name in ('MAKELEVEL', process.RESUME):
+        monkeypatch.delenv(name, raising=False)
+
+    def set_command_line(*words):
+        monkeypatch.setattr('sys.argv', [
+            str(tmp_path / 'tools/train.py'), *words])
+
+    set_command_line('c.py', '--amp')
+    return set_command_line
+
+
+@pytest.mark.parametrize('given, resumed', [
+    (['c.py'], ['c.py']),
+    (['c.py', '--resume'], ['c.py']),
+    (['c.py', '--resume', 'a.pth', '--amp'], ['c.py', '--amp']),
+    (['--resume', '--amp', 'c.py'], ['--amp', 'c.py']),
+    (['--resume=a.pth', 'my c.py'], ["'my c.py'"]),
+    (['c.py', '--cfg-options', 'a=1'], ['c.py', '--cfg-options', 'a=1']),
+])
+def test_command_that_continues(command_line, given, resumed):
+    command_line(*given)
+    assert process.resume_command() == ' '.join(
+        ['python tools/train.py', *resumed, '--resume'])
+
+
+def test_command_that_continues_under_make(command_line, monkeypatch, capsys):
+    assert process.resume_command('quickstart').startswith('python')
+    monkeypatch.setenv('MAKELEVEL', '1')
+    command = "make quickstart ARGS='c.py --amp --resume'"
+    assert process.resume_command('quickstart') == command
+    command_line()
+    assert process.resume_command('x') == 'make x ARGS=--resume'
+    # As a stage of another tool.
+    monkeypatch.setenv(process.RESUME, command)
+
+    def training():
+        process.advise_resume()
+        raise KeyboardInterrupt
+
+    process.run_tool(training)
+    assert capsys.readouterr().err.endswith(f'Continue it with\n    {command}\n')
+
+
+def test_nobody_reads_what_is_printed():
+    """As behind `| head`."""
+    read, write = os.pipe()
+    os.close(read)
+    child = os.fork()
+    if not child:
+        os.dup2(write, 1)
+        sys.stdout = open(1, 'w', closefd=False)
+        code = process.run_tool(lambda: print('line\n' * 100000))
+        # As at the end of Python.
+        sys.stdout.flush()
+        os._exit(code)
+    os.close(write)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 141
 
 
 def test_run_tool_prints_a_known_error(capsys):
@@ -20,7 +85,7 @@ def test_run_tool_prints_a_known_error(capsys):
     assert captured.err == 'error: no data at x\n' and not captured.out
 
 
-def test_run_tool_says_that_the_disk_is_full(capsys):
+def test_run_tool_says_that_the_disk_is_full(capsys, command_line):
     """/dev/full is a disk without room."""
 
     def tool(path):
@@ -28,21 +93,21 @@ def test_run_tool_says_that_the_disk_is_full(capsys):
             file.write('text')
 
     def full():
-        process.set_advice('Go on.')
+        process.advise_resume()
         tool('/dev/full')
 
     assert process.run_tool(full) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith('error: ') and printed.count('\n') == 1
-    assert 'No space left on device' in printed and 'Go on.' in printed
+    assert printed.startswith('error: ') and printed.count('\n') == 2
+    assert 'No space left on device' in printed and '--resume' in printed
     with pytest.raises(IsADirectoryError):
         process.run_tool(lambda: tool('/dev'))
 
 
 @pytest.mark.parametrize('number, code', [
     (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
-                                                   request):
+def test_run_tool_ends_in_order_when_it_is_stopped(
+        capsys, number, code, request, command_line):
     before = signal.getsignal(signal.SIGTERM)
     # A shell starts what runs in its background with Ctrl-C ignored.
     request.addfinalizer(partial(
@@ -62,12 +127,13 @@ def test_run_tool_ends_in_order_when_it_is_stopped(capsys, number, code,
     assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
 
     def training():
-        process.set_advice(process.CONTINUE)
+        process.advise_resume()
         tool()
 
     assert process.run_tool(training) == code
     assert capsys.readouterr().err == (
-        f'Stopped by {number.name}. Continue it with --resume.\n')
+        f'Stopped by {number.name}. Continue it with\n'
+        '    python tools/train.py c.py --amp --resume\n')
     # That of one does not stay for the next.
     assert process.run_tool(tool) == code
     assert 'resume' not in capsys.readouterr().err

@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, explain, preflight, process
 from sigplug.engine.bev_frame import (
     HeatmapReader,
     draw_sample,
@@ -104,8 +104,8 @@ def main() -> None:
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     model = reader = None
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(dataset_cfg)):
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(dataset_cfg)):
         dataset = DATASETS.build(dataset_cfg)
         if args.checkpoint:
             model = cli.build_model(cfg, args.checkpoint, args.device)

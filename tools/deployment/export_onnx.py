@@ -31,7 +31,7 @@ from torch import nn
 
 from sigplug.deploy import Detections
 from sigplug.deploy.folder import DENSE, ENCODER
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, explain, preflight, process
 from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
@@ -286,7 +286,7 @@ def main() -> None:
     if cfg.get('model') is None:
         raise UserError(
             f'The config {args.config!r} has no model.')
-    with preflight.explain_registry_errors(cfg):
+    with explain.explain_build_errors(cfg):
         model = cli.build_model(cfg, args.checkpoint, 'cpu')
     write(cfg, model, checkpoint, args)
 

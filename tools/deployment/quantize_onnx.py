@@ -20,7 +20,7 @@ from mmengine.runner import set_random_seed
 
 from sigplug.deploy import Detector
 from sigplug.deploy.folder import DENSE, ENCODER
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, explain, preflight, process
 from sigplug.engine.bev_frame import space_evenly
 from sigplug.errors import UserError
 
@@ -86,8 +86,8 @@ def read_maps(args: argparse.Namespace, detector: Detector
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     # Of the augmentations.
     set_random_seed(0)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(cfg.train_dataloader)):
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(cfg.train_dataloader)):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         for index in space_evenly(args.num, len(dataset)):
             points = dataset[index]['inputs']['points'].numpy()

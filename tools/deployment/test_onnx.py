@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import checksum
-from sigplug.engine import cli, preflight, process
+from sigplug.engine import cli, explain, preflight, process
 from sigplug.engine.machine import describe_machine, list_versions
 from sigplug.engine.results import summarize_nuscenes, write_json
 from sigplug.errors import UserError
@@ -216,8 +216,8 @@ def main() -> None:
     # One sample at a time, without workers that share the cores.
     cfg.test_dataloader.update(
         batch_size=1, num_workers=0, persistent_workers=False)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(cfg.test_dataloader)):
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(cfg.test_dataloader)):
         model = cli.build_model(cfg, checkpoint, 'cpu')
         results = evaluate(cfg, model, detectors)
     results['PyTorch']['mib'] = Path(checkpoint).stat().st_size / 2**20

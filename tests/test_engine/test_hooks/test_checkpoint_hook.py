@@ -105,14 +105,16 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     assert exit_code(fork(make_runner(tmp_path).train)) == 0
 
 
-def test_stopped_training_can_go_on(tmp_path, capsys):
+@pytest.mark.parametrize('epochs', [0, 1])
+def test_stopped_training_can_go_on(tmp_path, capsys, epochs):
+    """From a checkpoint, if there is one."""
 
     def tool():
-        make_runner(tmp_path, epochs=1).train()
+        make_runner(tmp_path, epochs=epochs).train()
         raise KeyboardInterrupt
 
     assert run_tool(tool) == 130
-    assert 'Continue it with --resume.' in capsys.readouterr().err
+    assert ('--resume' in capsys.readouterr().err) == bool(epochs)
 
 
 def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
