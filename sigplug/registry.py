@@ -5,12 +5,30 @@ builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
 """
 from collections.abc import Callable
-from typing import Any, TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
-from mmengine.registry import Registry
+if TYPE_CHECKING or find_spec('mmengine'):
+    from mmengine.registry import HOOKS as ROOT_HOOKS
+    from mmengine.registry import MODELS as ROOT_MODELS
+    from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+    from mmengine.registry import Registry
+else:
+
+    class Registry:
+        """Stand for mmengine's: the classes of plain PyTorch still import."""
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def register_module(self, name=None, module=None):
+            return module or (lambda cls: cls)
+
+        def build(self, cfg, **kwargs):
+            raise ImportError(f'Building {cfg} from a config needs mmengine: '
+                              'pip install mmengine')
+
+    ROOT_HOOKS = ROOT_MODELS = ROOT_TRANSFORMS = Registry()
 
 MODELS = Registry(
     'model',

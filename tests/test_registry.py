@@ -81,6 +81,14 @@ from sigplug.ops import clip_sigmoid, generalized_mean
 assert sigplug.__version__
 assert clip_sigmoid(torch.zeros(1)).item() == 0.5
 assert generalized_mean(torch.ones(1, 4), 3.0, 1).item() == 1
+
+# The modules as well, which nothing builds from a config.
+from sigplug.models import ClipSigmoid, GeM, GeMContext
+assert ClipSigmoid()(torch.zeros(1)).item() == 0.5
+assert GeM()(torch.ones(1, 4, 3, 3)).shape == (1, 4, 1, 1)
+assert GeMContext(4, ratio=0.5)(torch.ones(1, 4, 3, 3)).shape == (1, 4, 3, 3)
+assert 'pip install mmengine' in message_of(
+    ImportError, GeMContext, 4, inner=dict(type='FPN'))
 """, tmp_path)
 
 

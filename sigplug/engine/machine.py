@@ -2,6 +2,7 @@
 import os
 import platform
 import re
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,29 @@ def describe_machine() -> dict[str, Any]:
 def list_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed stack."""
     found = dict(python=platform.python_version(), sigplug=__version__)
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: installed for name in PACKAGES
+                    if (installed := find_version(name))}
 
 
-def check_versions() -> dict[str, tuple[str, str, bool]]:
+def find_version(name: str) -> str | None:
+    """Return the version of an installed distribution."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def check_versions(
+    find: Callable[[str], str | None] = find_version
+) -> dict[str, tuple[str, str, bool]]:
     """Compare the installed packages with the versions sigplug is made for.
 
     The ranges are those of ``requirements/mminstall.txt``, which an installed
     sigplug has in its metadata.
+
+    Args:
+        find (Callable): What finds the version of a package, None where it is
+            missing. Defaults to that of the distribution.
 
     Returns:
         dict[str, tuple[str, str, bool]]: Of each package with a range that is
@@ -63,9 +74,8 @@ def check_versions() -> dict[str, tuple[str, str, bool]]:
         marker = requirement.marker
         if marker is None or not marker.evaluate(dict(extra='mim')):
             continue
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:
+        installed = find(requirement.name)
+        if installed is None:
             continue
         bounds = ','.join(
             sorted(map(str, requirement.specifier), reverse=True))

@@ -162,7 +162,7 @@ def _one_process(folder: Path) -> Iterator[None]:
 
 
 def _compile(library: Path, advice: str) -> None:
-    compiler = _find_compiler()
+    compiler = find_compiler()
     logger.warning(
         'sigplug compiles its CPU kernels with %s into %s, which takes 15 to '
         '45 seconds, %s', compiler[0], library.parent, advice)
@@ -184,7 +184,12 @@ def _compile(library: Path, advice: str) -> None:
             f'the kernels could not be compiled: {error}') from error
 
 
-def _find_compiler() -> list[str]:
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler.
+
+    Raises:
+        BackendError: There is none.
+    """
     names = [os.environ['CXX']] if os.environ.get('CXX') else COMPILERS
     for name in names:
         command = name.split()
