@@ -42,7 +42,7 @@ def main() -> int:
     sys.argv = [f'sigplug {args.command}', *args.arguments]
     # Each needs other packages than the others.
     if args.command == 'doctor':
-        from .doctor import main as doctor
+        from .cli.doctor import main as doctor
         return doctor()
     if args.command == 'predict':
         from .deploy.__main__ import main as predict

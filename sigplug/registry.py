@@ -16,15 +16,17 @@ if TYPE_CHECKING or find_spec('mmengine'):
 else:
 
     class Registry:
-        """Stand for mmengine's: the classes of plain PyTorch still import."""
+        """Stand for mmengine's, so that modules of plain PyTorch import."""
 
         def __init__(self, *args, **kwargs):
             pass
 
         def register_module(self, name=None, module=None):
+            """Leave a class as it is."""
             return module or (lambda cls: cls)
 
         def build(self, cfg, **kwargs):
+            """Raise an ``ImportError``."""
             raise ImportError(f'Building {cfg} from a config needs mmengine: '
                               'pip install mmengine')
 

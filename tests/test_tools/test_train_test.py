@@ -78,8 +78,8 @@ def test_amp_trains_on_the_cpu(folder, run_here):
      '--out must end with .pkl'),
     ('test.py', [QUICKSTART, 'x.pth'], 'test_dataloader.dataset.data_root'),
     ('train.py', [QUICKSTART],
-     f'python {TOOLS}/dataset_converters/create_synthetic_nuscenes.py --seed 0 '
-     '--out data/synthetic_nuscenes'),
+     f'python {TOOLS}/dataset_converters/create_synthetic_nuscenes.py --seed '
+     '0 --out data/synthetic_nuscenes'),
 ])
 def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
                                 words):

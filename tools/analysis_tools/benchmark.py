@@ -18,8 +18,8 @@ from mmengine.logging import MMLogger
 from pages import performance
 from tqdm import tqdm
 
-from sigplug.engine import process
-from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.cli import process
+from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.errors import UserError
 from sigplug.ops import available_backends
 

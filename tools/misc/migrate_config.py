@@ -17,8 +17,8 @@ from config_overlay import ABSENT, child_text, iter_changes, make_overlay
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from sigplug.engine import explain, preflight, process
-from sigplug.engine.results import write_text
+from sigplug.cli import explain, preflight, process
+from sigplug.cli.results import write_text
 from sigplug.errors import UserError
 
 # The stock heads, each with the name of its heatmap loss.

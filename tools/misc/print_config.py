@@ -3,7 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sigplug.engine import cli, preflight, process
+from sigplug.cli import arguments, preflight, process
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,8 +14,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, metavar='FILE',
         help='write it to a .py, .json or .yml file instead')
-    cli.add_cfg_options(parser)
-    args = cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    args = arguments.parse_args(parser)
     if args.out and args.out.suffix not in ('.py', '.json', '.yml', '.yaml'):
         parser.error(f'--out {args.out}: the name must end in .py, .json or '
                      '.yml')

@@ -10,7 +10,6 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
-from sigplug.engine.process import advise_resume
 from sigplug.errors import UserError
 from sigplug.files import PARTIAL, lock, replacing
 from sigplug.registry import HOOKS
@@ -113,7 +112,6 @@ class CheckpointHook(BaseCheckpointHook):
                                    meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated()
-        advise_resume()
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import toy_training
 from toy_training import check, exit_code, fork, make_runner, train
 
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
-from sigplug.engine.process import run_tool
 from sigplug.errors import UserError
 from sigplug.files import lock
 
@@ -103,18 +102,6 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     assert not partial.exists()
     # The lock ends with the training.
     assert exit_code(fork(make_runner(tmp_path).train)) == 0
-
-
-@pytest.mark.parametrize('epochs', [0, 1])
-def test_stopped_training_can_go_on(tmp_path, capsys, epochs):
-    """From a checkpoint, if there is one."""
-
-    def tool():
-        make_runner(tmp_path, epochs=epochs).train()
-        raise KeyboardInterrupt
-
-    assert run_tool(tool) == 130
-    assert ('--resume' in capsys.readouterr().err) == bool(epochs)
 
 
 def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):

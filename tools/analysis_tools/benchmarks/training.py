@@ -16,7 +16,7 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-from sigplug.engine import preflight
+from sigplug.cli import preflight
 from sigplug.errors import UserError
 
 from .data import make_data

@@ -7,19 +7,19 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from sigplug.engine import cli, process
+from sigplug.cli import arguments, build, process
 from sigplug.errors import UserError
 
 
 def parse(monkeypatch, *args):
     parser = argparse.ArgumentParser()
-    cli.add_common_arguments(parser)
+    arguments.add_common_arguments(parser)
     monkeypatch.setattr('sys.argv', ['tool', *args])
     # So that what is set is taken back.
     for name in ('LOCAL_RANK', 'RANK'):
         monkeypatch.setenv(name, '7')
         monkeypatch.delenv(name)
-    return cli.parse_args(parser)
+    return arguments.parse_args(parser)
 
 
 def test_common_arguments(monkeypatch):
@@ -44,18 +44,18 @@ def test_an_option_without_a_value(monkeypatch, capsys):
 
 def test_runner_needs_a_model():
     with pytest.raises(UserError, match='has no model'):
-        cli.build_runner(Config())
+        build.build_runner(Config())
 
 
 def test_model_takes_all_weights_of_its_checkpoint(tmp_path):
     cfg = Config(dict(model=dict(type='GeM', channels=2)))
     path = str(tmp_path / 'a.pth')
     torch.save(dict(state_dict=dict(p=torch.tensor([2.0, 5.0]))), path)
-    model = cli.build_model(cfg, path, 'cpu')
+    model = build.build_model(cfg, path, 'cpu')
     assert model.p.tolist() == [2.0, 5.0] and not model.training
     torch.save(nn.Linear(2, 2).state_dict(), path)
     with pytest.raises(UserError, match='a.pth.* does not fit the model'):
-        cli.build_model(cfg, path, 'cpu')
+        build.build_model(cfg, path, 'cpu')
 
 
 @pytest.mark.parametrize('checkpoint, words', [
@@ -67,11 +67,11 @@ def test_pretrained_part(tmp_path, checkpoint, words):
     init = dict(type='Pretrained', checkpoint=checkpoint.format(path))
     cfg = Config(dict(model=dict(neck=dict(init_cfg=[init]))))
     if words is None:
-        cli.check_pretrained(cfg)
+        build.check_pretrained(cfg)
     else:
         with pytest.raises(UserError, match=(
                 f'^model.neck.init_cfg.0.checkpoint {words}')):
-            cli.check_pretrained(cfg)
+            build.check_pretrained(cfg)
 
 
 class Part(nn.Linear):
@@ -93,12 +93,12 @@ def test_compilation_of_parts():
         pts_backbone=Part(2, 2), pts_neck=Part(2, 2), head=Part(2, 2)))
     names = list(model.state_dict())
     cfg = Config(dict(a=1))
-    cli.compile_parts(cfg, model)
+    build.compile_parts(cfg, model)
     for part in model.values():
         part(torch.ones(2))
     assert not compiled
     cfg.compile = dict(backend=backend)
-    cli.compile_parts(cfg, model)
+    build.compile_parts(cfg, model)
     for part in model.values():
         part(torch.ones(2))
     # Else mmengine would compile as well.

@@ -12,8 +12,9 @@ from importlib.metadata import (
 )
 from importlib.util import find_spec
 
-from .engine.machine import check_versions, describe_machine
-from .version import __version__
+from sigplug.version import __version__
+
+from .machine import check_versions, describe_machine
 
 # By the names that are imported, with what they are for.
 STACK = {
@@ -148,8 +149,8 @@ def report_kernels(report: Report, may_compile: bool) -> None:
     """Say which backend computes on each device, and why not another."""
     import torch
 
-    from .ops import backends
-    from .ops.cpu_kernels import library
+    from sigplug.ops import backends
+    from sigplug.ops.cpu_kernels import library
     chosen = os.environ.get(backends.VARIABLE)
     if chosen:
         report.line(backends.VARIABLE, chosen, '' if chosen in backends.NAMES

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sigplug import __main__, doctor
+from sigplug import __main__
+from sigplug.cli import doctor
 from sigplug.files import TOOLS
 from sigplug.ops import backends
 from sigplug.ops.cpu_kernels import library

@@ -4,10 +4,11 @@ import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from sigplug.engine import process
+from sigplug.cli import process
 from sigplug.errors import UserError
 
 
@@ -16,6 +17,7 @@ def command_line(monkeypatch, tmp_path):
     """Set what was typed, in a folder that has the tool and Python."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.executable', str(tmp_path / 'python'))
+    (tmp_path / 'last_checkpoint').touch()
     for name in ('MAKELEVEL', process.RESUME):
         monkeypatch.delenv(name, raising=False)
 
@@ -52,11 +54,34 @@ def test_command_that_continues_under_make(command_line, monkeypatch, capsys):
     monkeypatch.setenv(process.RESUME, command)
 
     def training():
-        process.advise_resume()
+        process.advise_resume('.', True)
         raise KeyboardInterrupt
 
     process.run_tool(training)
-    assert capsys.readouterr().err.endswith(f'Continue it with\n    {command}\n')
+    printed = capsys.readouterr().err
+    assert printed.endswith(f'Continue it with\n    {command}\n')
+
+
+@pytest.mark.parametrize('resumed, written, advised', [
+    (False, None, False), (False, 'before', False), (False, 'now', True),
+    (True, 'before', True), (True, None, False)])
+def test_advice_needs_a_checkpoint(capsys, command_line, resumed, written,
+                                   advised):
+    """Of this training, or of the one that it continues."""
+    record = Path('last_checkpoint')
+    record.unlink()
+    if written == 'before':
+        record.touch()
+        os.utime(record, (1000, 1000))
+
+    def training():
+        process.advise_resume('.', resumed)
+        if written == 'now':
+            record.touch()
+        raise KeyboardInterrupt
+
+    assert process.run_tool(training) == 130
+    assert ('--resume' in capsys.readouterr().err) == advised
 
 
 def test_nobody_reads_what_is_printed():
@@ -93,7 +118,7 @@ def test_run_tool_says_that_the_disk_is_full(capsys, command_line):
             file.write('text')
 
     def full():
-        process.advise_resume()
+        process.advise_resume('.', True)
         tool('/dev/full')
 
     assert process.run_tool(full) == 2
@@ -127,7 +152,7 @@ def test_run_tool_ends_in_order_when_it_is_stopped(
     assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
 
     def training():
-        process.advise_resume()
+        process.advise_resume('.', True)
         tool()
 
     assert process.run_tool(training) == code

@@ -21,7 +21,7 @@ from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from sigplug.engine.model_check import check_model
+from sigplug.cli.model_check import check_model
 from sigplug.errors import UserError
 
 CLASSES = Config.fromfile(QUICKSTART).class_names

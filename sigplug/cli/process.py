@@ -4,8 +4,10 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -21,7 +23,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The command that continues what runs, where that is not the tool itself.
 RESUME = 'SIGPLUG_RESUME'
-_advice = ''
+# What returns the advice for where the tool is stopped; str, an empty text.
+_advice: Callable[[], str] = str
 
 
 def resume_command(target: str | None = None) -> str:
@@ -48,11 +51,25 @@ def resume_command(target: str | None = None) -> str:
         [relative(sys.executable), relative(sys.argv[0]), *arguments])
 
 
-def advise_resume() -> None:
-    """From now on, say how to continue where the tool is stopped."""
+def advise_resume(work_dir: str, resumed: bool = False) -> None:
+    """From now on, say how to continue where a training is stopped.
+
+    Args:
+        work_dir (str): Its work dir.
+        resumed (bool): Whether it goes on from a checkpoint in there; else
+            one has to be written from now on. Defaults to False.
+    """
     global _advice
-    command = os.environ.get(RESUME) or resume_command()
-    _advice = f' Continue it with\n    {command}'
+    start = 0 if resumed else time.time() - 1
+    record = Path(work_dir, 'last_checkpoint')
+
+    def advice() -> str:
+        if not record.is_file() or record.stat().st_mtime < start:
+            return ''
+        command = os.environ.get(RESUME) or resume_command()
+        return f' Continue it with\n    {command}'
+
+    _advice = advice
 
 
 def run_tool(main: Callable[[], None]) -> int:
@@ -68,7 +85,7 @@ def run_tool(main: Callable[[], None]) -> int:
         SIGTERM have stopped it, 141 where nobody reads what it prints.
     """
     global _advice
-    _advice = ''
+    _advice = str
     quieten_imports()
     try:
         with _raise_on_sigterm():
@@ -91,12 +108,12 @@ def run_tool(main: Callable[[], None]) -> int:
             raise
         print_on_rank_zero(
             f'error: {error}. Files that were written before are whole. '
-            f'Make room.{_advice}', file=sys.stderr)
+            f'Make room.{_advice()}', file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_on_rank_zero(f'Stopped by {number.name}.{_advice}',
+        print_on_rank_zero(f'Stopped by {number.name}.{_advice()}',
                            file=sys.stderr)
         return 128 + number
     return 0

@@ -15,10 +15,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from sigplug.engine.checkpoint import read_checkpoint
 from sigplug.errors import UserError
 from sigplug.files import TOOLS, relative
 
-from .checkpoint import read_checkpoint
 from .explain import (
     FAILED_IMPORT,
     describe,

@@ -11,7 +11,7 @@ from conftest import TOOLS
 from mmdet3d.evaluation import NuScenesMetric
 from mmengine.config import Config
 
-from sigplug.engine import preflight
+from sigplug.cli import preflight
 from sigplug.errors import UserError
 
 

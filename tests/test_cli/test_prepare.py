@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from sigplug.engine import prepare
+from sigplug.cli import prepare
 from sigplug.engine.hooks import CheckpointHook as SafeHook
 from sigplug.errors import UserError
 

@@ -6,8 +6,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from toy_training import ToyModel
 
-from sigplug.engine import screen
-from sigplug.engine.runner import Runner
+from sigplug.cli import screen
+from sigplug.cli.runner import Runner
 
 NOISE = [
     'Config:\na = 1\n', '\n' + '-' * 60 + '\nSystem environment:\n',

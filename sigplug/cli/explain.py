@@ -10,12 +10,12 @@ from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, Registry
 from mmengine.runner import Runner
 
+from sigplug.engine.upstream_fixes import find_built_config
 from sigplug.errors import UserError
-
-from .upstream_fixes import find_built_config
 
 # What mmengine puts on top of an error in custom_imports.
 FAILED_IMPORT = re.compile(
@@ -94,6 +94,8 @@ def explain_build_errors(cfg: Config) -> Iterator[None]:
                 or _explain_value(error, cfg))
         if text is None:
             raise
+        # For the log file alone, see screen.NOISE.
+        print_log(''.join(traceback.format_exception(error)), 'current')
         raise UserError(text) from error
 
 

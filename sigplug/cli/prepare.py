@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 
+from sigplug.engine.optim_wrapper import cpu_amp_dtype
 from sigplug.errors import UserError
 
-from .optim_wrapper import cpu_amp_dtype
 from .preflight import check_checkpoint
-from .process import advise_resume, print_on_rank_zero
+from .process import print_on_rank_zero
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -121,7 +121,6 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         _warn_of_earlier_run(cfg)
         return
     print_on_rank_zero(f'--resume: training continues from {path}.')
-    advise_resume()
     cfg.resume = True
     cfg.load_from = path
     # Runner.resume restores a random seed too late for the order of the data.

@@ -1,15 +1,12 @@
 """Each error of a config names its key, and what to write instead."""
 import pickle
 
-
 import pytest
-
 from conftest import QUICKSTART
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (
-    DATASETS,
     HOOKS,
     MODELS,
     PARAM_SCHEDULERS,
@@ -19,8 +16,8 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 
-from sigplug.engine import explain, preflight
-from sigplug.engine.explain import describe
+from sigplug.cli import explain, preflight
+from sigplug.cli.explain import describe
 from sigplug.errors import UserError
 
 

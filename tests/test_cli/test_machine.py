@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sigplug.engine import machine
+from sigplug.cli import machine
 
 RANGES = (Path(__file__).parents[2] / 'requirements/mminstall.txt').read_text()
 REQUIRES = ['numpy', 'pytest<9; extra == "tests"'] + [
