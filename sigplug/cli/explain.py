@@ -106,10 +106,11 @@ def _explain_type(error: Exception, cfg: Config) -> str | None:
         return None
     name = match[1] or match[2]
     default = ('mmengine', cfg.get('default_scope'))
-    types = {item for root in vars(mmengine.registry).values()
-             if isinstance(root, Registry) for item in _iter_types(root)}
     # How each is written. The last counts: a bare name, where it is found.
-    types = sorted(types, key=lambda item: (item[0] in default, item))
+    types = sorted({item for root in vars(mmengine.registry).values()
+                    if isinstance(root, Registry)
+                    for item in _iter_types(root)},
+                   key=lambda item: (item[0] in default, item))
     names = ({f'{scope}.{bare}': f'{scope}.{bare}' for scope, bare in types}
              if '.' in name else
              {bare: bare if scope in default else f'{scope}.{bare}'
@@ -149,10 +150,11 @@ def _explain_argument(error: Exception, cfg: Config) -> str | None:
         return None
     known = {other for _, node in places for other in node} - {name}
     # Else it is none of the registry's, as a data loader.
-    if name in built:
+    if name in built and inspect.isclass(cls):
         kind = cls.__name__
-        for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
-            known |= set(inspect.signature(base.__init__).parameters)
+        for base in inspect.getmro(cls):
+            known |= set(inspect.signature(vars(base).get(
+                '__init__', object)).parameters)
     keys = ' and '.join(f'{key}.{name}' for key, _ in places)
     return f'{keys}: {kind} takes no {name!r}.{did_you_mean(name, known)}'
 

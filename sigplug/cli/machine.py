@@ -10,7 +10,7 @@ from warnings import warn
 
 from sigplug.version import __version__
 
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
+PACKAGES = ('torch', 'triton', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
             'nuscenes-devkit')
 
 
