@@ -3,6 +3,7 @@ import textwrap
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import load_checkpoint
 from torch import nn
@@ -50,7 +51,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     model = unwrap(runner.model)
     check_model(model, datasets, metrics)
     if 'train' in splits:
-        check_pretrained(cfg)
+        check_pretrained(cfg, model)
     compile_parts(runner.cfg, model)
     return runner
 
@@ -74,16 +75,38 @@ def compile_parts(cfg: Config, model: nn.Module) -> None:
             part.compile(**({} if options is True else options))
 
 
-def check_pretrained(cfg: Config) -> None:
+def check_pretrained(cfg: Config, model: nn.Module) -> None:
     """Check the checkpoints that ``init_cfg`` takes parts of a model from.
 
+    mmengine loads what fits, even if that is nothing. A part with an
+    ``init_weights`` of its own may read a checkpoint in its own way.
+
     Raises:
-        UserError: One is missing or unreadable.
+        UserError: One is missing, or has no weight of its part.
     """
-    for key, node in iter_dicts(cfg.model, 'model'):
-        if node.get('type') == 'Pretrained' and 'init_cfg' in key:
-            preflight.check_checkpoint(
-                str(node.get('checkpoint')), f'{key}.checkpoint')
+    parts = dict(model.named_modules())
+    for key, node in iter_dicts(cfg.model, ''):
+        place, found, _ = key.partition('init_cfg')
+        if not found or node.get('type') != 'Pretrained':
+            continue
+        path = str(node.get('checkpoint'))
+        weights = preflight.check_checkpoint(path, f'model.{key}.checkpoint')
+        part: Any = parts.get(place.rstrip('.'))
+        kind = type(part)
+        if not weights or (getattr(kind, 'init_weights', None)
+                           is not BaseModule.init_weights):
+            continue
+        prefix = node.get('prefix') or ''
+        if prefix:
+            prefix = f'{prefix.rstrip(".")}.'
+        names = {name.removeprefix(prefix)
+                 for name in weights.get('state_dict', weights)
+                 if name.startswith(prefix)}
+        if not names & set(part.state_dict()):
+            raise UserError(
+                f'model.{key}: no weight in {path!r} has the name of one of '
+                f'{kind.__name__}. Weights of a whole detector need '
+                'prefix=..., the name of the part.')
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:

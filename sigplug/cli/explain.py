@@ -156,7 +156,8 @@ def _explain_argument(error: Exception, cfg: Config) -> str | None:
             known |= set(inspect.signature(vars(base).get(
                 '__init__', object)).parameters)
     keys = ' and '.join(f'{key}.{name}' for key, _ in places)
-    return f'{keys}: {kind} takes no {name!r}.{did_you_mean(name, known)}'
+    return (f'{keys}: {kind} takes no argument {name!r}.'
+            f'{did_you_mean(name, known)}')
 
 
 def _explain_value(error: Exception, cfg: Config) -> str | None:

@@ -24,6 +24,7 @@ class Runner(BaseRunner):
         quieten(logger)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                logger.info('The whole log is in '
-                            f'{relative(handler.baseFilename)}.')
+                # That takes some ten seconds.
+                logger.info('Model and data are prepared. The whole log is in '
+                            f'{relative(handler.baseFilename)}')
         return logger

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from torch import nn
 
 from sigplug.cli import arguments, build, process
@@ -58,20 +59,39 @@ def test_model_takes_all_weights_of_its_checkpoint(tmp_path):
         build.build_model(cfg, path, 'cpu')
 
 
-@pytest.mark.parametrize('checkpoint, words', [
-    ('nowhere.pth', "'nowhere.pth' does not exist"),
-    ('{}', None), ('https://a.org/x.pth', None), ('torchvision://x', None)])
-def test_pretrained_part(tmp_path, checkpoint, words):
+class OwnWay(BaseModule):
+    """As the SwinTransformer of mmdet, which renames what it reads."""
+
+    def init_weights(self):
+        pass
+
+
+@pytest.mark.parametrize('kind, init, words', [
+    (BaseModule, dict(checkpoint='nowhere.pth'), "'nowhere.pth' does not ex"),
+    (OwnWay, dict(checkpoint='nowhere.pth'), "'nowhere.pth' does not exist"),
+    (BaseModule, dict(checkpoint='{}'), 'no weight in .* of BaseModule'),
+    (BaseModule, dict(checkpoint='{}', prefix='backbone'), 'no weight in'),
+    (BaseModule, dict(checkpoint='{}', prefix='neck'), None),
+    (BaseModule, dict(checkpoint='{}', prefix='neck.'), None),
+    (OwnWay, dict(checkpoint='{}'), None),
+    (nn.Module, dict(checkpoint='{}'), None),
+    (BaseModule, dict(checkpoint='https://a.org/x.pth'), None),
+])
+def test_pretrained_part(tmp_path, kind, init, words):
     path = tmp_path / 'a.pth'
-    torch.save(nn.Linear(2, 2).state_dict(), path)
-    init = dict(type='Pretrained', checkpoint=checkpoint.format(path))
+    torch.save(dict(state_dict=nn.ModuleDict(dict(neck=nn.ModuleDict(dict(
+        fc=nn.Linear(2, 2))))).state_dict()), path)
+    init = dict(init, type='Pretrained',
+                checkpoint=init['checkpoint'].format(path))
     cfg = Config(dict(model=dict(neck=dict(init_cfg=[init]))))
+    model = nn.Module()
+    model.neck = kind()
+    model.neck.fc = nn.Linear(2, 2)
     if words is None:
-        build.check_pretrained(cfg)
+        build.check_pretrained(cfg, model)
     else:
-        with pytest.raises(UserError, match=(
-                f'^model.neck.init_cfg.0.checkpoint {words}')):
-            build.check_pretrained(cfg)
+        with pytest.raises(UserError, match=f'^model.neck.init_cfg.*{words}'):
+            build.check_pretrained(cfg, model)
 
 
 class Part(nn.Linear):

@@ -88,19 +88,21 @@ def build_parts(cfg):
 
 @pytest.mark.parametrize('key, value, message', [
     ('model.neck.p', -2, 'p must be above 0, but got -2'),
-    ('model.neck.pp', 2, "GeMNeck takes no 'pp'. Did you mean 'p'?"),
+    ('model.neck.pp', 2, "GeMNeck takes no argument 'pp'. Did you mean 'p'?"),
     ('model.act.grad', 'straight', "grad must be one of ('zero', 'straight_th"
      "rough'), but got 'straight'"),
-    ('model.act.epsilon', 1, "ClipSigmoid takes no 'epsilon'."),
+    ('model.act.epsilon', 1, "ClipSigmoid takes no argument 'epsilon'."),
     # One of torch's, with an error of torch's.
     ('optim_wrapper.optimizer', dict(type='SGD', lr=-1.0),
      'Invalid learning rate: -1.0'),
-    ('optim_wrapper.optimizer.lrr', 2, "SGD takes no 'lrr'. Did you mean 'lr"),
+    ('optim_wrapper.optimizer.lrr', 2,
+     "SGD takes no argument 'lrr'. Did you mean 'lr'?"),
     ('param_scheduler.0.end', -3, 'end should be larger than begin'),
     ('custom_hooks.0.interval', 0, 'interval must be an integer of at least'),
-    ('custom_hooks.0.intervall', 5, "HeatmapSaturationHook takes no 'interval"
-     "l'. Did you mean 'interval'?"),
-    ('model.mine.siz', 2, "Mine takes no 'siz'. Did you mean 'size'?"),
+    ('custom_hooks.0.intervall', 5, 'HeatmapSaturationHook takes no '
+     "argument 'intervall'. Did you mean 'interval'?"),
+    ('model.mine.siz', 2,
+     "Mine takes no argument 'siz'. Did you mean 'size'?"),
     ('model.mine.size', -1, 'size is below 0 ('),
 ])
 def test_value_that_is_refused(mine, key, value, message):
@@ -133,7 +135,7 @@ def test_fault_of_ones_own_keeps_its_traceback(mine):
 
 @pytest.mark.parametrize('key, value, message', [
     ('batchsize', 2, "train_dataloader.batchsize: DataLoader takes no "
-     "'batchsize'. Did you mean 'batch_size'?"),
+     "argument 'batchsize'. Did you mean 'batch_size'?"),
     ('batch_size', -1, 'train_dataloader: batch_size should be a positive'),
 ])
 def test_data_loader(key, value, message):

@@ -33,7 +33,7 @@ def test_runner_shows_news_alone(tmp_path, capfd, monkeypatch, level):
     assert all(text in written for text in NOISE + NEWS)
     assert all(text in shown for text in NEWS)
     assert all((text in shown) == (level == 'DEBUG') for text in NOISE)
-    assert f'The whole log is in {log}.' in shown
+    assert f'The whole log is in {log}\n' in shown
     if level == 'INFO':
         # The file has what mmengine logs at the start, too.
         assert shown.count('\n') <= 5 < written.count('\n') / 10
