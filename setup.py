@@ -58,6 +58,7 @@ setup(
             '.mim/tools/**/*.sh', '.mim/tools/**/*.md'
         ],
     },
+    entry_points={'console_scripts': ['sigplug = sigplug.__main__:main']},
     install_requires=read_requirements('runtime'),
     extras_require={
         'mim': read_requirements('mminstall'),

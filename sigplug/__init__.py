@@ -12,8 +12,8 @@ from .version import __version__
 # `sigplug.ops` is plain PyTorch and also serves where mmengine is missing.
 if find_spec('mmengine') is not None:
     from . import models, registry  # noqa: F401
+    from .cli.machine import warn_about_unsupported_versions
     from .engine.upstream_fixes import allow_mmengine_checkpoints
-    from .engine.versions import warn_about_unsupported_versions
     registry.register_bare_hook_names()
     allow_mmengine_checkpoints()
     warn_about_unsupported_versions()

@@ -20,6 +20,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from sigplug.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / 'docs'
 READMES = [ROOT / 'README.md', ROOT / 'README_zh-CN.md']
@@ -207,6 +209,9 @@ def check_command(words):
             check_options(rest, help_of(path.relative_to(ROOT / 'tools')))
         else:
             assert verb in ('train', 'test', 'install')
+    elif words[0] == 'sigplug':
+        tool = COMMANDS[words[1]][1]
+        check_options(words[2:], help_of(tool) if tool else '--compile')
     elif words[0] == 'python' and words[1] == '-m':
         assert importlib.util.find_spec(words[2]), words[2]
     elif words[0] == 'python' and words[1].startswith('$MIM'):

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import sigplug  # noqa: F401
-from sigplug.engine import prepare
+from sigplug.cli import prepare
 
 
 class ToyModel(BaseModel):

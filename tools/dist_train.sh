@@ -8,6 +8,8 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 
+# What continues a training that is stopped.
+export SIGPLUG_RESUME="$(printf '%q ' "$0" "$@")--resume"
 TOOLS=$(cd "$(dirname "$0")" && pwd)
 CONFIG=$1
 GPUS=$2

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sigplug.engine import preflight, process
-from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import read_nuscenes_metrics, write_json
-from sigplug.engine.stages import (
+from sigplug.cli import preflight, process
+from sigplug.cli.machine import describe_machine, list_versions
+from sigplug.cli.results import read_nuscenes_metrics, write_json
+from sigplug.cli.stages import (
     check_data_root,
     hide_unusable_gpus,
     relative,
@@ -87,6 +87,7 @@ def main() -> None:
     # The configs read these, see configs/_base_/datasets.
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
+    os.environ[process.RESUME] = process.resume_command('quickstart')
     config = relative(args.config)
     check_data_root(
         preflight.load_config(config), str(args.data_root))

@@ -10,6 +10,8 @@ if [ $# -lt 4 ]; then
     exit 2
 fi
 
+# What continues a training that is stopped.
+export SIGPLUG_RESUME="$(printf '%q ' "$0" "$@")--resume"
 TOOLS=$(cd "$(dirname "$0")" && pwd)
 GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}

@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, prepare, process
+from sigplug.cli import arguments, build, explain, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
 
 
@@ -31,8 +31,8 @@ def parse_args() -> argparse.Namespace:
         '--task', default='lidar_det', choices=(
             'lidar_det', 'mono_det', 'multi-view_det', 'multi-modality_det'),
         help='what is shown (default: lidar_det)')
-    cli.add_common_arguments(parser)
-    args = cli.parse_args(parser)
+    arguments.add_common_arguments(parser)
+    args = arguments.parse_args(parser)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end with .pkl or .pickle, got {args.out!r}')
     return args
@@ -56,8 +56,8 @@ def main() -> None:
         # into one file, which then may not be readable.
         cfg.default_hooks = dict(cfg.get('default_hooks', {}), logger=None)
     preflight.check_stack(cfg)
-    with preflight.explain_registry_errors(cfg):
-        runner = cli.build_runner(cfg, 'test')
+    with explain.explain_build_errors(cfg):
+        runner = build.build_runner(cfg, 'test')
         runner.register_hook(CheckpointFitHook())
         runner.test()
 

@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from sigplug.engine import cli, preflight, prepare, process
+from sigplug.cli import arguments, build, explain, preflight, prepare, process
 from sigplug.engine.hooks import CheckpointFitHook
 from sigplug.errors import UserError
 
@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='with --resume, take learning rate and schedules of the config '
         'where they differ from those in the checkpoint')
-    cli.add_common_arguments(parser)
-    return cli.parse_args(parser)
+    arguments.add_common_arguments(parser)
+    return arguments.parse_args(parser)
 
 
 def main() -> None:
@@ -45,10 +45,11 @@ def main() -> None:
         prepare.enable_auto_scale_lr(cfg)
     prepare.use_safe_checkpoint_hook(cfg)
     prepare.set_resume(cfg, args.resume)
+    process.advise_resume(cfg.work_dir, cfg.get('resume', False))
     prepare.set_launcher(cfg, args.launcher)
     preflight.check_stack(cfg)
-    with preflight.explain_registry_errors(cfg):
-        runner = cli.build_runner(cfg, 'train', 'val')
+    with explain.explain_build_errors(cfg):
+        runner = build.build_runner(cfg, 'train', 'val')
         runner.register_hook(CheckpointFitHook(
             partial=not cfg.get('resume'), new_schedule=args.new_schedule))
         runner.train()

@@ -1,5 +1,4 @@
-"""Everything that a run needs around mmengine's Runner.
+"""What a run needs around mmengine's Runner.
 
-Nothing is imported here: ``import sigplug`` loads :mod:`.upstream_fixes` and
-:mod:`.versions` only.
+Nothing is imported here: ``import sigplug`` loads :mod:`.upstream_fixes` only.
 """

@@ -1,4 +1,4 @@
-"""Changes outside sigplug, for which upstream leaves no other way.
+"""What upstream leaves no other way for.
 
 ``import sigplug`` calls :func:`allow_mmengine_checkpoints`, as the loading of
 a checkpoint is mmengine's; the command-line tools call the others.
@@ -6,6 +6,7 @@ a checkpoint is mmengine's; the command-line tools call the others.
 import os
 import os.path as osp
 import sys
+import traceback
 from typing import Any
 from urllib.parse import urlparse
 
@@ -62,6 +63,31 @@ def load_from_url(url: str, map_location: Any = None) -> dict[str, Any]:
         torch.hub.download_url_to_file(url, path)
     barrier()
     return read_checkpoint(path, map_location)
+
+
+def find_built_config(error: Exception) -> tuple[dict, Any] | None:
+    """Return the config and the class that mmengine was building.
+
+    An error in its registry says where in the code it happened, and nothing
+    of the config (https://github.com/open-mmlab/mmengine/pull/1088). That is
+    in the frames of the traceback alone.
+
+    Args:
+        error (Exception): The error, with its traceback.
+
+    Returns:
+        tuple[dict, Any], optional: Those of the innermost part; None for an
+        error elsewhere.
+    """
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get('__name__') == (
+                'mmengine.registry.build_functions'):
+            names = frame.f_locals
+            cls = names.get('obj_cls', names.get('scheduler_cls'))
+            if cls is not None:
+                found = names['cfg'], cls
+    return found
 
 
 def supply_numpy_long() -> None:

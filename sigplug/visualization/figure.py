@@ -8,6 +8,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from sigplug.files import replacing
+
 DPI = 150
 INK = '#1a1a1a'
 MUTED = '#6b7280'
@@ -76,10 +78,9 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
         raise ValueError(f'path must end in .png, but is {path!r}')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     # Stated, because a user's matplotlibrc may ask for another size.
-    figure.savefig(
-        f'{path}.part', format='png', dpi=figure.dpi,
-        bbox_inches=figure.bbox_inches)
-    os.replace(f'{path}.part', path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format='png', dpi=figure.dpi,
+                       bbox_inches=figure.bbox_inches)
 
 
 def check_array(name: str, value: object, ndim: int) -> np.ndarray:

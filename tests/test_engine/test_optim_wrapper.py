@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sigplug.engine.prepare import CPU_AMP
+from sigplug.cli.prepare import CPU_AMP
 
 
 def make(model, **kwargs):

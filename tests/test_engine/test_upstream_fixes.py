@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from toy_training import make_runner
 
-from sigplug.engine import preflight
+from sigplug.cli import preflight
 from sigplug.engine.upstream_fixes import (
     allow_mmengine_checkpoints,
     load_checkpoints_safely,

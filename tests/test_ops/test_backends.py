@@ -251,8 +251,11 @@ def test_the_library_is_built_once(tmp_path, quick_compiler):
     assert [process.returncode for process in both] == [0, 0], output
     built, = cache.glob('*.so')
     messages = ''.join(errors for _, errors in output)
-    assert messages.count('compiles its CPU kernels') == 1
-    assert messages.count('waits for its CPU kernels') == 1
+    assert messages.count(
+        f'compiles its CPU kernels with {quick_compiler} into {cache}, ') == 1
+    assert messages.count('once on this machine') == 1
+    assert messages.count('waits for its CPU kernels, which another process '
+                          f'compiles into {cache}\n') == 1
     before = built.stat().st_mtime_ns
     done = run_python(USE_TWICE, **variables)
     assert done.stderr == '' and built.stat().st_mtime_ns == before
@@ -274,6 +277,8 @@ def test_a_cache_that_cannot_be_written(tmp_path, quick_compiler):
                       CXX=quick_compiler)
     assert "'cpp'" in done.stdout
     assert (tmp_path / 'calls').read_text() == '\n'
+    assert 'again in every process, as the cache cannot be used' in done.stderr
+    assert 'set SIGPLUG_CACHE to' in done.stderr
 
 
 def test_another_processor_has_a_library_of_its_own(monkeypatch):

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from sigplug.engine import prepare
+from sigplug.cli import prepare
 from sigplug.engine.checkpoint import load_safely
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
 from sigplug.ops import segment_generalized_mean

@@ -10,7 +10,8 @@ def tool(monkeypatch):
     """The tool in this process; its look for a GPU is tested by itself."""
     tool = load_tool('quickstart.py')
     monkeypatch.setattr(tool, 'hide_unusable_gpus', lambda: None)
-    for name in ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION'):
+    for name in ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
+                 'SIGPLUG_RESUME'):
         # So that what is set is taken back.
         monkeypatch.setenv(name, '')
     return tool
@@ -38,16 +39,21 @@ def test_flags_reach_the_training(tool, tmp_path, monkeypatch, run_here):
             ('dataset_converters/create_synthetic_nuscenes.py', 0),
             ('train.py', 7)):
         (tmp_path / name).write_text(
-            'import json, sys\n'
-            "json.dump(sys.argv[1:], open('arguments.json', 'w'))\n"
+            'import json, os, sys\n'
+            "json.dump([*sys.argv[1:], os.environ['SIGPLUG_RESUME']], "
+            "open('arguments.json', 'w'))\n"
             f'sys.exit({code})\n')
     (tmp_path / 'c.py').touch()
+    monkeypatch.setenv('MAKELEVEL', '1')
     for given in ([], ['--amp', '--resume']):
         code, _ = run_here(tool, '--config', 'c.py', *given, cwd=tmp_path)
         assert code == 7
         assert json.loads((tmp_path / 'arguments.json').read_text()) == [
             'c.py', '--work-dir', 'work_dirs/quickstart', *given,
-            '--cfg-options', 'randomness.seed=0']
+            '--cfg-options', 'randomness.seed=0',
+            # What the training says where it is stopped.
+            "make quickstart ARGS='--config c.py "
+            f"{'--amp ' * bool(given)}--resume'"]
 
 
 @pytest.mark.slow

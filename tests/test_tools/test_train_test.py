@@ -7,7 +7,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from conftest import QUICKSTART, assert_same_training
+from conftest import QUICKSTART, TOOLS, assert_same_training
 
 from sigplug.engine.checkpoint import load_safely
 
@@ -78,8 +78,8 @@ def test_amp_trains_on_the_cpu(folder, run_here):
      '--out must end with .pkl'),
     ('test.py', [QUICKSTART, 'x.pth'], 'test_dataloader.dataset.data_root'),
     ('train.py', [QUICKSTART],
-     'python tools/dataset_converters/create_synthetic_nuscenes.py --out '
-     'data/synthetic_nuscenes --seed 0'),
+     f'python {TOOLS}/dataset_converters/create_synthetic_nuscenes.py --seed '
+     '0 --out data/synthetic_nuscenes'),
 ])
 def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
                                 words):
@@ -98,6 +98,8 @@ def test_missing_config_or_data(tmp_path, monkeypatch, fail, tool, args,
     ('train.py', ['--cfg-options', 'model.pts_bbox_head.type=CenterHaed'],
      ["model.pts_bbox_head.type = 'CenterHaed' is not registered",
       "Did you mean 'CenterHead'"]),
+    ('train.py', ['--cfg-options', 'model.pts_voxel_encoder.p=-2'],
+     ['model.pts_voxel_encoder.p: p must be above 0, but got -2']),
 ])
 def test_what_cannot_run(folder, fail, tool, args, words):
     message = fail(tool, 'small.py', *args, cwd=folder)

@@ -105,7 +105,7 @@ def test_errors(tool, drawn, tmp_path, monkeypatch, fail, args, message):
 
 def test_a_model_without_heatmap_is_named(tool, drawn, monkeypatch, fail,
                                           checkpoint):
-    monkeypatch.setattr(tool.cli, 'build_model',
+    monkeypatch.setattr(tool.build, 'build_model',
                         lambda *args: torch.nn.Linear(1, 1))
     assert 'Linear has no heatmap like that of CenterHead: use --no' in fail(
         tool, QUICKSTART, checkpoint, '--out-dir', 'out')

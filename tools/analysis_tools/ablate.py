@@ -22,16 +22,16 @@ from comparison import flatten, format_tables, gather
 from mmengine.config import Config
 from plots.ablation import draw_ablation
 
-from sigplug.engine import preflight, process
-from sigplug.engine.checkpoint import load_safely
-from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import read_nuscenes_metrics, write_json
-from sigplug.engine.stages import (
+from sigplug.cli import preflight, process
+from sigplug.cli.machine import describe_machine, list_versions
+from sigplug.cli.results import read_nuscenes_metrics, write_json
+from sigplug.cli.stages import (
     check_data_root,
     hide_unusable_gpus,
     relative,
     run_stage,
 )
+from sigplug.engine.checkpoint import load_safely
 from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from mmengine.logging import MMLogger
 from mmengine.utils import get_git_hash
 from pages import performance
 
-from sigplug.engine import process
-from sigplug.engine.machine import describe_machine, list_versions
+from sigplug.cli import process
+from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.errors import UserError
 from sigplug.ops import backends
 

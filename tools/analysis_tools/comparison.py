@@ -6,7 +6,7 @@ import numpy as np
 from pages import markdown
 from scipy.stats import ttest_1samp
 
-from sigplug.engine.results import TP_ERRORS
+from sigplug.cli.results import TP_ERRORS
 
 MAIN_METRICS = ('mAP', 'NDS')
 

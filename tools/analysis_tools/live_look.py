@@ -10,7 +10,7 @@ import os
 import sys
 from importlib.util import find_spec
 
-from sigplug.engine import process
+from sigplug.cli import process
 from sigplug.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sigplug.engine import process
+from sigplug.cli import process
 from sigplug.visualization import save_png
 
 

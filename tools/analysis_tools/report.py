@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pages import numerics, performance
 
-from sigplug.engine import process
+from sigplug.cli import process
 
 
 def main() -> None:

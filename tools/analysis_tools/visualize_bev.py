@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
-from sigplug.engine import cli, preflight, process
+from sigplug.cli import arguments, build, explain, preflight, process
 from sigplug.engine.bev_frame import (
     HeatmapReader,
     draw_sample,
@@ -57,8 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
-    cli.add_cfg_options(parser)
-    args = cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    args = arguments.parse_args(parser)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     if not 0 <= args.score_thr <= 1:
@@ -104,11 +104,11 @@ def main() -> None:
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     model = reader = None
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(dataset_cfg)):
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(dataset_cfg)):
         dataset = DATASETS.build(dataset_cfg)
         if args.checkpoint:
-            model = cli.build_model(cfg, args.checkpoint, args.device)
+            model = build.build_model(cfg, args.checkpoint, args.device)
     if model is not None and not args.no_heatmap:
         reader = HeatmapReader.attach(model)
         if reader is None:

@@ -29,9 +29,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from sigplug.cli import arguments, build, explain, preflight, process
 from sigplug.deploy import Detections
 from sigplug.deploy.folder import DENSE, ENCODER
-from sigplug.engine import cli, preflight, process
 from sigplug.errors import UserError
 
 # Largest error that is accepted; of values beyond 1, relative to the largest.
@@ -76,8 +76,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=18,
         help='version of the ONNX operators (default: 18)')
-    cli.add_cfg_options(parser)
-    args = cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    args = arguments.parse_args(parser)
     if args.out is None and '://' in args.checkpoint:
         parser.error('a checkpoint from the net needs --out')
     if args.decode and args.heatmap == 'probability':
@@ -286,8 +286,8 @@ def main() -> None:
     if cfg.get('model') is None:
         raise UserError(
             f'The config {args.config!r} has no model.')
-    with preflight.explain_registry_errors(cfg):
-        model = cli.build_model(cfg, args.checkpoint, 'cpu')
+    with explain.explain_build_errors(cfg):
+        model = build.build_model(cfg, args.checkpoint, 'cpu')
     write(cfg, model, checkpoint, args)
 
 

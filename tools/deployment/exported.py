@@ -10,6 +10,7 @@ from detector_parts import pillar_encoder
 from mmengine.config import Config
 from torch import nn
 
+from sigplug.cli.machine import list_versions
 from sigplug.deploy import Detections
 from sigplug.deploy.folder import (
     DENSE,
@@ -18,7 +19,6 @@ from sigplug.deploy.folder import (
     FORMAT,
     checksum,
 )
-from sigplug.engine.machine import list_versions
 from sigplug.errors import UserError
 
 # What an export needs.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from sigplug.cli import preflight, process
+from sigplug.cli.results import write_json
 from sigplug.deploy.folder import checksum
-from sigplug.engine import preflight, process
-from sigplug.engine.results import write_json
 from sigplug.errors import UserError
 
 

@@ -18,9 +18,9 @@ from exported import write_description
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 
+from sigplug.cli import arguments, explain, preflight, process
 from sigplug.deploy import Detector
 from sigplug.deploy.folder import DENSE, ENCODER
-from sigplug.engine import cli, preflight, process
 from sigplug.engine.bev_frame import space_evenly
 from sigplug.errors import UserError
 
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
         '--keep', nargs='*', default=['first', 'last'],
         choices=['first', 'last'],
         help='convolutions that stay in float32 (default: first last)')
-    cli.add_cfg_options(parser)
-    args = cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    args = arguments.parse_args(parser)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     args.out = args.out or args.folder.with_name(f'{args.folder.name}_int8')
@@ -86,8 +86,8 @@ def read_maps(args: argparse.Namespace, detector: Detector
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     # Of the augmentations.
     set_random_seed(0)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(cfg.train_dataloader)):
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(cfg.train_dataloader)):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         for index in space_evenly(args.num, len(dataset)):
             points = dataset[index]['inputs']['points'].numpy()

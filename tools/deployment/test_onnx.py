@@ -22,11 +22,11 @@ from mmengine.structures import InstanceData
 from torch import nn
 from tqdm import tqdm
 
+from sigplug.cli import arguments, build, explain, preflight, process
+from sigplug.cli.machine import describe_machine, list_versions
+from sigplug.cli.results import summarize_nuscenes, write_json
 from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import checksum
-from sigplug.engine import cli, preflight, process
-from sigplug.engine.machine import describe_machine, list_versions
-from sigplug.engine.results import summarize_nuscenes, write_json
 from sigplug.errors import UserError
 
 # Boxes that are as near as this in every value are the same.
@@ -47,8 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, metavar='FILE.json',
         help='also write the results to this file')
-    cli.add_cfg_options(parser)
-    return cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    return arguments.parse_args(parser)
 
 
 class TimedModel:
@@ -216,9 +216,9 @@ def main() -> None:
     # One sample at a time, without workers that share the cores.
     cfg.test_dataloader.update(
         batch_size=1, num_workers=0, persistent_workers=False)
-    with (preflight.explain_registry_errors(cfg),
-          preflight.explain_data_errors(cfg.test_dataloader)):
-        model = cli.build_model(cfg, checkpoint, 'cpu')
+    with (explain.explain_build_errors(cfg),
+          explain.explain_data_errors(cfg.test_dataloader)):
+        model = build.build_model(cfg, checkpoint, 'cpu')
         results = evaluate(cfg, model, detectors)
     results['PyTorch']['mib'] = Path(checkpoint).stat().st_size / 2**20
     for folder in detectors:

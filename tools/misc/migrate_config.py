@@ -17,8 +17,8 @@ from config_overlay import ABSENT, child_text, iter_changes, make_overlay
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from sigplug.engine import preflight, process
-from sigplug.engine.results import write_text
+from sigplug.cli import explain, preflight, process
+from sigplug.cli.results import write_text
 from sigplug.errors import UserError
 
 # The stock heads, each with the name of its heatmap loss.
@@ -89,7 +89,7 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
         tuple[str, list[str]]: The child and what it changes, as ``key: old ->
         new``; both empty where nothing is to be changed.
     """
-    path = find_config(config)
+    path = preflight.find_config(config)
     if out is not None:
         check_out(out, path, overwrite)
     named, lazy = '::' in config, Config._is_lazy_import(path)
@@ -123,19 +123,6 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
     if out is not None:
         write_text(out, text)
     return text, list(iter_changes(old, new))
-
-
-def find_config(config: str) -> str:
-    """Return the file of a config, also of a name as in ``_base_``."""
-    if '::' not in config:
-        return config
-    try:
-        return Config._get_cfg_path(config, '')[0]
-    except Exception as error:
-        raise UserError(
-            f'The config {config!r} cannot be found ({error}). Such a name is '
-            "mmdet3d:: or mmdet:: and a path below the package's configs, as "
-            'in _base_.') from error
 
 
 def check_out(out: str, path: str, overwrite: bool) -> None:
@@ -307,7 +294,7 @@ def add_import(cfg: dict) -> None:
 def iter_parts(cfg: dict) -> Iterator[Part]:
     """Yield all dicts with a type in the models of a config."""
     for name in ('model', 'tta_model'):
-        for key, node in preflight.iter_dicts(cfg.get(name), name):
+        for key, node in explain.iter_dicts(cfg.get(name), name):
             if class_name(node):
                 package = node['type'].rpartition('.')[0].partition('.')[0]
                 yield Part(key, node, package, class_name(node))

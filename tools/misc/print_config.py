@@ -3,20 +3,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.logging import MMLogger
-
-from sigplug.engine import cli, preflight, process
+from sigplug.cli import arguments, preflight, process
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'config', help='config file, or a name such as mmdet3d::PATH')
     parser.add_argument(
         '--out', type=Path, metavar='FILE',
         help='write it to a .py, .json or .yml file instead')
-    cli.add_cfg_options(parser)
-    args = cli.parse_args(parser)
+    arguments.add_cfg_options(parser)
+    args = arguments.parse_args(parser)
     if args.out and args.out.suffix not in ('.py', '.json', '.yml', '.yaml'):
         parser.error(f'--out {args.out}: the name must end in .py, .json or '
                      '.yml')
@@ -26,8 +25,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Load and print."""
     args = parse_args()
-    # mmengine reports to stdout which variables it puts in.
-    MMLogger.get_instance('mmengine').setLevel('WARNING')
     cfg = preflight.load_config(args.config, args.cfg_options)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

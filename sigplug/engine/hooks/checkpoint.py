@@ -10,12 +10,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as BaseCheckpointHook
 from mmengine.runner import Runner
 
-from sigplug.engine.lock import lock_folder
-from sigplug.engine.process import CONTINUE, set_advice
+from sigplug.errors import UserError
+from sigplug.files import PARTIAL, lock, replacing
 from sigplug.registry import HOOKS
 
 BACKEND = 'sigplug.AtomicLocalBackend'
-PARTIAL = '.partial'
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -31,20 +30,15 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file, whole or not at all; its folder is created."""
-        folder = osp.dirname(filepath) or '.'
-        partial = f'{filepath}{PARTIAL}'
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(osp.dirname(filepath) or '.', exist_ok=True)
         try:
-            with open(partial, 'wb') as file:
+            with replacing(filepath) as partial, open(partial, 'wb') as file:
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, filepath)
-        except BaseException as error:
-            Path(partial).unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                # The error of a failed write does not name the file.
-                error.filename = str(filepath)
+        except OSError as error:
+            # The error of a failed write does not name the file.
+            error.filename = str(filepath)
             raise
 
     def remove(self, filepath: str | Path) -> None:
@@ -92,7 +86,13 @@ class CheckpointHook(BaseCheckpointHook):
         """
         if is_main_process():
             # The others end with it.
-            self._lock = lock_folder(runner.work_dir)
+            try:
+                self._lock = lock(osp.join(runner.work_dir, '.lock'))
+            except BlockingIOError as error:
+                raise UserError(
+                    f'Another process is writing to {runner.work_dir!r}. Wait '
+                    'for its end, or give this one a folder of its own with '
+                    '--work-dir.') from error
         local = '://' not in (self.out_dir or '') and (
             self.file_client_args is None and self.backend_args is None)
         if local:
@@ -112,7 +112,6 @@ class CheckpointHook(BaseCheckpointHook):
                                    meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated()
-        set_advice(CONTINUE)
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, Any]) -> None:

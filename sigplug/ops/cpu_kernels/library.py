@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files import lock, replacing
 from ..backends import BackendError
 
 SOURCES = Path(__file__).parent
@@ -39,6 +41,9 @@ ELEMENTS_PER_THREAD = 8192
 ELEMENTS_FOR_THREADS = 32768
 
 logger = logging.getLogger('sigplug')
+
+# A lock between processes is none between threads.
+_ONE_THREAD = threading.Lock()
 
 
 @functools.cache
@@ -75,13 +80,32 @@ def load() -> ctypes.CDLL:
         BackendError: There is no compiler, or it fails.
     """
     name = f'kernels-{_fingerprint()}.so'
-    with _folder_of(name) as folder:
+    with _ONE_THREAD, _folder_of(name) as (folder, advice):
         library = folder / name
         if not library.is_file():
-            with _lock(folder / 'kernels.lock'):
+            with _one_process(folder):
                 if not library.is_file():
-                    _compile(library)
+                    _compile(library, advice)
         return ctypes.CDLL(str(library))
+
+
+def cache_folder() -> Path:
+    """Return the folder where the library stays, which may not exist.
+
+    Raises:
+        RuntimeError: There is no home directory.
+    """
+    user = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    path = os.environ.get('SIGPLUG_CACHE') or f'{user}/sigplug'
+    return Path(path).expanduser()
+
+
+def find_library() -> Path | None:
+    """Return the library in the cache, if it is there."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = cache_folder() / f'kernels-{_fingerprint()}.so'
+        return path if path.is_file() else None
+    return None
 
 
 def _fingerprint() -> str:
@@ -100,67 +124,72 @@ def _fingerprint() -> str:
 
 
 @contextlib.contextmanager
-def _folder_of(name: str) -> Iterator[Path]:
-    """Yield the cache if the library is or can be there, else a temporary."""
-    user = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    path = os.environ.get('SIGPLUG_CACHE') or f'{user}/sigplug'
+def _folder_of(name: str) -> Iterator[tuple[Path, str]]:
+    """Yield the cache if the library is or can be there, else a temporary.
+
+    With it comes how long a library there lasts, for whom it is compiled.
+    """
     try:
-        folder = Path(path).expanduser()
+        folder = cache_folder()
         if not (folder / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
-                raise PermissionError
+                raise PermissionError(f'{folder} cannot be written')
     # A RuntimeError: there is no home directory.
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError) as error:
         with tempfile.TemporaryDirectory(prefix='sigplug-') as temporary:
-            yield Path(temporary)
+            yield Path(temporary), (
+                f'again in every process, as the cache cannot be used '
+                f'({error}): set SIGPLUG_CACHE to a folder that can be '
+                'written')
     else:
-        yield folder
+        yield folder, 'once on this machine'
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _one_process(folder: Path) -> Iterator[None]:
     """Let one of several processes build while the others wait."""
+
+    def wait() -> None:
+        logger.warning('sigplug waits for its CPU kernels, which another '
+                       'process compiles into %s', folder)
+
     with contextlib.ExitStack() as stack:
-        # Some systems and network file systems know no locks: then all build.
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-            file = stack.enter_context(path.open('w'))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.warning('sigplug waits for its CPU kernels, which '
-                               'another process compiles')
-                fcntl.flock(file, fcntl.LOCK_EX)
+        # Without a lock all build.
+        with contextlib.suppress(OSError):
+            stack.enter_context(lock(folder / 'kernels.lock', wait))
         yield
 
 
-def _compile(library: Path) -> None:
-    compiler = _find_compiler()
-    logger.warning('sigplug compiles its CPU kernels into %s: about half a '
-                   'minute, once', library.parent)
+def _compile(library: Path, advice: str) -> None:
+    compiler = find_compiler()
+    logger.warning(
+        'sigplug compiles its CPU kernels with %s into %s, which takes 15 to '
+        '45 seconds, %s', compiler[0], library.parent, advice)
     arm = platform.machine().lower() in ('aarch64', 'arm64')
-    # Under another name until it is whole: a build may be killed.
-    unfinished = library.with_suffix(f'.{os.getpid()}.tmp')
     command = (*compiler, *FLAGS, '-mcpu=native' if arm else '-march=native',
-               *map(str, sorted(SOURCES.glob('*.cpp'))), '-o',
-               str(unfinished))
+               *map(str, sorted(SOURCES.glob('*.cpp'))), '-o')
     try:
-        result = subprocess.run(command, capture_output=True, text=True,
-                                errors='replace', timeout=TIMEOUT)
-        if result.returncode:
-            raise BackendError(
-                f'{compiler[0]} could not compile the kernels:\n'
-                f'{result.stderr.strip()[:2000]}')
-        os.replace(unfinished, library)
+        # A build may be killed.
+        with replacing(library) as partial:
+            result = subprocess.run(
+                (*command, partial), capture_output=True, text=True,
+                errors='replace', timeout=TIMEOUT)
+            if result.returncode:
+                raise BackendError(
+                    f'{compiler[0]} could not compile the kernels:\n'
+                    f'{result.stderr.strip()[:2000]}')
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendError(
             f'the kernels could not be compiled: {error}') from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
-def _find_compiler() -> list[str]:
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler.
+
+    Raises:
+        BackendError: There is none.
+    """
     names = [os.environ['CXX']] if os.environ.get('CXX') else COMPILERS
     for name in names:
         command = name.split()

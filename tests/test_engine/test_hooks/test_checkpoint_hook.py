@@ -11,9 +11,8 @@ import toy_training
 from toy_training import check, exit_code, fork, make_runner, train
 
 from sigplug.engine.hooks.checkpoint import AtomicLocalBackend
-from sigplug.engine.lock import lock_folder
-from sigplug.engine.process import run_tool
 from sigplug.errors import UserError
+from sigplug.files import lock
 
 
 def test_killed_in_front_of_each_step(tmp_path):
@@ -79,13 +78,13 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     locked, alive = os.pipe(), os.pipe()
 
     def hold():
-        lock = lock_folder(str(tmp_path))
+        held = lock(tmp_path / '.lock')
         if os.fork():
             os.write(locked[1], b'.')
         # Ends with this test: nobody is left to write then.
         os.close(alive[1])
         os.read(alive[0], 1)
-        lock.close()
+        held.close()
 
     # It may be what the other one is writing.
     partial = tmp_path / 'epoch_1.pth.partial'
@@ -103,16 +102,6 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
     assert not partial.exists()
     # The lock ends with the training.
     assert exit_code(fork(make_runner(tmp_path).train)) == 0
-
-
-def test_stopped_training_can_go_on(tmp_path, capsys):
-
-    def tool():
-        make_runner(tmp_path, epochs=1).train()
-        raise KeyboardInterrupt
-
-    assert run_tool(tool) == 130
-    assert 'Continue it with --resume.' in capsys.readouterr().err
 
 
 def test_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):

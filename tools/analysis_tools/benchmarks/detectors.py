@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from sigplug.engine import preflight
+from sigplug.cli import preflight
 
 from .data import POINTS, make_batch
 from .timing import (

@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.config import Config
 
 from sigplug.errors import UserError
+from sigplug.files import relative
 
-from .preflight import iter_dicts
+from .explain import iter_dicts
 
 # The environment variables that a stage needs.
 SETTINGS = ('SIGPLUG_DATA_ROOT', 'SIGPLUG_DATA_VERSION',
@@ -23,12 +24,6 @@ if get_compiling_cuda_version() == 'not available':
     print('unusable' if torch.cuda.is_available() else 'none')
 """
 LINES_OF_A_FAILURE = 15
-
-
-def relative(path: Path | str) -> str:
-    """Return a path as one types it: relative, if below the working dir."""
-    path = os.path.relpath(path)
-    return os.path.abspath(path) if path.startswith('..') else path
 
 
 def run_stage(name: str, tool: Path | str, *args: Any,

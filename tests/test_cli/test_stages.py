@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICKSTART
 from mmengine.config import Config
 
-from sigplug.engine.stages import (
+from sigplug.cli.stages import (
     check_data_root,
     hide_unusable_gpus,
     run_stage,
@@ -86,7 +86,7 @@ time.sleep(60)
 """
 TOOL = """
 import sys
-from sigplug.engine import process, stages
+from sigplug.cli import process, stages
 sys.exit(process.run_tool(lambda: stages.run_stage("x", "stage.py")))
 """
 

@@ -1,28 +1,74 @@
 """The exit codes of the command-line tools, and printing from one process."""
 import errno
 import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 
 from sigplug.errors import UserError
+from sigplug.files import relative
+
+from .screen import quieten_imports
 
 # The errors for no room: on the disk, in the quota, or under the limit of the
 # process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# The command that continues what runs, where that is not the tool itself.
+RESUME = 'SIGPLUG_RESUME'
+# What returns the advice for where the tool is stopped; str, an empty text.
+_advice: Callable[[], str] = str
 
-CONTINUE = 'Continue it with --resume.'
-_advice = ''
+
+def resume_command(target: str | None = None) -> str:
+    """Return the command that continues the tool that runs.
+
+    Args:
+        target (str, optional): Its target of ``make``, used where make has
+            started it. Defaults to none.
+    """
+    arguments = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == '--resume':
+            # Its value, if it has one.
+            argument = next(given, '--resume')
+            if not argument.startswith('-'):
+                continue
+        if not argument.startswith('--resume'):
+            arguments.append(argument)
+    arguments.append('--resume')
+    if target and 'MAKELEVEL' in os.environ:
+        return f'make {target} ARGS={shlex.quote(shlex.join(arguments))}'
+    return shlex.join(
+        [relative(sys.executable), relative(sys.argv[0]), *arguments])
 
 
-def set_advice(advice: str) -> None:
-    """Set what to do where the tool that runs is stopped from now on."""
+def advise_resume(work_dir: str, resumed: bool = False) -> None:
+    """From now on, say how to continue where a training is stopped.
+
+    Args:
+        work_dir (str): Its work dir.
+        resumed (bool): Whether it goes on from a checkpoint in there; else
+            one has to be written from now on. Defaults to False.
+    """
     global _advice
+    start = 0 if resumed else time.time() - 1
+    record = Path(work_dir, 'last_checkpoint')
+
+    def advice() -> str:
+        if not record.is_file() or record.stat().st_mtime < start:
+            return ''
+        command = os.environ.get(RESUME) or resume_command()
+        return f' Continue it with\n    {command}'
+
     _advice = advice
 
 
@@ -36,12 +82,15 @@ def run_tool(main: Callable[[], None]) -> int:
         int: The exit code: 0; 2 after a :class:`UserError` or on a full
         disk, with a message on the standard error (of the first process; after
         the start of a distributed run, of each); 130 or 143 where Ctrl-C or
-        SIGTERM have stopped it.
+        SIGTERM have stopped it, 141 where nobody reads what it prints.
     """
-    set_advice('')
+    global _advice
+    _advice = str
+    quieten_imports()
     try:
         with _raise_on_sigterm():
             main()
+            sys.stdout.flush()
     except UserError as error:
         if is_rank_zero():
             print(f'error: {error}', file=sys.stderr, flush=True)
@@ -50,17 +99,21 @@ def run_tool(main: Callable[[], None]) -> int:
             print(f'error in process {torch.distributed.get_rank()}: {error}',
                   file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:
+        # By `| head`. What is left to print would end in an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         print_on_rank_zero(
             f'error: {error}. Files that were written before are whole. '
-            f'Make room. {_advice}'.rstrip(), file=sys.stderr)
+            f'Make room.{_advice()}', file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
-        print_on_rank_zero(f'Stopped by {number.name}. {_advice}'.rstrip(),
+        print_on_rank_zero(f'Stopped by {number.name}.{_advice()}',
                            file=sys.stderr)
         return 128 + number
     return 0

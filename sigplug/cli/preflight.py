@@ -3,64 +3,125 @@
 Each check raises a :class:`sigplug.errors.UserError`, whose one message
 names the problem and the remedy. None of them changes the config.
 """
-import difflib
+import inspect
 import os
 import os.path as osp
-import re
-import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 from zipfile import is_zipfile
 
-import mmengine.registry
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, Registry
+from mmengine.runner import Runner
 
+from sigplug.engine.checkpoint import read_checkpoint
 from sigplug.errors import UserError
+from sigplug.files import TOOLS, relative
 
-from .checkpoint import read_checkpoint
+from .explain import (
+    FAILED_IMPORT,
+    describe,
+    did_you_mean,
+    iter_causes,
+    iter_dicts,
+)
 
-# What mmengine puts on top of an error in custom_imports.
-FAILED_IMPORT = re.compile(
-    r'Failed to import (?:custom modules from .*|([\w.]+))', re.DOTALL)
-GENERATOR = 'tools/dataset_converters/create_synthetic_nuscenes.py'
+GENERATOR = TOOLS / 'dataset_converters/create_synthetic_nuscenes.py'
+# What a config may hold at its top beside the arguments of Runner.
+SETTINGS = {
+    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_imports',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
+    'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'}
+# So alike are a name and its misspelling, and seldom two names.
+TYPO = 0.85
+
+
+def find_config(path: str) -> str:
+    """Return the file of a config, also of a name as in ``_base_``.
+
+    Raises:
+        UserError: There is none.
+    """
+    if '::' not in path:
+        _check_file(path, f'The config {path!r}')
+        return path
+    try:
+        return Config._get_cfg_path(path, '')[0]
+    except Exception as error:
+        raise UserError(
+            f'The config {path!r} cannot be found: {describe(error)}. Such a '
+            "name is mmdet3d:: or mmdet:: and a path below the package's "
+            'configs, as in _base_.') from error
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file and merge the values of ``--cfg-options``.
+    """Read a config and merge the values of ``--cfg-options``.
+
+    Args:
+        path (str): Its file, or a name as in ``_base_``.
+        options (dict, optional): Values by dotted keys. Defaults to none.
 
     Raises:
-        UserError: The file is missing or broken, or an option does not
-            fit the config.
+        UserError: It is missing or broken, or an option does not fit it.
     """
-    _check_file(path, f'The config {path!r}')
+    file = find_config(path)
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(file)
     # A config is Python code, and mmengine objects to it in many ways.
     except Exception as error:
         raise UserError(f'The config {path!r} cannot be read. '
-                        f'{_describe(error)}{_advise_import(error)}'
+                        f'{describe(error)}{_advise_import(error)}'
                         ) from error
+    for key in options or {}:
+        _check_option(cfg, key)
     try:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, ValueError) as error:
         given = ' '.join(f'{key}={value}'
                          for key, value in (options or {}).items())
         raise UserError(f'--cfg-options {given} does not fit the config '
-                        f'{path!r}: {_describe(error)}') from error
+                        f'{path!r}: {describe(error)}') from error
     return cfg
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """Refuse a key of ``--cfg-options`` that nothing would read.
+
+    What has another name than all beside it may be an argument that the
+    config leaves out.
+    """
+    node: Any = cfg._cfg_dict
+    done: list[str] = []
+    for name in key.split('.'):
+        if isinstance(node, dict) and name not in node:
+            known = {other for other in node if isinstance(other, str)}
+            if not done:
+                known |= {*inspect.signature(Runner).parameters, *SETTINGS}
+            if name in known:
+                return
+            hint = did_you_mean(name, known, TYPO if done else 0.6)
+            if hint or not done:
+                raise UserError(
+                    f'--cfg-options {key}: '
+                    f'{".".join(done) or "the config"} has no {name!r}'
+                    + (f'.{hint}' if hint else ', and nothing reads it. What '
+                       'code of yours reads has to be in the config file.'))
+            return
+        if isinstance(node, (list, tuple)) and name.isdigit():
+            node = node[int(name)] if int(name) < len(node) else None
+        else:
+            node = node.get(name) if isinstance(node, dict) else None
+        done.append(name)
 
 
 def _advise_import(error: BaseException) -> str:
     """Return what to do about a module of ``custom_imports``."""
-    wanted = [match[1] for cause in _chain(error)
+    wanted = [match[1] for cause in iter_causes(error)
               if (match := FAILED_IMPORT.fullmatch(str(cause))) and match[1]]
     if not wanted:
         return ''
-    *_, first = _chain(error)
+    *_, first = iter_causes(error)
     if isinstance(first, ModuleNotFoundError) and (
             f'{wanted[0]}.'.startswith(f'{first.name}.')):
         return ('. It is in custom_imports of the config: add the folder that '
@@ -160,131 +221,6 @@ def check_checkpoint(path: str, argument: str,
     return checkpoint
 
 
-@contextmanager
-def explain_registry_errors(cfg: Config) -> Iterator[None]:
-    """Name the misspelt ``type`` when something cannot be built.
-
-    Raises:
-        UserError: Instead of the registry's error.
-    """
-    try:
-        yield
-    except (KeyError, RuntimeError) as error:
-        match = re.search(
-            r"'?([\w.]+) is not in the .* registry|Failed to get ([\w.]+)",
-            str(error))
-        if match is None:
-            raise
-        name = match[1] or match[2]
-        known = {other for root in vars(mmengine.registry).values()
-                 if isinstance(root, Registry)
-                 for other in _iter_names(root, with_scope='.' in name)}
-        if name in known:
-            raise UserError(_describe(error)) from error
-        places = [f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
-                  if node.get('type') == name]
-        raise UserError(
-            f'{" and ".join(places) or "A type"} = {name!r} is not registered.'
-            f'{_did_you_mean(name, known)}') from error
-
-
-@contextmanager
-def explain_data_errors(dataloader: dict | None) -> Iterator[None]:
-    """Say what is wrong with a dataset that cannot be built.
-
-    The info file is read once, by the dataset, and not before: that of
-    nuScenes takes a while. What is built may be a data loader or a dataset.
-
-    Raises:
-        UserError: Instead of the dataset's error.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # Where mmengine's BaseDataset reads its info file.
-        calls = {call.name for call in traceback.extract_tb(
-            error.__traceback__)}
-        nodes = [node for _, node in iter_dicts(dataloader, '')]
-        explain = (
-            _explain_balance if isinstance(error, ZeroDivisionError) else
-            # Of list.index and tuple.index.
-            _explain_classes if isinstance(error, ValueError)
-            and re.search('not in (list|tuple)', str(error)) else
-            lambda _: None)
-        text = next(filter(None, map(explain, nodes)), None)
-        if text is None and 'full_init' in calls:
-            files = [osp.join(node.get('data_root') or '', node['ann_file'])
-                     for node in nodes
-                     if isinstance(node.get('ann_file'), str)]
-            text = (
-                f'The info file {" or ".join(map(repr, files))} cannot be '
-                f'used ({_describe(error)}). Create it again: '
-                'docs/datasets.md gives the command for each data set.')
-        if text is None:
-            raise
-        raise UserError(text) from error
-
-
-def _explain_classes(node: dict) -> str | None:
-    """Name the classes that a dataset of mmdet3d does not have."""
-    kind, metainfo = node.get('type'), node.get('metainfo')
-    if kind is None or not isinstance(metainfo, dict):
-        return None
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    known = getattr(kind, 'METAINFO', {}).get('classes') or ()
-    # Others take any.
-    if not hasattr(kind, 'parse_ann_info') or not known:
-        return None
-    absent = [name for name in metainfo.get('classes') or ()
-              if name not in known]
-    return (f'metainfo.classes of {kind.__name__} names '
-            f'{", ".join(map(repr, absent))}, which it does not have.'
-            f'{_did_you_mean(absent[0], known)} It has {list(known)}.'
-            ) if absent else None
-
-
-def _explain_balance(node: dict) -> str | None:
-    """Name the classes of which ``CBGSDataset`` has nothing to draw."""
-    if 'CBGSDataset' not in str(node.get('type')):
-        return None
-    dataset = DATASETS.build(node['dataset'])
-    found = {label for index in range(len(dataset))
-             for label in dataset.get_cat_ids(index)}
-    absent = [name for label, name in enumerate(dataset.metainfo['classes'])
-              if label not in found]
-    return ('CBGSDataset draws as many samples of each class, but no sample '
-            f'of {node["dataset"].get("ann_file")!r} has a '
-            f'{" or a ".join(absent)}. Leave the class out of '
-            'metainfo.classes and of the head, or train without CBGSDataset.')
-
-
-def _iter_names(registry: Registry, with_scope: bool) -> Iterator[str]:
-    """Yield the names in a registry and its children."""
-    prefix = f'{registry.scope}.' if with_scope else ''
-    for name in registry.module_dict:
-        yield prefix + name
-    for child in registry.children.values():
-        yield from _iter_names(child, with_scope)
-
-
-def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
-    """Yield the dicts inside a part of a config, each with its dotted key."""
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(node, dict):
-        yield key, node
-        items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    else:
-        return
-    for name, value in items:
-        yield from iter_dicts(value, f'{key}.{name}' if key else str(name))
-
-
 def _iter_data_paths(node: dict, section: str) -> Iterator[tuple[str, str]]:
     """Yield the local paths in one dict of a data loader or an evaluator."""
     root = node.get('data_root') or ''
@@ -306,9 +242,10 @@ def _iter_data_paths(node: dict, section: str) -> Iterator[tuple[str, str]]:
 
 def _explain_missing_data(key: str, path: str, root: str | None) -> str:
     root = root or osp.dirname(path)
+    command = f'python {relative(GENERATOR)} --seed 0 --out'
     if 'synthetic' in root:
-        remedy = ('Generate the data set with\n    python '
-                  f'{GENERATOR} --out {root.rstrip("/")} --seed 0')
+        remedy = (f'Generate the data set with\n    {command} '
+                  f'{root.rstrip("/")}')
     else:
         remedy = (
             f'Put or link the data set at {root!r} and create its info files '
@@ -316,8 +253,8 @@ def _explain_missing_data(key: str, path: str, root: str | None) -> str:
             'name another place and version (for the nus-mini configs '
             'SIGPLUG_DATA_ROOT and SIGPLUG_DATA_VERSION in the environment, '
             'else --cfg-options). Without nuScenes, use a nus-mini config '
-            f'and generate its synthetic data set with\n    python {GENERATOR}'
-            ' --out data/synthetic_nuscenes --seed 0')
+            f'and generate its synthetic data set with\n    {command} '
+            'data/synthetic_nuscenes')
     return (f'The data is missing: {path!r} ({key}) does not exist (working '
             f'directory: {os.getcwd()}).\n{remedy}')
 
@@ -331,30 +268,4 @@ def _check_file(path: str, what: str) -> None:
         names = os.listdir(folder) if osp.isdir(folder) else []
         raise UserError(
             f'{what} does not exist (working directory: {os.getcwd()}).'
-            f'{_did_you_mean(osp.basename(path), names)}')
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3)
-    return f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, the first to happen last."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (
-            None if error.__suppress_context__ else error.__context__)
-
-
-def _describe(error: BaseException) -> str:
-    """Return what an error says, and the error that it began with."""
-    lines = []
-    for cause in _chain(error):
-        # str(KeyError) would quote the text.
-        text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args
-                   else cause)
-        if not FAILED_IMPORT.fullmatch(text):
-            lines += f'{type(cause).__name__}: {text}'.splitlines()[:1]
-    first, *others = dict.fromkeys(lines or [str(error)])
-    return f'{first} (from {others[-1]})' if others else first
+            f'{did_you_mean(osp.basename(path), names)}')

@@ -1,18 +1,17 @@
 """One clear message per known failure."""
 import os
-import pickle
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import QUICKSTART
+from conftest import TOOLS
 from mmdet3d.evaluation import NuScenesMetric
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-from sigplug.engine import preflight
+from sigplug.cli import preflight
 from sigplug.errors import UserError
 
 
@@ -48,6 +47,51 @@ def test_load_config_merges_options(tmp_path):
     assert cfg.a == dict(b=3, c=[dict(d=4)])
     with pytest.raises(UserError, match=r'--cfg-options a.c.7.d=4'):
         preflight.load_config(str(path), {'a.c.7.d': 4})
+
+
+@pytest.mark.parametrize('key, words', [
+    ('load_form', "the config has no 'load_form'. Did you mean 'load_from'?"),
+    ('foo', "the config has no 'foo', and nothing reads it"),
+    ('train_dataloader.batchsize', "train_dataloader has no 'batchsize'. Did "
+     "you mean 'batch_size'?"),
+    ('hooks.0.intervall', "hooks.0 has no 'intervall'. Did you mean "
+     "'interval'?"),
+    ('load_from', None), ('randomness.seed', None), ('compile', None),
+    # Arguments that the config leaves out.
+    ('train_dataloader.num_workers', None), ('hooks.0.priority', None),
+    ('hooks.0.new.thing', None),
+])
+def test_option_that_nothing_reads(tmp_path, key, words):
+    path = tmp_path / 'config.py'
+    path.write_text('train_dataloader = dict(batch_size=4)\n'
+                    "hooks = [dict(type='A', interval=3)]\n")
+    if words is None:
+        preflight.load_config(str(path), {key: 2})
+    else:
+        with pytest.raises(UserError, match=re.escape(
+                f'--cfg-options {key}: {words}')):
+            preflight.load_config(str(path), {key: 2})
+
+
+def test_config_of_an_installed_package():
+    name = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-'
+            'cyclic-20e_nus-3d.py')
+    cfg = preflight.load_config(name, {'model.pts_bbox_head.norm_bbox': False})
+    assert cfg.model.type == 'CenterPoint'
+    assert not cfg.model.pts_bbox_head.norm_bbox
+    with pytest.raises(UserError, match='cannot be found'):
+        preflight.load_config('mmdet3d::no/such.py')
+
+
+def test_data_set_that_can_be_generated(data_root, tmp_path, monkeypatch):
+    """The command works from any folder."""
+    cfg = data_config(tmp_path / 'synthetic')
+    for folder in (tmp_path, TOOLS.parent):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UserError) as error:
+            preflight.check_data(cfg, 'val')
+        words = str(error.value).split()
+        assert Path(words[words.index('python') + 1]).is_file()
 
 
 def test_load_config_names_a_similar_file(tmp_path):
@@ -150,77 +194,6 @@ def test_tables_that_are_evaluated(data_root):
     preflight.check_tables(cfg, 'val', dataset)
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda infos: pickle.dumps(infos)[:-1000], 'truncated'),
-    (lambda infos: pickle.dumps(dict(infos=[], metadata={})),
-     'ValueError.*data_list and metainfo'),
-    (lambda infos: infos['data_list'][3].pop('lidar_points') and
-     pickle.dumps(infos), 'KeyError: lidar_points'),
-])
-def test_info_file_is_named(damageable, change, words):
-    path = damageable / 'nuscenes_infos_train.pkl'
-    path.write_bytes(change(pickle.loads(path.read_bytes())))
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_stack(cfg)
-    from mmdet3d.registry import DATASETS
-    dataset = cfg.train_dataloader.dataset
-    dataset.data_root = f'{damageable}/'
-    init_default_scope('mmdet3d')
-    with pytest.raises(UserError, match=words) as error:
-        with preflight.explain_data_errors(cfg.train_dataloader):
-            DATASETS.build(dataset)
-    assert f"The info file '{path}' cannot be used" in str(error.value)
-
-
-def build_quickstart(root, classes, balanced):
-    """Build the training data, as a runner does."""
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_stack(cfg)
-    from mmdet3d.registry import DATASETS
-    dataset = cfg.train_dataloader.dataset
-    dataset.update(data_root=f'{root}/', metainfo=dict(classes=classes))
-    if balanced:
-        dataset = dict(type='CBGSDataset', dataset=dataset)
-    init_default_scope('mmdet3d')
-    with preflight.explain_data_errors(dict(dataset=dataset)):
-        return DATASETS.build(dataset)
-
-
-@pytest.mark.parametrize('balanced', [False, True])
-def test_class_that_the_data_set_does_not_have(synthetic_nuscenes, balanced):
-    with pytest.raises(UserError) as error:
-        build_quickstart(synthetic_nuscenes, ['cars', 'bus'], balanced)
-    assert str(error.value).startswith(
-        "metainfo.classes of NuScenesDataset names 'cars', which it does not "
-        "have. Did you mean 'car'? It has ['car', 'truck', ")
-
-
-@pytest.mark.parametrize('error', [
-    ValueError('x is in no list'), KeyError('cars'), FileNotFoundError()])
-def test_other_errors_are_not_those_of_classes(error):
-    node = dict(type='mmdet3d.NuScenesDataset',
-                metainfo=dict(classes=['cars']))
-    with pytest.raises(type(error)):
-        with preflight.explain_data_errors(node):
-            raise error
-
-
-def test_class_without_a_sample(damageable):
-    """CBGSDataset would divide by zero."""
-    path = damageable / 'nuscenes_infos_train.pkl'
-    infos = pickle.loads(path.read_bytes())
-    bus = infos['metainfo']['categories']['bus']
-    for info in infos['data_list']:
-        info['instances'] = [
-            instance for instance in info['instances']
-            if instance['bbox_label_3d'] != bus]
-    path.write_bytes(pickle.dumps(infos))
-    assert len(build_quickstart(damageable, ['car'], True))
-    with pytest.raises(UserError, match="no sample of 'nuscenes_infos_train."
-                       "pkl' has a bus. Leave the class out"):
-        build_quickstart(damageable, ['car', 'bus'], True)
-
-
 def save(path, **content):
     torch.save(content, path)
     return str(path)
@@ -239,22 +212,3 @@ def test_check_checkpoint(tmp_path, monkeypatch):
         preflight.check_checkpoint(str(tmp_path / 'god.pth'), 'x')
     with pytest.raises(UserError, match='x: .* has no b, c. .* load_from='):
         preflight.check_checkpoint(good, 'x', 'abc')
-
-
-@pytest.mark.parametrize('name, hint', [
-    ('ClipSigmod', "Did you mean 'ClipSigmoid'"),
-    ('sigplug.CenterHaed', "Did you mean 'sigplug.CenterHead'"),
-    ('mmdet.GaussianFocalLos', "Did you mean 'mmdet.GaussianFocalLoss'"),
-    ('Zzzzzzzzzz', 'is not registered.'),
-])
-def test_registry_errors_name_the_type(name, hint):
-    cfg = Config(dict(default_scope='mmdet3d',
-                      model=dict(type='Sequential', act=[dict(type=name)])))
-    preflight.check_stack(cfg)
-    with pytest.raises(UserError) as error:
-        with preflight.explain_registry_errors(cfg):
-            with DefaultScope.overwrite_default_scope('mmdet3d'):
-                MODELS.build(cfg.model.act[0])
-    assert f"model.act.0.type = '{name}' is not registered." in str(
-        error.value)
-    assert hint in str(error.value)

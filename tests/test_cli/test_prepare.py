@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from sigplug.engine import prepare
+from sigplug.cli import prepare
 from sigplug.engine.hooks import CheckpointHook as SafeHook
 from sigplug.errors import UserError
 
@@ -193,13 +193,13 @@ def test_visualization(monkeypatch):
     args = Namespace(
         config='c.py', checkpoint='a.pth', show=False, show_dir='pictures',
         wait_time=2, score_thr=0.1, task='lidar_det')
-    cfg = Config(dict(default_hooks=dict(
-        visualization=dict(type='Det3DVisualizationHook'))))
     monkeypatch.setenv('DISPLAY', ':0')
-    prepare.enable_visualization(cfg, args)
-    assert cfg.default_hooks.visualization.test_out_dir == 'pictures'
-    with pytest.raises(UserError, match='need the visualization hook'):
-        prepare.enable_visualization(Config(), args)
+    for cfg in (Config(), Config(dict(default_hooks=dict(
+            visualization=dict(type='Det3DVisualizationHook'))))):
+        prepare.enable_visualization(cfg, args)
+        hook = cfg.default_hooks.visualization
+        assert hook.type == 'Det3DVisualizationHook' and hook.draw
+        assert hook.test_out_dir == 'pictures'
     monkeypatch.delenv('DISPLAY')
     with pytest.raises(UserError, match='needs a display.*visualize_bev.py'):
         prepare.enable_visualization(cfg, args)

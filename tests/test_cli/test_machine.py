@@ -1,11 +1,13 @@
-"""What is said about versions that sigplug is not made for."""
+"""The machine, and versions that sigplug is not made for."""
+import platform
+import socket
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from sigplug.engine import versions
+from sigplug.cli import machine
 
 LISTS = Path(__file__).parents[2] / 'requirements'
 REQUIRES = ['numpy', 'pytest<9; extra == "tests"'] + [
@@ -25,8 +27,8 @@ def installed(monkeypatch):
             return found[name]
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(versions, 'requires', lambda name: REQUIRES)
-    monkeypatch.setattr(versions, 'version', version)
+    monkeypatch.setattr(machine, 'requires', lambda name: REQUIRES)
+    monkeypatch.setattr(machine, 'version', version)
     return found
 
 
@@ -36,7 +38,7 @@ def warned(recwarn):
 
     def warned():
         recwarn.clear()
-        versions.warn_about_unsupported_versions()
+        machine.warn_about_unsupported_versions()
         return [str(warning.message) for warning in recwarn]
 
     return warned
@@ -72,3 +74,15 @@ def test_unsupported(installed, warned, name, number, bounds):
     installed[name] = number
     text, = warned()
     assert f'{name} {number}' in text and f'"{name}{bounds}"' in text
+
+
+def test_machine_without_its_name():
+    found = machine.describe_machine()
+    assert found['cpu'] and found['cores'] >= 1
+    name, version = found['system'].split()
+    assert name == platform.system() and len(version.split('.')) > 1
+    # Without the name of the build.
+    assert platform.release().startswith(version)
+    assert set(version) <= set('0123456789.')
+    assert not any(socket.gethostname() in str(value).split()
+                   for value in found.values())

@@ -1,10 +1,11 @@
 """The results of an evaluation, and files that are written whole."""
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sigplug.files import replacing
 
 TP_ERRORS = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 
@@ -42,9 +43,8 @@ def read_nuscenes_metrics(work_dir: Path) -> dict[str, Any]:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file, whole or not at all."""
-    partial = f'{path}.partial'
-    Path(partial).write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        Path(partial).write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:

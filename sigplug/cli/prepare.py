@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 
+from sigplug.engine.optim_wrapper import cpu_amp_dtype
 from sigplug.errors import UserError
 
-from .optim_wrapper import cpu_amp_dtype
 from .preflight import check_checkpoint
-from .process import CONTINUE, print_on_rank_zero, set_advice
+from .process import print_on_rank_zero
 
 CPU_AMP = 'sigplug.engine.optim_wrapper.CPUAmpOptimWrapper'
 CHECKPOINT_HOOK = 'sigplug.CheckpointHook'
@@ -121,7 +121,6 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         _warn_of_earlier_run(cfg)
         return
     print_on_rank_zero(f'--resume: training continues from {path}.')
-    set_advice(CONTINUE)
     cfg.resume = True
     cfg.load_from = path
     # Runner.resume restores a random seed too late for the order of the data.
@@ -193,18 +192,15 @@ def enable_visualization(cfg: Config, args: Namespace) -> None:
             'display. Pictures without one: python '
             f'tools/analysis_tools/visualize_bev.py {args.config} '
             f'{args.checkpoint} --out-dir DIR')
-    if 'visualization' not in cfg.get('default_hooks', {}):
-        raise UserError(
-            '--show and --show-dir need the visualization hook in the '
-            'config: default_hooks = dict(visualization=dict('
-            "type='Det3DVisualizationHook'), ...).")
-    cfg.default_hooks.visualization.update(
+    hooks = cfg.get('default_hooks') or {}
+    cfg.default_hooks = dict(hooks, visualization=dict(
+        hooks.get('visualization') or dict(type='Det3DVisualizationHook'),
         draw=True,
         show=args.show,
         wait_time=args.wait_time,
         score_thr=args.score_thr,
         vis_task=args.task,
-        test_out_dir=args.show_dir)
+        test_out_dir=args.show_dir))
 
 
 def write_predictions(cfg: Config, path: str) -> None:

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from sigplug.engine.results import summarize_nuscenes, write_json
+from sigplug.cli.results import summarize_nuscenes, write_json
 
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
 METRICS = {

@@ -1,7 +1,5 @@
 """A check that the built parts of a LiDAR heatmap detector fit together."""
 import copy
-import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -261,43 +259,21 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
         return
     reduce = _make_probe(middle, parts)
     for axis, count in enumerate(_count_cells(middle, layer)):
-        voxel = float(layer.voxel_size[axis])
-        stride = cell[axis] / voxel
+        stride = cell[axis] / float(layer.voxel_size[axis])
         found = reduce(count)
         if found and abs(found * stride - count) >= stride:
             raise UserError(
                 f'model.{name}.bbox_coder has {stride:g} voxels in a cell in '
                 f'{"xy"[axis]} (voxel_size * out_size_factor), but backbone '
                 f'and neck reduce {count} cells to {found}.')
-
-        def fits(size: int, stride: float = stride) -> bool:
-            return bool(np.isclose(reduce(size) * stride, size))
-
+        fitting = count + -count % SPAN
         # Layers that fit nowhere cannot be asked.
-        if found or not fits(count + -count % SPAN):
-            continue
-        low, high = (float(layer.point_cloud_range[i])
-                     for i in (axis, axis + 3))
-        ranges = ' or '.join(
-            f'{size} ({_describe_range(low, high, (size - count) * voxel)})'
-            for sizes in (range(count - 1, max(count - SPAN, 0), -1),
-                          range(count + 1, count + SPAN))
-            for size in itertools.islice(filter(fits, sizes), 1))
-        raise UserError(
-            f'The strides of backbone and neck do not divide the {count} cells'
-            f' ({low:g} to {high:g} m) of the grid in {"xy"[axis]}. The '
-            f'nearest numbers that fit: {ranges}. Change point_cloud_range, '
-            f'pc_range, grid_size and {middle_name} in all parts of the model '
-            'and the pipelines.')
-
-
-def _describe_range(low: float, high: float, grown: float) -> str:
-    """Return a range that is longer by so many metres."""
-    if abs(low + high) < 1e-6:
-        low, high = low - grown / 2, high + grown / 2
-    else:
-        high += grown
-    return f'{low:g} to {high:g} m'
+        if not found and reduce(fitting):
+            raise UserError(
+                f'The strides of backbone and neck do not divide the {count} '
+                f'cells of the grid in {"xy"[axis]}; {fitting} would fit. '
+                'Change point_cloud_range, pc_range, grid_size and '
+                f'{middle_name} in all parts of the model and the pipelines.')
 
 
 def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], int]:
@@ -310,7 +286,6 @@ def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], int]:
     channels = next((weight.shape[1] for weight in layers.parameters()
                      if weight.ndim == 4), 1)
 
-    @functools.cache
     def reduce(size: int) -> int:
         for conv in middle.modules():
             # A sparse convolution with a stride. y is in the middle.
