@@ -45,7 +45,7 @@ TILE = 1024
 # Sets are cut into chunks until there are about as many programs.
 PROGRAMS = 1024
 INFINITY = tl.constexpr(math.inf)
-NAN = tl.constexpr(math.nan)
+
 
 
 def group(sets: Sets) -> Sets:
@@ -290,7 +290,7 @@ def _load(x_ptr, mask_ptr, rows_ptr, group, column, j, inside, columns,
     low = x < eps
     c = tl.where(low, eps, x)
     # There is no power of a negative number; all NaNs get one sign.
-    c = tl.where(c >= 0.0, c, NAN)
+    c = tl.where(c >= 0.0, c, float('nan'))
     return place, tl.where(kept, c, 0.0), kept & (low == 0)
 
 
@@ -332,10 +332,12 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         sums, rests = add(sums, rests, tl.where(c > 0.0, power, 0.0))
     total, rest = tl.reduce((sums, rests), 1, add_pairs, keep_dims=True)
     if tops_ptr is None:
-        mean = tl.div_rn(total, n)
-        mean_rest = (fma(-mean, n, total) + rest) / n
-        y = largest * _root(mean, mean_rest, p, p_rest)
-        y = tl.where(p == 1.0, (mean + mean_rest) * up, y)
+        # A quotient, and what it leaves.
+        inverse = 1.0 / n
+        mean = total * inverse
+        left = fma(-mean, n, total) + rest
+        y = largest * _root(mean, left / total, p, p_rest)
+        y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
         # The mean is never beyond the maximum.
         y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),
                      largest, y)
@@ -351,17 +353,17 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
 
 
 @triton.jit
-def _root(mean, mean_rest, p, p_rest):
-    """The p-th root of a number of at most 1.
+def _root(mean, share, p, p_rest):
+    """The p-th root of ``mean * (1 + share)``, at most 1.
 
     The whole part of its logarithm is divided with what its quotient leaves:
     the logarithm is then as precise as a number below 1.
     """
     whole, part = split_log2(mean)
-    part += 1.442695 * (mean_rest / mean)
-    quotient = tl.div_rn(whole, p)
-    left = (fma(-quotient, p, whole) - quotient * p_rest) / p
-    part = tl.div_rn(part, p)
+    inverse = 1.0 / p
+    quotient = whole * inverse
+    left = (fma(-quotient, p, whole) - quotient * p_rest) * inverse
+    part = fma(share, 1.442695, part) * inverse
     n, scale = round_to_whole(quotient + part)
     e = (quotient - n) + (part + left)
     return fma(exp2_minus_1(e), scale, scale)
@@ -382,7 +384,7 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
     grad_y = grad_y.to(tl.float32)
     weight = tl.div_rn(1.0, n)
     whole, part = split_log2(y)
-    part = tl.where(y == y, part, NAN)
+    part = tl.where(y == y, part, float('nan'))
     exponent = (p - 1.0) + p_rest
     at_zero = tl.where(p == 1.0, weight, 0.0)
     sums = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
