@@ -211,10 +211,10 @@ class _FocalLoss(torch.autograd.Function):
             # A gradient in half precision is rounded once, at its end.
             slopes = torch.empty(logits.shape, dtype=torch.float32,
                                  device=logits.device)
-        ctx.number = None if isinstance(divisor, Tensor) else divisor
+        held = divisor if isinstance(divisor, Tensor) else None
+        ctx.number = divisor if held is None else None
         # The inputs are for second derivatives.
-        ctx.save_for_backward(logits, target, slopes,
-                              None if ctx.number else divisor)
+        ctx.save_for_backward(logits, target, slopes, held)
         ctx.options, ctx.by_cell = options, by_cell
         return form.forward(logits, target, options, by_cell, divisor, slopes)
 

@@ -170,13 +170,16 @@ def test_gaussian_focal_loss(dtype, settings):
     assert_within(slopes.cpu(), *slope)
 
     again = torch.empty_like(slopes)
-    for out in (again, None):
+    for out, divisor, rtol in ((again, None, 1e-7), (None, None, 1e-7),
+                               (again, torch.tensor([7]), 3e-7),
+                               (again, 7.0, 3e-7)):
         total = call(LOSS.forward, x.view(5, -1), t.view(5, -1), options,
-                     False, None, out)
+                     False, divisor, out)
         assert total.dtype == torch.float32 and total.shape == ()
+        n = 1 if divisor is None else float(divisor)
         torch.testing.assert_close(
-            total.double(), loss.double().sum(), rtol=1e-7, atol=0)
-    assert again.equal(slopes)
+            total.double(), loss.double().sum() / n, rtol=rtol, atol=0)
+        torch.testing.assert_close(again, slopes / n, rtol=rtol, atol=1e-38)
 
 
 def test_sum_of_large_losses_and_many_small_ones():

@@ -173,8 +173,8 @@ def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, sums_ptr,
         if tl.atomic_add(sums_ptr, 1) == programs - 1:
             # The last program adds up, in an order that is always the same.
             sums = tl.zeros([BLOCK], tl.float64)
-            for start in range(0, programs, BLOCK):
-                k = start + tl.arange(0, BLOCK)
+            for done in range(0, programs, BLOCK):
+                k = done + tl.arange(0, BLOCK)
                 sums += tl.load(
                     sums_ptr + 1 + k, mask=k < programs, other=0,
                     cache_modifier='.cg').to(tl.float64, bitcast=True)
