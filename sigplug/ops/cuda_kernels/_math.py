@@ -87,10 +87,28 @@ def add(total, rest, value):
 
 
 @triton.jit
-def add_pairs(total, rest, other, other_rest):
-    """Add two sums and what roundings have taken from them."""
+def _add_pairs(total, rest, other, other_rest):
     new, rest = add(total, rest, other)
     return new, rest + other_rest
+
+
+@triton.jit
+def _reduce_pairs(total, rest, axis: tl.constexpr, keep_dims: tl.constexpr):
+    return tl.reduce((total, rest), axis, _add_pairs, keep_dims=keep_dims)
+
+
+@triton.jit
+def _interpreted_sum(total, rest, axis: tl.constexpr,
+                     keep_dims: tl.constexpr):
+    # Its tl.reduce takes an element at a time.
+    rest = tl.where(rest == rest, rest, 0.0)
+    exact = tl.sum(total.to(tl.float64) + rest, axis, keep_dims=keep_dims)
+    total = exact.to(tl.float32)
+    return total, (exact - total).to(tl.float32)
+
+
+# The sum of pairs of a total and what roundings have taken from it.
+sum_pairs = _interpreted_sum if INTERPRETED else _reduce_pairs
 
 
 @triton.jit
@@ -145,9 +163,3 @@ def power_of_two(p, whole, part):
     e = fma(p, part, fma(p, whole, -n))
     y = fma(exp2_minus_1(e), scale, scale)
     return tl.where(x < -126.0, 0.0, y)
-
-
-@triton.jit
-def finish_sum(total, rest):
-    """Return the sum in float64; of infinities nothing is left to add."""
-    return total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)

@@ -32,12 +32,12 @@ from ..power_mean import (
 from ._launch import OPTIONS, on_device_of
 from ._math import (
     add,
-    add_pairs,
     exp2_minus_1,
     fma,
     power_of_two,
     round_to_whole,
     split_log2,
+    sum_pairs,
 )
 
 # Elements of a tile.
@@ -330,7 +330,7 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         if p_ptr is not None:
             power = tl.where(p == 1.0, c * down, power)
         sums, rests = add(sums, rests, tl.where(c > 0.0, power, 0.0))
-    total, rest = tl.reduce((sums, rests), 1, add_pairs, keep_dims=True)
+    total, rest = sum_pairs(sums, rests, 1, True)
     if tops_ptr is None:
         # A quotient, and what it leaves.
         inverse = 1.0 / n
@@ -409,7 +409,7 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
             sums, rests = add(sums, rests, tl.where(c == 0.0, 0.0, value))
     if by_p_ptr is not None:
         # dy/dp = (y/p) mean(u^p ln u).
-        total, rest = tl.reduce((sums, rests), 1, add_pairs, keep_dims=True)
+        total, rest = sum_pairs(sums, rests, 1, True)
         share = (total + rest) * (0.6931472 * weight / p)
         place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
         tl.store(by_p_ptr + place + result, grad_y * (y * share), mask=valid)
