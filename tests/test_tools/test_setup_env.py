@@ -136,6 +136,31 @@ def test_the_devkit_takes_any_numpy(tool, monkeypatch):
         'Requires-Dist: numpydoc<2\n')
 
 
+@pytest.mark.parametrize('has_nvcc', [False, True])
+def test_cuda_from_the_packages_of_torch(
+        tool, tmp_path, monkeypatch, has_nvcc):
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    monkeypatch.delenv('CUDA_HOME', raising=False)
+    monkeypatch.setattr(tool.shutil, 'which', lambda name: has_nvcc or None)
+    write_script(tmp_path / 'base/python', FAKE_PYTHON + """
+case "$*" in
+  *'torch numpy'*) lib="$here/../lib/python3/site-packages/nvidia/cu13/lib"
+    mkdir -p "$lib"; touch "$lib/libcudart.so.13" ;;
+  *torch.version.cuda*) echo 13.0 ;;
+esac
+""")
+    tool.install()
+    home = tool.VENV / 'lib/python3/site-packages/nvidia/cu13'
+    assert (home / 'lib64/libcudart.so').exists()
+    environ = tool.PYTHON.with_name('environ').read_text().splitlines()
+    assert f'LIBRARY_PATH={home}/lib' in environ
+    assert (f'CUDA_HOME={home}' in environ) is not has_nvcc
+    assert ('nvidia-cuda-nvcc==13.0.*' in calls(tool)) is not has_nvcc
+    # The CPU build of spconv would take the place of mmcv's operators.
+    assert 'spconv.txt' not in calls(tool)
+    assert 'uninstall -y spconv' in calls(tool)
+
+
 def test_opencv_without_libgl(tool, tmp_path):
     write_script(tmp_path / 'base/python', FAKE_PYTHON + (
         '[ "$2" != "import cv2" ] || { echo libGL.so.1; exit 1; }\n'))

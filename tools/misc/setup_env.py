@@ -7,7 +7,8 @@ what pip and the compiler print goes to ``.venv/setup.log``. mmcv's wheel is
 compiled once and kept in ``$SIGPLUG_CACHE``, else ``~/.cache/sigplug``.
 
 Environment variables: ``FORCE_CUDA=1`` compiles mmcv's operators for CUDA
-(default: CPU only); ``MAX_JOBS`` limits the compiler processes;
+(default: CPU only), for the GPUs of ``TORCH_CUDA_ARCH_LIST``, else for those
+of this machine; ``MAX_JOBS`` limits the compiler processes;
 ``COLUMN=torch2.1`` builds ``.venv-torch2.1``, where the pins of
 ``requirements/columns/torch2.1.txt`` replace those of the same packages;
 ``DOCS=1`` also installs what builds ``docs/``.
@@ -163,6 +164,34 @@ def mmcv_sources(folder, version):
     return setup.parent
 
 
+def cuda_variables():
+    """Return where the CUDA compiler and libraries are.
+
+    Since CUDA 13 torch's own packages are laid out as a toolkit. They have
+    the headers and libraries that a small toolkit lacks; the compiler is
+    installed beside them where there is none.
+    """
+    home = next(VENV.glob('lib/*/site-packages/nvidia/cu1?'), None)
+    if home is None:
+        return {}
+    variables = dict(CPATH=f'{home}/include:{home}/include/cccl',
+                     LIBRARY_PATH=f'{home}/lib')
+    if not os.environ.get('CUDA_HOME') and not shutil.which('nvcc'):
+        version = run('version of CUDA', PYTHON, '-c',
+                      'import torch; print(torch.version.cuda)').split()[-1]
+        pip('CUDA compiler', *(f'nvidia-{name}=={version}.*' for name in (
+            'cuda-nvcc', 'cuda-cccl', 'cuda-crt', 'nvvm')))
+        variables.update(CUDA_HOME=str(home),
+                         PATH=f'{home}/bin:{os.environ["PATH"]}')
+    # The names that torch and the linker look for.
+    cudart = 'libcudart.so'
+    for name, target in (('lib64', 'lib'), (
+            f'lib/{cudart}', f'{cudart}.{home.name[2:]}')):
+        if not (home / name).exists():
+            (home / name).symlink_to(target)
+    return variables
+
+
 def mmcv_wheel(cuda):
     """Return mmcv's wheel from the cache, compiled if it is not there."""
     torch = run('import of torch', PYTHON, '-c',
@@ -183,7 +212,9 @@ def mmcv_wheel(cuda):
     variables = dict(MMCV_WITH_OPS='1', FORCE_CUDA=str(int(cuda)),
                      MAX_JOBS=os.environ.get('MAX_JOBS') or str(jobs),
                      CFLAGS=os.environ.get('CFLAGS', '') + ' -g0 -O2')
-    if not cuda:
+    if cuda:
+        variables.update(cuda_variables())
+    else:
         # mmcv compiles for a GPU as soon as torch sees one.
         variables.update(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='')
     with tempfile.TemporaryDirectory(dir=folder) as partial:
