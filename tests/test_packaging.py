@@ -130,14 +130,18 @@ def site(built, tmp_path_factory):
     return folder
 
 
-def test_data_generator_of_the_wheel_finds_its_parts(site, tmp_path):
-    tool = site / ('sigplug/.mim/tools/dataset_converters/'
-                   'create_synthetic_nuscenes.py')
+@pytest.mark.parametrize('command, option', [
+    (['sigplug/.mim/tools/dataset_converters/create_synthetic_nuscenes.py'],
+     '--out'),
+    (['bin/sigplug', 'migrate'], '--pillar'),
+    (['bin/sigplug', 'doctor'], '--compile'),
+])
+def test_tools_of_the_wheel_find_their_parts(site, tmp_path, command, option):
     done = subprocess.run(
-        [sys.executable, tool, '--help'], cwd=tmp_path, text=True,
-        env=dict(os.environ, PYTHONPATH=str(site)), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
-    assert done.returncode == 0 and '--out' in done.stdout, done.stdout
+        [sys.executable, site / command[0], *command[1:], '--help'],
+        cwd=tmp_path, text=True, env=dict(os.environ, PYTHONPATH=str(site)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0 and option in done.stdout, done.stdout
 
 
 @pytest.mark.slow

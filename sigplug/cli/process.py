@@ -110,7 +110,14 @@ def run_tool(main: Callable[[], None]) -> int:
             f'error: {error}. Files that were written before are whole. '
             f'Make room.{_advice()}', file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except BaseException as error:
+        stop: BaseException | None = error
+        # mmengine makes another error of one that comes while it formats a
+        # config, as it does for each checkpoint.
+        while not isinstance(stop, (KeyboardInterrupt, _Terminated)):
+            if stop is None:
+                raise
+            stop = stop.__context__
         number = (signal.SIGTERM if isinstance(stop, _Terminated) else
                   signal.SIGINT)
         print_on_rank_zero(f'Stopped by {number.name}.{_advice()}',

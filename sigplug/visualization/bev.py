@@ -97,18 +97,11 @@ def draw_bev(points: np.ndarray,
                      num_points=gt_num_points)
     pred = check_boxes('pred', pred_bboxes, pred_labels, len(class_names),
                        scores=pred_scores)
-    if pred is not None and pred.scores is None:
-        raise ValueError('pred_bboxes need pred_scores')
-    if (heatmap is None) != (heatmap_extent is None):
-        raise ValueError('heatmap and heatmap_extent must come together')
     if bev_range is None:
         bev_range = heatmap_extent
     if bev_range is None:
         bev_range = _enclose(points, gt, pred)
     x_min, y_min, x_max, y_max = bev_range
-    if not (x_min < x_max and y_min < y_max):
-        raise ValueError('bev_range must be (x_min, y_min, x_max, y_max) with '
-                         f'min < max, but is {bev_range}')
     gt = None if gt is None else gt.inside(bev_range)
     pred = None if pred is None else pred.inside(bev_range)
 

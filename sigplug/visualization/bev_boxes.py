@@ -63,16 +63,14 @@ def check_boxes(name: str, bboxes: Any, labels: Any, num_classes: int,
     if bboxes.shape[1] not in (7, 9):
         raise ValueError(f'{name}_bboxes must have the shape (M, 7) or (M, 9),'
                          f' but have {bboxes.shape}')
-    labels = check_array(f'{name}_labels', labels, ndim=1)
     if not np.isin(labels, np.arange(num_classes)).all():
         raise ValueError(
             f'{name}_labels must be indices of the {num_classes} class_names,'
             f' but are {np.unique(labels).tolist()}')
-    if num_points is not None:
-        num_points = check_array(f'{name}_num_points', num_points, ndim=1)
-    if scores is not None:
-        scores = check_scores(f'{name}_scores', scores, ndim=1)
-    boxes = BEVBoxes(bboxes, labels.astype(np.int64), num_points, scores)
+    boxes = BEVBoxes(
+        bboxes, np.asarray(labels, dtype=np.int64),
+        None if num_points is None else np.asarray(num_points),
+        None if scores is None else check_scores(f'{name}_scores', scores, 1))
     for key, value in boxes._asdict().items():
         if value is not None and len(value) != len(bboxes):
             raise ValueError(

@@ -159,6 +159,16 @@ def test_run_tool_ends_in_order_when_it_is_stopped(
     assert capsys.readouterr().err == (
         f'Stopped by {number.name}. Continue it with\n'
         '    python tools/train.py c.py --amp --resume\n')
+    def formatting():
+        try:
+            tool()
+        except:  # noqa: E722
+            raise SyntaxError('Failed to format the config')  # noqa: B904
+
+    assert process.run_tool(formatting) == code
+    assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
+    with pytest.raises(SyntaxError):
+        process.run_tool(lambda: eval('('))
     # That of one does not stay for the next.
     assert process.run_tool(tool) == code
     assert 'resume' not in capsys.readouterr().err
