@@ -20,6 +20,7 @@ extensions = [
     'sphinx.ext.autodoc',
     'sphinx.ext.autosummary',
     'sphinx.ext.napoleon',
+    'sphinx_copybutton',
 ]
 exclude_patterns = ['_build']
 
@@ -36,8 +37,16 @@ autodoc_default_options = {
     'show-inheritance': True,
 }
 autosummary_generate = False
+maximum_signature_line_length = 68
+toc_object_entries_show_parents = 'hide'
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+
+# A block is plain unless it names its language: most are output.
+highlight_language = 'none'
+# What is typed can be copied, but not what is printed.
+copybutton_selector = ', '.join(
+    f'div.highlight-{name} pre' for name in ('bash', 'python'))
 
 html_math_renderer = 'mathml'
 html_theme = 'furo'
@@ -59,6 +68,13 @@ def link_registered_name(app, env, node, contnode):
     return None
 
 
+def enlarge_pictures(app, doctree):
+    """Link each picture to its file, where it has its own size."""
+    for image in doctree.findall(nodes.image):
+        if not isinstance(image.parent, nodes.reference):
+            image.setdefault('width', '100%')
+
+
 def write_formula(translator, node):
     """Write MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
@@ -76,4 +92,5 @@ def setup(app):
     """Register the extensions; Sphinx calls this."""
     app.add_html_math_renderer(
         'mathml', (write_formula, None), (write_formula, None))
+    app.connect('doctree-read', enlarge_pictures)
     app.connect('missing-reference', link_registered_name)
