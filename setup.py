@@ -30,6 +30,7 @@ setup(
     'detectors of the OpenMMLab stack',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
+    author='The sigplug authors',
     license='Apache-2.0',
     license_files=['LICENSE'],
     keywords='3D object detection, CenterPoint, GeM pooling, OpenMMLab',
@@ -62,5 +63,10 @@ setup(
         'mim': read_requirements('mminstall'),
         'optional': read_requirements('optional'),
         'tests': read_requirements('tests'),
+        'docs': read_requirements('docs'),
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
+        'tensorboard': ['tensorboard'],
+        # Sparse convolution on the CPU; for CUDA spconv has other names.
+        'spconv': ['spconv'],
     },
     zip_safe=False)

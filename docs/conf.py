@@ -1,4 +1,5 @@
 """Settings of Sphinx for `make docs`, where warnings are errors."""
+import html
 import re
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ autodoc_default_options = {
     'show-inheritance': True,
 }
 autosummary_generate = False
-maximum_signature_line_length = 68
+maximum_signature_line_length = 88
 toc_object_entries_show_parents = 'hide'
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -75,6 +76,19 @@ def enlarge_pictures(app, doctree):
             image.setdefault('width', '100%')
 
 
+def fold_tables(app, doctree):
+    """Fold the tables of single cases, of which some pages have many."""
+    if not app.env.docname.startswith('performance'):
+        return
+    for section in list(doctree.findall(nodes.section)):
+        if (isinstance(section.parent.parent, nodes.section)
+                and any(section.findall(nodes.table))):
+            title = html.escape(section.pop(0).astext())
+            section.insert(0, nodes.raw(
+                '', f'<details><summary>{title}</summary>', format='html'))
+            section += nodes.raw('', '</details>', format='html')
+
+
 def write_formula(translator, node):
     """Write MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
@@ -93,4 +107,6 @@ def setup(app):
     app.add_html_math_renderer(
         'mathml', (write_formula, None), (write_formula, None))
     app.connect('doctree-read', enlarge_pictures)
+    # After the contents of the pages were collected, with the titles.
+    app.connect('doctree-read', fold_tables, priority=900)
     app.connect('missing-reference', link_registered_name)
