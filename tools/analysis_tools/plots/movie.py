@@ -29,9 +29,13 @@ def write_movie(folder: Path, out: Path, seconds: float) -> Path:
     if len(sizes) != 1:
         raise UserError(f'{folder} must have PNG files of one size, but has '
                         f'{len(frames)} of the sizes {sorted(sizes)}')
+    some = frames[::max(1, len(frames) // 8)]
+    width, height = frames[0].size
+    strip = Image.new('RGB', (width, height * len(some)))
+    for i, frame in enumerate(some):
+        strip.paste(frame, (0, i * height))
     # That method keeps colours that are rare, as those of boxes are.
-    palette = frames[len(frames) // 2].quantize(
-        COLORS, method=Image.Quantize.MAXCOVERAGE)
+    palette = strip.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE)
     first, *others = (frame.quantize(
         palette=palette, dither=Image.Dither.NONE) for frame in frames)
     out.parent.mkdir(parents=True, exist_ok=True)
