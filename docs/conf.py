@@ -76,6 +76,19 @@ def enlarge_pictures(app, doctree):
             image.setdefault('width', '100%')
 
 
+def break_paths(app, doctree):
+    """Let paths in tables break behind their separators, and only there."""
+    for table in doctree.findall(nodes.table):
+        for literal in list(table.findall(nodes.literal)):
+            text = literal.astext()
+            marks = '/_.,=' if len(text) > 16 else '/'
+            first, *others = re.split(rf'(?<=[{marks}])(?=\w)', text)
+            literal.children = [nodes.Text(first)]
+            for part in others:
+                literal += [nodes.raw('', '<wbr>', format='html'),
+                            nodes.Text(part)]
+
+
 def fold_tables(app, doctree):
     """Fold the tables of single cases, of which some pages have many."""
     if not app.env.docname.startswith('performance'):
@@ -98,6 +111,8 @@ def write_formula(translator, node):
     mathml = tex2mathml(tex, as_block=block)
     # Braces as small as they are written.
     mathml = re.sub('<mo>([{}])</mo>', r'<mo stretchy="false">\1</mo>', mathml)
+    # Names of functions stand close to their argument.
+    mathml = re.sub('<mo>(min|max|exp|log|ln)</mo>', r'<mi>\1</mi>', mathml)
     translator.body.append(mathml)
     raise nodes.SkipNode
 
@@ -107,6 +122,7 @@ def setup(app):
     app.add_html_math_renderer(
         'mathml', (write_formula, None), (write_formula, None))
     app.connect('doctree-read', enlarge_pictures)
+    app.connect('doctree-read', break_paths)
     # After the contents of the pages were collected, with the titles.
     app.connect('doctree-read', fold_tables, priority=900)
     app.connect('missing-reference', link_registered_name)
