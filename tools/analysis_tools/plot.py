@@ -64,7 +64,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.what == 'movie' and args.out.suffix.lower() != '.gif':
         parser.error(f'--out must end in .gif, got {str(args.out)!r}')
-    if args.what in ('training', 'stages', 'speedups') and args.out.suffix.lower() != '.png':
+    if (args.what in ('training', 'stages', 'speedups')
+            and args.out.suffix.lower() != '.png'):
         parser.error(f'--out must end in .png, got {str(args.out)!r}')
     return args
 
