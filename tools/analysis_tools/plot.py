@@ -43,14 +43,6 @@ def parse_args() -> argparse.Namespace:
     stages.add_argument(
         '--out', type=Path, required=True, metavar='FILE.png',
         help='the picture')
-    speedups = commands.add_parser(
-        'speedups', help='how many times as fast the operations are')
-    speedups.add_argument(
-        'results', type=Path, metavar='FILE.json',
-        help='of the operations, written by benchmark.py')
-    speedups.add_argument(
-        '--out', type=Path, required=True, metavar='FILE.png',
-        help='the picture')
     movie = commands.add_parser(
         'movie', help='join pictures, in the order of their names')
     movie.add_argument(
@@ -62,11 +54,9 @@ def parse_args() -> argparse.Namespace:
         '--seconds', type=float, default=0.25,
         help='how long a picture is shown (default: %(default)s)')
     args = parser.parse_args()
-    if args.what == 'movie' and args.out.suffix.lower() != '.gif':
-        parser.error(f'--out must end in .gif, got {str(args.out)!r}')
-    if (args.what in ('training', 'stages', 'speedups')
-            and args.out.suffix.lower() != '.png'):
-        parser.error(f'--out must end in .png, got {str(args.out)!r}')
+    suffix = '.gif' if args.what == 'movie' else '.png'
+    if args.what != 'curves' and args.out.suffix.lower() != suffix:
+        parser.error(f'--out must end in {suffix}, got {str(args.out)!r}')
     return args
 
 
@@ -88,15 +78,6 @@ def main() -> None:
             case for name in ('train', 'frame') if name in parts
             for case in parts[name]['results']
             if re.search(args.filter, case['case'])]), args.out)
-        print(args.out)
-        return
-    if args.what == 'speedups':
-        from plots.speedups import draw_speedups
-        parts = json.loads(args.results.read_text())
-        run = parts.get('ops', parts)
-        machine = run['machine']
-        save_png(draw_speedups(run['results'], machine.get(
-            'gpu', f"{machine['cpu']}, {run['threads']} threads")), args.out)
         print(args.out)
         return
     if args.what == 'movie':

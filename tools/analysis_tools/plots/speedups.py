@@ -70,7 +70,7 @@ def draw_speedups(results: Sequence[dict[str, Any]], title: str) -> Figure:
     ax.axvline(1, color=MUTED, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    low, high = 0.4 * min(values.min(), 1), 2 * values.max()
+    low, high = 0.4 * values.min(initial=1.0), 2 * values.max(initial=1.0)
     ticks = [tick for tick in TICKS if low <= tick <= high]
     ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
     ax.minorticks_off()
