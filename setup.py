@@ -66,7 +66,5 @@ setup(
         'docs': read_requirements('docs'),
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'tensorboard': ['tensorboard'],
-        # Sparse convolution on the CPU; for CUDA spconv has other names.
-        'spconv': ['spconv'],
     },
     zip_safe=False)

@@ -109,8 +109,8 @@ def test_metadata(built):
     required = {str(Requirement(r)) for r in metadata.get_all('Requires-Dist')
                 if 'extra ==' not in r}
     assert required == {str(r) for r in read_requirements('runtime')}
-    assert {'mim', 'optional', 'tests', 'docs', 'export', 'tensorboard',
-            'spconv'} == set(metadata.get_all('Provides-Extra'))
+    assert {'mim', 'optional', 'tests', 'docs', 'export', 'tensorboard'
+            } == set(metadata.get_all('Provides-Extra'))
 
 
 def test_model_index_names_the_metafiles_of_all_folders():
