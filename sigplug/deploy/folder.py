@@ -65,7 +65,7 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     try:
         about = json.loads(path.read_text())
-        _check_content(about)
+        check_content(about)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f'There is no {path}: give the folder that '
@@ -87,7 +87,7 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
-def _check_content(about: Any) -> None:
+def check_content(about: Any) -> None:
     """Raise a ``ValueError`` where a value is missing or cannot be used."""
     found = _read(about, 'format')
     if found != FORMAT:
