@@ -197,11 +197,12 @@ def test_monocular_detectors_train_and_predict(path):
         assert pred.bboxes_3d.tensor.shape == (len(pred.scores_3d), 7)
 
 
-# A ResNet-50 takes 8 s here, the Hourglass network 31 s.
+# A ResNet-50 takes 8 s here, an Hourglass network 31 s.
 @pytest.mark.parametrize('path', [
     pytest.param(path, id=path.stem, marks=(
         () if path.stem.startswith('centernet_') else pytest.mark.slow))
-    for path in CONFIGS if path.stem.startswith(('centernet', 'cornernet'))])
+    for path in CONFIGS if path.stem.startswith(
+        ('centernet', 'centripetalnet', 'cornernet'))])
 def test_training_of_image_detectors_lowers_the_loss(path):
     cfg = load(path)
     cfg.model.backbone.init_cfg = None
