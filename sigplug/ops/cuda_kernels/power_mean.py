@@ -207,12 +207,12 @@ def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
         power, p_group, p_column = layout.power(p, x.device)
     else:
         number, rest = _split(p)
+    sets = group(sets)
     if isinstance(sets, Dims):
         if sets.members is not None:
             counts = layout.arrange(sets.members.sum(sets.dims, keepdim=True))
             mask = layout.arrange(sets.members)
     else:
-        sets = group(sets)
         rows, counts = sets.rows, sets.offsets
     wide = max(x.numel(), layout.groups * layout.columns) >= 2**31
     return (x, power, number, rest, mask, rows, counts, layout.groups,
