@@ -3,12 +3,15 @@
 They are children of mmengine's, so that ``type='sigplug.X'`` in a config
 builds from every scope without ``custom_imports``: mmengine imports this file
 by its name and then the modules in ``locations``.
+
+With torch alone there is nothing to register in, and the layers, losses and
+necks are plain modules.
 """
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING or find_spec('mmengine'):
+if TYPE_CHECKING or find_spec('mmengine') is not None:
     from mmengine.registry import HOOKS as ROOT_HOOKS
     from mmengine.registry import MODELS as ROOT_MODELS
     from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
@@ -16,19 +19,19 @@ if TYPE_CHECKING or find_spec('mmengine'):
 else:
 
     class Registry:
-        """Stand for mmengine's, so that modules of plain PyTorch import."""
+        """The stand-in for mmengine's, which keeps nothing."""
 
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-        def register_module(self, name=None, module=None):
-            """Leave a class as it is."""
+        def register_module(self, module: Any = None) -> Any:
+            """Return the class, or a decorator that returns it."""
             return module or (lambda cls: cls)
 
-        def build(self, cfg, **kwargs):
-            """Raise an ``ImportError``."""
-            raise ImportError(f'Building {cfg} from a config needs mmengine: '
-                              'pip install mmengine')
+        def build(self, cfg: Any) -> Any:
+            """Say what a config needs."""
+            raise ImportError(f'{cfg} is a config, and only mmengine builds '
+                              'parts from configs: pip install mmengine')
 
     ROOT_HOOKS = ROOT_MODELS = ROOT_TRANSFORMS = Registry()
 

@@ -73,7 +73,8 @@ for name in [name for name in sys.modules if name.startswith('sigplug.ops')]:
         'mmengine', 'mmcv', 'mmdet', 'mmdet3d') for module in found), name
 """, tmp_path)
     run("""
-for name in ('mmengine', 'mmcv', 'mmdet', 'mmdet3d'):
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy', 'packaging',
+             'matplotlib', 'PIL', 'tqdm'):
     sys.modules[name] = None
 import torch
 import sigplug
@@ -82,13 +83,16 @@ assert sigplug.__version__
 assert clip_sigmoid(torch.zeros(1)).item() == 0.5
 assert generalized_mean(torch.ones(1, 4), 3.0, 1).item() == 1
 
-# The modules as well, which nothing builds from a config.
-from sigplug.models import ClipSigmoid, GeM, GeMContext
-assert ClipSigmoid()(torch.zeros(1)).item() == 0.5
-assert GeM()(torch.ones(1, 4, 3, 3)).shape == (1, 4, 1, 1)
-assert GeMContext(4, ratio=0.5)(torch.ones(1, 4, 3, 3)).shape == (1, 4, 3, 3)
-assert 'pip install mmengine' in message_of(
-    ImportError, GeMContext, 4, inner=dict(type='FPN'))
+from sigplug.models import ClipSigmoid, GeM, GeMPyramid
+x = torch.ones(2, 3, 4, 4)
+assert ClipSigmoid(eps=0.1)(9 * x).eq(0.9).all()
+assert GeM(p=[2.0, 3.0, 4.0], channels=3)(x).shape == (2, 3, 1, 1)
+# What is missing otherwise.
+message = message_of(ImportError, GeMPyramid, 5, inner=dict(type='FPN'))
+assert 'pip install mmengine' in message, message
+from sigplug.models.dense_heads import CenterHead
+message = message_of(ImportError, CenterHead)
+assert 'CenterHead needs mmdet3d and mmcv' in message, message
 """, tmp_path)
 
 

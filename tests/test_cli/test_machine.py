@@ -50,6 +50,17 @@ def test_supported(installed, warned):
     assert warned() == []
 
 
+def test_two_lines_of_packages_in_one_folder(installed, warned, monkeypatch):
+    monkeypatch.setattr(machine, 'requires', lambda name: [
+        *REQUIRES, 'onedl-mmcv>=2.3; extra == "onedl"'])
+    del installed['mmcv']
+    installed['onedl-mmcv'] = '2.3.6'
+    assert warned() == []
+    installed['mmcv'] = '2.1.0'
+    text, = warned()
+    assert 'onedl-mmcv and mmcv are both installed' in text
+
+
 @pytest.mark.parametrize('name, number, bounds', [
     ('torch', '2.0.1+cu118', '>=2.1.0'),
     ('mmcv', '2.2.0', '>=2.0.0,<2.2.0'),
