@@ -1,6 +1,6 @@
 # The quickstart: GeM over the points of a pillar, and a clipped sigmoid in the
-# heatmap loss; a sample without points is no error. All the rest is the stock
-# twin.
+# heatmap loss; a sample without points is no error. All the rest computes what
+# the stock twin does.
 _base_ = [
     './centerpoint_pillar04_second_secfpn_stock_1xb4-onecycle-8e_nus-mini-3d.py',  # noqa: E501
     '../_base_/schedules/gem-power.py',
@@ -9,6 +9,7 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
+    pts_middle_encoder=dict(type='sigplug.PointPillarsScatter'),
     pts_bbox_head=dict(
         type='sigplug.CenterHead',
         # ClipSigmoid() and mmdet's loss in one operation.

@@ -19,7 +19,8 @@ def hard_voxelize(
     first ``max_voxels`` are kept, and in each its first ``max_points``
     points. A stable sort replaces the loop over the points (on CUDA mmcv
     numbers the voxels in a single thread). It waits once for the device, for
-    the number of voxels.
+    the number of voxels. A point with a NaN is in no voxel, as on mmcv's CPU;
+    on CUDA mmcv takes its cell along that axis for the first.
 
     Args:
         points (Tensor | Sequence[Tensor]): Points ``(x, y, z, ...)`` in
@@ -97,7 +98,10 @@ def voxelize_batch(
     key, order = key.sort(stable=True)
     starts = torch.ones_like(inside)
     starts[1:] = key[1:] != key[:-1]
-    start = torch.where(starts, place, 0).cummax(0).values
+    # By sums: on CUDA a running maximum takes a single block.
+    run = starts.cumsum(0)
+    start = place.new_zeros(len(x) + 1).index_put(
+        (torch.where(starts, run, 0), ), place)[run]
     rank = place - start
 
     # Voxels are numbered by their first points, in each sample from 0 on.

@@ -93,6 +93,26 @@ FRAMES = sorted(Path(
     or REPOSITORY.parent / 'shared/real_frames').glob('kitti/*.bin'))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_equals_the_cpu_and_mmcv_on_cuda(size):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        points = cloud(2000)
+        for limits in ((5, 4000), (1, 30), (40, 3)):
+            on_cpu = hard_voxelize(points, size, RANGE, *limits)
+            # There mmcv takes the cell of a NaN for the first.
+            clean = points.nan_to_num(9.0).cuda()
+            stock = Voxelization(size, RANGE, *limits)(clean)
+            for x, ours, found, theirs in zip(
+                    on_cpu, hard_voxelize(points.cuda(), size, RANGE, *limits),
+                    hard_voxelize(clean, size, RANGE, *limits), stock,
+                    strict=True):
+                torch.testing.assert_close(
+                    ours.cpu(), x, rtol=0, atol=0, equal_nan=True)
+                assert found.equal(theirs)
+
+
 @pytest.mark.skipif(not FRAMES, reason='no real frames: SIGPLUG_REAL_FRAMES')
 @pytest.mark.parametrize('size, max_points, max_voxels', [
     ((0.16, 0.16, 4.0), 32, 16000), ((0.2, 0.2, 8.0), 20, 30000),

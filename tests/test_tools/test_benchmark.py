@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ def timing(tools_on_path):
 def operations(tools_on_path):
     from benchmarks import operations
     return operations
+
+
+@pytest.fixture(scope='module')
+def detectors(tools_on_path):
+    from benchmarks import detectors
+    return detectors
 
 
 @pytest.fixture(scope='module')
@@ -90,48 +97,95 @@ def test_extra_memory(timing):
             size * 2**20, abs=1024)
 
 
-class FakeEvent:
-    """An event on the way of a GPU that takes 5 ms for each call."""
-    calls = 0
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        self.time = 5.0 * FakeEvent.calls
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, end):
-        return end.time - self.time
+def test_a_gpu_gets_all_calls_at_once(timing, monkeypatch):
+    """It is waited for before and after them."""
+    events = []
+    monkeypatch.setattr(torch.cuda, 'synchronize',
+                        lambda *args: events.append('wait'))
+    x = torch.ones(4, requires_grad=True)
+    timer = timing.Timer(
+        timing.Form('f', lambda x: events.append('call') or 2 * x), (x, ),
+        torch.device('cuda'))
+    timer.answer()
+    timer.calls = 3
+    events.clear()
+    times = timer.time()
+    assert events == ['wait', *['call'] * 3, 'wait'] + ['call'] * 3 + ['wait']
+    assert times.keys() == {'forward', 'host', 'both'}
+    assert 0 < times['host'] <= times['forward']
 
 
 def test_time_of_the_gpu_alone(timing, monkeypatch):
-    """Between two events around all calls, per call; in seconds."""
-    def call():
-        FakeEvent.calls += 1
+    """Only of what does not wait for it; in seconds."""
+    triton = pytest.importorskip('triton.testing')
+    modes, calls = [], []
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+    monkeypatch.setattr(triton, 'do_bench_cudagraph',
+                        lambda step, quantiles: calls.append(modes[-1]) or [
+                            1e3 * q for q in quantiles])
+    assert timing.device_seconds(lambda: calls.append(modes[-1])) == [
+        0.25, 0.5, 0.75]
+    assert calls == ['error', 'default']
+    with pytest.raises(ZeroDivisionError):
+        timing.device_seconds(lambda: 1 / 0)
+    assert modes[-1] == 'default' and len(calls) == 2
 
-    monkeypatch.setattr(torch.cuda, 'Event', FakeEvent)
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
-    timer = timing.Timer(timing.Form('f', call), (), torch.device('cuda'))
-    timer.calls = 3
-    assert timer.time()['device'] == pytest.approx(0.005)
+
+def test_a_graph_that_fails_is_reported(timing, monkeypatch):
+    """The times that were taken before it stay."""
+    def no_graph(step):
+        raise RuntimeError('operation not permitted')
+
+    for name in ('synchronize', 'reset_peak_memory_stats'):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: None)
+    for name in ('memory_allocated', 'max_memory_allocated'):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(timing, 'device_seconds', no_graph)
+    forms = [timing.Form('stock', torch.exp)]
+    row, = timing.measure(
+        timing.Work(forms, (torch.ones(2), )), 2, torch.device('cuda'))
+    assert row['status'] == 'ok' and row['forward'][1] > 0
+    assert row['device_status'] == (
+        'failed: RuntimeError: operation not permitted')
 
 
-def test_operations_on_a_backend(operations, monkeypatch):
+def test_plain_pytorch_on_demand(operations, monkeypatch):
     """The environment decides for all that a form calls."""
-    monkeypatch.setenv('SIGPLUG_BACKEND', 'other')
-    seen = [form.call() for form in operations.ours(
-        lambda: os.environ['SIGPLUG_BACKEND'])]
-    assert seen == ['auto', 'eager']
+    monkeypatch.delenv('SIGPLUG_BACKEND', raising=False)
+    for _ in range(2):
+        assert [form.call() for form in operations.ours(
+            lambda: os.environ.get('SIGPLUG_BACKEND'))] == [None, 'eager']
+
+
+@pytest.mark.parametrize(('build', 'arguments', 'changes'), [
+    ('sigmoid_case', (torch.bfloat16, (64, )), {}),
+    ('loss_case', ((2, 3, 16, 16), ), {}),
+    ('loss_case', ((2, 3, 16, 16), ), dict(dtype=torch.bfloat16)),
+    ('gem_case', ((2, 3, 7, 7), ),
+     dict(memory_format=torch.channels_last)),
+    ('gem_case', ((2, 3, 7, 7), ), dict(dtype=torch.bfloat16)),
+    ('window_case', (2, 2, (2, 3, 8, 8)), {}),
+    ('window_case', (3, 1, (2, 3, 8, 8)), {}),
+    ('segment_case', (60, 7), {}),
+    ('heatmap_case', (9, (4, 20, 20)), {}),
+])
+def test_forms_agree(operations, timing, monkeypatch, build, arguments,
+                     changes):
+    """Those of the cases for a GPU too, small and on the CPU."""
+    # Takes its time, and is not what is tested.
+    monkeypatch.setattr(torch, 'compile', lambda form, dynamic: form)
+    work = getattr(operations, build)(*arguments, CPU, **changes)
+    rows = timing.measure(work, 1, CPU)
+    assert {row['status'] for row in rows} == {'ok'}
+    assert 'sigplug' in {row['form'] for row in rows}
 
 
 @pytest.mark.parametrize('name', ['pillars of 0.2 m', 'voxels of 0.075 m'])
 def test_voxels_are_those_of_mmcv(operations, timing, monkeypatch, name):
     """The case compares them; here on few points, in any order."""
     points = 2 * torch.rand(2, 500, 5) - 1
-    monkeypatch.setattr(operations, 'lidar_points', lambda: list(points))
+    monkeypatch.setattr(operations, 'scans', lambda device: list(points))
     case, = (case for case in operations.CASES if name in case.name)
     work = case.build(CPU)
     expected, found = (timing.Timer(form, work.args, CPU).answer()
@@ -141,14 +195,12 @@ def test_voxels_are_those_of_mmcv(operations, timing, monkeypatch, name):
         0, 1]
 
 
-def test_goals_are_of_forms_that_are_there(operations):
-    """In the case with forms of all kinds."""
-    assert len({case.name for case in operations.CASES}) == len(
-        operations.CASES)
-    case = next(case for case in operations.CASES if 'loss' in case.name)
-    forms = {form.name for form in case.build(CPU).forms}
-    assert {name for goal in case.goals
-            for name in (goal.form, goal.against)} <= forms
+def test_cases_have_names_of_their_own(operations):
+    for device in ('cpu', 'cuda'):
+        cases = [case for case in operations.CASES if device in case.devices]
+        assert len({case.name for case in cases}) == len(cases) > 10
+        # A first look has some of all.
+        assert 3 < sum(case.quick for case in cases) < len(cases)
 
 
 # -- Tables ------------------------------------------------------------------
@@ -170,24 +222,30 @@ def test_losses_and_failures_are_shown(page):
         '| sigplug | 2000 | 6000 | 8000 | 8000 to 8000 | 0.500 | 2.00 |',
         '| *other* | 1000 | 1000 | 2000 | 2000 to 2000 | 2.00 | 2.00 |',
         '| peer (failed: why) | - | - | - | - | - | - |']
-    # On a GPU there is one column more.
-    rows = [row('stock', 1.0, 3.0, device=[3.5] * 3), rows[-1]]
-    header, _, first, second = page.case_table(dict(rows=rows)).splitlines()
-    assert '| both, ms | GPU alone, ms |' in header
-    assert '| 4000 | 3500 | 4000 to 4000 |' in first
-    assert second.count(' - ') == 7
 
 
-def test_headlines(page, operations):
-    """As times as fast, or as cost where that is the goal."""
-    case = next(case for case in operations.CASES if 'GeM' in case.name)
-    rows = [row(operations.MMPRETRAIN, 2.0, 4.0), row('sigplug', 0.5, 1.0),
-            row(operations.AVERAGE, 0.5, 0.5, same_function=False)]
-    assert page.headline_rows([dict(case=case.name, rows=rows)]) == [
-        [f'{case.name}: sigplug', "times as fast as mmpretrain's formula",
-         '4.00', '5 or more'],
-        [f'{case.name}: sigplug', 'times the cost of adaptive_avg_pool2d',
-         '1.50', '2.2 or less']]
+def test_operation_table(page, operations):
+    """Wall time, time of the GPU alone, and what is not known."""
+    rows = [row('stock', 1.0, 3.0), row(operations.COMPILED, 1.0, 1.0),
+            row('sigplug', 0.5, 0.5)]
+    cases = [
+        dict(case='all', rows=rows),
+        dict(case='alone', rows=[row('sigplug', 1.0, 1.0)]),
+        dict(case='failed', rows=[rows[0], dict(
+            form='sigplug', same_function=True, status='failed: why')]),
+        dict(case='error', rows=[], error='failed: why')]
+    assert page.operation_table(cases).splitlines() == [
+        '| operation | ms | times stock | times compiled |',
+        '| --- | ---: | ---: | ---: |', '| all | 1000 | 4.00 | 2.00 |',
+        '| alone | 2000 | - | - |', '| failed | - | - | - |',
+        '| error | - | - | - |']
+    rows[0]['device'] = [3.0] * 3
+    rows[2] |= dict(device=[0.5] * 3, host=[2e-5] * 3)
+    header, _, first, second, *_ = page.operation_table(cases).splitlines()
+    assert header.endswith(
+        '| GPU alone, ms | times stock | times compiled | host, µs |')
+    assert first == '| all | 1000 | 4.00 | 2.00 | 500 | 6.00 | - | 20.0 |'
+    assert second == f'| alone | 2000 |{" - |" * 6}'
 
 
 # -- The tool ----------------------------------------------------------------
@@ -198,16 +256,22 @@ def test_run_and_page(tmp_path, run_here, page, operations, timing,
     work = timing.Work([timing.Form('stock', torch.exp),
                         timing.Form('sigplug', lambda x: x.exp())],
                        (torch.rand(8), ))
-    monkeypatch.setattr(operations, 'CASES', tuple(
-        operations.Case(name, lambda device: work) for name in ('a', 'ab')))
+    def broken_case(device):
+        raise RuntimeError('no such kernel')
+
+    monkeypatch.setattr(operations, 'CASES', (
+        operations.Case('a', broken_case), operations.Case('b', broken_case),
+        operations.Case('ab', lambda device: work)))
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', '')
     code, printed = run_here(
         'analysis_tools/benchmark.py', 'ops', '--repeat', 2, '--threads', 1,
         '--filter', 'b', '--out', 'results', cwd=tmp_path)
     assert code == 0, printed.err
-    run = json.loads((tmp_path / 'results/ops.json').read_text())
+    run = json.loads((tmp_path / 'results/cpu.json').read_text())['ops']
     assert run['threads'] == 1 and run['repeat'] == 2
-    (case, ) = run['results']
+    failed, case = run['results']
+    assert failed['error'] == 'failed: RuntimeError: no such kernel'
+    assert failed['error'] in printed.out
     assert case['case'] == 'ab'
     assert [row['status'] for row in case['rows']] == ['ok'] * 2
     code, printed = run_here(
@@ -218,6 +282,7 @@ def test_run_and_page(tmp_path, run_here, page, operations, timing,
     assert page.case_table(case) in text
     # A part that was not measured says so.
     assert page.UNKNOWN in text.split('## Training')[1]
+    assert not (tmp_path / 'new/page_gpu.md').exists()
 
 
 @pytest.mark.parametrize(('args', 'message'), [
@@ -239,20 +304,94 @@ def test_a_page_needs_results(tmp_path, fail):
     assert not list(tmp_path.iterdir())
 
 
-# -- A training --------------------------------------------------------------
+# -- Models ------------------------------------------------------------------
+
+
+def test_waits_are_counted_by_place(detectors, monkeypatch):
+    modes = []
+
+    def step():
+        for text in ('called a synchronizing CUDA operation', 'something'):
+            for _ in range(2):
+                warnings.warn(text)  # noqa: B028
+
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+    assert detectors.find_waits(step, torch.device('cuda')) == {
+        f'test_tools/test_benchmark.py:{step.__code__.co_firstlineno + 3}': 2}
+    assert modes == ['warn', 'default']
+    assert detectors.find_waits(step, CPU) == {}
+
+
+def test_marks_on_a_gpu(timing, monkeypatch):
+    """Events on its way; in seconds."""
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = next(clock)
+
+        def elapsed_time(self, end):
+            return end.time - self.time
+
+    clock = iter((10.0, 15.0))
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    begin, end = (timing.mark(torch.device('cuda')) for _ in range(2))
+    assert timing.between(begin, end) == pytest.approx(0.005)
+    assert timing.between(timing.mark(CPU), timing.mark(CPU)) >= 0
+
+
+@pytest.mark.parametrize('name', ['CIRCLE', 'VOXEL'])
+def test_kinds_of_a_model(detectors, name):
+    """Each has the parts of the one before it, and some more."""
+    from mmengine.config import Config
+    model = Config.fromfile(detectors.CONFIGS[getattr(detectors, name)]).model
+    kinds = [detectors.change(model, kind) for kind in detectors.KINDS]
+    found = [str(kind).count("'sigplug.") for kind in kinds]
+    assert kinds[0] == model
+    assert found == ([0, 1, 3, 4] if name == 'CIRCLE' else [0, 1, 2, 2])
+    assert [kind.pts_bbox_head.loss_cls.type for kind in kinds] == [
+        *['mmdet.GaussianFocalLoss'] * 3, 'GaussianFocalLossWithLogits']
+
+
+def test_what_runs_where(detectors):
+    """On a GPU everything that is to be compared; else what a CPU can do."""
+    for trains in (True, False):
+        on_cuda = detectors.find_settings(trains, torch.device('cuda'), False)
+        assert {(s.samples, s.amp) for s in on_cuda.values()} >= {
+            (1, False), (1, True), (4, False)}
+        for setting in detectors.find_settings(trains, CPU, False).values():
+            assert setting.model != detectors.VOXEL and not setting.amp
 
 
 @pytest.mark.slow
-def test_training_iterations(page, run_tool, tmp_path):
-    """The quickstart and its twin, on synthetic points."""
-    run_tool('analysis_tools/benchmark.py', 'train', '--quick', '--repeat', 2,
-             '--threads', 1, '--out', 'results', cwd=tmp_path)
-    run = json.loads((tmp_path / 'results/train.json').read_text())
-    (group, ) = run['results']
-    assert group['input'].startswith('1 samples of the synthetic data set')
-    assert [row['config'] for row in group['rows']] == ['stock', 'sigplug']
-    for row in group['rows']:
-        *stages, whole = (row['stages'][name] for name in page.STAGES)
+@pytest.mark.parametrize('what', ['train', 'frame'])
+def test_models_by_stage(page, run_tool, tmp_path, what):
+    run_tool('analysis_tools/benchmark.py', what, '--quick', '--repeat', 1,
+             '--threads', 1, '--filter', 'fp32', '--out', 'results',
+             cwd=tmp_path)
+    results = tmp_path / 'results'
+    case, = json.loads((results / 'cpu.json').read_text())[what]['results']
+    assert 'pillar04' in case['case'] and len(case['rows']) == 4
+    for row in case['rows']:
+        *stages, whole = (row['stages'][name] for name in page.STAGES
+                          if name in row['stages'])
         assert min(stages) > 0
-        assert sum(stages) == pytest.approx(whole, rel=0.3)
-    assert '| times stock | 1.00 |' in page.training_table(group)
+        assert sum(stages) == pytest.approx(whole)
+    answers = [row['loss' if what == 'train' else 'boxes']
+               for row in case['rows'][:3]]
+    assert answers == pytest.approx(answers[:1] * 3, rel=1e-5)
+    table = page.stage_table(case)
+    assert '| times stock | 1.00 |' in table
+    # Of a GPU, more is shown.
+    case['rows'][1] = dict(config='head', error='failed: why')
+    case['rows'][2]['waits'] = {'a.py:3': 4, 'b.py:5': 1}
+    (results / 'cpu.json').rename(results / 'cuda.json')
+    table = page.stage_table(case)
+    assert '| waits for the GPU | 0 | 5 | 0 |' in table
+    assert '- head failed: why' in table
+    assert 'waits at `a.py:3` (4), `b.py:5` (1)' in table
+    assert page.summary_rows([case])[0][2] == 'failed'
+    assert page.write(results, tmp_path / 'page.md') == [
+        tmp_path / 'page_gpu.md']
+    assert case['case'] in (tmp_path / 'page_gpu.md').read_text()

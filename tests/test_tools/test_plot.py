@@ -250,16 +250,19 @@ def test_ablation():
 
 def test_stages(tmp_path, run_here):
     from plots.stages import draw_stages
-    groups = [dict(title='a model', rows=[
-        dict(config='stock', stages=dict(head=0.2, loss=0.1, iteration=0.3)),
-        dict(config='ours', stages=dict(head=0.2, iteration=0.2))])]
+    groups = [dict(case='a model', rows=[
+        dict(config='stock', stages=dict(
+            encoder=0.15, neck=0.05, loss=0.1, total=0.3)),
+        dict(config='failed', error='why'),
+        dict(config='ours', stages=dict(neck=0.2, total=0.2))])]
     ax, = draw_stages(groups).axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches[:4]]
     assert ends == pytest.approx([200, 200, 300, 200])
     assert [text.get_text() for text in ax.texts] == [' 300', ' 200']
-    results = tmp_path / 'train.json'
-    results.write_text(json.dumps(dict(results=groups)))
+    groups.append(dict(case='another', rows=[]))
+    results = tmp_path / 'cuda.json'
+    results.write_text(json.dumps(dict(train=dict(results=groups))))
     out = tmp_path / 'stages.png'
-    code, _ = run_here('analysis_tools/plot.py', 'stages', results, '--out',
-                       out)
+    code, _ = run_here('analysis_tools/plot.py', 'stages', results,
+                       '--filter', 'model', '--out', out)
     assert code == 0 and out.is_file()

@@ -1,6 +1,7 @@
 """Draw the log of a training, its stages, or the operations by dtype."""
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,10 +33,13 @@ def parse_args() -> argparse.Namespace:
     curves.add_argument(
         '--out-dir', type=Path, required=True, help='folder of the pictures')
     stages = commands.add_parser(
-        'stages', help='where the time of an iteration goes')
+        'stages', help='where the time of an iteration or a frame goes')
     stages.add_argument(
-        'results', type=Path, metavar='train.json',
-        help='written by benchmark.py train')
+        'results', type=Path, metavar='DEVICE.json',
+        help='written by benchmark.py')
+    stages.add_argument(
+        '--filter', default='', metavar='REGEX',
+        help='only the cases in whose name this is found')
     stages.add_argument(
         '--out', type=Path, required=True, metavar='FILE.png',
         help='the picture')
@@ -58,8 +62,11 @@ def main() -> None:
         return
     if args.what == 'stages':
         from plots.stages import draw_stages
-        results = json.loads(args.results.read_text())['results']
-        save_png(draw_stages(results), args.out)
+        parts = json.loads(args.results.read_text())
+        save_png(draw_stages([
+            case for name in ('train', 'frame') if name in parts
+            for case in parts[name]['results']
+            if re.search(args.filter, case['case'])]), args.out)
         print(args.out)
         return
     from plots.curves import PICTURES

@@ -30,7 +30,7 @@ def main() -> None:
         help='folder of the results (default: %(default)s)')
     args = parser.parse_args()
     if args.page == 'performance':
-        print(performance.write(args.results, args.out))
+        print(*performance.write(args.results, args.out), sep='\n')
     elif args.values < 1024:
         parser.error(f'--values must be at least 1024, got {args.values}')
     else:

@@ -76,14 +76,14 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
         if is_full:
             return cells
         for name, value in cells.items():
-            cells[name] = torch.cat((value, value.new_zeros(
-                1, *value.shape[1:])))
-        # A point out of range, in dynamic voxelisation: part of no cell.
-        cells['coors'][-1] = -1 if self.voxel_type == 'dynamic' else 0
-        cells['coors'][-1, 0] = last
-        if 'num_points' in cells:
-            # No point; mmdet3d's encoders divide by it.
-            cells['num_points'][-1] = -1
+            # No point, by which mmdet3d's encoders divide; a point out of
+            # range, in dynamic voxelisation: part of no cell.
+            fill = -1 if name == 'num_points' or (
+                name == 'coors' and self.voxel_type == 'dynamic') else 0
+            row = value.new_full((1, *value.shape[1:]), fill)
+            if name == 'coors':
+                row[:, 0].fill_(last)
+            cells[name] = torch.cat((value, row))
         return cells
 
     def _sorts(self, points: list[Tensor]) -> bool:

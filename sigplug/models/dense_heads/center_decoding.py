@@ -1,4 +1,5 @@
 """Predictions of CenterPoint's head, for a whole batch at once."""
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .center_checks import per_task
 
 # Rounds of the suppression before its result is read. They are enough unless
 # more boxes than that form a chain in which each would hide the next.
-ROUNDS = 16
+ROUNDS = 8
 
 
 class Candidates(NamedTuple):
@@ -63,45 +64,69 @@ def decode(preds: list[dict[str, Tensor]], coder: CenterPointBBoxCoder,
     """
     keys = ['reg', 'height', 'dim', 'rot'] + ['vel'] * ('vel' in preds[0])
     width = preds[0]['heatmap'].shape[3]
-    num_cells = preds[0]['heatmap'][0, 0].numel()
-    num = min(coder.max_num, num_cells)
-    all_scores, all_cells, all_labels, all_values = [], [], [], []
-    offset = 0
-    for pred in preds:
-        heatmap = upcast_half(pred['heatmap']).sigmoid()
-        # In two steps, as upstream: they decide the order of equal scores.
-        scores, cells = heatmap.flatten(2).topk(num)
-        scores, best = scores.flatten(1).topk(num)
-        cells = cells.flatten(1).gather(1, best)
-        all_scores.append(scores)
-        all_cells.append(cells)
-        all_labels.append(best.div(num, rounding_mode='floor') + offset)
-        offset += heatmap.shape[1]
-        values = {key: upcast_half(pred[key].flatten(2).gather(
-            2, cells.unsqueeze(1).expand(-1, pred[key].shape[1], -1)))
-            for key in keys}
-        # Of a whole task, as upstream: on a CPU, torch rounds the last few of
-        # a tensor otherwise.
-        values['rot'] = torch.atan2(
-            *values['rot'].transpose(0, 1).contiguous()).unsqueeze(1)
-        all_values.append(torch.cat([*values.values()], dim=1))
-    scores = torch.stack(all_scores, dim=1)
-    cells = torch.stack(all_cells, dim=1)
-    reg, height, size, *others = torch.stack(all_values, dim=1).split(
-        [2, 1, 3, 1, 2][:len(keys)], dim=2)
+    scores, cells, labels = _best_cells(preds, coder.max_num)
+    maps = torch.cat([pred[key] for pred in preds for key in keys], dim=1)
+    maps = maps.flatten(2).unflatten(1, (len(preds), -1))
+    values = upcast_half(maps.gather(3, cells.unsqueeze(2).expand(
+        -1, -1, maps.shape[2], -1)))
+    reg, height, size, rot, *others = values.split(
+        [2, 1, 3, 2, 2][:len(keys)], dim=2)
     row = cells.div(width, rounding_mode='floor')
-    x, y = ((cell.float() + reg[:, :, axis]) * coder.out_size_factor
+    x, y = ((cell + reg[:, :, axis]) * coder.out_size_factor
             * coder.voxel_size[axis] + coder.pc_range[axis]
             for axis, cell in enumerate((cells - row * width, row)))
     boxes = torch.cat([
-        torch.stack((x, y), dim=2), height, size.exp() if norm_bbox else size,
-        *others
+        x.unsqueeze(2), y.unsqueeze(2), height,
+        size.exp() if norm_bbox else size, _angles(rot), *others
     ], dim=2).transpose(2, 3)
     valid = _is_within(boxes, coder.post_center_range)
     if coder.score_threshold:
         valid = valid & (scores > coder.score_threshold)
-    return Candidates(boxes, scores, torch.stack(all_labels, dim=1).int(),
-                      valid)
+    return Candidates(boxes, scores, labels, valid)
+
+
+def _best_cells(preds: list[dict[str, Tensor]],
+                max_num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores, cells and labels of the best cells of each task."""
+    heatmaps = [upcast_half(pred['heatmap']) for pred in preds]
+    counts = [heatmap.shape[1] for heatmap in heatmaps]
+    maps = torch.cat(heatmaps, dim=1).sigmoid().flatten(2)
+    num = min(max_num, maps.shape[2])
+    # In two steps, as upstream: they decide the order of equal scores. The
+    # second is for tasks with as many classes at once.
+    of_class = maps.topk(num)
+    groups = []
+    place: dict[int, int] = {}
+    for count in sorted(set(counts)):
+        tasks = [task for task, n in enumerate(counts) if n == count]
+        place.update((task, len(place)) for task in tasks)
+        starts = [sum(counts[:task]) for task in tasks]
+        scores, cells = (
+            torch.stack([values[:, start:start + count].flatten(1)
+                         for start in starts], dim=1) for values in of_class)
+        scores, best = scores.topk(num)
+        labels = best.div(num, rounding_mode='floor') + _constant(
+            tuple(starts), torch.int64, maps.device).unsqueeze(1)
+        groups.append((scores, cells.gather(2, best), labels.int()))
+    if len(groups) == 1:
+        return groups[0]
+    columns = [[part for values in column for part in values.unbind(1)]
+               for column in zip(*groups)]
+    scores, cells, labels = (
+        torch.stack([parts[place[task]] for task in range(len(preds))], dim=1)
+        for parts in columns)
+    return scores, cells, labels
+
+
+def _angles(rot: Tensor) -> Tensor:
+    """Return the yaw from its sine and cosine, ``(B, T, 2, K)``."""
+    if rot.is_cuda:
+        return torch.atan2(rot[:, :, :1], rot[:, :, 1:])
+    # Of a whole task, as upstream: on a CPU, torch rounds the last few of a
+    # tensor otherwise.
+    return torch.stack([
+        torch.atan2(*task.transpose(0, 1).contiguous()).unsqueeze(1)
+        for task in rot.unbind(1)], dim=1)
 
 
 def suppress(found: Candidates,
@@ -126,22 +151,19 @@ def suppress(found: Candidates,
         are kept, sample by sample, and the number in each sample.
     """
     kinds = per_task(cfg['nms_type'], found.scores.shape[1])
-    valid, inside = [], []
-    for task, kind in enumerate(kinds):
-        of_task = found.valid[:, task]
-        inside.append(torch.ones_like(of_task))
-        if kind == 'rotate':
-            if cfg['score_threshold'] > 0:
-                of_task = of_task & (
-                    found.scores[:, task] >= cfg['score_threshold'])
-            inside[-1] = _is_within(found.boxes[:, task],
-                                    cfg['post_center_limit_range'])
-        valid.append(of_task)
+    valid, inside = found.valid, torch.ones_like(found.valid)
+    if 'rotate' in kinds:
+        circle = _constant(tuple(kind != 'rotate' for kind in kinds),
+                           torch.bool, valid.device).unsqueeze(1)
+        inside = circle | _is_within(
+            found.boxes, cfg['post_center_limit_range'])
+        if cfg['score_threshold'] > 0:
+            valid = valid & (circle
+                             | (found.scores >= cfg['score_threshold']))
     boxes = found.boxes.detach()
     bev = torch.cat((boxes[..., :2], boxes[..., 3:5], boxes[..., 6:7]), dim=3)
     rows = (_one_by_one if _loops(bev) else _all_pairs)(
-        kinds, bev, found.scores.detach(), torch.stack(valid, dim=1),
-        torch.stack(inside, dim=1), cfg)
+        kinds, bev, found.scores.detach(), valid, inside, cfg)
     size = found.scores[0].numel()
     counts = np.bincount(rows // size, minlength=len(found.scores))
     return torch.from_numpy(rows).to(
@@ -183,55 +205,68 @@ def _all_pairs(kinds: Sequence[str], bev: Tensor, scores: Tensor,
                valid: Tensor, inside: Tensor,
                cfg: dict[str, Any]) -> np.ndarray:
     """Compare each box with all that come before it, on the device."""
-    hides, allowed, flags = [], [], []
-    for task, kind in enumerate(kinds):
-        own, score = valid[:, task], scores[:, task]
-        if kind == 'circle':
-            hides.append(_is_near(bev[:, task], cfg['min_radius'][task]))
-            # Equal scores: upstream's sort decides their order, see below.
-            flags.append((own[:, 1:] & ~(score[:, :-1] > score[:, 1:])
-                          ).flatten().any(0, keepdim=True))
-        else:
-            hides.append(_overlaps(bev[:, task], cfg['nms_thr']))
-            if cfg['pre_max_size'] is not None:
-                own = own & (own.cumsum(1) <= cfg['pre_max_size'])
-        allowed.append(own)
-
-    def solve(tasks: Sequence[int], rounds: int) -> tuple[Tensor, Tensor]:
-        """Return what is kept, and the tasks that need more rounds."""
-        hide = torch.stack([hides[task] for task in tasks], dim=1)
-        keep = allow = torch.stack([allowed[task] for task in tasks], dim=1)
-        for _ in range(rounds):
-            before = keep
-            keep = allow & ~(hide & before.unsqueeze(3)).any(2)
-        changed = (keep != before).any(2).any(0)
-        if cfg['post_max_size'] is not None:
-            keep = keep & (keep.cumsum(2) <= cfg['post_max_size'])
-        return keep, changed
-
-    keep, changed = solve(range(len(kinds)), ROUNDS)
-    keep = keep & inside
-    kept, is_rare = np.split(_read(torch.cat((
-        keep.flatten(), changed, *flags))), [keep.numel()])
-    if not is_rare.any():
-        return np.flatnonzero(kept)
+    size, num_tasks, num = scores.shape
     circle = [task for task, kind in enumerate(kinds) if kind == 'circle']
-    # Upstream's loop over those of circles decides them again, below.
     rotated = [task for task, kind in enumerate(kinds) if kind == 'rotate']
-    if is_rare[rotated].any():
-        # Each round decides one more box for good, so that K are enough.
-        solved, _ = solve(rotated, valid.shape[2])
-        for place, task in enumerate(rotated):
-            keep[:, task] = solved[:, place] & inside[:, task]
+    hides, allow = [], valid
+    if circle:
+        hides.append(_is_near(_pick(bev, circle), _constant(
+            tuple(cfg['min_radius'][task] for task in circle), torch.float64,
+            bev.device)))
+    if rotated:
+        hides.append(_overlaps(_pick(bev, rotated), cfg['nms_thr']))
+        if cfg['pre_max_size'] is not None:
+            allow = allow & (allow.cumsum(2) <= cfg['pre_max_size'])
+            if circle:
+                allow = _put((_pick(valid, circle), _pick(allow, rotated)),
+                             circle + rotated)
+    hide = hides[0] if len(hides) == 1 else _put(hides, circle + rotated)
+    hide, allow = hide.to(bev), allow.to(bev)
+    # Equal scores: upstream's sort of circles decides their order, see below.
+    equal = (valid[..., 1:] & ~(scores[..., :-1] > scores[..., 1:])).any(
+        2).any(0)
+    keep = allow
+    while True:
+        for _ in range(ROUNDS):
+            before = keep
+            keep = allow * ((before.unsqueeze(2) @ hide).squeeze(2) < 0.5)
+        changed = (keep != before).any(2).any(0)
+        kept = keep > 0.5
+        if cfg['post_max_size'] is not None and cfg['post_max_size'] < num:
+            kept = kept & (kept.cumsum(2) <= cfg['post_max_size'])
+        kept = kept & inside
+        read, changes, is_tied = np.split(_read(torch.cat((
+            kept.flatten(), changed, equal))), [kept.numel(), -num_tasks])
+        ties = [task for task in circle if is_tied[task]]
+        # Those are decided by upstream's loop, below.
+        if not any(changes[task] for task in range(num_tasks)
+                   if task not in ties):
+            break
+    rows = np.flatnonzero(read)
+    if not ties:
+        return rows
     points = torch.from_numpy(_read(torch.cat((bev[..., :2], torch.stack(
-        (scores, valid.to(scores), keep.to(scores)), dim=3)), dim=3)))
-    kept = points[..., 4].numpy()
-    kept[:, circle] = 0
-    rows = np.concatenate((np.flatnonzero(kept), _one_by_one(
-        [kind if kind == 'circle' else None for kind in kinds], points,
-        points[..., 2], points[..., 3].bool(), inside, cfg)))
+        (scores, valid.to(scores)), dim=3)), dim=3)))
+    others = rows[~np.isin(rows // num % num_tasks, ties)]
+    rows = np.concatenate((others, _one_by_one(
+        [kind if task in ties else None for task, kind in enumerate(kinds)],
+        points, points[..., 2], points[..., 3].bool(), inside, cfg)))
     # Sample by sample and task by task; each is in its own order.
-    return rows[np.argsort(rows // valid.shape[2], kind='stable')]
+    return rows[np.argsort(rows // num, kind='stable')]
+
+
+def _pick(values: Tensor, tasks: Sequence[int]) -> Tensor:
+    """Return the values of some tasks."""
+    if len(tasks) == values.shape[1]:
+        return values
+    return torch.stack([values[:, task] for task in tasks], dim=1)
+
+
+def _put(parts: Sequence[Tensor], tasks: Sequence[int]) -> Tensor:
+    """Return the values of all tasks in their order."""
+    values = torch.cat([*parts], dim=1)
+    return torch.stack(
+        [values[:, tasks.index(task)] for task in range(len(tasks))], dim=1)
 
 
 def _read(x: Tensor) -> np.ndarray:
@@ -239,43 +274,54 @@ def _read(x: Tensor) -> np.ndarray:
     return x.cpu().numpy()
 
 
-def _is_near(bev: Tensor, radius: float) -> Tensor:
-    """Return which boxes lie near an earlier one, ``(B, earlier, later)``.
+def _is_near(bev: Tensor, radius: Tensor) -> Tensor:
+    """Return which boxes lie near an earlier one.
 
     In the arithmetic of upstream's loop: float32, compared in float64.
+
+    Args:
+        bev (Tensor): Boxes of each task, ``(B, T, K, 5)``.
+        radius (Tensor): Squared distance of each task, ``(T, )``, float64.
+
+    Returns:
+        Tensor: Shape ``(B, T, earlier, later)``.
     """
     x, y = bev[..., 0], bev[..., 1]
-    squared = ((x.unsqueeze(2) - x.unsqueeze(1))**2
-               + (y.unsqueeze(2) - y.unsqueeze(1))**2)
-    return (squared.double() <= radius).triu(1)
+    squared = ((x.unsqueeze(3) - x.unsqueeze(2))**2
+               + (y.unsqueeze(3) - y.unsqueeze(2))**2)
+    return (squared.double() <= radius.view(-1, 1, 1)).triu(1)
 
 
 def _overlaps(bev: Tensor, threshold: float) -> Tensor:
-    """Return which boxes overlap an earlier one, ``(B, earlier, later)``."""
+    """Return which boxes overlap an earlier one, as :func:`_is_near`."""
     # As upstream, whose way back and forth rounds them.
     half = bev[..., 2:4] / 2
     low, high = bev[..., :2] - half, bev[..., :2] + half
-    bev = torch.cat(((low + high) / 2, high - low, bev[..., 4:]), dim=2)
-    size, num = bev.shape[:2]
+    bev = torch.cat(((low + high) / 2, high - low, bev[..., 4:]), dim=3)
+    num = bev.shape[2]
     hides = torch.zeros(
-        size, num, num, dtype=torch.bool, device=bev.device)
+        *bev.shape[:2], num, num, dtype=torch.bool, device=bev.device)
     if num < 2:
         return hides
     first, second = torch.triu_indices(num, num, 1, device=bev.device)
-    iou = box_iou_rotated(bev[:, first].flatten(0, 1),
-                          bev[:, second].flatten(0, 1), aligned=True)
+    iou = box_iou_rotated(bev[:, :, first].flatten(0, 2),
+                          bev[:, :, second].flatten(0, 2), aligned=True)
     # mmcv's two kernels differ here.
     above = iou >= threshold if bev.device.type == 'cpu' else iou > threshold
-    hides[:, first, second] = above.view(size, -1)
+    hides[:, :, first, second] = above.view(*bev.shape[:2], -1)
     return hides
 
 
 def _is_within(boxes: Tensor, limits: Any) -> Tensor:
     """Return whether centres lie in ``(x, y, z, x, y, z)``."""
-    # Numbers, as a tensor of them would have to be copied to the GPU.
-    inside = torch.ones_like(boxes[..., 0], dtype=torch.bool)
-    for axis in range(3):
-        place = boxes[..., axis]
-        inside = inside & (place >= limits[axis]) & (
-            place <= limits[axis + 3])
-    return inside
+    low, high = (_constant(tuple(map(float, part)), boxes.dtype, boxes.device)
+                 for part in (limits[:3], limits[3:6]))
+    center = boxes[..., :3]
+    return ((center >= low) & (center <= high)).all(-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], dtype: torch.dtype,
+              device: torch.device) -> Tensor:
+    """Return numbers of a config on a device: each copy would be a launch."""
+    return torch.tensor(values, dtype=dtype, device=device)

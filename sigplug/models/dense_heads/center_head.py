@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sigplug.models.layers import ClipSigmoid
 from sigplug.ops._dtypes import upcast_half
+from sigplug.ops.backends import is_traced
 from sigplug.ops.clip_sigmoid import representable_bounds
 from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
@@ -34,6 +35,7 @@ from .heatmap_loss import (
     count_peaks,
     heatmap_loss,
 )
+from .joint_branches import JointBranches
 
 
 @MODELS.register_module()
@@ -57,6 +59,8 @@ class CenterHead(_CenterHead):
     - ``init_weights`` applies the ``init_bias`` of the heatmaps; upstream
       keeps the task heads in a plain ``ModuleList``, which mmengine skips,
       and training starts from scores of 0.5.
+    - On a GPU the branches of all tasks run as a few convolutions, with the
+      parameters and the values of the separate ones.
     - All samples and tasks are predicted at once, which waits at most twice
       for a GPU; half precision is decoded in float32. A custom
       ``bbox_coder`` or ``get_task_detections`` is used as upstream uses it.
@@ -177,6 +181,17 @@ class CenterHead(_CenterHead):
             check_class_weights(class_weights, sum(self.num_classes)),
             persistent=False)
 
+        self._joint_branches = JointBranches(self.task_heads)
+
+    def forward_single(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Return the maps of each task from the features of one level."""
+        x = self.shared_conv(x)
+        joint = self._joint_branches
+        # A CPU is faster branch by branch, and tracers see the stock modules.
+        if x.is_cuda and not is_traced() and joint.are_free():
+            return joint(x)
+        return [task(x) for task in self.task_heads]
+
     @property
     def heatmap_clip(self) -> tuple[float, float, bool] | None:
         """Return the bounds of the scores in the loss, None without a clip.
@@ -248,17 +263,19 @@ class CenterHead(_CenterHead):
         self._check_grid(preds_dicts, targets[0])
         weight = None if self.ignore_label is None else label_weights(
             batch_gt_instances_3d, self.train_cfg, self.ignore_label)
+        heatmaps, boxes, index, mask = targets
+        preds = [{key: upcast_half(x) for key, x in levels[0].items()}
+                 for levels in preds_dicts]
         losses = {}
-        for i, (levels, heatmap, boxes, index, mask) in enumerate(
-                zip(preds_dicts, *targets, strict=True)):
-            preds = {key: upcast_half(x) for key, x in levels[0].items()}
-            logits = preds['heatmap']
+        for i, (pred, heatmap, box_loss) in enumerate(zip(
+                preds, heatmaps, self._box_losses(preds, boxes, index, mask),
+                strict=True)):
+            logits = pred['heatmap']
             with torch.no_grad():
                 for observe in self.heatmap_observers:
                     observe(i, logits, heatmap)
             losses.update(self._heatmap_losses(i, logits, heatmap, weight))
-            losses[f'task{i}.loss_bbox'] = self._box_loss(
-                preds, boxes, index, mask)
+            losses[f'task{i}.loss_bbox'] = box_loss
         return losses
 
     def _heatmap_losses(self, task: int, logits: Tensor, target: Tensor,
@@ -283,21 +300,27 @@ class CenterHead(_CenterHead):
                  self.class_names[task]), values.detach(), strict=True))
         return losses
 
-    def _box_loss(self, preds: dict[str, Tensor], target: Tensor,
-                  index: Tensor, mask: Tensor) -> Tensor:
-        """Compute the box loss of one task at the cells of its objects."""
+    def _box_losses(self, preds: list[dict[str, Tensor]],
+                    boxes: list[Tensor], index: list[Tensor],
+                    mask: list[Tensor]) -> Sequence[Tensor]:
+        """Compute the box loss of each task at the cells of its objects."""
         keys = ['reg', 'height', 'dim', 'rot']
         if self.with_velocity:
             keys.append('vel')
-        pred = torch.cat([preds[key] for key in keys], dim=1)
-        pred = self._gather_feat(pred.flatten(2).transpose(1, 2), index)
-        known = mask.unsqueeze(2) * target.isfinite()
+        target, cells, known = (
+            torch.stack(values, dim=1) for values in (boxes, index, mask))
+        maps = torch.cat([pred[key] for pred in preds for key in keys], dim=1)
+        pred = maps.flatten(2).unflatten(1, (len(preds), -1)).transpose(
+            2, 3).gather(2, cells.unsqueeze(3).expand_as(target))
+        count = known.sum((0, 2)) + 1e-4 + AVG_FACTOR_EPS
+        known = known.unsqueeze(3) * target.isfinite()
         target = target.nan_to_num(0.0, 0.0, 0.0)
         # Weighted and averaged here: given a weight, mmdet's losses first
         # check whether any is positive, and so wait for a GPU.
-        loss = self.loss_bbox(pred, target, reduction_override='none')
-        return (loss * known * self._code_weights).sum() / (
-            mask.sum() + 1e-4 + AVG_FACTOR_EPS)
+        loss = self.loss_bbox(pred.flatten(0, 1), target.flatten(0, 1),
+                              reduction_override='none').view_as(target)
+        return ((loss * known * self._code_weights).sum((0, 2, 3))
+                / count).unbind()
 
     def predict_by_feat(self, preds_dicts: tuple[list[dict]],
                         batch_input_metas: list[dict], *args: Any,

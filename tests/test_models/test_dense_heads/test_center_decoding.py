@@ -256,7 +256,8 @@ class OwnDetections(CenterHead):
 def test_a_single_box_overlaps_none(monkeypatch):
     """On CUDA mmcv's kernel fails for no pairs."""
     monkeypatch.setattr(center_decoding, 'box_iou_rotated', None)
-    assert not center_decoding._overlaps(torch.rand(2, 1, 5), 0.1).any()
+    assert not center_decoding._overlaps(
+        torch.rand(2, 3, 1, 5), 0.1).any()
 
 
 def test_custom_decoding(heads):

@@ -1,8 +1,9 @@
 """The operations of sigplug beside the stock forms."""
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import stock_forms
@@ -18,14 +19,16 @@ from sigplug.ops import (
     hard_voxelize,
     segment_generalized_mean,
 )
+from sigplug.ops.backends import VARIABLE
 
-from .data import lidar_points
+from .data import POINTS, make_points
 from .timing import Form, Work
 
 EPS, GEM_EPS = 1e-4, 1e-6
+# The last value below 1 is far from it in bfloat16.
+TOLERANCES = {torch.bfloat16: 2e-2}
 OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
 MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
-MAXIMUM = 'mmdet3d, maximum'
 MMPRETRAIN = "mmpretrain's formula"
 TEXTBOOK = 'textbook formula'
 PYG = "PyG's formula"
@@ -46,57 +49,56 @@ VOXELS = dict(
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A ratio of speed (``at_least``) or of cost (``at_most``) to report."""
-
-    against: str
-    at_least: float | None = None
-    at_most: float | None = None
-    form: str = OURS
-
-
-@dataclass(frozen=True)
 class Case:
-    """A case: its title, a maker of its forms and inputs, and its goals."""
+    """A case: its title, a maker of its forms and inputs, and where it runs.
+
+    ``quick`` tells whether it is part of a first look.
+    """
 
     name: str
     build: Callable[[torch.device], Work]
-    goals: tuple[Goal, ...] = ()
-    quick: bool = True
+    devices: tuple[str, ...] = ('cpu', 'cuda')
+    quick: bool = False
 
 
 # Forms -------------------------------------------------------------------
 
 
-def on_backend(function: Callable[..., Any],
-               backend: str) -> Callable[..., Any]:
-    """Return a function that uses one backend in everything that it calls.
+def eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that uses plain PyTorch in all that it calls.
 
-    The environment sets it, because heads and encoders pass no backend on.
+    The environment says so, because heads pass no backend on.
     """
 
     def call(*args: Any) -> Any:
-        os.environ['SIGPLUG_BACKEND'] = backend
-        return function(*args)
+        os.environ[VARIABLE] = 'eager'
+        try:
+            return function(*args)
+        finally:
+            del os.environ[VARIABLE]
 
     return call
 
 
-def ours(function: Callable[..., Any], answer: str = '', suffix: str = '',
-         leaves: tuple[Tensor, ...] | None = None) -> list[Form]:
+def ours(function: Callable[..., Any], answer: str = '',
+         suffix: str = '') -> list[Form]:
     """Return the default and the eager form of an operation of sigplug."""
-    return [Form(name + suffix, on_backend(function, backend), answer, leaves)
-            for name, backend in ((OURS, 'auto'), (EAGER, 'eager'))]
+    return [Form(OURS + suffix, function, answer),
+            Form(EAGER + suffix, eagerly(function), answer)]
 
 
-def stock(name: str, function: Callable[..., Any]) -> list[Form]:
+def stock(name: str, function: Callable[..., Any],
+          compiled: bool = True) -> list[Form]:
     """Return a stock form, as it is and compiled."""
     torch._dynamo.reset()
-    return [Form(name, function),
-            Form(COMPILED, torch.compile(function, dynamic=False))]
+    forms = [Form(name, function)]
+    if compiled:
+        forms.append(
+            Form(COMPILED, torch.compile(function, dynamic=False)))
+    return forms
 
 
-# Inputs ------------------------------------------------------------------
+# Inputs, random on the CPU -------------------------------------------------
 
 
 def heatmap_logits(shape: tuple[int, ...], device: torch.device,
@@ -105,28 +107,34 @@ def heatmap_logits(shape: tuple[int, ...], device: torch.device,
 
     None lies so close to the clip that rounding decides on its gradient.
     """
-    x = 3 * torch.randn(shape) - 2
-    kink = torch.tensor(1 / EPS - 1).log()
+    x = (3 * torch.randn(shape) - 2).to(device)
+    kink = math.log(1 / EPS - 1)
     x[(x.abs() - kink).abs() < 0.05] = 0
-    return x.to(device, dtype).requires_grad_()
+    return x.to(dtype).requires_grad_()
 
 
 def target_maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return targets of the loss with 30 objects per sample."""
     batch, classes, height, width = shape
-    count = (30 * batch, )
-    centers = torch.stack(
-        [torch.randint(width, count), torch.randint(height, count)], dim=1)
+    boxes = random_boxes(30 * batch, batch * classes, height, width, device)
     return gaussian_heatmap(
-        centers, torch.randint(2, 9, count),
-        torch.randint(batch * classes, count), batch * classes,
-        (height, width)).view(shape).to(device)
+        *boxes, batch * classes, (height, width)).view(shape)
 
 
-def features(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def random_boxes(count: int, classes: int, height: int, width: int,
+                 device: torch.device) -> tuple[Tensor, ...]:
+    """Return centres, radii and labels of boxes on a heatmap."""
+    column, row, radius, label = (
+        torch.randint(*limits, (count, )).to(device)
+        for limits in ((0, width), (0, height), (2, 9), (0, classes)))
+    return torch.stack((column, row), dim=1), radius, label
+
+
+def features(shape: tuple[int, ...], device: torch.device,
+             **changes: Any) -> Tensor:
     """Return activations, none so extreme that a form's clamps show."""
-    x = (torch.randn(shape).abs() + 0.1).clamp(max=4)
-    return x.to(device).requires_grad_()
+    x = (torch.randn(shape).to(device).abs() + 0.1).clamp(max=4)
+    return x.to(**changes).requires_grad_()
 
 
 def power(device: torch.device) -> Tensor:
@@ -134,80 +142,71 @@ def power(device: torch.device) -> Tensor:
     return torch.tensor([3.0], device=device, requires_grad=True)
 
 
-@cache
-def pillar_model() -> Any:
-    """Return the config of the stock full-size pillar model."""
-    import mmdet3d.models  # noqa: F401
-    from mmengine.hub import get_config
-    return get_config(PILLAR_CONFIG).model
-
-
 # Cases -------------------------------------------------------------------
 
 
-def sigmoid_case(dtype: torch.dtype, device: torch.device) -> Work:
-    x = heatmap_logits((4, NUM_CLASSES, *MAP), device, dtype)
-    # The last value below 1 is far from it in bfloat16.
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+def sigmoid_case(dtype: torch.dtype, shape: tuple[int, ...],
+                 device: torch.device) -> Work:
+    x = heatmap_logits(shape, device, dtype)
     return Work([*stock(MMDET3D, stock_forms.clip_sigmoid),
                  *ours(clip_sigmoid),
                  Form('torch.sigmoid', torch.sigmoid, 'sigmoid')], (x, ),
-                tolerance)
+                TOLERANCES.get(dtype, 1e-4))
 
 
-def loss_case(side: int, device: torch.device) -> Work:
-    shape = (4, NUM_CLASSES, side, side)
-    x, t = heatmap_logits(shape, device), target_maps(shape, device)
+def loss_case(shape: tuple[int, ...], device: torch.device,
+              dtype: torch.dtype = torch.float32) -> Work:
+    x, t = heatmap_logits(shape, device, dtype), target_maps(shape, device)
     peaks = t.eq(1).sum().float()
 
     def composed(x: Tensor, t: Tensor) -> Tensor:
-        loss = stock_forms.gaussian_focal_loss(stock_forms.clip_sigmoid(x), t)
+        loss = stock_forms.gaussian_focal_loss(
+            stock_forms.clip_sigmoid(x.float()), t)
         return loss.sum() / (peaks + torch.finfo(torch.float32).eps)
 
     def loss(clip: float | None) -> Callable[..., Tensor]:
         return partial(
             gaussian_focal_loss_with_logits, clip=clip, avg_factor=peaks)
 
-    return Work([*stock(MMDET, composed), *ours(loss(EPS)),
-                 *ours(loss(None), 'exact', EXACT)], (x, t))
+    return Work([*stock(MMDET, composed, dtype == torch.float32),
+                 *ours(loss(EPS)), *ours(loss(None), 'exact', EXACT)], (x, t),
+                TOLERANCES.get(dtype, 1e-4))
 
 
-def gem_case(shape: tuple[int, ...], device: torch.device) -> Work:
+def gem_case(shape: tuple[int, ...], device: torch.device,
+             **changes: Any) -> Work:
     """Pool globally with a trained p."""
-    x, p = features(shape, device), power(device)
+    x, p = features(shape, device, **changes), power(device)
     average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
                    (x, ))
-    return Work([*stock(MMPRETRAIN, stock_forms.gem), *ours(gem_pool),
-                 average], (x, p), tolerance=2e-3)
+
+    def formula(x: Tensor, p: Tensor) -> Tensor:
+        return stock_forms.gem(x.float(), p)
+
+    return Work([*stock(MMPRETRAIN, formula, x.dtype == torch.float32),
+                 *ours(gem_pool), average], (x, p),
+                TOLERANCES.get(x.dtype, 2e-3))
 
 
-def window_case(shape: tuple[int, ...], kernel: int, stride: int,
+def window_case(kernel: int, stride: int, shape: tuple[int, ...],
                 device: torch.device) -> Work:
-    x, p = features(shape, device), 3.0
+    x, p = features(shape, device), power(device)
     windows = dict(kernel_size=kernel, stride=stride)
-
-    def lp_pool(x: Tensor) -> Tensor:
-        # torch takes the sum of the powers instead of their mean.
-        return F.lp_pool2d(x, p, kernel, stride) * kernel**(-2 / p)
-
     return Work([
-        *stock(TEXTBOOK,
-               partial(stock_forms.gem, p=p, eps=GEM_EPS, **windows)),
-        Form('torch lp_pool2d', lp_pool),
-        *ours(partial(gem_pool, p=p, **windows)),
-        Form('torch avg_pool2d', partial(F.avg_pool2d, **windows), 'mean'),
-        Form('torch max_pool2d', partial(F.max_pool2d, **windows), 'max'),
-    ], (x, ))
+        *stock(TEXTBOOK, partial(stock_forms.gem, eps=GEM_EPS, **windows)),
+        *ours(partial(gem_pool, **windows)),
+        Form('torch avg_pool2d', lambda x, p: F.avg_pool2d(x, **windows),
+             'mean', (x, )),
+        Form('torch max_pool2d', lambda x, p: F.max_pool2d(x, **windows),
+             'max', (x, )),
+    ], (x, p), tolerance=2e-3)
 
 
-def segment_case(device: torch.device) -> Work:
-    """Reduce the points of pillars of 0.2 m."""
-    cells = torch.cat([
-        F.pad((points[:, :2] / 0.2).floor().long(), (1, 0), value=sample)
-        for sample, points in enumerate(lidar_points())])
-    unique, index = cells.unique(dim=0, return_inverse=True)
-    index, num = index.to(device), len(unique)
-    x, p = features((len(index), 64), device), power(device)
+def segment_case(rows: int, num: int, device: torch.device) -> Work:
+    index = torch.randint(num, (rows, )).to(device)
+    # Empty ones differ: PyG's is the lower bound.
+    index[:num] = torch.arange(num, device=device)
+    x, p = features((rows, 64), device), power(device)
 
     def mean(x: Tensor, p: Tensor) -> Tensor:
         return segment_generalized_mean(x, index, num, p)
@@ -223,56 +222,44 @@ def segment_case(device: torch.device) -> Work:
     ], (x, p), tolerance=2e-3)
 
 
+def heatmap_case(boxes: int, shape: tuple[int, int, int],
+                 device: torch.device) -> Work:
+    return Work([Form(OURS, lambda *args: gaussian_heatmap(
+        *args, shape[0], shape[1:]))], random_boxes(boxes, *shape, device))
+
+
+def scans(device: torch.device) -> list[Tensor]:
+    """Return two scans, of ten sweeps each."""
+    return [make_points(POINTS, seed).to(device) for seed in range(2)]
+
+
 def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
     """Voxelise two scans."""
     from mmcv.ops import voxelization
     arguments = grid.values()
 
-    def mmcv(scans: list[Tensor]) -> tuple[Tensor, ...]:
-        parts = [voxelization(points, *arguments) for points in scans]
+    def mmcv(batch: list[Tensor]) -> tuple[Tensor, ...]:
+        parts = [voxelization(points, *arguments) for points in batch]
         voxels, coors, counts = map(list, zip(*parts))
         coors = [F.pad(c, (1, 0), value=i) for i, c in enumerate(coors)]
         return torch.cat(voxels), torch.cat(coors), torch.cat(counts)
 
-    def mine(scans: list[Tensor]) -> tuple[Tensor, ...]:
-        return hard_voxelize(scans, *arguments)
+    def mine(batch: list[Tensor]) -> tuple[Tensor, ...]:
+        return hard_voxelize(batch, *arguments)
 
-    scans = [points.to(device) for points in lidar_points()]
-    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans, ))
-
-
-def pillar_case(device: torch.device) -> Work:
-    """Run both whole pillar nets on the pillars of two scans."""
-    from mmdet3d.models.voxel_encoders import PillarFeatureNet
-
-    from sigplug.models.voxel_encoders import GeMPillarFeatureNet
-    arguments = dict(pillar_model().pts_voxel_encoder)
-    del arguments['type']
-    voxels, coors, counts = hard_voxelize(
-        [points.to(device) for points in lidar_points()], **PILLARS)
-    net = PillarFeatureNet(**arguments).to(device)
-    mine = GeMPillarFeatureNet(**arguments, p=3.0).to(device)
-    mine.load_state_dict(net.state_dict(), strict=False)
-
-    def run(net: torch.nn.Module) -> Callable[..., Tensor]:
-        # The nets write into their input.
-        return lambda *args: net(args[0].clone(), *args[1:]).flatten(1)
-
-    return Work([
-        Form(MAXIMUM, run(net), 'max', tuple(net.parameters())),
-        *ours(run(mine), leaves=tuple(mine.parameters()))
-    ], (voxels, counts, coors))
+    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ))
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
     """Compute the targets of four samples by both heads."""
     from mmdet3d.models.dense_heads import CenterHead as StockHead
     from mmdet3d.structures import LiDARInstance3DBoxes
+    from mmengine.hub import get_config
     from mmengine.registry import DefaultScope
     from mmengine.structures import InstanceData
 
     from sigplug.models.dense_heads import CenterHead
-    cfg = pillar_model()
+    cfg = get_config(PILLAR_CONFIG).model
     arguments = dict(cfg.pts_bbox_head, train_cfg=cfg.train_cfg.pts,
                      test_cfg=cfg.test_cfg.pts)
     del arguments['type']
@@ -292,35 +279,46 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
                 (samples, ))
 
 
-LARGE, SMALL = (4, 256, *MAP), (8, 512, 16, 16)
-LOSS_GOALS = (Goal(MMDET, at_least=8.0), Goal(COMPILED, at_least=1.5),
-              Goal(OURS, at_least=1.0, form=OURS + EXACT))
+FP32, BF16 = torch.float32, torch.bfloat16
+HEATMAP, CLASSES, WINDOWED = (4, 10, *MAP), (64, 80, *MAP), (8, 64, *MAP)
+LARGE, SMALL, LATE = (4, 256, *MAP), (8, 512, 16, 16), (64, 2048, 7, 7)
+CPU, CUDA = ('cpu', ), ('cuda', )
+# Few forms are compiled in bfloat16, as each takes many seconds.
 CASES = (
-    Case('clip_sigmoid, fp32, (4, 10, 128, 128)',
-         partial(sigmoid_case, torch.float32)),
-    Case('clip_sigmoid, bf16, (4, 10, 128, 128)',
-         partial(sigmoid_case, torch.bfloat16), quick=False),
-    *(Case(f'loss, clip=1e-4, (4, 10, {side}, {side})',
-           partial(loss_case, side), LOSS_GOALS, quick=side == 128)
-      for side in (128, 180)),
-    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE),
-         (Goal(MMPRETRAIN, at_least=5.0), Goal(AVERAGE, at_most=2.2))),
-    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL),
-         (Goal(MMPRETRAIN, at_least=3.5), ), quick=False),
-    *(Case(f'gem_pool, p=3, {shape}, windows of {kernel}, stride {stride}',
-           partial(window_case, shape, kernel, stride), (Goal(TEXTBOOK), ),
-           quick=False)
-      for shape in ((8, 64, *MAP), (2, 64, 64, 64))
+    Case(f'clip_sigmoid, fp32, {HEATMAP}',
+         partial(sigmoid_case, FP32, HEATMAP), CPU, quick=True),
+    Case(f'clip_sigmoid, bf16, {HEATMAP}',
+         partial(sigmoid_case, BF16, HEATMAP), CPU),
+    Case(f'loss, clip=1e-4, {HEATMAP}', partial(loss_case, HEATMAP),
+         quick=True),
+    Case('loss, clip=1e-4, (8, 10, 180, 180)',
+         partial(loss_case, (8, 10, 180, 180))),
+    Case(f'loss, clip=1e-4, {CLASSES}', partial(loss_case, CLASSES), CUDA),
+    Case(f'GeM, trained p, {LARGE}', partial(gem_case, LARGE), quick=True),
+    Case(f'GeM, trained p, {SMALL}', partial(gem_case, SMALL), CPU),
+    Case(f'GeM, trained p, {LATE}', partial(gem_case, LATE), CUDA),
+    Case(f'GeM, trained p, {LATE}, channels_last',
+         partial(gem_case, LATE, memory_format=torch.channels_last), CUDA),
+    *(Case(f'gem_pool, trained p, {WINDOWED}, windows of {kernel}, '
+           f'stride {stride}', partial(window_case, kernel, stride, WINDOWED))
       for kernel, stride in ((2, 2), (3, 1))),
-    Case('GeM over the points of a pillar, 64 channels, trained p',
-         segment_case, (Goal(PYG), Goal(AMAX))),
-    *(Case(f'hard_voxelize, {name}', partial(voxel_case, grid),
-           (Goal(MMCV), ))
+    Case('GeM of 300,000 points in 30,000 pillars, 64 channels, trained p',
+         partial(segment_case, 300_000, 30_000), quick=True),
+    Case('gaussian_heatmap, 1600 boxes, (40, 180, 180)',
+         partial(heatmap_case, 1600, (40, 180, 180)), CUDA, quick=True),
+    *(Case(f'hard_voxelize, {name}, 2 x 250,000 points',
+           partial(voxel_case, grid), quick=True)
       for name, grid in (('pillars of 0.2 m', PILLARS),
                          ('voxels of 0.075 m', VOXELS))),
-    Case('pillar feature net, training', pillar_case,
-         (Goal(MAXIMUM), )),
     *(Case(f'targets, 4 samples x {boxes} boxes, six tasks',
-           partial(targets_case, boxes), (Goal(MMDET3D, at_least=goal), ))
-      for boxes, goal in ((400, 20.0), (30, 5.0))),
+           partial(targets_case, boxes), CPU, quick=True)
+      for boxes in (400, 30)),
+    *(Case(f'clip_sigmoid, {name}, 64 Mi',
+           partial(sigmoid_case, dtype, (2**26, )), CUDA)
+      for name, dtype in (('fp32', FP32), ('bf16', BF16))),
+    Case(f'loss, bf16, clip=1e-4, {CLASSES}',
+         partial(loss_case, CLASSES, dtype=BF16), CUDA),
+    *(Case(f'GeM, bf16, trained p, {shape}',
+           partial(gem_case, shape, dtype=BF16), CUDA)
+      for shape in (LARGE, LATE)),
 )

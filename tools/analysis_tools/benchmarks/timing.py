@@ -66,6 +66,10 @@ class Timer:
         return torch.autograd.grad(
             out, self.leaves, self.gradient) if self.leaves else ()
 
+    def step(self) -> None:
+        """Run forward and backward once."""
+        self.backward(self.form.call(*self.args))
+
     def answer(self) -> list[Tensor]:
         """Return the result and the gradients of one call, flattened."""
         out = self.form.call(*self.args)
@@ -80,45 +84,93 @@ class Timer:
     def time(self) -> dict[str, float]:
         """Return mean seconds.
 
-        ``forward``; with gradients also ``backward`` and ``both``; on a GPU
-        also ``device``, see :meth:`device_seconds`.
+        ``forward``; with gradients also ``both`` and, on the CPU,
+        ``backward``. A GPU gets all calls without a wait between them, as in
+        a training; ``host`` is what the CPU takes to issue a forward.
         """
+        times = (self.time_cuda if self.device.type == 'cuda' else
+                 self.time_cpu)()
+        return {name: total / self.calls for name, total in times.items()}
+
+    def time_cpu(self) -> dict[str, float]:
+        """Return the seconds of all calls."""
         forward = backward = 0.0
         for _ in range(self.calls):
-            synchronize(self.device)
             start = perf_counter()
             out = self.form.call(*self.args)
-            synchronize(self.device)
             middle = perf_counter()
             # Gradients and graph are freed inside of the measurement, as
             # between two steps of a training.
             self.backward(out)
             del out
-            synchronize(self.device)
             forward += middle - start
             backward += perf_counter() - middle
-        times = dict(forward=forward)
-        if self.leaves:
-            times |= dict(backward=backward, both=forward + backward)
-        if self.device.type == 'cuda':
-            times['device'] = self.device_seconds()
-        return {name: total / self.calls for name, total in times.items()}
+        if not self.leaves:
+            return dict(forward=forward)
+        return dict(forward=forward, backward=backward,
+                    both=forward + backward)
 
-    def device_seconds(self) -> float:
-        """Return the GPU's own time for the calls, which nothing waits for."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    def time_cuda(self) -> dict[str, float]:
+        """Return the seconds of all calls."""
+        synchronize(self.device)
+        start = perf_counter()
         for _ in range(self.calls):
-            self.backward(self.form.call(*self.args))
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+            self.form.call(*self.args)
+        issued = perf_counter()
+        synchronize(self.device)
+        times = dict(forward=perf_counter() - start, host=issued - start)
+        if self.leaves:
+            start = perf_counter()
+            for _ in range(self.calls):
+                self.step()
+            synchronize(self.device)
+            times['both'] = perf_counter() - start
+        return times
+
+
+def device_seconds(step: Callable[[], Any]) -> list[float]:
+    """Return the quartiles of a GPU's own time, from a CUDA graph of steps."""
+    from triton.testing import do_bench_cudagraph
+    torch.cuda.synchronize()
+    # Nodes of autograd that are left over belong to another stream.
+    gc.collect()
+    # A graph cannot hold what waits for the GPU, and the attempt could leave
+    # torch in a broken state.
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    return [ms / 1e3 for ms in do_bench_cudagraph(
+        step, quantiles=[0.25, 0.5, 0.75])]
 
 
 def synchronize(device: torch.device) -> None:
     """Wait for a device."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
+
+
+def mark(device: torch.device) -> Any:
+    """Mark a moment: on a GPU, when it has done what it was given so far."""
+    if device.type != 'cuda':
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(begin: Any, end: Any) -> float:
+    """Return the seconds between two marks that have passed."""
+    if isinstance(begin, float):
+        return end - begin
+    return begin.elapsed_time(end) / 1e3
+
+
+def error_text(error: Exception) -> str:
+    """Return the type of an error and the first line of what it says."""
+    reason = (str(error).strip() or '-').splitlines()[0]
+    return f'failed: {type(error).__name__}: {reason}'
 
 
 @contextmanager
@@ -138,7 +190,8 @@ def measure(work: Work, repeat: int,
 
     Each form gets a dict of ``form``, ``same_function`` and ``status``; where
     that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
-    ``Timer.time`` measures. A form whose answer is wrong is not timed.
+    ``Timer.time`` measures, on a GPU with those of ``device_seconds`` as
+    ``device``. A form whose answer is wrong is not timed.
     """
     rows, running, expected = [], [], {}
     for form in work.forms:
@@ -150,8 +203,7 @@ def measure(work: Work, repeat: int,
             answer = timer.answer()
         # A compiler may fail in any way; the others still count.
         except Exception as error:
-            reason = (str(error).strip() or '-').splitlines()[0]
-            row['status'] = f'failed: {type(error).__name__}: {reason}'
+            row['status'] = error_text(error)
             continue
         difference = compare(expected.setdefault(form.answer, answer), answer)
         if difference > work.tolerance:
@@ -162,9 +214,9 @@ def measure(work: Work, repeat: int,
     # The first answers must not take up caches and memory.
     expected.clear()
     for timer, row, _ in running:
+        row['extra_bytes'] = extra_memory(timer.step, device)
         first = timer.time()
         seconds = max(first.get('both', first['forward']), 1e-9)
-        row['extra_bytes'] = extra_memory(timer.time, device)
         timer.calls = max(1, min(MAX_CALLS, round(MIN_SECONDS / seconds)))
     with no_garbage_collection():
         for _ in range(repeat):
@@ -174,6 +226,12 @@ def measure(work: Work, repeat: int,
     for _, row, times in running:
         row |= {name: quartiles([time[name] for time in times])
                 for name in times[0]}
+    if device.type == 'cuda':
+        for timer, row, _ in running:
+            try:
+                row['device'] = device_seconds(timer.step)
+            except Exception as error:
+                row['device_status'] = error_text(error)
     return rows
 
 

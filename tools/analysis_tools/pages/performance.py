@@ -1,4 +1,4 @@
-"""docs/performance.md, from the results of ``benchmark.py``."""
+"""The pages of performance, from the results of ``benchmark.py``."""
 import json
 import math
 from collections import defaultdict
@@ -12,11 +12,14 @@ from . import DOCS, markdown, write_page
 PAGE = DOCS / 'performance.md'
 RESULTS = Path('work_dirs/bench')
 UNKNOWN = '*Not measured yet.*'
+# Of the results: operations, iterations and predictions.
+PARTS = ('ops', 'train', 'frame')
 STAGES = ('voxelise', 'encoder', 'scatter', 'backbone', 'neck', 'head',
-          'targets', 'loss', 'backward', 'optimizer', 'other', 'iteration')
+          'targets', 'loss', 'decode + NMS', 'backward', 'optimizer', 'other',
+          'total')
 # What a form is measured by, and its column.
 PASSES = dict(forward='forward', backward='backward', both='both',
-              device='GPU alone')
+              device='GPU alone', host='host, forward')
 
 Record = dict[str, Any]
 
@@ -44,7 +47,8 @@ def describe(run: Record) -> str:
         f'{name} {text}' for name, text in run['versions'].items())
     kernels = ' and '.join(run['backends']) or 'none'
     return (f"{where}, {machine['system']}; {run['threads']} threads; "
-            f'{versions}; kernels of sigplug: {kernels}. Medians of '
+            f'{versions}; kernels of sigplug: {kernels}. Commit '
+            f"{run['commit']}, {run['date']}; medians of at most "
             f"{run['repeat']} repetitions, by\n\n"
             f"```bash\n{run['command']}\n```")
 
@@ -79,82 +83,130 @@ def case_table(case: Record) -> str:
                     cells)
 
 
-def headline_rows(results: list[Record]) -> list[list[str]]:
-    """Return the measured ratios beside their goals."""
-    from benchmarks.operations import CASES
-    measured = {case['case']: {row['form']: total(row)[1]
-                               for row in case['rows'] if total(row)}
-                for case in results}
+def operation_table(results: list[Record]) -> str:
+    """Return a table of all operations beside their stock forms."""
+    from benchmarks.operations import COMPILED, OURS
+    header = ['operation', 'ms', 'times stock', 'times compiled']
     rows = []
-    for case in CASES:
-        medians = measured.get(case.name, {})
-        for goal in case.goals:
-            if not {goal.form, goal.against} <= medians.keys():
-                continue
-            text, against = '-', f'times as fast as {goal.against}'
-            ratio = medians[goal.against] / medians[goal.form]
-            if goal.at_least is not None:
-                text = f'{goal.at_least:g} or more'
-            if goal.at_most is not None:
-                text = f'{goal.at_most:g} or less'
-                against = f'times the cost of {goal.against}'
-                ratio = 1 / ratio
-            rows.append([f'{case.name}: {goal.form}', against, sig3(ratio),
-                         text])
-    return rows
+    for case in results:
+        forms = {row['form']: row for row in case['rows']}
+        mine = forms.get(OURS, {})
+        others = [next(iter(forms.values()), {}), forms.get(COMPILED, {})]
+        rows.append(row := [case['case']])
+        for find in (total, lambda row: row.get('device')):
+            own = find(mine)
+            row.append(ms(own and own[1]))
+            row += [sig3(theirs[1] / own[1]) if own and theirs
+                    and other is not mine else '-'
+                    for other in others for theirs in [find(other)]]
+        host = mine.get('host')
+        row.append(sig3(host and 1e6 * host[1]))
+    if any('host' in row for case in results for row in case['rows']):
+        header += ['GPU alone, ms', *header[2:], 'host, µs']
+    return markdown(header, [row[:len(header)] for row in rows])
 
 
-def ops_texts(run: Record) -> dict[str, str]:
-    """Return the parts of the page about the operations."""
-    return dict(
-        headlines=markdown(['what', 'against', 'measured', 'meant to be'],
-                           headline_rows(run['results'])),
-        ops_run=describe(run),
-        cases='\n\n'.join(f"### {case['case']}\n\n{case_table(case)}"
-                          for case in run['results']))
-
-
-def training_table(group: Record) -> str:
-    """Return a table of the stages of some models."""
-    rows, stages = group['rows'], [row['stages'] for row in group['rows']]
-    cells = [[name, *(ms(part.get(name)) for part in stages)]
-             for name in STAGES]
-    for text, i in (('first quartile of an iteration', 0),
-                    ('third quartile', 2)):
+def stage_table(case: Record) -> str:
+    """Return a table of the stages of some models, and where they wait."""
+    rows = [row for row in case['rows'] if 'stages' in row]
+    cells = [[name, *(ms(row['stages'].get(name)) for row in rows)]
+             for name in STAGES if any(name in row['stages'] for row in rows)]
+    for text, i in (('first quartile', 0), ('third quartile', 2)):
         cells.append([text, *(ms(row['quartiles'][i]) for row in rows)])
-    cells.append(['times stock', *(
-        sig3(stages[0]['iteration'] / part['iteration'])
-        for part in stages)])
-    return markdown(['stage, ms', *(row['config'] for row in rows)], cells)
+    cells.append(['times stock', *map(sig3, times_stock(rows))])
+    cells.append(['extra memory, MiB', *(
+        sig3(row['extra_bytes'] / 2**20) for row in rows)])
+    for name, text in (('loss', 'first loss'), ('boxes', 'boxes')):
+        if any(name in row for row in rows):
+            cells.append([text, *(f'{row[name]:.6g}' for row in rows)])
+    notes = [f"- {row['config']} {row['error']}" for row in case['rows']
+             if 'error' in row]
+    if any(row['waits'] for row in rows):
+        cells.append(['waits for the GPU', *(
+            str(sum(row['waits'].values())) for row in rows)])
+        # Of more, a reader wants no more than the number.
+        notes += [f"- {row['config']} waits at " + ', '.join(
+            f'`{place}`' for place in row['waits'])
+            for row in rows if 0 < sum(row['waits'].values()) <= 8]
+    table = markdown(['stage, ms', *(row['config'] for row in rows)], cells)
+    return '\n'.join([table, '', *notes]).strip()
 
 
-def training_texts(run: Record) -> dict[str, str]:
-    """Return the parts of the page about a training."""
-    return dict(
-        training_run=describe(run),
-        training='\n\n'.join(
-            f"### {group['title']}\n\n{group['input']}\n\n"
-            f'{training_table(group)}' for group in run['results']))
+def times_stock(rows: list[Record]) -> list[float | None]:
+    """Return how many times as fast as the stock model each is."""
+    totals = [row['stages']['total'] if 'stages' in row else None
+              for row in rows]
+    stock = totals[0] if rows and rows[0]['config'] == 'stock' else None
+    return [stock / own if stock and own else None for own in totals]
 
 
-TEXTS = dict(ops=ops_texts, train=training_texts)
+def summary_rows(results: list[Record]) -> list[list[str]]:
+    """Return a row for each case: milliseconds, and times stock."""
+    return [[case['case'], *(
+        f"{ms(row['stages']['total'])} ({sig3(times)})" if 'stages' in row
+        else 'failed'
+        for row, times in zip(case['rows'], times_stock(case['rows'])))]
+        for case in results if case['rows']]
 
 
-def write(results: Path = RESULTS, page: Path = PAGE) -> Path:
-    """Write the page, which names the parts that were not measured.
+def describe_case(case: Record) -> str:
+    """Return the title and the table of a case."""
+    if 'error' in case:
+        table = f"*{case['error']}*"
+    else:
+        table = (case_table if 'form' in case['rows'][0] else
+                 stage_table)(case)
+    return f"### {case['case']}\n\n{table}"
+
+
+def make_texts(parts: dict[str, Record]) -> dict[str, str]:
+    """Return the parts of a page."""
+    texts = dict(runs='\n\n'.join(map(describe, parts.values())))
+    if 'ops' in parts:
+        results = parts['ops']['results']
+        texts |= dict(operations=operation_table(results),
+                      cases='\n\n'.join(map(describe_case, results)))
+    models = [case for name in ('train', 'frame') if name in parts
+              for case in parts[name]['results']]
+    if models:
+        kinds = max((case['rows'] for case in models), key=len)
+        texts |= dict(
+            models=markdown(
+                ['ms (times stock)', *(row['config'] for row in kinds)],
+                summary_rows(models)),
+            stages='\n\n'.join(describe_case(case) for case in models
+                                if case['case'].endswith('fp32')))
+    return texts
+
+
+def read(results: Path, device: str) -> dict[str, Record]:
+    """Read the results for a device, also of runs with one part each."""
+    parts = {}
+    for path in sorted(results.glob(f'{device}*.json')):
+        parts |= json.loads(path.read_text())
+    return {name: parts[name] for name in PARTS if name in parts}
+
+
+def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
+    """Write a page for each device, which name what was not measured.
 
     Args:
         results (Path): Folder of the results.
-        page (Path): The file.
+        page (Path): The page about the CPU; that about a GPU is written
+            beside it, with ``_gpu`` in its name.
+
+    Returns:
+        list[Path]: The pages that were written.
 
     Raises:
         UserError: The folder has no results.
     """
-    texts = defaultdict(lambda: UNKNOWN)
-    for name, make in TEXTS.items():
-        path = results / f'{name}.json'
-        if path.is_file():
-            texts |= make(json.loads(path.read_text()))
-    if not texts:
+    written = []
+    for device, name in (('cpu', 'performance'), ('cuda', 'performance_gpu')):
+        if parts := read(results, device):
+            texts = defaultdict(lambda: UNKNOWN, make_texts(parts))
+            written.append(write_page(name, texts, page.with_stem(
+                name.replace('performance', page.stem))))
+    if not written:
         raise UserError(f'no results in {results}: run benchmark.py first')
-    return write_page('performance', texts, page)
+    return written

@@ -9,26 +9,43 @@ from sigplug.visualization.figure import INK, new_figure, style_axes
 
 from . import COLORS
 
+NETWORK = ('encoder', 'scatter', 'backbone', 'neck')
+
+
+def merge(stages: dict[str, float]) -> dict[str, float]:
+    """Return stages without their total, those of the network as one."""
+    merged: dict[str, float] = {}
+    for name, seconds in stages.items():
+        name = 'network' if name in NETWORK else name
+        merged[name] = merged.get(name, 0.0) + seconds
+    merged.pop('total')
+    return merged
+
 
 def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the stages of iterations as bars, those of a group together.
+    """Draw the stages of models as bars, those of a group together.
 
     Args:
         groups (Sequence[dict]): As ``benchmark.py train`` writes them: a
-            ``title``, and ``rows`` with a ``config`` and the seconds of its
-            ``stages``, of which ``iteration`` is the sum.
+            ``case``, and ``rows`` with a ``config`` and the seconds of its
+            ``stages``, of which ``total`` is the sum. Rows without stages
+            have failed.
     """
+    groups = [dict(group, rows=rows) for group in groups
+              if (rows := [dict(row, stages=merge(row['stages']))
+                           for row in group['rows'] if 'stages' in row])]
     bars = sum(len(group['rows']) for group in groups)
     figure = new_figure((1470, 130 * len(groups) + 80 * bars))
     names = list(dict.fromkeys(
         name for group in groups for row in group['rows']
-        for name in row['stages'] if name != 'iteration'))
-    colors = dict(zip(names, COLORS * len(names)))
+        for name in row['stages']))
+    colors = dict(zip((name for name in names if name != 'other'),
+                      COLORS * len(names)), other='#9ca3af')
     panels = figure.subplots(
         len(groups), 1, squeeze=False,
         height_ratios=[len(group['rows']) for group in groups])[:, 0]
     for ax, group in zip(panels, groups):
-        style_axes(ax, group['title'], 'ms')
+        style_axes(ax, group['case'], 'ms')
         ax.grid(axis='y', visible=False)
         left = np.zeros(len(group['rows']))
         for name in names:
@@ -38,7 +55,7 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
                     color=colors[name])
             left += width
         for row, total in enumerate(left):
-            ax.text(total, row, f' {total:.3g}', va='center', fontsize=9,
+            ax.text(total, row, f' {total:.4g}', va='center', fontsize=9,
                     color=INK)
         ax.set_yticks(range(len(left)), [r['config'] for r in group['rows']])
         ax.set_ylim(len(left) - 0.5, -0.5)
