@@ -40,12 +40,15 @@ class Report:
     problems = 0
 
     def line(self, name: str, text: str, problem: object = '') -> None:
-        """Print a line, and a second one with the problem, if any."""
-        if name:
-            print(f'  {name:14s}{text}', flush=True)
+        """Print a line, and the problem with it, if any."""
+        print(f'  {name:14s}{text}', flush=True)
         if problem:
-            self.problems += 1
-            print(f'  {"":14s}PROBLEM: {problem}', flush=True)
+            self.problem(problem)
+
+    def problem(self, text: object) -> None:
+        """Print and count a problem."""
+        self.problems += 1
+        print(f'  {"PROBLEM":14s}{text}', flush=True)
 
 
 def main() -> int:
@@ -109,7 +112,7 @@ def report_packages(report: Report) -> None:
             f'missing; for {use}', 'install it: https://pytorch.org'
             if name == 'torch' and not installed else '')
     for problem in find_misfits(packages):
-        report.line('', '', problem)
+        report.problem(problem)
     for name, use in OPTIONAL.items():
         report.line(name, f'{find_version(name) or "missing"}; for {use}')
 

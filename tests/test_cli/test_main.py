@@ -93,7 +93,7 @@ def test_doctor_finds_problems(run, healthy, monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, 'cudnn')
     code, printed = run('doctor')
     assert code == 1 and '3 problems' in printed
-    assert 'PROBLEM: mmcv 2.2.0 is installed, but sigplug is' in printed
+    assert 'PROBLEM       mmcv 2.2.0 is installed, but sigplug is' in printed
     assert 'mmcv has to be compiled for torch' in printed
     assert 'must be one of auto, eager' in printed
 
