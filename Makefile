@@ -16,7 +16,7 @@ VENV := .venv$(if $(COLUMN),-$(COLUMN))
 ifeq ($(origin PYTHON),undefined)
 # The environment's own first: one that was made with another Python stays.
 PYTHON := $(or $(shell for p in $(if $(wildcard $(VENV)/setup-env.json), \
-	$(VENV)/bin/python) python3.11 python3.12 python3.10 python3; do \
+	$(VENV)/bin/python) python3.12 python3.11 python3.13 python3.10 python3; do \
 	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done),python3)
 endif
 # Packages of other installations (ROS, for one) must not mix with .venv.
@@ -27,7 +27,7 @@ help:  ## list the targets
 
 env:  ## build or complete .venv: the pinned stack, mmcv compiled, sigplug
 	@command -v $(PYTHON) >/dev/null || { echo 'env: no $(PYTHON): install' \
-	'Python 3.10, 3.11 or 3.12, or name one: make env PYTHON=...' >&2; exit 1; }
+	'Python 3.12, or name one: make env PYTHON=python3.11' >&2; exit 1; }
 	@$(PYTHON) tools/misc/setup_env.py
 
 quickstart: env  ## make data, train, evaluate and draw a small CenterPoint

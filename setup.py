@@ -30,6 +30,7 @@ setup(
     'detectors of the OpenMMLab stack',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
+    author='The sigplug authors',
     license='Apache-2.0',
     license_files=['LICENSE'],
     keywords='3D object detection, CenterPoint, GeM pooling, OpenMMLab',
@@ -42,6 +43,7 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     python_requires='>=3.10',
@@ -61,7 +63,12 @@ setup(
     install_requires=read_requirements('runtime'),
     extras_require={
         'mim': read_requirements('mminstall'),
+        'onedl': read_requirements('onedl'),
         'optional': read_requirements('optional'),
+        'spconv': read_requirements('spconv'),
         'tests': read_requirements('tests'),
+        'docs': read_requirements('docs'),
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
+        'tensorboard': ['tensorboard'],
     },
     zip_safe=False)

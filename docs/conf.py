@@ -1,4 +1,5 @@
 """Settings of Sphinx for `make docs`, where warnings are errors."""
+import html
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ extensions = [
     'sphinx.ext.autodoc',
     'sphinx.ext.autosummary',
     'sphinx.ext.napoleon',
+    'sphinx_copybutton',
 ]
 exclude_patterns = ['_build']
 
@@ -36,8 +38,16 @@ autodoc_default_options = {
     'show-inheritance': True,
 }
 autosummary_generate = False
+maximum_signature_line_length = 88
+toc_object_entries_show_parents = 'hide'
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+
+# A block is plain unless it names its language: most are output.
+highlight_language = 'none'
+# What is typed can be copied, but not what is printed.
+copybutton_selector = ', '.join(
+    f'div.highlight-{name} pre' for name in ('bash', 'python'))
 
 html_math_renderer = 'mathml'
 html_theme = 'furo'
@@ -59,6 +69,39 @@ def link_registered_name(app, env, node, contnode):
     return None
 
 
+def enlarge_pictures(app, doctree):
+    """Link each picture to its file, where it has its own size."""
+    for image in doctree.findall(nodes.image):
+        if not isinstance(image.parent, nodes.reference):
+            image.setdefault('width', '100%')
+
+
+def break_paths(app, doctree):
+    """Let paths in tables break behind their separators, and only there."""
+    for table in doctree.findall(nodes.table):
+        for literal in list(table.findall(nodes.literal)):
+            text = literal.astext()
+            marks = '/_.,=' if len(text) > 16 else '/'
+            first, *others = re.split(rf'(?<=[{marks}])(?=\w)', text)
+            literal.children = [nodes.Text(first)]
+            for part in others:
+                literal += [nodes.raw('', '<wbr>', format='html'),
+                            nodes.Text(part)]
+
+
+def fold_tables(app, doctree):
+    """Fold the tables of single cases, of which some pages have many."""
+    if not app.env.docname.startswith('performance'):
+        return
+    for section in list(doctree.findall(nodes.section)):
+        if (isinstance(section.parent.parent, nodes.section)
+                and any(section.findall(nodes.table))):
+            title = html.escape(section.pop(0).astext())
+            section.insert(0, nodes.raw(
+                '', f'<details><summary>{title}</summary>', format='html'))
+            section += nodes.raw('', '</details>', format='html')
+
+
 def write_formula(translator, node):
     """Write MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
@@ -68,6 +111,8 @@ def write_formula(translator, node):
     mathml = tex2mathml(tex, as_block=block)
     # Braces as small as they are written.
     mathml = re.sub('<mo>([{}])</mo>', r'<mo stretchy="false">\1</mo>', mathml)
+    # Names of functions stand close to their argument.
+    mathml = re.sub('<mo>(min|max|exp|log|ln)</mo>', r'<mi>\1</mi>', mathml)
     translator.body.append(mathml)
     raise nodes.SkipNode
 
@@ -76,4 +121,8 @@ def setup(app):
     """Register the extensions; Sphinx calls this."""
     app.add_html_math_renderer(
         'mathml', (write_formula, None), (write_formula, None))
+    app.connect('doctree-read', enlarge_pictures)
+    app.connect('doctree-read', break_paths)
+    # After the contents of the pages were collected, with the titles.
+    app.connect('doctree-read', fold_tables, priority=900)
     app.connect('missing-reference', link_registered_name)

@@ -70,15 +70,15 @@ print('after 60 steps', {k: round(v, 4) for k, v in curve[-1].items()})
 with torch.no_grad():
     score = head([features])[0][0]['heatmap'].sigmoid()
 target = head.get_targets([scene])[0][0]
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout='constrained')
+figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), layout='constrained')
 for ax, values, title in ((axes[0], target, 'target, both classes'),
                           (axes[1], score, 'score after 60 steps')):
     ax.imshow(values[0].amax(0), vmin=0, vmax=1, origin='lower')
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize=10)
     ax.set_xticks([])
     ax.set_yticks([])
 for key in curve[0]:
     axes[2].semilogy([losses[key] for losses in curve], label=key)
 axes[2].set_xlabel('step')
 axes[2].legend(fontsize=8)
-figure.savefig('center_head.png', dpi=130)
+figure.savefig('center_head.png', dpi=150)

@@ -31,19 +31,20 @@ def focal_loss(scores):
 
 exact_loss = GaussianFocalLossWithLogits(reduction='sum')
 losses = {
-    "clip_sigmoid, grad='zero'\n(as mmdet3d)":
+    "clip_sigmoid,\ngrad='zero' (as mmdet3d)":
         lambda x: focal_loss(clip_sigmoid(x)),
     "clip_sigmoid,\ngrad='straight_through'":
         lambda x: focal_loss(clip_sigmoid(x, grad='straight_through')),
     'GaussianFocalLossWithLogits,\nexact': lambda x: exact_loss(x, target),
 }
 
-figure, axes = plt.subplots(1, 5, figsize=(15, 3.2), layout='constrained')
-for ax, values, title in ((axes[0], target, 'target'),
-                          (axes[1], clip_sigmoid(logits), 'score')):
+figure, axes = plt.subplots(2, 3, figsize=(7.6, 5.2), layout='constrained')
+for ax, values, title in ((axes[0, 0], target, 'target'),
+                          (axes[0, 1], clip_sigmoid(logits), 'score')):
     ax.imshow(values[0], vmin=0, vmax=1, cmap='viridis')
-    ax.set_title(title, fontsize=9)
-for ax, (title, of) in zip(axes[2:], losses.items()):
+    ax.set_title(title, fontsize=10)
+axes[0, 2].axis('off')
+for ax, (title, of) in zip(axes[1], losses.items()):
     x = logits.clone().requires_grad_()
     of(x).backward()
     size = x.grad[0].abs()
@@ -54,8 +55,8 @@ for ax, (title, of) in zip(axes[2:], losses.items()):
     overlooked = size[30, 34].item()
     print(f'{title.replace(chr(10), " ")}: |gradient| at the overlooked '
           f'object {overlooked:.1e}, cells without gradient {dead}')
-figure.colorbar(image, ax=axes[2:], label='|d loss / d logit|')
-for ax in axes:
+figure.colorbar(image, ax=axes[1], label='|d loss / d logit|')
+for ax in axes.flat:
     ax.set_xticks([])
     ax.set_yticks([])
-figure.savefig('clip_sigmoid.png', dpi=130)
+figure.savefig('clip_sigmoid.png', dpi=150)

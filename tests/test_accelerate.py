@@ -3,8 +3,11 @@ import copy
 
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmdet3d.models.utils import clip_sigmoid
+from mmdet3d.registry import MODELS
 from mmengine.runner import Runner
+from test_configs_run import load, mono_scene, random_scene, shrink
 from test_models.test_dense_heads.stock_twins import (
     CASES,
     METAS,
@@ -90,6 +93,73 @@ def test_numbers_stay_and_all_is_undone(name):
     again = compute(name, head, x, batch)
     assert all(again[0][key].equal(value)
                for key, value in expected[0].items())
+
+
+# Whole models of the packages: their config, its changes, and a batch.
+DETECTORS = {
+    'CenterPoint': ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
+                    '8xb4-cyclic-20e_nus-3d.py'),
+    'SMOKE': ('mmdet3d::smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_'
+              'kitti-mono3d.py'),
+    'CenterNet': 'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py'}
+
+
+def make_detector(name, folder):
+    """A stock model, and a batch of its own kind."""
+    (folder / 'config.py').write_text(f"_base_ = '{DETECTORS[name]}'")
+    cfg = load(folder / 'config.py')
+    if name == 'CenterPoint':
+        shrink(cfg.model, 8)
+        cfg.model.pts_bbox_head.bbox_coder.max_num = 50
+        batch = random_scene(cfg.model)
+    else:
+        cfg.model.backbone.init_cfg = None  # no weights from elsewhere
+        batch = mono_scene() if name == 'SMOKE' else demo_mm_inputs(
+            2, [[3, 128, 128]] * 2, num_items=[3, 2])
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model), batch
+
+
+def losses_and_boxes(model, batch):
+    """As in a training step and in a test step."""
+    with torch.no_grad():
+        losses = model(**model.data_preprocessor(
+            copy.deepcopy(batch), True), mode='loss')
+        model.eval()
+        for sample in batch['data_samples']:
+            sample.set_metainfo(dict(border=[0, 128, 0, 128]))
+        samples = model(**model.data_preprocessor(
+            copy.deepcopy(batch), False), mode='predict')
+    model.train()
+    found = [getattr(sample, 'pred_instances_3d', None)
+             or sample.pred_instances for sample in samples]
+    return losses, [x.tensor if hasattr(x, 'tensor') else x
+                    for boxes in found for x in boxes.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETECTORS)
+def test_whole_models(name, tmp_path):
+    model, batch = make_detector(name, tmp_path)
+    statistics = copy.deepcopy(model.state_dict())
+
+    def compute():
+        model.load_state_dict(statistics)
+        return losses_and_boxes(model, batch)
+
+    losses, boxes = compute()
+    kinds = [type(module) for module in model.modules()]
+    assert boxes and sum(map(len, boxes)) > 0
+    done = sigplug.accelerate(model)
+    assert len(done.replaced) == 1 and not done.left
+    found, same_boxes = compute()
+    torch.testing.assert_close(found, losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(same_boxes, boxes, rtol=1e-6, atol=0)
+    done.undo()
+    assert [type(module) for module in model.modules()] == kinds
+    found, same_boxes = compute()
+    torch.testing.assert_close(found, losses, rtol=0, atol=0)
+    torch.testing.assert_close(same_boxes, boxes, rtol=0, atol=0)
 
 
 def test_initialisation_is_the_stock_heads():

@@ -146,6 +146,10 @@ def test_data_set_is_changed_from_the_environment(monkeypatch, root):
     ('cornernet/cornernet_hourglass104_clipsigmoid_8xb6-210e-mstest_coco.py',
      'cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py',
      {'type', 'heatmap_act'}),
+    ('centripetalnet/centripetalnet_hourglass104_clipsigmoid_16xb6-crop511-'
+     '210e-mstest_coco.py',
+     'centripetalnet/centripetalnet_hourglass104_16xb6-crop511-210e-mstest_'
+     'coco.py', {'type', 'heatmap_act'}),
     ('smoke/smoke_dla34_dlaneck_gn-all_logits_4xb8-6x_kitti-mono3d.py',
      'smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.py',
      {'type', 'loss_cls.type'}),

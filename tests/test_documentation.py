@@ -30,7 +30,7 @@ PAGES = [*READMES, ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md')),
 each_page = pytest.mark.parametrize(
     'page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 # Programs that are not ours, by their first word or that after the variables.
-OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'git'}
+OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'cp', 'git'}
 # Tools with sub-commands, each with options of its own.
 WITH_COMMANDS = {'plot.py', 'report.py'}
 
@@ -106,7 +106,7 @@ def test_readmes_say_the_same():
     wanted = facts(english)
     for name, value in facts(chinese).items():
         assert value == wanted[name], name
-    assert len(wanted['figures']) > 80
+    assert len(wanted['figures']) > 40
 
 
 # -- Figures -----------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_changed_config_loads(name, tmp_path):
         ''.join(line[1:] + '\n' for line in diff.splitlines()))
     head = Config.fromfile(tmp_path / 'changed.py').model.pts_bbox_head
     assert head.type == 'sigplug.CenterHead'
-    assert head.heatmap_act == dict(type='ClipSigmoid')
+    assert head.heatmap_act.type in ('ClipSigmoid', 'sigplug.ClipSigmoid')
 
 
 @cache

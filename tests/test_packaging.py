@@ -91,6 +91,7 @@ def test_sdist_holds_what_a_user_needs(built):
     wanted = list_tree('tests', '.py') | list_tree('examples', '.py')
     wanted |= list_tree('requirements', '.txt') | {
         'LICENSE', 'README.md', 'README_zh-CN.md', 'CONTRIBUTING.md',
+        'CHANGELOG.md', 'CITATION.cff',
         'setup.py', 'pyproject.toml', 'model-index.yml',
         'sigplug/.mim/tools/train.py', 'tests/public_api.txt',
         'docs/conf.py', 'docs/api/ops.md', 'docs/images/data_flow.svg'}
@@ -108,8 +109,8 @@ def test_metadata(built):
     required = {str(Requirement(r)) for r in metadata.get_all('Requires-Dist')
                 if 'extra ==' not in r}
     assert required == {str(r) for r in read_requirements('runtime')}
-    assert {'mim', 'optional', 'tests'} == set(
-        metadata.get_all('Provides-Extra'))
+    assert {'mim', 'onedl', 'optional', 'tests', 'docs', 'export',
+            'tensorboard', 'spconv'} == set(metadata.get_all('Provides-Extra'))
 
 
 def test_model_index_names_the_metafiles_of_all_folders():

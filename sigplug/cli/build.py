@@ -12,6 +12,7 @@ from sigplug.engine.hooks.interval import unwrap
 from sigplug.engine.upstream_fixes import (
     load_checkpoints_safely,
     supply_numpy_long,
+    train_spconv_on_cpu,
 )
 from sigplug.errors import UserError
 
@@ -36,6 +37,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     supply_numpy_long()
     runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
               Runner.from_cfg(cfg))
+    train_spconv_on_cpu()
     datasets: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     for split in splits:

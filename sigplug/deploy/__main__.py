@@ -36,18 +36,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def main() -> None:
     """Detect, print and draw."""
+    args = parse_args()
     detector = Detector(args.folder)
     about = detector.about
-    load_dim = (len(about['points']['columns']) if args.merged else
-                about['points']['load_dim'])
-    points = read_points(args.cloud, args.load_dim or load_dim)
+    load_dim = args.load_dim or (
+        len(about['points']['columns']) if args.merged else
+        about['points']['load_dim'])
+    points = read_points(args.cloud, load_dim)
     if not args.merged:
         points = detector.adapt(points)
     found = detector(points)
-    keep = found.scores >= args.score_thr
-    found = Detections(*(values[keep] for values in found))
+    found = Detections(
+        *(values[found.scores >= args.score_thr] for values in found))
     names = ('x', 'y', 'z', 'dx', 'dy', 'dz', 'yaw', 'vx', 'vy')
     print(f'{"class":22s} score' + ''.join(
         f'{name:>8s}' for name in names[:about['box_size']]))
@@ -72,15 +74,9 @@ def run(args: argparse.Namespace) -> None:
     print(args.picture)
 
 
-def main() -> int:
-    """Return the exit code: 2 after a problem that the user can solve."""
+if __name__ == '__main__':
     try:
-        run(parse_args())
+        main()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+        sys.exit(2)

@@ -79,15 +79,20 @@ class Detector:
         except Exception as error:
             raise UserError(f'onnxruntime {onnxruntime.__version__} cannot '
                             f'run {folder}: {error}') from error
-        takes = self._encoder.get_inputs()[0].shape[1:]
-        gets = [self.about['voxels']['max_points'],
-                len(self.about['points']['columns'])
-                + pillars.count_added(self.about['encoder'])]
-        if takes != gets:
+        found = (
+            *self._encoder.get_inputs()[0].shape[1:],
+            sum(output.name.endswith(('heatmap', 'scores'))
+                for output in self._dense.get_outputs()))
+        wanted = (
+            self.about['voxels']['max_points'],
+            len(self.about['points']['columns'])
+            + pillars.count_added(self.about['encoder']),
+            len(self.about['tasks']))
+        if found != wanted:
             raise UserError(
-                f'{Path(folder) / DESCRIPTION} describes pillars of '
-                f'{gets[0]} points with {gets[1]} features, but {ENCODER} '
-                f'takes {takes[0]} with {takes[1]}: export the model again.')
+                f'The points of a pillar, their features and the tasks are '
+                f'{wanted} in {Path(folder) / DESCRIPTION}, but {found} in '
+                'the models: export the model again.')
 
     def __call__(self, points: np.ndarray) -> Detections:
         """Detect the objects of a frame.
@@ -131,60 +136,10 @@ class Detector:
                          cloud[:, c] for c in columns], axis=1)
 
     def encode(self, points: np.ndarray) -> np.ndarray | None:
-        """Return the map of pillar features; None if no point is in range.
+        """Return the map of pillar features, ``(1, C, H, W)``, float32.
 
-        Args:
-            points (np.ndarray): As for a call.
-
-        Returns:
-            np.ndarray | None: Shape ``(1, C, H, W)``, float32.
+        It is None if no point is in range. The points are those of a call.
         """
-        voxels, cells, counts = pillars.voxelize(
-            self._check(points), **self.about['voxels'])
-        if not len(cells):
-            return None
-        features = pillars.decorate(
-            voxels, cells, counts, self.about['encoder'])
-        encoded, = self._encoder.run(None, {'input_features': features})
-        return pillars.scatter(encoded[:, 0], cells, self.about['map_size'])
-
-    def infer(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs of the network by their names."""
-        names = [output.name for output in self._dense.get_outputs()]
-        return dict(zip(names, self._dense.run(
-            names, {'spatial_features': canvas})))
-
-    def decode(self, outputs: dict[str, np.ndarray]) -> Detections:
-        """Return the boxes that the outputs of the network stand for."""
-        found, first = [], 0
-        for task, classes in enumerate(self.about['tasks']):
-            maps = {name.removeprefix(f'task{task}.'): value[0]
-                    for name, value in outputs.items()
-                    if '.' not in name or name.startswith(f'task{task}.')}
-            if maps:
-                found.append(self._decode_task(task, maps, first))
-            first += len(classes)
-        if not found:
-            return Detections(
-                np.zeros((0, self.about['box_size']), np.float32),
-                np.zeros(0, np.float32), np.zeros(0, np.int64))
-        boxes, scores, labels = map(np.concatenate, zip(*found))
-        boxes[:, 2] -= boxes[:, 5] / 2
-        return Detections(boxes, scores, labels)
-
-    def _decode_task(self, task: int, maps: dict[str, np.ndarray],
-                     first: int) -> tuple[np.ndarray, ...]:
-        coder, nms = self.about['coder'], self.about['nms']
-        if 'boxes' in maps:
-            found = maps['boxes'], maps['scores'], maps['labels']
-        else:
-            found = box_steps.decode(maps, coder, self.about['heatmap'])
-        kept = box_steps.select(*found[:2], coder, nms, task)
-        boxes, scores, labels = (values[kept] for values in found)
-        return boxes, scores, labels + first
-
-    def _check(self, points: np.ndarray) -> np.ndarray:
-        """Return the points in float32; raise a ``UserError`` at others."""
         points = np.asarray(points)
         wanted = len(self.about['points']['columns'])
         if points.ndim != 2 or points.shape[1] != wanted:
@@ -202,4 +157,39 @@ class Detector:
                 f'points must be finite, but {bad.sum()} of {len(points)} '
                 f'are not, first row {bad.argmax()}: pass '
                 'points[np.isfinite(points).all(axis=1)].')
-        return points
+        voxels, cells, counts = pillars.voxelize(points, self.about['voxels'])
+        if not len(cells):
+            return None
+        features = pillars.decorate(
+            voxels, cells, counts, self.about['encoder'])
+        encoded, = self._encoder.run(None, {'input_features': features})
+        return pillars.scatter(encoded[:, 0], cells, self.about['map_size'])
+
+    def infer(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs of the network by their names."""
+        names = [output.name for output in self._dense.get_outputs()]
+        return dict(zip(names, self._dense.run(
+            names, {'spatial_features': canvas})))
+
+    def decode(self, outputs: dict[str, np.ndarray]) -> Detections:
+        """Return the boxes that the outputs of the network stand for."""
+        coder = self.about['coder']
+        none = np.zeros((0, self.about['box_size']), np.float32)
+        results = [(none, none[:, 0], np.zeros(0, np.int64))]
+        first = 0
+        for task, classes in enumerate(self.about['tasks']):
+            maps = {name.removeprefix(f'task{task}.'): value[0]
+                    for name, value in outputs.items()
+                    if '.' not in name or name.startswith(f'task{task}.')}
+            if maps:
+                found = ([maps[key] for key in ('boxes', 'scores', 'labels')]
+                         if 'boxes' in maps else box_steps.decode(
+                             maps, coder, self.about['heatmap']))
+                kept = box_steps.select(
+                    *found[:2], coder, self.about['nms'], task)
+                boxes, scores, labels = (values[kept] for values in found)
+                results.append((boxes, scores, labels + first))
+            first += len(classes)
+        boxes, scores, labels = map(np.concatenate, zip(*results))
+        boxes[:, 2] -= boxes[:, 5] / 2
+        return Detections(boxes, scores, labels)

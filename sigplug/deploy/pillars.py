@@ -5,19 +5,18 @@ from typing import Any
 import numpy as np
 
 
-def voxelize(
-        points: np.ndarray, voxel_size: Sequence[float],
-        point_cloud_range: Sequence[float], max_points: int,
-        max_voxels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def voxelize(points: np.ndarray, voxels: Mapping[str, Any]
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gather the points of each voxel, as ``sigplug.ops.hard_voxelize`` does.
 
-    Of a voxel the first ``max_points`` are kept, and of the voxels, in the
-    order of their first points, ``max_voxels``. The result is the points
-    ``(M, max_points, C)``, 0 where there is none, the cells ``(z, y, x)``,
-    shape ``(M, 3)``, and the numbers of points ``(M, )``.
+    ``voxels`` has its arguments. Of a voxel the first ``max_points`` are
+    kept, and of the voxels, in the order of their first points,
+    ``max_voxels``. The result is the points ``(M, max_points, C)``, 0 where
+    there is none, the cells ``(z, y, x)``, shape ``(M, 3)``, and the numbers
+    of points ``(M, )``.
     """
-    bounds = np.asarray(point_cloud_range, np.float32)
-    size = np.asarray(voxel_size, np.float32)
+    bounds = np.asarray(voxels['point_cloud_range'], np.float32)
+    size = np.asarray(voxels['voxel_size'], np.float32)
     grid = np.round((bounds[3:] - bounds[:3]) / size).astype(np.int64)
     cells = np.floor((points[:, :3] - bounds[:3]) / size)
     inside = ((cells >= 0) & (cells < grid)).all(axis=1)
@@ -28,13 +27,13 @@ def voxelize(
     key = key[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     lengths = np.diff(starts, append=len(key))
-    kept = np.argsort(order[starts])[:max_voxels]
-    counts = np.minimum(lengths[kept], max_points)
-    slot = np.arange(max_points)
+    kept = np.argsort(order[starts])[:voxels['max_voxels']]
+    counts = np.minimum(lengths[kept], voxels['max_points'])
+    slot = np.arange(voxels['max_points'])
     real = slot < counts[:, None]
-    voxels = np.zeros((len(kept), max_points, points.shape[1]), np.float32)
-    voxels[real] = points[order[(starts[kept][:, None] + slot)[real]]]
-    return voxels, cells[order[starts[kept]]][:, ::-1], counts
+    filled = np.zeros((*real.shape, points.shape[1]), np.float32)
+    filled[real] = points[order[(starts[kept][:, None] + slot)[real]]]
+    return filled, cells[order[starts[kept]]][:, ::-1], counts
 
 
 def decorate(voxels: np.ndarray, cells: np.ndarray, counts: np.ndarray,

@@ -27,13 +27,12 @@ def read_points(path: str | os.PathLike, load_dim: int = 5) -> np.ndarray:
         UserError: The file is missing, of another kind, or damaged.
     """
     path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in ('.bin', '.npy', '.pcd'):
+    readers = {'.bin': _read_bin, '.npy': _read_npy, '.pcd': _read_pcd}
+    if path.suffix.lower() not in readers:
         raise UserError(f'{str(path)!r} is no point cloud that can be read: '
                         'give a .bin, .npy or .pcd file.')
     try:
-        points = (_read_bin(path, load_dim) if kind == '.bin' else
-                  _read_npy(path) if kind == '.npy' else _read_pcd(path))
+        points = readers[path.suffix.lower()](path, load_dim)
     except (OSError, EOFError, ValueError, LookupError, TypeError,
             BadZipFile) as error:
         raise UserError(f'Cannot read the point cloud {str(path)!r}: '
@@ -56,7 +55,7 @@ def _read_bin(path: Path, load_dim: int) -> np.ndarray:
     return np.fromfile(path, dtype=np.float32).reshape(-1, load_dim)
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path, _: int) -> np.ndarray:
     points = np.load(path, allow_pickle=False)
     if not isinstance(points, np.ndarray):
         raise TypeError('it is an .npz of several arrays: save one by '
@@ -64,7 +63,7 @@ def _read_npy(path: Path) -> np.ndarray:
     return points
 
 
-def _read_pcd(path: Path) -> np.ndarray:
+def _read_pcd(path: Path, _: int) -> np.ndarray:
     """Read the format of the Point Cloud Library, version 0.7."""
     header: dict[str, list[str]] = {}
     with path.open('rb') as file:
@@ -76,35 +75,30 @@ def _read_pcd(path: Path) -> np.ndarray:
         if not header.get(key):
             raise ValueError(f'its header gives no {key}')
     fields, kind = header['FIELDS'], header['DATA'][0]
+    number = int(header['POINTS'][0])
+    counts = [(int(n), ) for n in header.get('COUNT', ['1'] * len(fields))]
     if missing := [name for name in 'xyz' if name not in fields]:
         raise ValueError(f'it has no field {missing[0]} among {fields}')
-    counts = [int(n) for n in header.get('COUNT', ['1'] * len(fields))]
-    number = int(header['POINTS'][0])
     if number < 0:
         raise ValueError(f'its header gives POINTS {number}')
-    row = np.dtype([
-        (str(i), f'<{letter.lower()}{size}', (count, ))
-        for i, (letter, size, count) in enumerate(
-            zip(header['TYPE'], header['SIZE'], counts, strict=True))])
-    if kind == 'binary':
-        table = np.frombuffer(body, row, number)
-        columns = {name: table[str(i)][:, 0]
-                   for i, name in enumerate(fields)}
-    elif kind == 'ascii':
-        text = np.array(body.split(), dtype=np.float64)
-        if text.size != number * sum(counts):
-            raise ValueError(f'its {text.size} values are not {number} points '
-                             f'of {sum(counts)}')
-        text = text.reshape(number, sum(counts))
-        starts = np.cumsum([0, *counts])
-        columns = {name: text[:, start]
-                   for name, start in zip(fields, starts)}
-    else:
+    if kind not in ('binary', 'ascii'):
         raise ValueError(
             f'its data is {kind}, not binary or ascii; convert it by '
             'pcl_convert_pcd_ascii_binary IN.pcd OUT.pcd 1')
+    types = [f'<{letter.lower()}{size}' if kind == 'binary' else '<f8'
+             for letter, size in zip(header['TYPE'], header['SIZE'])]
+    row = np.dtype([(str(i), *about) for i, about in enumerate(
+        zip(types, counts, strict=True))])
+    if kind == 'ascii':
+        body = np.array(body.split(), '<f8').tobytes()
+    found = len(body) / row.itemsize
+    if found < number or (kind == 'ascii' and found > number):
+        raise ValueError(f'its header gives POINTS {number}, but it has '
+                         f'{found:.15g}')
+    table = np.frombuffer(body, row, number)
     # Fields named '_' are padding.
     names = ['x', 'y', 'z', *(name for name in fields
                               if name not in ('x', 'y', 'z', '_'))]
-    points = np.stack([columns[name] for name in names], axis=1)
+    points = np.stack([
+        table[str(fields.index(name))][:, 0] for name in names], axis=1)
     return points[~np.isnan(points[:, :3]).any(axis=1)]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def draw_sample(dataset: BaseDataset, index: int, points: Tensor,
                 found: Mapping[str, Any], title: str,
-                bev_range: Sequence[float] | None = None) -> 'Figure':
+                bev_range: Sequence[float] | None = None,
+                size: tuple[int, int] | None = None) -> 'Figure':
     """Draw a sample of a data set, and what a detector found in it.
 
     Args:
@@ -25,6 +26,7 @@ def draw_sample(dataset: BaseDataset, index: int, points: Tensor,
             :meth:`HeatmapReader.read`; may be empty.
         title (str): Title of the picture.
         bev_range (Sequence[float], optional): As for ``draw_bev``.
+        size (tuple[int, int], optional): As for ``draw_bev``.
 
     Returns:
         Figure: As from ``draw_bev``.
@@ -35,7 +37,7 @@ def draw_sample(dataset: BaseDataset, index: int, points: Tensor,
     return draw_bev(
         points.cpu().numpy(), **ground_truth(dataset, info), **found,
         class_names=dataset.metainfo['classes'], bev_range=bev_range,
-        ego_yaw=ego_yaw(info), title=title)
+        ego_yaw=ego_yaw(info), title=title, size=size)
 
 
 def space_evenly(num: int, length: int) -> list[int]:

@@ -5,6 +5,7 @@ a checkpoint is mmengine's; the command-line tools call the others.
 """
 import os
 import os.path as osp
+import sys
 import traceback
 from typing import Any
 from urllib.parse import urlparse
@@ -96,3 +97,16 @@ def supply_numpy_long() -> None:
     (https://github.com/open-mmlab/mmdetection3d/issues/2821).
     """
     vars(np).setdefault('long', np.int_)
+
+
+def train_spconv_on_cpu() -> None:
+    """Let the CPU build of spconv compute gradients.
+
+    Its backward asks torch for a CUDA stream, which a torch without a GPU
+    refuses, and then does without
+    (https://github.com/traveller59/spconv/issues/366). mmdet3d has imported
+    spconv if it is there.
+    """
+    ops = sys.modules.get('spconv.pytorch.ops')
+    if ops is not None and not torch.cuda.is_available():
+        vars(ops).update(get_current_stream=lambda: 0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import PowerLike
 from .power_mean import Dims, Sets
 
 
@@ -43,17 +42,12 @@ class Layout:
             return x
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
-    def power(self, p: PowerLike,
+    def power(self, p: Tensor,
               device: torch.device) -> tuple[Tensor, int, int]:
         """Return the powers and their steps.
 
         The one of a result lies at ``group * step[0] + column * step[1]``.
         """
-        if not isinstance(p, Tensor):
-            # What a graph captures is filled when it is replayed.
-            once = not (device.type == 'cuda'
-                        and torch.cuda.is_current_stream_capturing())
-            return (_number if once else _number.__wrapped__)(p, device), 0, 0
         p = p.to(device)
         if p.numel() == 1:
             return p, 0, 0
@@ -69,14 +63,15 @@ def lay_out(x: Tensor, sets: Sets, short: int = 0) -> Layout:
     Rows of at most ``short`` members are copied to lie side by side.
     """
     if isinstance(sets, Dims):
-        return _lay_out_dims(x.shape, x.stride(), sets.dims, short)
+        return lay_out_dims(x.shape, x.stride(), sets.dims, short)
     shape = (sets.num, *x.shape[1:])
     return Layout(None, shape, shape, sets.num, 0, math.prod(shape[1:]))
 
 
 @functools.lru_cache(maxsize=1024)
-def _lay_out_dims(shape: torch.Size, strides: tuple[int, ...],
-                  dims: tuple[int, ...], short: int) -> Layout:
+def lay_out_dims(shape: torch.Size, strides: tuple[int, ...],
+                 dims: tuple[int, ...], short: int = 0) -> Layout:
+    """See :func:`lay_out`."""
     order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
     places = [order.index(d) for d in dims]
     members = math.prod(shape[d] for d in dims)
@@ -94,8 +89,3 @@ def _lay_out_dims(shape: torch.Size, strides: tuple[int, ...],
         math.prod(sizes[min(places):max(places) + 1]),
         math.prod(sizes[max(places) + 1:]))
 
-
-@functools.lru_cache(maxsize=64)
-def _number(p: float, device: torch.device) -> Tensor:
-    """Return a power on a device, once: a copy would be a launch."""
-    return torch.full((1, ), p, dtype=torch.float64, device=device)

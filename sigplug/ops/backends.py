@@ -48,11 +48,13 @@ class Form:
         forward (Callable): Its value.
         backward (Callable, optional): Its gradients, from those of the value
             and the arguments of ``forward``. None leaves them to autograd.
+        prepare (Callable, optional): What both take in place of the sets.
     """
 
     operation: str
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
+    prepare: Callable[..., Any] | None = None
 
 
 def available_backends() -> tuple[str, ...]:

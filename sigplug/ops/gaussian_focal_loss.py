@@ -131,27 +131,32 @@ def gaussian_focal_loss_with_logits(
     _check_tensors(logits, target, weight)
     _check_avg_factor(avg_factor, reduction)
     by_cell = reduction == 'none' or weight is not None
-    form = select(PLAIN, backend, logits, target)
-    # Kernels know no gradient of the target.
-    if form is PLAIN or (target.requires_grad and torch.is_grad_enabled()):
-        loss = focal_loss(logits, target, options, by_cell)
-    else:
-        loss = _FocalLoss.apply(logits, target, options, by_cell, form)
+    divisor, tensors = None, [logits, target]
+    if reduction == 'mean':
+        divisor = logits.numel() if avg_factor is None else avg_factor
+        if isinstance(divisor, Tensor):
+            divisor = divisor.reshape(())
+            tensors.append(divisor)
+        elif avg_factor is not None:
+            divisor += AVG_FACTOR_EPS
+    form = select(PLAIN, backend, *tensors)
+    # Kernels know the gradient of the logits alone.
+    if form is PLAIN or (torch.is_grad_enabled() and any(
+            t.requires_grad for t in tensors[1:])):
+        form = PLAIN
+    elif isinstance(divisor, Tensor) and divisor.device.type == 'cpu':
+        divisor = divisor.item() + AVG_FACTOR_EPS
+    arguments = logits, target, options, by_cell, None if by_cell else divisor
+    loss = (focal_loss(*arguments) if form is PLAIN else
+            _FocalLoss.apply(*arguments, form))
     if weight is not None:
         loss = loss * weight
-    if reduction == 'none':
-        return loss
-    if by_cell:
-        loss = loss.sum()
-    if reduction == 'sum':
-        return loss
-    if avg_factor is None:
-        return loss / logits.numel()
-    return loss / (avg_factor + AVG_FACTOR_EPS)
+    return _divide(loss.sum(), divisor) if (
+        by_cell and reduction != 'none') else loss
 
 
 def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
-               by_cell: bool) -> Tensor:
+               by_cell: bool, divisor: float | Tensor | None = None) -> Tensor:
     """Compute the loss in plain PyTorch; autograd derives its gradient.
 
     Args:
@@ -159,6 +164,8 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
         target (Tensor): The target, of the same shape.
         options (FocalOptions): The numbers in the formula.
         by_cell (bool): Return the loss of each cell, not their sum.
+        divisor (float | Tensor, optional): Divides the sum; a tensor of no
+            dims with mmdet's epsilon.
 
     Returns:
         Tensor: Of the shape of ``logits``, or a scalar.
@@ -179,7 +186,14 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
     pos = _power(not_q, options.alpha) * log_q * t.eq(1)
     neg = _power(q, options.alpha) * log_not_q * (1 - t).pow(options.gamma)
     loss = -(options.pos_weight * pos + options.neg_weight * neg)
-    return loss if by_cell else loss.sum()
+    return loss if by_cell else _divide(loss.sum(), divisor)
+
+
+def _divide(loss: Tensor, divisor: float | Tensor | None) -> Tensor:
+    """Divide a sum by a number, by a tensor with mmdet's epsilon, or not."""
+    if isinstance(divisor, Tensor):
+        divisor = divisor + AVG_FACTOR_EPS
+    return loss if divisor is None else loss / divisor
 
 
 PLAIN = Form('gaussian_focal_loss', focal_loss)
@@ -190,32 +204,37 @@ class _FocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor,
-                options: FocalOptions, by_cell: bool, form: Form) -> Tensor:
+                options: FocalOptions, by_cell: bool,
+                divisor: float | Tensor | None, form: Form) -> Tensor:
         slopes = None
         if ctx.needs_input_grad[0]:
             # A gradient in half precision is rounded once, at its end.
-            slopes = torch.empty_like(
-                logits, dtype=torch.float32,
-                memory_format=torch.contiguous_format)
+            slopes = torch.empty(logits.shape, dtype=torch.float32,
+                                 device=logits.device)
+        held = divisor if isinstance(divisor, Tensor) else None
+        ctx.number = divisor if held is None else None
         # The inputs are for second derivatives.
-        ctx.save_for_backward(logits, target, slopes)
+        ctx.save_for_backward(logits, target, slopes, held)
         ctx.options, ctx.by_cell = options, by_cell
-        return form.forward(logits, target, options, by_cell, slopes)
+        return form.forward(logits, target, options, by_cell, divisor, slopes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, slopes = ctx.saved_tensors
+        logits, target, slopes, divisor = ctx.saved_tensors
         if wants_plain_backward(grad, logits, target):
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
                 x = logits if create_graph else (
                     logits.detach().requires_grad_())
+                loss = focal_loss(x, target, ctx.options, ctx.by_cell,
+                                  ctx.number or divisor)
                 grad_logits = torch.autograd.grad(
-                    focal_loss(x, target, ctx.options, ctx.by_cell), x, grad,
-                    create_graph=create_graph)[0]
+                    loss, x, grad, create_graph=create_graph)[0]
         else:
-            grad_logits = (grad * slopes).to(logits.dtype)
-        return grad_logits, None, None, None, None
+            # In one pass, also where it rounds to half precision.
+            grad_logits = torch.mul(slopes, grad, out=torch.empty_like(
+                slopes, dtype=logits.dtype))
+        return grad_logits, None, None, None, None, None
 
 
 def _power(q: Tensor, exponent: float) -> Tensor:

@@ -98,10 +98,15 @@ class Segments:
     Attributes:
         num (int): Number of segments.
         members (Tensor): The segment of each row.
+        rows (Tensor, optional): The rows in the order of their segments, for
+            the kernels that want it.
+        offsets (Tensor, optional): Where each segment begins and ends there.
     """
 
     num: int
     members: Tensor
+    rows: Tensor | None = None
+    offsets: Tensor | None = None
 
     def keep(self, c: Tensor) -> Tensor:
         """Return the elements: all take part."""
@@ -266,6 +271,8 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
     if not isinstance(p, Tensor) and not 1 <= p < math.inf:
         # Kernels compute in float32, which p < 1 needs more than.
         form = PLAIN
+    if form.prepare is not None:
+        sets = form.prepare(sets)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         # Compilers and transforms derive the backward of the plain form.
         if form is not PLAIN or not (
@@ -281,16 +288,21 @@ class _PowerMean(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: PowerLike, sets: Any,
                 eps: float | None, form: Form) -> Tensor:
         y = form.forward(x, p, sets, eps)
-        ctx.sets = dataclasses.replace(sets, members=None)
+        held = {name: value for name, value in vars(sets).items()
+                if isinstance(value, Tensor)}
+        ctx.sets = (dataclasses.replace(sets, **dict.fromkeys(held))
+                    if held else sets)
+        ctx.held = tuple(held)
         ctx.p = None if isinstance(p, Tensor) else p
         ctx.eps, ctx.form = eps, form
-        ctx.save_for_backward(x, None if ctx.p else p, sets.members, y)
+        ctx.save_for_backward(x, None if ctx.p else p, y, *held.values())
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, p, members, y = ctx.saved_tensors
-        sets = dataclasses.replace(ctx.sets, members=members)
+        x, p, y, *held = ctx.saved_tensors
+        sets = (dataclasses.replace(ctx.sets, **dict(zip(ctx.held, held)))
+                if held else ctx.sets)
         p = ctx.p or p
         form = ctx.form
         if has_inf(p) or wants_plain_backward(grad_y, x, y):
@@ -348,6 +360,8 @@ def root(mean: Tensor, p: PowerLike) -> Tensor:
 
 def sum_to_power(grad: Tensor, p: Tensor) -> Tensor:
     """Sum to the shape of ``p``; of both signs, part of it may overflow."""
+    if p.numel() == 1:
+        return grad.sum(dtype=torch.float64).to(p.dtype).view(p.shape)
     return grad.double().sum_to_size(p.shape).to(p.dtype)
 
 

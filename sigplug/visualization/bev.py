@@ -124,7 +124,7 @@ def draw_bev(points: np.ndarray,
         _draw_classes(ax, colored, class_names, prefix)
         _draw_velocities(ax, gt, pred)
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1.0), borderaxespad=0,
-              frameon=False, fontsize=7.5, labelcolor=INK)
+              frameon=False, fontsize=8.5, labelcolor=INK)
     if colored is not None:
         # The layout engine places the axes only now.
         figure.draw_without_rendering()
@@ -157,8 +157,8 @@ def _draw_heatmap(ax: Axes, heatmap: np.ndarray,
                       interpolation='nearest')
     bar = ax.figure.colorbar(
         image, cax=ax.inset_axes((1.03, 0.02, 0.022, 0.28)))
-    bar.set_label('heatmap: highest class score', fontsize=7.5, color=INK)
-    bar.ax.tick_params(labelsize=7, colors=MUTED)
+    bar.set_label('heatmap: highest class score', fontsize=8.5, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=MUTED)
     bar.outline.set_visible(False)
 
 
@@ -253,7 +253,7 @@ def _label_boxes(ax: Axes, boxes: BEVBoxes,
             label = ax.annotate(
                 text, (place, boxes.bboxes[index, 1]), (offset, 0),
                 textcoords='offset points', ha=alignment, va='center',
-                fontsize=6.5, color=INK, path_effects=[LABEL_HALO], zorder=9)
+                fontsize=7.5, color=INK, path_effects=[LABEL_HALO], zorder=9)
             extent = label.get_window_extent()
             if (frame.containsx(extent.x0) and frame.containsx(extent.x1)
                     and frame.containsy(extent.y0)

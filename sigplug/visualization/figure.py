@@ -39,10 +39,10 @@ def new_figure(size: tuple[int, int]) -> Figure:
 
 def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
     """Give axes their texts, a quiet frame and a quiet grid."""
-    ax.set_title(title, loc='left', fontsize=10, color=INK)
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.tick_params(which='both', colors=MUTED, labelsize=8)
+    ax.set_title(title, loc='left', fontsize=11, color=INK)
+    ax.set_xlabel(xlabel, fontsize=10, color=INK)
+    ax.set_ylabel(ylabel, fontsize=10, color=INK)
+    ax.tick_params(which='both', colors=MUTED, labelsize=9)
     ax.grid(color='#e5e7eb', linewidth=0.5)
     ax.set_axisbelow(True)
     ax.spines[:].set_color('#d1d5db')

@@ -9,10 +9,12 @@ from packaging.requirements import Requirement
 
 from sigplug.cli import machine
 
-RANGES = (Path(__file__).parents[2] / 'requirements/mminstall.txt').read_text()
+LISTS = Path(__file__).parents[2] / 'requirements'
 REQUIRES = ['numpy', 'pytest<9; extra == "tests"'] + [
-    f'{Requirement(line)}; extra == "mim"'
-    for line in RANGES.splitlines() if line[0] != '#']
+    f'{Requirement(line)}; extra == "{extra}"'
+    for extra, name in dict(mim='mminstall', onedl='onedl').items()
+    for line in (LISTS / f'{name}.txt').read_text().splitlines()
+    if line[0] != '#']
 
 
 @pytest.fixture
@@ -50,11 +52,11 @@ def test_supported(installed, warned):
     assert warned() == []
 
 
-def test_two_lines_of_packages_in_one_folder(installed, warned, monkeypatch):
-    monkeypatch.setattr(machine, 'requires', lambda name: [
-        *REQUIRES, 'onedl-mmcv>=2.3; extra == "onedl"'])
-    del installed['mmcv']
-    installed['onedl-mmcv'] = '2.3.6'
+def test_the_other_line_of_packages(installed, warned):
+    for name in ('mmengine', 'mmcv', 'mmdet', 'mmdet3d'):
+        del installed[name]
+    installed.update({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6',
+                      'onedl-mmdetection': '3.5.1'})
     assert warned() == []
     installed['mmcv'] = '2.1.0'
     text, = warned()
@@ -65,8 +67,10 @@ def test_two_lines_of_packages_in_one_folder(installed, warned, monkeypatch):
     ('torch', '2.0.1+cu118', '>=2.1.0'),
     ('mmcv', '2.2.0', '>=2.0.0,<2.2.0'),
     ('mmdet3d', '1.10.0', '>=1.2.0,<1.5.0'),
+    ('onedl-mmengine', '1.0.0', '>=0.10.10,<0.11'),
 ])
 def test_unsupported(installed, warned, name, number, bounds):
+    del installed[name.removeprefix('onedl-')]
     installed[name] = number
     text, = warned()
     assert f'{name} {number}' in text and f'"{name}{bounds}"' in text

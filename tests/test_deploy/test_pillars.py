@@ -16,20 +16,25 @@ def cloud(n=2000):
     return x.astype(np.float32)
 
 
+def voxels_of(size, max_points, max_voxels):
+    return dict(voxel_size=size, point_cloud_range=RANGE,
+                max_points=max_points, max_voxels=max_voxels)
+
+
 @pytest.mark.parametrize('size, limits', [
     # All points and voxels fit; both are cut; cells along z, as well.
     ([0.5, 0.5, 4], (100, 10000)), ([0.5, 0.5, 4], (3, 200)),
     ([0.4, 0.3, 0.5], (2, 500))])
 def test_voxels_are_those_of_the_operation(size, limits):
     points = cloud()
-    found = pillars.voxelize(points, size, RANGE, *limits)
+    found = pillars.voxelize(points, voxels_of(size, *limits))
     wanted = hard_voxelize(torch.from_numpy(points), size, RANGE, *limits)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
 
 def test_no_point_in_range_gives_no_voxel():
-    found = pillars.voxelize(cloud(9) + 100, [1, 1, 4], RANGE, 5, 10)
+    found = pillars.voxelize(cloud(9) + 100, voxels_of([1, 1, 4], 5, 10))
     assert [value.shape for value in found] == [(0, 5, 5), (0, 3), (0, )]
 
 
@@ -45,7 +50,8 @@ def test_features_are_those_of_mmdet3d(legacy, parts):
     seen = []
     net.pfn_layers[0].register_forward_pre_hook(
         lambda module, args: seen.append(args[0]))
-    voxels, cells, counts = pillars.voxelize(cloud(), size, RANGE, 4, 1000)
+    voxels, cells, counts = pillars.voxelize(
+        cloud(), voxels_of(size, 4, 1000))
     net(torch.from_numpy(voxels.copy()), torch.from_numpy(counts),
         torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))))
     found = pillars.decorate(voxels, cells, counts, dict(

@@ -19,6 +19,7 @@ from sigplug.engine.upstream_fixes import (
     allow_mmengine_checkpoints,
     load_checkpoints_safely,
     supply_numpy_long,
+    train_spconv_on_cpu,
 )
 from sigplug.errors import UserError
 
@@ -93,6 +94,47 @@ def test_mmdet3d_pastes_objects(tmp_path, monkeypatch):
     pasted = sampler.sample_all(np.empty((0, 7)), np.empty(0, dtype=np.int64))
     assert pasted['gt_labels_3d'].dtype == np.int64
     assert pasted['gt_labels_3d'].tolist() == [1]
+
+
+@pytest.mark.parametrize('kind, options', [
+    ('SubMConv3d', dict(padding=1)),
+    ('SparseConv3d', dict(stride=2, padding=(0, 1, 1))),
+    ('SparseConv3d', dict(kernel_size=(3, 1, 1), stride=(2, 1, 1))),
+])
+def test_sparse_convolution_is_dense_convolution(kind, options):
+    """On a grid that is empty where no voxel is, forward and backward."""
+    sparse = pytest.importorskip('spconv.pytorch', exc_type=ImportError)
+    train_spconv_on_cpu()
+    torch.manual_seed(0)
+    shape = 5, 9, 11
+    voxels = (torch.rand(2, *shape) < 0.3).nonzero()
+    values = torch.randn(len(voxels), 4, requires_grad=True)
+    options = dict(dict(kernel_size=3), **options)
+    conv = getattr(sparse, kind)(4, 6, bias=False, **options)
+    # It takes a tensor in another order for one in this order.
+    out = conv(sparse.SparseConvTensor(
+        values, voxels.int().contiguous(), list(shape), 2))
+    size = options.pop('kernel_size')
+    dense = torch.nn.functional.conv3d(
+        torch.zeros(2, *shape, 4).index_put(
+            tuple(voxels.T), values).permute(0, 4, 1, 2, 3),
+        conv.weight.permute(0, 4, 1, 2, 3), **options)
+    sample, *cell = out.indices.long().T
+    expected = dense.permute(0, 2, 3, 4, 1)[(sample, *cell)]
+    if kind == 'SparseConv3d':
+        # Every cell that a voxel reaches.
+        reached = torch.nn.functional.conv3d(
+            torch.zeros(2, 1, *shape).index_put(
+                (voxels[:, 0], torch.zeros(()).long(), *voxels[:, 1:].T),
+                torch.ones(())),
+            torch.ones(1, 1, *np.broadcast_to(size, 3)), **options) > 0
+        assert len(out.indices) == reached.sum()
+    torch.testing.assert_close(out.features, expected)
+    weights = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.features, [values, conv.weight], weights),
+        torch.autograd.grad(expected, [values, conv.weight], weights),
+        rtol=1e-5, atol=1e-4)
 
 
 def test_import_of_sigplug_changes_the_allow_list_alone():

@@ -3,11 +3,8 @@ import math
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
-from sigplug.ops._layout import _number, lay_out
-from sigplug.ops.power_mean import Dims
 
 # The same sets, the rows of a matrix.
 FORMS = {
@@ -151,18 +148,3 @@ def test_segments_give_equal_bits_in_every_run(p, columns, restore):
         torch.set_num_threads(threads)
         first, second = run(), run()
         assert all(map(torch.equal, first, second))
-
-
-@pytest.mark.parametrize('captures', [False, True])
-def test_a_power_within_a_cuda_graph_is_not_kept(captures, monkeypatch):
-    """Its memory is that of the graph, which fills it in a replay."""
-    monkeypatch.setattr(
-        torch.cuda, 'is_current_stream_capturing', lambda: captures)
-    layout = lay_out(torch.rand(2, 3), Dims((1, )))
-    _number.cache_clear()
-    try:
-        with FakeTensorMode():
-            layout.power(3.0, torch.device('cuda', 0))
-        assert _number.cache_info().currsize == (not captures)
-    finally:
-        _number.cache_clear()

@@ -71,9 +71,11 @@ def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
         rows, cells)
     options = FocalOptions(alpha, gamma, clip=clip)
     form = FORMS['gaussian_focal_loss']
-    for slopes in (None, empty(rows, cells)):
+    for slopes, divisor in ((None, None), (empty(rows, cells), 3.0),
+                            (None, empty())):
         for by_cell in (True, False):
-            loss = form.forward(logits, target, options, by_cell, slopes)
+            loss = form.forward(logits, target, options, by_cell,
+                                None if by_cell else divisor, slopes)
             assert loss.shape == (logits.shape if by_cell else ())
 
 

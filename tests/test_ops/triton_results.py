@@ -164,27 +164,30 @@ def test_gaussian_focal_loss(dtype, settings):
     t[::5], t[-10:-5] = 1.0, 1.0
     value, slope = references.focal_loss(x, t, **settings)
     slopes = torch.empty_like(x, dtype=torch.float32, device=DEVICE)
-    loss = call(LOSS.forward, x, t, options, True, slopes)
+    loss = call(LOSS.forward, x, t, options, True, None, slopes)
     assert loss.dtype == torch.float32
     assert_within(loss, *value)
     assert_within(slopes.cpu(), *slope)
 
     again = torch.empty_like(slopes)
-    for out in (again, None):
+    for out, divisor, rtol in ((again, None, 1e-7), (None, None, 1e-7),
+                               (again, torch.tensor([7]), 3e-7),
+                               (again, 7.0, 3e-7)):
         total = call(LOSS.forward, x.view(5, -1), t.view(5, -1), options,
-                     False, out)
+                     False, divisor, out)
         assert total.dtype == torch.float32 and total.shape == ()
+        n = 1 if divisor is None else float(divisor)
         torch.testing.assert_close(
-            total.double(), loss.double().sum(), rtol=1e-7, atol=0)
-    assert again.equal(slopes)
+            total.double(), loss.double().sum() / n, rtol=rtol, atol=0)
+        torch.testing.assert_close(again, slopes / n, rtol=rtol, atol=1e-38)
 
 
 def test_sum_of_large_losses_and_many_small_ones():
     """In plain float32 each of the small ones would be lost."""
     x = torch.full((8192, ), -1.5)
     x[:1024] = 3e5
-    loss = call(LOSS.forward, x, 0 * x, FocalOptions(), True, None)
-    sums = call(LOSS.forward, x, 0 * x, FocalOptions(), False, None)
+    loss = call(LOSS.forward, x, 0 * x, FocalOptions(), True, None, None)
+    sums = call(LOSS.forward, x, 0 * x, FocalOptions(), False, None, None)
     expected = loss.double().sum()
     assert abs(sums.item() - expected) <= 2**-24 * expected
     assert expected > (1 + 2**-23) * 1024 * loss[0].double()

@@ -280,6 +280,7 @@ def test_run_and_page(tmp_path, run_here, page, operations, timing,
     assert printed.out == 'new/page.md\n'
     text = (tmp_path / 'new/page.md').read_text()
     assert page.case_table(case) in text
+    assert (tmp_path / 'new/images/speedups.png').is_file()
     # A part that was not measured says so.
     assert page.UNKNOWN in text.split('## Training')[1]
     assert not (tmp_path / 'new/page_gpu.md').exists()

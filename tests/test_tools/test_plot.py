@@ -166,6 +166,70 @@ def test_errors(tmp_path, monkeypatch, fail, args, message):
     assert not list(tmp_path.glob('x.*'))
 
 
+# -- Speed of the operations -------------------------------------------------
+
+
+def row(form, median, **passes):
+    return dict(form=form, both=[median, median, median], **passes)
+
+
+def test_speedups():
+    from plots.speedups import draw_speedups, read_ratios
+    results = [
+        dict(case='loss', rows=[
+            row('stock', 8.0), row('torch.compile of stock', 4.0),
+            row('sigplug', 2.0)]),
+        dict(case='targets', rows=[
+            dict(form='stock', forward=[6.0, 6.0, 6.0]),
+            dict(form='sigplug', forward=[12.0, 12.0, 12.0])]),
+        dict(case='wrong', rows=[row('stock', 1.0), dict(form='sigplug')]),
+        dict(case='failed', rows=[]),
+    ]
+    assert read_ratios(results, 'sigplug') == dict(loss=4.0, targets=0.5)
+    ax, = draw_speedups(results, 'a machine').axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
+        'loss', 'targets']
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    assert ends == pytest.approx([4.0, 0.5])
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+    marks, _ = ax.lines
+    assert marks.get_xydata().tolist() == [[2.0, 0.0]]
+
+
+# -- A moving picture --------------------------------------------------------
+
+
+def test_movie(tmp_path, run_here):
+    from PIL import Image
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    for name, color in zip('bac', colors):
+        image = Image.new('RGB', (40, 30), 'white')
+        image.paste(color, (5, 5, 15, 15))
+        image.save(tmp_path / f'{name}.png')
+    out = tmp_path / 'new' / 'movie.gif'
+    code, printed = run_here('analysis_tools/plot.py', 'movie', tmp_path,
+                             '--out', out, '--seconds', '0.5')
+    assert code == 0, printed.err
+    movie = Image.open(out)
+    assert movie.size == (40, 30) and movie.n_frames == 3
+    found = []
+    for frame in range(3):
+        movie.seek(frame)
+        assert movie.info['duration'] == 500
+        found.append(movie.convert('RGB').getpixel((10, 10)))
+    assert np.abs(np.subtract(
+        found, [colors[1], colors[0], colors[2]])).max() < 10
+
+
+@pytest.mark.parametrize('sizes', [[], [(40, 30), (30, 40)]])
+def test_pictures_that_make_no_movie(tmp_path, fail, sizes):
+    from PIL import Image
+    for i, size in enumerate(sizes):
+        Image.new('RGB', size).save(tmp_path / f'{i}.png')
+    assert 'PNG files of one size' in fail(
+        'analysis_tools/plot.py', 'movie', tmp_path, '--out', 'movie.gif')
+
+
 # -- The curves of docs/numerics.md ------------------------------------------
 
 

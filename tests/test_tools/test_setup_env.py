@@ -12,13 +12,19 @@ from conftest import load_tool
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = 'tools/misc/setup_env.py'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
-# Records its calls; `-m venv` copies it, `pip wheel` makes a wheel.
+CSRC = 'mmcv/ops/csrc/pytorch'
+# Records its calls; `-m venv` copies it, `pip download` unpacks sources and
+# `pip wheel` makes a wheel.
 FAKE_PYTHON = f"""#!/bin/sh
 here=$(dirname "$0")
 echo $* >> "$here/calls"
 case "$*" in
   *'-m venv'*) for venv; do :; done
     rm -rf "$venv"; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
+  *' download '*) sources="$TMPDIR/pip-download-1/mmcv_2"
+    mkdir -p "$sources/{CSRC}/cpu"
+    echo "return locals()['__version__']" > "$sources/setup.py"
+    touch "$sources/{CSRC}/nms.cpp" "$sources/{CSRC}/cpu/nms.cpp" ;;
   *' wheel '*) env > "$here/environ"
     while [ "$1" != -w ]; do shift; done
     echo compiled > "$2/{WHEEL}" ;;
@@ -40,7 +46,8 @@ def repo(tmp_path, monkeypatch):
     for name in ('COLUMN', 'FORCE_CUDA', 'MAX_JOBS', 'DOCS'):
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / 'repo'
-    for name in ('setup.py', 'sigplug/version.py', SCRIPT):
+    for name in ('setup.py', 'sigplug/version.py', SCRIPT,
+                 'tools/misc/join_mmcv.py'):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / 'requirements', root / 'requirements')
@@ -76,7 +83,7 @@ def test_builds_once(tool, repo, tmp_path, monkeypatch):
     assert steps == sorted(steps)
     wheel, = (line for line in text.splitlines() if ' wheel ' in line)
     # pip's own cache of wheels does not know torch.
-    assert '--no-cache-dir' in wheel and '--no-binary mmcv' in wheel
+    assert '--no-cache-dir' in wheel and wheel.endswith('/joined')
     environ = tool.PYTHON.with_name('environ').read_text().splitlines()
     assert {'FORCE_CUDA=0', 'CUDA_VISIBLE_DEVICES=', 'MAX_JOBS=3',
             'MMCV_WITH_OPS=1'} <= set(environ)
@@ -100,6 +107,58 @@ def test_builds_once(tool, repo, tmp_path, monkeypatch):
     tool.install()
     assert calls(tool) == text
     assert count_venvs(tmp_path) == 1
+
+
+def test_each_file_alone_where_the_joined_ones_fail(tool, tmp_path):
+    write_script(tmp_path / 'base/python', FAKE_PYTHON.replace(
+        "*' wheel '*)", """*/joined) echo 'error: redefinition'; exit 1 ;;
+  *' wheel '*) for sources; do :; done
+    cat "$sources/setup.py" > "$here/setup.py"
+    ls "$sources/mmcv/ops/csrc/pytorch" > "$here/files"
+    """))
+    tool.install()
+    written = tool.PYTHON.parent
+    assert (written / 'files').read_text().split() == ['cpu', 'nms.cpp']
+    # Python 3.13 would not find that name.
+    assert (written / 'setup.py').read_text() == "return '2.1.0'\n"
+
+
+def test_the_devkit_takes_any_numpy(tool, monkeypatch):
+    path = (tool.VENV / 'lib/python3.12/site-packages'
+            / 'nuscenes_devkit-1.2.0.dist-info/METADATA')
+    path.parent.mkdir(parents=True)
+    path.write_text('Requires-Dist: fire\nRequires-Dist: numpy<2.0.0,>=1.22.0'
+                    '\nRequires-Dist: numpydoc<2\n')
+    monkeypatch.setattr(tool, 'pip', lambda *arguments: None)
+    tool.install_devkit()
+    assert path.read_text() == (
+        'Requires-Dist: fire\nRequires-Dist: numpy\n'
+        'Requires-Dist: numpydoc<2\n')
+
+
+@pytest.mark.parametrize('has_nvcc', [False, True])
+def test_cuda_from_the_packages_of_torch(
+        tool, tmp_path, monkeypatch, has_nvcc):
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    monkeypatch.delenv('CUDA_HOME', raising=False)
+    monkeypatch.setattr(tool.shutil, 'which', lambda name: has_nvcc or None)
+    write_script(tmp_path / 'base/python', FAKE_PYTHON + """
+case "$*" in
+  *'torch numpy'*) lib="$here/../lib/python3/site-packages/nvidia/cu13/lib"
+    mkdir -p "$lib"; touch "$lib/libcudart.so.13" ;;
+  *torch.version.cuda*) echo 13.0 ;;
+esac
+""")
+    tool.install()
+    home = tool.VENV / 'lib/python3/site-packages/nvidia/cu13'
+    assert (home / 'lib64/libcudart.so').exists()
+    environ = tool.PYTHON.with_name('environ').read_text().splitlines()
+    assert f'LIBRARY_PATH={home}/lib' in environ
+    assert (f'CUDA_HOME={home}' in environ) is not has_nvcc
+    assert ('nvidia-cuda-nvcc==13.0.*' in calls(tool)) is not has_nvcc
+    # The CPU build of spconv would take the place of mmcv's operators.
+    assert 'spconv.txt' not in calls(tool)
+    assert 'uninstall -y spconv' in calls(tool)
 
 
 def test_opencv_without_libgl(tool, tmp_path):
@@ -156,12 +215,14 @@ def test_pins_of_a_column(tool, monkeypatch):
             tool.read_constraints().splitlines() if '==' in line]
     assert [version for name, _, version in pins if name == 'torch'] == [
         '2.1.2']
+    assert [version for name, _, version in pins if name == 'numpy'] == [
+        '1.26.4']
     assert {name for name, *_ in pins} == {
         line.partition('==')[0] for line in usual.splitlines() if '==' in line}
 
 
 @pytest.mark.parametrize('variables, words', [
-    (dict(COLUMN='torch0'), 'COLUMN=torch0 is none of torch2.1'),
+    (dict(COLUMN='torch0'), 'COLUMN=torch0 is none of newest, onedl, torch2'),
     (dict(CXX='no-such-compiler'), 'no-such-compiler not found'),
 ])
 def test_what_is_refused(repo, variables, words):
@@ -174,8 +235,8 @@ def test_what_is_refused(repo, variables, words):
 
 
 def test_a_wrong_python_is_refused(tool):
-    for version in ('3.10', '3.11', '3.12'):
+    for version in ('3.10', '3.11', '3.12', '3.13'):
         tool.check_python(version)
-    for version in ('3.9', '3.13'):
-        with pytest.raises(tool.SetupError, match=f'{version}.*3.10 to 3.12'):
+    for version in ('3.9', '3.14'):
+        with pytest.raises(tool.SetupError, match=f'{version}.*3.10 to 3.13'):
             tool.check_python(version)

@@ -5,18 +5,47 @@ from argparse import Namespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import load_tool
-from test_deploy.deployed import SMALL, export
+from mmengine.registry import MODELS
+from test_deploy.deployed import SMALL, cloud, export, make
+from torch import nn
 
 from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import DENSE, DESCRIPTION
+from sigplug.models import ClipSigmoid
 
 # As many classes as the evaluation of nuScenes has.
 ALL = SMALL.replace("tasks=[dict(num_class=1, class_names=['car']),", """
         tasks=[dict(num_class=8, class_names=[
             'car', 'trailer', 'construction_vehicle', 'barrier', 'motorcycle',
             'bicycle', 'pedestrian', 'traffic_cone']),""")
+
+
+# With GeM and ClipSigmoid in the neck.
+GATED = ALL + """
+model['pts_neck'] = dict(
+    _delete_=True, type='sigplug.GeMContext', in_channels=48, ratio=0.5, p=4.5,
+    inner=[dict(type='SECONDFPN', in_channels=[16, 32, 64],
+                out_channels=[16, 16, 16], upsample_strides=[1, 2, 4],
+                use_conv_for_no_stride=True), dict(type='GateOfTest')])
+"""
+
+
+@MODELS.register_module()
+class GateOfTest(nn.Module):
+    """Scales a map by a score for each cell, most of them at a bound."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv2d(48, 48, 1)
+        nn.init.normal_(self.gate.weight, std=100)
+        self.act = ClipSigmoid()
+
+    def forward(self, levels):
+        x, = levels
+        return [x * self.act(self.gate(x))]
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +87,53 @@ def test_quantised_and_evaluated(exported, run_here, tmp_path):
     assert same['NDS'] == pytest.approx(torch_result['NDS'], abs=1e-4)
     assert 0 < same['milliseconds']['network'] < same['milliseconds']['total']
     assert 'frames equal to 0.001' in printed.out
+
+
+def show_gate(path):
+    """Make what the network multiplies by its ClipSigmoid an output too."""
+    model = onnx.load(path)
+    kinds = {name: node.op_type for node in model.graph.node
+             for name in node.output}
+    gate, = (node for node in model.graph.node if node.op_type == 'Clip'
+             and kinds[node.input[0]] == 'Sigmoid')
+    name, = gate.output
+    # In float16 its inside is float32.
+    name = next((node.output[0] for node in model.graph.node
+                 if node.op_type == 'Cast' and name in node.input), name)
+    model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=['CPUExecutionProvider']), name
+
+
+@pytest.mark.slow
+def test_gem_and_clip_sigmoid_in_smaller_models(
+        synthetic_nuscenes, run_here, tmp_path, monkeypatch):
+    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
+    make(tmp_path, GATED, cloud())
+    config = tmp_path / 'config.py'
+    for precision in ('float32', 'float16'):
+        code, printed = run_here(
+            'deployment/export_onnx.py', config, tmp_path / 'epoch_1.pth',
+            '--precision', precision, '--out', tmp_path / precision)
+        assert code == 0, printed.err
+    code, printed = run_here(
+        'deployment/quantize_onnx.py', config, tmp_path / 'float32', '--num',
+        2, '--out', tmp_path / 'int8')
+    assert code == 0, printed.err
+
+    detector = Detector(tmp_path / 'float32')
+    canvas = detector.encode(cloud())
+    for precision in ('float16', 'int8'):
+        session, name = show_gate(tmp_path / precision / DENSE)
+        for x in (canvas, np.zeros_like(canvas), 30 * canvas):
+            gate, = session.run([name], dict(spatial_features=x))
+            assert (gate > 0).all() and (gate < 1).all()
+            assert gate.min() < 2e-4 and gate.max() > 1 - 1e-3
+            for values in session.run(None, dict(spatial_features=x)):
+                assert np.isfinite(values).all()
+        found = Detector(tmp_path / precision)(cloud())
+        assert len(found.boxes) > 50 and np.isfinite(found.boxes).all()
+        assert (found.scores > 0).all() and (found.scores < 1).all()
 
 
 def test_the_checkpoint_must_be_that_of_the_folder(exported, fail, tmp_path):

@@ -80,8 +80,11 @@ def test_heatmap_and_predictions_agree(tool, drawn, checkpoint, tmp_path,
 def test_data_alone(tool, drawn, tmp_path, run_here):
     code, printed = run_here(
         tool, QUICKSTART, '--out-dir', tmp_path, '--split', 'train',
-        '--indices', 20, 3, '--bev-range', -20, -10, 20, 10)
+        '--indices', 20, 3, '--bev-range', -20, -10, 20, 10,
+        '--size', 800, 600, '--plain')
     assert code == 0, printed.err
+    assert matplotlib.image.imread(
+        tmp_path / 'bev_0020.png').shape[:2] == (600, 800)
     assert [call['title'] for call in drawn] == [
         'train sample 20', 'train sample 3']
     for call in drawn:

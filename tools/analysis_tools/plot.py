@@ -1,4 +1,4 @@
-"""Draw the log of a training, its stages, or the operations by dtype."""
+"""Draw a training, its stages, the operations, or a scene over time."""
 import argparse
 import json
 import re
@@ -43,9 +43,20 @@ def parse_args() -> argparse.Namespace:
     stages.add_argument(
         '--out', type=Path, required=True, metavar='FILE.png',
         help='the picture')
+    movie = commands.add_parser(
+        'movie', help='join pictures, in the order of their names')
+    movie.add_argument(
+        'folder', type=Path, help='its PNG files, all of one size')
+    movie.add_argument(
+        '--out', type=Path, required=True, metavar='FILE.gif',
+        help='the moving picture')
+    movie.add_argument(
+        '--seconds', type=float, default=0.25,
+        help='how long a picture is shown (default: %(default)s)')
     args = parser.parse_args()
-    if args.what != 'curves' and args.out.suffix.lower() != '.png':
-        parser.error(f'--out must end in .png, got {str(args.out)!r}')
+    suffix = '.gif' if args.what == 'movie' else '.png'
+    if args.what != 'curves' and args.out.suffix.lower() != suffix:
+        parser.error(f'--out must end in {suffix}, got {str(args.out)!r}')
     return args
 
 
@@ -68,6 +79,10 @@ def main() -> None:
             for case in parts[name]['results']
             if re.search(args.filter, case['case'])]), args.out)
         print(args.out)
+        return
+    if args.what == 'movie':
+        from plots.movie import write_movie
+        print(write_movie(args.folder, args.out, args.seconds))
         return
     from plots.curves import PICTURES
     for name, draw in PICTURES.items():

@@ -55,6 +55,12 @@ def parse_args() -> argparse.Namespace:
         '--no-heatmap', action='store_true',
         help='leave out the heatmap (only heads like CenterHead have one)')
     parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+        help='pixels of a picture (default: 1530 x 1200 for a square range)')
+    parser.add_argument(
+        '--plain', action='store_true',
+        help='leave out title, legend and the names of the boxes')
+    parser.add_argument(
         '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
     arguments.add_cfg_options(parser)
@@ -135,8 +141,14 @@ def main() -> None:
         if reader is not None:
             found |= reader.read()
         path = args.out_dir / f'bev_{index:04d}.png'
-        save_png(draw_sample(dataset, index, data['inputs']['points'], found,
-                             title, args.bev_range), path)
+        figure = draw_sample(dataset, index, data['inputs']['points'], found,
+                             title, args.bev_range, args.size)
+        if args.plain:
+            ax = figure.axes[0]
+            ax.set_title('', loc='left')
+            for part in (*ax.texts, *ax.child_axes, ax.get_legend()):
+                part.remove()
+        save_png(figure, path)
         print(path, flush=True)
 
 

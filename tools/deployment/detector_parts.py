@@ -272,9 +272,9 @@ class PillarEncoder(nn.Module):
         """Return the arguments of ``sigplug.deploy.pillars.decorate``."""
         stock = self.stock[0]
         return dict(
-            {f'with_{name}': getattr(stock, f'_with_{name}')
+            {f'with_{name}': bool(getattr(stock, f'_with_{name}'))
              for name in ('cluster_center', 'voxel_center', 'distance')},
-            legacy=stock.legacy,
+            legacy=bool(stock.legacy),
             voxel_size=[stock.vx, stock.vy, stock.vz],
             offset=[stock.x_offset, stock.y_offset, stock.z_offset])
 

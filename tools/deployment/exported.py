@@ -17,6 +17,7 @@ from sigplug.deploy.folder import (
     DESCRIPTION,
     ENCODER,
     FORMAT,
+    check_content,
     checksum,
 )
 from sigplug.errors import UserError
@@ -29,6 +30,11 @@ def write_description(folder: Path, about: dict[str, Any]) -> None:
     """Write ``deploy.json``, with the checksums of the two models."""
     files = {name: checksum(folder / name) for name in (ENCODER, DENSE)}
     text = json.dumps(dict(about, format=FORMAT, files=files), indent=2)
+    try:
+        check_content(json.loads(text))
+    except ValueError as error:
+        raise UserError('sigplug.deploy could not run what this config '
+                        f'gives: {error}.') from error
     (folder / DESCRIPTION).write_text(f'{text}\n')
 
 
@@ -54,7 +60,7 @@ def describe(cfg: Config, model: nn.Module, args: argparse.Namespace,
             {key: getattr(coder, key) for key in (
                 'pc_range', 'voxel_size', 'out_size_factor', 'max_num',
                 'score_threshold', 'post_center_range')},
-            norm_bbox=head.norm_bbox),
+            norm_bbox=bool(head.norm_bbox)),
         box_size=9 if 'vel' in head.task_heads[0].heads else 7,
         nms={key: head.test_cfg.get(key) for key in (
             'nms_type', 'min_radius', 'nms_thr', 'score_threshold',

@@ -35,6 +35,8 @@ PILLAR_NETS = {
     'PillarFeatureNet': 'GeMPillarFeatureNet',
     'DynamicPillarFeatureNet': 'GeMDynamicPillarFeatureNet',
 }
+# On the way from points to the head: the same numbers, in less time.
+DROP_INS = ('Det3DDataPreprocessor', 'PointPillarsScatter')
 LOSS, LOGITS_LOSS = 'GaussianFocalLoss', 'GaussianFocalLossWithLogits'
 STOCK = ('', 'mmdet', 'mmdet3d')
 POWER = 'gem.p'
@@ -99,6 +101,7 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
            preflight.load_config(path).to_dict())
     new = copy.deepcopy(old)
     replace_heads(new, config, logits)
+    replace_drop_ins(new)
     if gem:
         replace_pillar_nets(new, config)
     changes = list(iter_changes(old, new))
@@ -238,6 +241,16 @@ def replace_loss(part: Part) -> None:
         loss['type'] = f'sigplug.{LOGITS_LOSS}'
     if part.node.get('heatmap_act') is not None:
         part.node['heatmap_act'] = None
+
+
+def replace_drop_ins(cfg: dict) -> None:
+    """Replace what computes the same as upstream's, faster."""
+    for part in iter_parts(cfg):
+        # A model of images has no points to voxelise.
+        if part.name in DROP_INS and part.package in STOCK and (
+                part.name != 'Det3DDataPreprocessor'
+                or part.node.get('voxel')):
+            part.node['type'] = f'sigplug.{part.name}'
 
 
 def replace_pillar_nets(cfg: dict, config: str) -> None:

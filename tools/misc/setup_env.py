@@ -7,7 +7,8 @@ what pip and the compiler print goes to ``.venv/setup.log``. mmcv's wheel is
 compiled once and kept in ``$SIGPLUG_CACHE``, else ``~/.cache/sigplug``.
 
 Environment variables: ``FORCE_CUDA=1`` compiles mmcv's operators for CUDA
-(default: CPU only); ``MAX_JOBS`` limits the compiler processes;
+(default: CPU only), for the GPUs of ``TORCH_CUDA_ARCH_LIST``, else for those
+of this machine; ``MAX_JOBS`` limits the compiler processes;
 ``COLUMN=torch2.1`` builds ``.venv-torch2.1``, where the pins of
 ``requirements/columns/torch2.1.txt`` replace those of the same packages;
 ``DOCS=1`` also installs what builds ``docs/``.
@@ -24,7 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
-SUPPORTED = ('3.10', '3.11', '3.12')
+from join_mmcv import join_sources
+
+SUPPORTED = ('3.10', '3.11', '3.12', '3.13')
 OWN = '{}.{}'.format(*sys.version_info[:2])
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
@@ -34,9 +37,12 @@ PYTHON, LOG = VENV / 'bin/python', VENV / 'setup.log'
 STATE = VENV / 'setup-env.json'
 # A change in one of these brings the environment up to date.
 INPUTS = ('requirements/**/*.txt', 'setup.py', 'sigplug/version.py',
-          'tools/misc/setup_env.py')
-CHECK = """
-import mmdet.models, mmdet3d.models, sigplug, torch
+          'tools/misc/setup_env.py', 'tools/misc/join_mmcv.py')
+# The line of packages that goes by onedl-mmcv and so on has no mmdet3d.
+ONEDL = COLUMN == 'onedl'
+MMCV = 'onedl-mmcv' if ONEDL else 'mmcv'
+CHECK = f'import mmdet.models{"" if ONEDL else ", mmdet3d.models"}' + """
+import sigplug, torch
 from mmcv.ops import nms
 boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)[1]
@@ -88,7 +94,7 @@ def check_python(version=OWN):
     if version not in SUPPORTED:
         raise SetupError(f'{sys.executable} is Python {version}, but the '
                          f'stack needs {SUPPORTED[0]} to {SUPPORTED[-1]}: '
-                         'make env PYTHON=python3.11')
+                         'make env PYTHON=python3.12')
 
 
 def check_compiler():
@@ -127,18 +133,78 @@ def pip_lists(what, *names):
     pip(what, *(f'-r{REQUIREMENTS}/{name}.txt' for name in names))
 
 
+def install_devkit():
+    """Install nuscenes-devkit, and lift a bound in what it asks for.
+
+    It asks for numpy below 2, but runs with later ones.
+    """
+    pip('nuScenes devkit', '--no-deps', 'nuscenes-devkit')
+    for path in VENV.glob('lib/*/site-packages/nuscenes_devkit*/METADATA'):
+        path.write_text(re.sub(r'(?m)^(Requires-Dist: numpy)<.*', r'\1',
+                               path.read_text()))
+
+
+def mmcv_sources(folder, version):
+    """Download mmcv's sources to a folder, and return theirs."""
+    try:
+        # pip unpacks them there to read the metadata, and leaves them there.
+        run('sources of mmcv', PYTHON, '-m', 'pip', 'download', '--no-clean',
+            '--no-deps', '--no-build-isolation', '--no-binary', MMCV, '-d',
+            folder, f'{MMCV}=={version}', TMPDIR=str(folder))
+    except SetupError:
+        # Since Python 3.13 locals() does not see what exec() defines, and
+        # setup.py fails.
+        if not list(folder.glob('pip-*/*/setup.py')):
+            raise
+    setup, = folder.glob('pip-*/*/setup.py')
+    # torch adds the standard that it needs itself, which since 2.15 is C++20.
+    setup.write_text(setup.read_text().replace(
+        "['-std=c++17']", '[]').replace(
+        "locals()['__version__']", repr(version)))
+    return setup.parent
+
+
+def cuda_variables():
+    """Return where the CUDA compiler and libraries are.
+
+    Since CUDA 13 torch's own packages are laid out as a toolkit. They have
+    the headers and libraries that a small toolkit lacks; the compiler is
+    installed beside them where there is none.
+    """
+    home = next(VENV.glob('lib/*/site-packages/nvidia/cu1?'), None)
+    if home is None:
+        return {}
+    variables = dict(CPATH=f'{home}/include:{home}/include/cccl',
+                     LIBRARY_PATH=f'{home}/lib')
+    if not os.environ.get('CUDA_HOME') and not shutil.which('nvcc'):
+        version = run('version of CUDA', PYTHON, '-c',
+                      'import torch; print(torch.version.cuda)').split()[-1]
+        pip('CUDA compiler', *(f'nvidia-{name}=={version}.*' for name in (
+            'cuda-nvcc', 'cuda-cccl', 'cuda-crt', 'nvvm')))
+        variables.update(CUDA_HOME=str(home),
+                         PATH=f'{home}/bin:{os.environ["PATH"]}')
+    # The names that torch and the linker look for.
+    cudart = 'libcudart.so'
+    for name, target in (('lib64', 'lib'), (
+            f'lib/{cudart}', f'{cudart}.{home.name[2:]}')):
+        if not (home / name).exists():
+            (home / name).symlink_to(target)
+    return variables
+
+
 def mmcv_wheel(cuda):
     """Return mmcv's wheel from the cache, compiled if it is not there."""
     torch = run('import of torch', PYTHON, '-c',
                 'import torch; print(torch.__version__)').split()[-1]
-    version = re.search(r'(?m)^mmcv==(\S+)', read_constraints())[1]
+    version = re.search(rf'(?m)^{MMCV}==(\S+)', read_constraints())[1]
     cache = os.environ.get('SIGPLUG_CACHE') or (
         (os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/sigplug')
     folder = Path(cache).expanduser().resolve() / (
-        f'mmcv-{version}-torch-{torch}-python-{OWN}-{"cuda" * cuda or "cpu"}')
+        f'{MMCV}-{version}-torch-{torch}-python-{OWN}-'
+        + ('cuda' if cuda else 'cpu'))
     for wheel in folder.glob('*.whl'):
         return wheel
-    print('env: compiling mmcv; this takes 5 to 15 minutes, once', flush=True)
+    print('env: compiling mmcv; this takes a minute or two, once', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     # mmcv's largest files take nearly 2 GiB each.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -146,15 +212,25 @@ def mmcv_wheel(cuda):
     variables = dict(MMCV_WITH_OPS='1', FORCE_CUDA=str(int(cuda)),
                      MAX_JOBS=os.environ.get('MAX_JOBS') or str(jobs),
                      CFLAGS=os.environ.get('CFLAGS', '') + ' -g0 -O2')
-    if not cuda:
+    if cuda:
+        variables.update(cuda_variables())
+    else:
         # mmcv compiles for a GPU as soon as torch sees one.
         variables.update(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='')
     with tempfile.TemporaryDirectory(dir=folder) as partial:
+        plain = mmcv_sources(Path(partial), version)
+        joined = Path(partial, 'joined')
+        shutil.copytree(plain, joined)
+        join_sources(joined / 'mmcv/ops/csrc/pytorch')
         # pip's own cache does not know about torch.
-        run('compilation of mmcv', PYTHON, '-m', 'pip', 'wheel', '-v',
-            '--no-cache-dir', '--no-deps', '--no-build-isolation',
-            '--no-binary', 'mmcv', '-w', partial, f'mmcv=={version}',
-            **variables)
+        command = (PYTHON, '-m', 'pip', 'wheel', '-v', '--no-cache-dir',
+                   '--no-deps', '--no-build-isolation', '-w', partial)
+        try:
+            run('compilation of mmcv', *command, joined, **variables)
+        except SetupError:
+            print('env: once more, each file alone, which takes 5 to 15 '
+                  'minutes', flush=True)
+            run('compilation of mmcv', *command, plain, **variables)
         wheel, = Path(partial).glob('*.whl')
         return wheel.replace(folder / wheel.name)
 
@@ -207,7 +283,13 @@ def install():
     pip('torch', 'torch', 'numpy')
     wheel = mmcv_wheel(wanted['cuda'])
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
-    pip_lists('OpenMMLab stack', 'runtime', 'mminstall', 'optional', 'tests')
+    install_devkit()
+    pip_lists('OpenMMLab stack', 'onedl' if ONEDL else 'mminstall', 'runtime',
+              'optional', 'tests', *([] if wanted['cuda'] else ['spconv']))
+    if wanted['cuda']:
+        # Its CPU build would take the place of mmcv's CUDA operators.
+        run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
+            'spconv')
     pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
     check_stack(wheel)
     if wanted['docs']:

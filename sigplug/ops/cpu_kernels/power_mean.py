@@ -54,8 +54,8 @@ def _call(name: str, layout: Layout, x: Tensor, p: PowerLike, sets: Sets,
             mask = layout.arrange(sets.members)
     else:
         offsets, rows = _group(sets.members.contiguous(), sets.num)
-    power, set_step, column_step = layout.power(p, x.device)
-    power = power.double()
+    power, set_step, column_step = layout.power(
+        torch.as_tensor(p, dtype=torch.float64), x.device)
     kernel(name, (*_SETS, *[c_void_p for _ in tensors], c_int))(
         DTYPES[x.dtype], x.data_ptr(), pointer(mask), layout.groups,
         layout.members, layout.columns, pointer(offsets), pointer(rows),

@@ -10,4 +10,6 @@ OPTIONS = dict(enable_fp_fusion=False)
 
 def on_device_of(x: Tensor) -> AbstractContextManager:
     """Make the device of ``x`` current; the interpreter runs on the CPU."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()

@@ -1,8 +1,8 @@
-"""Functions for the kernels.
+"""Functions for the kernels, in float32.
 
-Powers, exponentials and logarithms are libdevice's, of at most 4, 2 and 1 ulp
-in float32 (CUDA Math API, "Single Precision Mathematical Functions").
-Triton's interpreter has none of libdevice and takes NumPy's.
+``pow``, ``exp`` and ``log`` are libdevice's, of at most 4, 2 and 1 ulp (CUDA
+Math API, "Single Precision Mathematical Functions"). Triton's interpreter has
+none of libdevice and takes NumPy's.
 """
 import os
 
@@ -30,9 +30,15 @@ def _interpreted_pow(base, exponent):
     return tl.where((base == 0) & (base + exponent > 0), 0.0, y)
 
 
+@triton.jit
+def _interpreted_fma(a, b, c):
+    return (a.to(tl.float64) * b + c).to(tl.float32)
+
+
 exp = _interpreted_exp if INTERPRETED else libdevice.exp
 log = _interpreted_log if INTERPRETED else libdevice.log
 pow = _interpreted_pow if INTERPRETED else libdevice.pow
+fma = _interpreted_fma if INTERPRETED else tl.fma
 
 
 @triton.jit
@@ -81,6 +87,79 @@ def add(total, rest, value):
 
 
 @triton.jit
-def finish_sum(total, rest):
-    """Return the sum in float64; of infinities nothing is left to add."""
-    return total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)
+def _add_pairs(total, rest, other, other_rest):
+    new, rest = add(total, rest, other)
+    return new, rest + other_rest
+
+
+@triton.jit
+def _reduce_pairs(total, rest, axis: tl.constexpr, keep_dims: tl.constexpr):
+    return tl.reduce((total, rest), axis, _add_pairs, keep_dims=keep_dims)
+
+
+@triton.jit
+def _interpreted_sum(total, rest, axis: tl.constexpr,
+                     keep_dims: tl.constexpr):
+    # Its tl.reduce takes an element at a time.
+    rest = tl.where(rest == rest, rest, 0.0)
+    exact = tl.sum(total.to(tl.float64) + rest, axis, keep_dims=keep_dims)
+    total = exact.to(tl.float32)
+    return total, (exact - total).to(tl.float32)
+
+
+# The sum of pairs of a total and what roundings have taken from it.
+sum_pairs = _interpreted_sum if INTERPRETED else _reduce_pairs
+
+
+@triton.jit
+def split_log2(x):
+    """Return a whole number and a number in [-0.5, 0.5], of the sum log2(x).
+
+    For positive finite numbers, with an absolute error below 2**-24; of
+    infinity it is 128.
+    """
+    small = x < 1.1754944e-38
+    bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    # The bits of sqrt(0.5): the mantissa is between that and sqrt(2).
+    whole = (bits - 0x3F3504F3) >> 23
+    s = (bits - (whole << 23)).to(tl.float32, bitcast=True) - 1.0
+    # A minimax polynomial for log2(1 + s) / s.
+    q = fma(s, 0.12569612, -0.21006037)
+    q = fma(s, q, 0.21713333)
+    q = fma(s, q, -0.23855063)
+    q = fma(s, q, 0.28769386)
+    q = fma(s, q, -0.36072016)
+    q = fma(s, q, 0.48092064)
+    q = fma(s, q, -0.72134715)
+    q = fma(s, q, 1.4426949)
+    return tl.where(small, whole - 24, whole).to(tl.float32), s * q
+
+
+@triton.jit
+def exp2_minus_1(e):
+    """Return ``2**e - 1`` for e in [-0.5, 0.5], to 1 ulp of ``2**e``."""
+    q = fma(e, 0.00015478837, 0.0013402299)
+    q = fma(e, q, 0.0096179955)
+    q = fma(e, q, 0.055503234)
+    q = fma(e, q, 0.24022651)
+    return e * fma(e, q, 0.69314718)
+
+
+@triton.jit
+def round_to_whole(x):
+    """Return the nearest whole number, below 2**22, and 2 to its power."""
+    shifted = x + 12582912.0
+    # The last bits are those of the whole number.
+    scale = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
+    return shifted - 12582912.0, scale.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def power_of_two(p, whole, part):
+    """Return ``2 ** (p * (whole + part))``, 0 below normal numbers."""
+    x = tl.minimum(p * (whole + part), 127.0)
+    n, scale = round_to_whole(x)
+    # Rounded where it is small, not where it is large.
+    e = fma(p, part, fma(p, whole, -n))
+    y = fma(exp2_minus_1(e), scale, scale)
+    return tl.where(x < -126.0, 0.0, y)

@@ -7,54 +7,62 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import Form
-from ..gaussian_focal_loss import LOG_EPS, FocalOptions
+from ..gaussian_focal_loss import (
+    AVG_FACTOR_EPS,
+    LOG_EPS,
+    FocalOptions,
+    focal_loss,
+)
 from ._launch import OPTIONS, on_device_of
 from ._math import (
     add,
     exp,
-    finish_sum,
     log,
     log1p,
     power,
     sigmoid,
     small_whole,
+    sum_pairs,
 )
 
 BLOCK = 1024
-# Cells per program: enough to hide the cost of the end of its sum.
-CHUNK = 8 * BLOCK
+# Programs that a device is busy with; then each takes several blocks.
+PROGRAMS = 512
 
 
 def forward(logits: Tensor, target: Tensor, options: FocalOptions,
-            by_cell: bool, slopes: Tensor | None) -> Tensor:
+            by_cell: bool, divisor: float | Tensor | None,
+            slopes: Tensor | None) -> Tensor:
     """Compute :func:`sigplug.ops.gaussian_focal_loss.focal_loss`.
 
     The derivatives of the cells go into ``slopes``, float32, where given. The
     sum does not depend on the order in which the device works.
     """
-    logits, target = logits.contiguous(), target.contiguous()
     size = logits.numel()
     if not size:
-        return logits.new_zeros(logits.shape if by_cell else (),
-                                dtype=torch.float32)
-    chunks = -(-size // CHUNK)
-    loss = logits.new_empty(logits.shape if by_cell else (chunks, ),
-                            dtype=torch.float32 if by_cell else torch.float64)
+        return focal_loss(logits, target, options, by_cell, divisor)
+    logits, target = logits.contiguous(), target.contiguous()
+    chunk = BLOCK * min(max(size // (BLOCK * PROGRAMS), 1), 8)
+    programs = -(-size // chunk)
+    loss = torch.empty(logits.shape if by_cell else (), dtype=torch.float32,
+                       device=logits.device)
+    # Sums of the programs, behind the number of those that are done.
+    sums = None if by_cell else torch.zeros(
+        programs + 1, dtype=torch.int64, device=logits.device)
+    # The weights are divided in place of the sum and the slopes.
+    scale = 1.0
+    if divisor is not None and not isinstance(divisor, Tensor):
+        scale, divisor = 1 / divisor, None
     with on_device_of(logits):
-        _loss_of_all[(chunks, )](
-            logits, target, loss, slopes, size, *_numbers(options),
-            BY_CELL=by_cell, CHUNK=CHUNK, BLOCK=BLOCK, **_variant(options))
-    return loss if by_cell else loss.sum().float()
+        _loss_of_all[(programs, )](
+            logits, target, loss, slopes, sums, divisor, size, chunk,
+            options.alpha, options.gamma, options.pos_weight * scale,
+            options.neg_weight * scale, *options.bounds(torch.float32),
+            LOG_EPS, AVG_FACTOR_EPS, BLOCK=BLOCK, **_variant(options))
+    return loss
 
 
 FORM = Form('gaussian_focal_loss', forward)
-
-
-@functools.cache
-def _numbers(options: FocalOptions) -> tuple[float, ...]:
-    return tuple(map(float, (
-        options.alpha, options.gamma, options.pos_weight, options.neg_weight,
-        *options.bounds(torch.float32), LOG_EPS)))
 
 
 @functools.cache
@@ -129,17 +137,21 @@ def _loss(x, t, alpha, gamma, pos_weight, neg_weight, low, high, log_eps,
 
 
 @triton.jit
-def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, size, alpha,
-                 gamma, pos_weight, neg_weight, low, high, log_eps,
-                 BY_CELL: tl.constexpr, ALPHA: tl.constexpr,
-                 GAMMA: tl.constexpr, CLIP: tl.constexpr,
-                 CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """The loss of each cell of a chunk, or their sum; the slopes."""
+def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, sums_ptr,
+                 divisor_ptr, size, chunk, alpha, gamma, pos_weight,
+                 neg_weight, low, high, log_eps, divisor_eps,
+                 ALPHA: tl.constexpr, GAMMA: tl.constexpr, CLIP: tl.constexpr,
+                 BLOCK: tl.constexpr):
+    """The loss of each cell, or their sum; the slopes."""
     program = tl.program_id(0).to(tl.int64)
+    if divisor_ptr is not None:
+        scale = 1.0 / (tl.load(divisor_ptr).to(tl.float32) + divisor_eps)
+        pos_weight *= scale
+        neg_weight *= scale
     total = tl.zeros([BLOCK], tl.float32)
     rest = tl.zeros([BLOCK], tl.float32)
-    first = program * CHUNK
-    for start in range(first, min(first + CHUNK, size), BLOCK):
+    first = program * chunk
+    for start in range(first, min(first + chunk, size), BLOCK):
         place = start + tl.arange(0, BLOCK)
         inside = place < size
         x, t = _load(logits_ptr, target_ptr, place, inside)
@@ -147,9 +159,23 @@ def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, size, alpha,
                             high, log_eps, ALPHA, GAMMA, CLIP)
         if slopes_ptr is not None:
             tl.store(slopes_ptr + place, slope, mask=inside)
-        if BY_CELL:
+        if sums_ptr is None:
             tl.store(loss_ptr + place, loss, mask=inside)
         else:
             total, rest = add(total, rest, tl.where(inside, loss, 0.0))
-    if not BY_CELL:
-        tl.store(loss_ptr + program, tl.sum(finish_sum(total, rest), 0))
+    if sums_ptr is not None:
+        total, rest = sum_pairs(total, rest, 0, False)
+        # Of infinities nothing is left to add.
+        sum_here = total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)
+        tl.store(sums_ptr + 1 + program, sum_here.to(tl.int64, bitcast=True))
+        tl.debug_barrier()
+        programs = tl.num_programs(0)
+        if tl.atomic_add(sums_ptr, 1) == programs - 1:
+            # The last program adds up, in an order that is always the same.
+            sums = tl.zeros([BLOCK], tl.float64)
+            for done in range(0, programs, BLOCK):
+                k = done + tl.arange(0, BLOCK)
+                sums += tl.load(
+                    sums_ptr + 1 + k, mask=k < programs, other=0,
+                    cache_modifier='.cg').to(tl.float64, bitcast=True)
+            tl.store(loss_ptr, tl.sum(sums, 0).to(tl.float32))

@@ -2,11 +2,16 @@
 
 A program works on a tile of sets by members, and takes all members of its
 sets, or one of several chunks of them if the sets are few and long. The powers
-are taken relative to the maximum, as in the plain form.
+are taken relative to the maximum, as in the plain form. Nearly all arithmetic
+is in float32, as other types are many times as slow on most devices: where it
+is not precise enough, numbers are sums of two.
 """
+import dataclasses
 import functools
 import math
+from ctypes import c_float
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -14,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._checks import PowerLike
-from .._layout import Layout, lay_out
+from .._layout import Layout, lay_out, lay_out_dims
 from ..backends import Form
 from ..power_mean import (
     Dims,
@@ -25,14 +30,34 @@ from ..power_mean import (
     sum_to_power,
 )
 from ._launch import OPTIONS, on_device_of
-from ._math import add, finish_sum, log, pow
+from ._math import (
+    add,
+    exp2_minus_1,
+    fma,
+    power_of_two,
+    round_to_whole,
+    split_log2,
+    sum_pairs,
+)
 
 # Elements of a tile.
 TILE = 1024
 # Sets are cut into chunks until there are about as many programs.
 PROGRAMS = 1024
-LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 INFINITY = tl.constexpr(math.inf)
+
+
+
+def group(sets: Sets) -> Sets:
+    """Sort the rows of segments, once for both directions."""
+    if isinstance(sets, Dims) or sets.rows is not None:
+        return sets
+    # int32 sorts faster.
+    index = sets.members.int() if sets.num < 2**31 else sets.members
+    index, rows = torch.sort(index, stable=True)
+    offsets = torch.searchsorted(index, torch.arange(
+        sets.num + 1, dtype=index.dtype, device=index.device))
+    return dataclasses.replace(sets, rows=rows, offsets=offsets)
 
 
 def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
@@ -40,37 +65,37 @@ def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
     if is_float(p, 1.0):
         # A sum, which is exact and as fast in PyTorch.
         return power_mean_forward(x, p, sets, eps)
-    layout = lay_out(x, sets)
+    layout, tiling = _plan(x, sets)
     x = layout.arrange(x)
-    plan = _plan(layout, x, p, sets, eps)
+    arguments = _arguments(layout, tiling, x, p, sets, eps)
     y = x.new_empty(layout.memory_shape, dtype=torch.float32)
     tops = totals = None
-    if plan.tiling.chunks > 1:
-        tops = y.new_empty((plan.tiling.chunks, layout.groups,
-                            layout.columns))
+    if tiling.chunks > 1:
+        tops = y.new_empty((tiling.chunks, layout.groups, layout.columns))
         totals = torch.empty_like(tops, dtype=torch.float64)
     if y.numel():
         with on_device_of(x):
-            _forward[plan.tiling.grid](y, tops, totals, *plan.arguments,
-                                       **OPTIONS)
+            _forward[tiling.grid](y, tops, totals, *arguments, **OPTIONS)
     if tops is not None and totals is not None:
-        y = _merge(tops, totals, layout, plan, p).view(layout.memory_shape)
+        y = _merge(tops, totals, layout, p, arguments).view(
+            layout.memory_shape)
     return layout.put_back(y)
 
 
-def _merge(tops: Tensor, totals: Tensor, layout: Layout, plan: '_Plan',
-           p: PowerLike) -> Tensor:
+def _merge(tops: Tensor, totals: Tensor, layout: Layout, p: PowerLike,
+           arguments: tuple[Any, ...]) -> Tensor:
     """Return the results of sets in chunks."""
-    if isinstance(p, Tensor):
-        p = p if p.numel() == 1 else plan.power.view(-1, layout.columns)
-    largest = tops.amax(0).clamp(min=0)
+    _, power, _, _, _, rows, counts, *_ = arguments
+    if power is not None:
+        p = power if power.numel() == 1 else power.view(-1, layout.columns)
+    largest = tops.amax(0)
     scale, scales = (t.clamp(1e-45, torch.finfo(t.dtype).max).double()
                      for t in (largest, tops))
     totals = (totals * (scales / scale).pow(p)).sum(0)
     count: int | Tensor = layout.members
-    if plan.counts is not None:
-        counts = plan.counts if layout.members else (
-            plan.counts.diff().unsqueeze(1))
+    if counts is not None:
+        if rows is not None:
+            counts = counts.diff()
         count = counts.clamp(min=1).view(layout.groups, -1)
     y = (largest * root(totals / count, p)).to(largest.dtype)
     return torch.where((largest == 0) | torch.as_tensor(p).isinf(), largest,
@@ -84,20 +109,19 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
 
     Powers are finite.
     """
-    layout = lay_out(x, sets)
+    layout, tiling = _plan(x, sets)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
-    plan = _plan(layout, x, p, sets, eps)
     grad_x = by_p = None
     if wants_x:
         # No program comes to rows of segments that do not exist.
         grad_x = (torch.empty_like if layout.members else torch.zeros_like)(x)
     if wants_p:
-        by_p = y.new_empty((plan.tiling.chunks, *y.shape),
-                           dtype=torch.float64)
+        by_p = y.new_empty((tiling.chunks, *y.shape))
     if y.numel():
         with on_device_of(x):
-            _backward[plan.tiling.grid](grad_y, y, grad_x, by_p,
-                                        *plan.arguments, **OPTIONS)
+            _backward[tiling.grid](
+                grad_y, y, grad_x, by_p,
+                *_arguments(layout, tiling, x, p, sets, eps), **OPTIONS)
     grad_p = None
     if by_p is not None and isinstance(p, Tensor):
         by_p = by_p.sum(0) if len(by_p) > 1 else by_p[0]
@@ -105,236 +129,287 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
     return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
-FORM = Form('power_mean', forward, backward)
+FORM = Form('power_mean', forward, backward, group)
 
 
 @dataclass(frozen=True)
 class _Tiling:
-    """How programs share the sets.
+    """How programs share the sets, which are columns of groups.
 
     Attributes:
-        sets (int): Sets of a tile.
+        groups (int): Groups of a tile.
+        width (int): Columns of a tile.
         members (int): Members of a tile.
         chunks (int): Programs that share the members of a tile of sets.
         grid (tuple[int]): Number of programs.
     """
 
-    sets: int
+    groups: int
+    width: int
     members: int
     chunks: int
     grid: tuple[int]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the kernels are launched with.
-
-    Attributes:
-        power (Tensor): The powers.
-        counts (Tensor, optional): The members of each masked set, or the
-            first row of each segment.
-        tiling (_Tiling): Of the programs.
-        arguments (tuple): Those of a kernel behind its results.
-    """
-
-    power: Tensor
-    counts: Tensor | None
-    tiling: _Tiling
-    arguments: tuple[object, ...]
-
-
-def _plan(layout: Layout, x: Tensor, p: PowerLike, sets: Sets,
-          eps: float | None) -> _Plan:
-    power, p_group, p_column = layout.power(p, x.device)
-    mask = rows = counts = None
-    groups, members, columns = layout.groups, layout.members, layout.columns
-    # Steps in memory from a group, a set and a member to the next.
-    steps = members * columns, 1, columns
-    by_row = isinstance(sets, Dims) and columns == 1
+def _plan(x: Tensor, sets: Sets) -> tuple[Layout, _Tiling]:
     if isinstance(sets, Dims):
-        length = members
-        if sets.members is not None:
-            counts = layout.arrange(sets.members.sum(sets.dims, keepdim=True))
-            mask = layout.arrange(sets.members)
-        if by_row:
-            # The groups are the sets.
-            groups, columns, steps = 1, groups, (0, members, 1)
-            p_column = p_group
-    else:
-        # int32 sorts faster.
-        index = sets.members.int() if sets.num < 2**31 else sets.members
-        index, rows = torch.sort(index, stable=True)
-        counts = torch.searchsorted(index, torch.arange(
-            sets.num + 1, dtype=index.dtype, device=index.device))
-        length = -(-len(index) // max(sets.num, 1))
-    tiling = _tile(groups, members, columns, length, by_row)
-    wide = max(x.numel(), groups * columns) >= 2**31
-    return _Plan(power, counts, tiling, (
-        x, power, mask, rows, counts, groups, columns, members,
-        tiling.chunks, *steps, p_group, p_column,
-        -math.inf if eps is None else float(eps),
-        tl.int64 if wide else tl.int32, tiling.sets, tiling.members))
+        return _plan_dims(x.shape, x.stride(), sets.dims)
+    layout = lay_out(x, sets)
+    return layout, _tile(sets.num, layout.columns, 0,
+                         -(-len(x) // max(sets.num, 1)))
 
 
 @functools.lru_cache(maxsize=1024)
-def _tile(groups: int, members: int, columns: int, length: int,
-          by_row: bool) -> _Tiling:
-    """Cut matrices of sets, or rows; the mean length is that of segments."""
-    if by_row:
-        depth = min(_power_of_two(members), TILE)
-        tile = min(TILE // depth, _power_of_two(columns)), depth
+def _plan_dims(shape: torch.Size, strides: tuple[int, ...],
+               dims: tuple[int, ...]) -> tuple[Layout, _Tiling]:
+    layout = lay_out_dims(shape, strides, dims)
+    return layout, _tile(layout.groups, layout.columns, layout.members,
+                         layout.members)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tile(groups: int, columns: int, members: int, length: int) -> _Tiling:
+    """Cut the sets; the mean length of segments is in place of members.
+
+    What follows the sum of a set is repeated by all threads that share its
+    members: short sets have few.
+    """
+    longest = _power_of_two(length)
+    if members and columns == 1:
+        # Side by side in memory, along which threads have to lie.
+        depth = min(longest, max(8, longest // 8), TILE)
     else:
-        width = min(_power_of_two(columns), 64)
-        # A pillar has few points.
-        tile = width, (min(TILE // width, _power_of_two(members))
-                       if members else max(16, 128 // width))
-    programs = groups * -(-columns // tile[0])
+        depth = min(longest, 8)
+    width = min(_power_of_two(columns), TILE // depth)
+    # A tile takes rows of one segment. A GPU wants many programs.
+    several = min(TILE // (depth * width),
+                  _power_of_two(groups // 256)) if members else 1
+    depth = min(longest if members else max(8, longest // 2),
+                TILE // (several * width))
+    programs = -(-groups // several) * -(-columns // width)
     chunks = 1
     if 0 < programs <= PROGRAMS // 2:
-        chunks = max(1, min(-(-length // (4 * tile[1])),
-                            PROGRAMS // programs))
-    return _Tiling(*tile, chunks, (programs * chunks, ))
+        chunks = max(1, min(-(-length // (4 * depth)), PROGRAMS // programs))
+    return _Tiling(several, width, depth, chunks, (programs * chunks, ))
 
 
 def _power_of_two(n: int) -> int:
     return triton.next_power_of_2(max(n, 1))
 
 
-@triton.jit
-def _program(p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
-             p_column, INDEX: tl.constexpr, SETS: tl.constexpr,
-             MEMBERS: tl.constexpr):
-    """The group of a program, its sets as a column, and its members."""
-    program = tl.program_id(0)
-    tiles = tl.cdiv(columns, SETS)
-    group = (program // chunks // tiles).to(INDEX)
-    s = (program // chunks % tiles).to(INDEX) * SETS + tl.arange(
-        0, SETS)[:, None]
-    valid = s < columns
-    result = group * columns + s
-    if rows_ptr is not None:
-        first = tl.load(counts_ptr + group)
-        last = tl.load(counts_ptr + group + 1)
-        n = tl.zeros_like(s).to(tl.int64) + (last - first)
+def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
+               sets: Sets, eps: float | None) -> tuple[Any, ...]:
+    """Return those of a kernel behind its results."""
+    power = mask = rows = counts = None
+    number = rest = 0.0
+    p_group = p_column = 0
+    if isinstance(p, Tensor):
+        power, p_group, p_column = layout.power(p, x.device)
     else:
-        first = tl.zeros_like(group).to(tl.int64)
+        number, rest = _split(p)
+    if isinstance(sets, Dims):
+        if sets.members is not None:
+            counts = layout.arrange(sets.members.sum(sets.dims, keepdim=True))
+            mask = layout.arrange(sets.members)
+    else:
+        sets = group(sets)
+        rows, counts = sets.rows, sets.offsets
+    wide = max(x.numel(), layout.groups * layout.columns) >= 2**31
+    return (x, power, number, rest, mask, rows, counts, layout.groups,
+            layout.columns, layout.members, tiling.chunks, p_group, p_column,
+            -math.inf if eps is None else float(eps),
+            tl.int64 if wide else tl.int32, tiling.groups, tiling.width,
+            tiling.members)
+
+
+@functools.lru_cache(maxsize=64)
+def _split(p: float) -> tuple[float, float]:
+    """Return a power as the sum of two numbers of float32."""
+    if p == math.inf:
+        return p, 0.0
+    number = min(c_float(p).value, torch.finfo(torch.float32).max)
+    return number, p - number
+
+
+@triton.jit
+def _program(p_ptr, p_number, p_rest, rows_ptr, counts_ptr, groups, columns,
+             members, chunks, p_group, p_column, INDEX: tl.constexpr,
+             GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+             MEMBERS: tl.constexpr):
+    """The sets of a program as a column, its members, and the powers.
+
+    The latter are numbers beyond float32, in two parts.
+    """
+    chunk = tl.program_id(0) % chunks
+    tile = tl.program_id(0) // chunks
+    tiles = tl.cdiv(columns, WIDTH)
+    i = tl.arange(0, GROUPS * WIDTH)[:, None]
+    first_group = (tile // tiles).to(INDEX) * GROUPS
+    group = first_group + i // WIDTH
+    column = (tile % tiles).to(INDEX) * WIDTH + i % WIDTH
+    valid = (group < groups) & (column < columns)
+    result = group * columns + column
+    n = tl.zeros([GROUPS * WIDTH, 1], tl.float32)
+    if rows_ptr is not None:
+        # The tile is of one segment.
+        first = tl.load(counts_ptr + first_group)
+        last = tl.load(counts_ptr + first_group + 1)
+        n += last - first
+    else:
+        first = tl.zeros_like(first_group)
         last = first + members
         if counts_ptr is not None:
-            n = tl.load(counts_ptr + result, mask=valid, other=1)
+            n += tl.load(counts_ptr + result, mask=valid, other=1)
         else:
-            n = tl.zeros_like(s).to(tl.int64) + members
+            n += members
     step = tl.cdiv(tl.cdiv(last - first, chunks), MEMBERS) * MEMBERS
-    start = first + program % chunks * step
-    p = tl.load(p_ptr + group * p_group + s * p_column, mask=valid, other=1.0)
-    return (group, s, valid, result, start, tl.minimum(start + step, last),
-            tl.maximum(n, 1).to(tl.float64), p)
+    start = first + chunk * step
+    if p_ptr is not None:
+        p = tl.load(p_ptr + group * p_group + column * p_column, mask=valid,
+                    other=1.0)
+    else:
+        p = tl.zeros_like(n) + p_number
+    return (group, column, valid, result, start,
+            tl.minimum(start + step, last), tl.maximum(n, 1.0), p,
+            tl.zeros_like(n) + p_rest)
 
 
 @triton.jit
-def _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside, group_step,
-          set_step, member_step, eps, INDEX: tl.constexpr):
+def _load(x_ptr, mask_ptr, rows_ptr, group, column, j, inside, columns,
+          members, eps, INDEX: tl.constexpr):
     """The members of a tile: place, clamped value, and what passes."""
     if rows_ptr is not None:
         row = tl.load(rows_ptr + j, mask=inside, other=0)
-        place = row * member_step + s
+        place = row.to(INDEX) * columns + column
     else:
-        place = group * group_step + s * set_step + j.to(INDEX) * member_step
+        place = group * members * columns + column + j.to(INDEX) * columns
     kept = inside
     if mask_ptr is not None:
         kept = tl.load(mask_ptr + place, mask=inside, other=0) != 0
     x = tl.load(x_ptr + place, mask=kept, other=0.0).to(tl.float32)
-    # A NaN stays one.
     low = x < eps
-    return place, tl.where(kept, tl.where(low, eps, x), 0.0), kept & (low == 0)
+    c = tl.where(low, eps, x)
+    # There is no power of a negative number; all NaNs get one sign.
+    c = tl.where(c >= 0.0, c, float('nan'))
+    return place, tl.where(kept, c, 0.0), kept & (low == 0)
 
 
 @triton.jit
-def _divisor(y):
-    """What can be divided by, where y is 0, infinite or of an empty set."""
-    return tl.where(y > LARGEST, LARGEST, tl.where(y <= 0, 1.0, y))
-
-
-@triton.jit
-def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, mask_ptr, rows_ptr,
-             counts_ptr, groups, columns, members, chunks, group_step,
-             set_step, member_step, p_group, p_column, eps,
-             INDEX: tl.constexpr, SETS: tl.constexpr, MEMBERS: tl.constexpr):
+def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
+             mask_ptr, rows_ptr, counts_ptr, groups, columns, members, chunks,
+             p_group, p_column, eps, INDEX: tl.constexpr,
+             GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+             MEMBERS: tl.constexpr):
     """The result, or the maximum and the sum of powers of each chunk."""
-    group, s, valid, result, start, stop, n, p = _program(
-        p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
-        p_column, INDEX, SETS, MEMBERS)
-    tops = tl.full([SETS, MEMBERS], -INFINITY, tl.float32)
+    group, column, valid, result, start, stop, n, p, p_rest = _program(
+        p_ptr, p_number, p_rest, rows_ptr, counts_ptr, groups, columns,
+        members, chunks, p_group, p_column, INDEX, GROUPS, WIDTH, MEMBERS)
+    # Numbers of at least 0 are ordered like their bits, NaN above all.
+    tops = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.int32)
     for first in range(start, stop, MEMBERS):
         j = first + tl.arange(0, MEMBERS)[None, :]
-        inside = valid & (j < stop)
-        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside,
-                        group_step, set_step, member_step, eps, INDEX)
-        # A NaN stays one here, but not in the reduction.
-        tops = tl.where(inside & ((c > tops) | (c != c)), c, tops)
-    invalid = tl.max((tops != tops).to(tl.int32), 1, keep_dims=True)
-    largest = tl.max(tl.where(tops == tops, tops, 0.0), 1, keep_dims=True)
-    largest = tl.where(invalid != 0, float('nan'), largest)
+        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, column, j,
+                        valid & (j < stop), columns, members, eps, INDEX)
+        tops = tl.maximum(tops, c.to(tl.int32, bitcast=True))
+    largest = tl.max(tops, 1, keep_dims=True).to(tl.float32, bitcast=True)
+    whole, part = split_log2(largest)
+    # Where p is 1, the scale is a power of two, and the products are exact.
+    exponent = tl.minimum(tl.maximum(whole, -126.0), 126.0).to(tl.int32)
+    up = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
+    down = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
     # The second time, the members come from the cache.
-    scale = _divisor(largest)
-    exponent = p.to(tl.float32)
-    sums = tl.zeros([SETS, MEMBERS], tl.float32)
-    rests = tl.zeros([SETS, MEMBERS], tl.float32)
+    sums = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
+    rests = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
     for first in range(start, stop, MEMBERS):
         j = first + tl.arange(0, MEMBERS)[None, :]
-        inside = valid & (j < stop)
-        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, s, j, inside,
-                        group_step, set_step, member_step, eps, INDEX)
-        power = pow(tl.div_rn(c, scale), exponent)
-        sums, rests = add(sums, rests, tl.where(inside, power, 0.0))
-    total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
+        _, c, _ = _load(x_ptr, mask_ptr, rows_ptr, group, column, j,
+                        valid & (j < stop), columns, members, eps, INDEX)
+        c_whole, c_part = split_log2(c)
+        power = power_of_two(p, c_whole - whole, c_part - part)
+        if p_ptr is not None:
+            power = tl.where(p == 1.0, c * down, power)
+        sums, rests = add(sums, rests, tl.where(c > 0.0, power, 0.0))
+    total, rest = sum_pairs(sums, rests, 1, True)
     if tops_ptr is None:
-        y = largest.to(tl.float64) * tl.exp(tl.log(total / n) / p)
-        y = tl.where(p == INFINITY, largest.to(tl.float64), y).to(tl.float32)
-        tl.store(y_ptr + result, tl.where(largest <= 0, 0.0, y), mask=valid)
+        # A quotient, and what it leaves.
+        inverse = 1.0 / n
+        mean = total * inverse
+        left = fma(-mean, n, total) + rest
+        y = largest * _root(mean, left / total, p, p_rest)
+        y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
+        # The mean is never beyond the maximum.
+        y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),
+                     largest, y)
+        tl.store(y_ptr + result, tl.where(largest > 0.0, y, largest),
+                 mask=valid)
     else:
         # The number of results may have more than 31 bits with the chunks.
         place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
         tl.store(tops_ptr + place + result, largest, mask=valid)
+        total = total.to(tl.float64) + rest
+        total = tl.where(p == 1.0, total * up / largest, total)
         tl.store(totals_ptr + place + result, total, mask=valid)
 
 
 @triton.jit
-def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, mask_ptr,
-              rows_ptr, counts_ptr, groups, columns, members, chunks,
-              group_step, set_step, member_step, p_group, p_column, eps,
-              INDEX: tl.constexpr, SETS: tl.constexpr, MEMBERS: tl.constexpr):
+def _root(mean, share, p, p_rest):
+    """The p-th root of ``mean * (1 + share)``, at most 1.
+
+    The whole part of its logarithm is divided with what its quotient leaves:
+    the logarithm is then as precise as a number below 1.
+    """
+    whole, part = split_log2(mean)
+    inverse = 1.0 / p
+    quotient = whole * inverse
+    left = (fma(-quotient, p, whole) - quotient * p_rest) * inverse
+    part = fma(share, 1.442695, part) * inverse
+    n, scale = round_to_whole(quotient + part)
+    e = (quotient - n) + (part + left)
+    return fma(exp2_minus_1(e), scale, scale)
+
+
+@triton.jit
+def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
+              p_rest, mask_ptr, rows_ptr, counts_ptr, groups, columns,
+              members, chunks, p_group, p_column, eps, INDEX: tl.constexpr,
+              GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+              MEMBERS: tl.constexpr):
     """The gradient of x, the share of each set in that of p, or both."""
-    group, s, valid, result, start, stop, n, p = _program(
-        p_ptr, rows_ptr, counts_ptr, columns, members, chunks, p_group,
-        p_column, INDEX, SETS, MEMBERS)
+    group, column, valid, result, start, stop, n, p, p_rest = _program(
+        p_ptr, p_number, p_rest, rows_ptr, counts_ptr, groups, columns,
+        members, chunks, p_group, p_column, INDEX, GROUPS, WIDTH, MEMBERS)
     y = tl.load(y_ptr + result, mask=valid, other=0.0)
     grad_y = tl.load(grad_y_ptr + result, mask=valid, other=0.0)
     grad_y = grad_y.to(tl.float32)
-    weight = (1.0 / n).to(tl.float32)
-    exponent = (p - 1.0).to(tl.float32)
-    at_zero = tl.where(p == 1, 1.0, 0.0)
-    sums = tl.zeros([SETS, MEMBERS], tl.float32)
-    rests = tl.zeros([SETS, MEMBERS], tl.float32)
+    weight = tl.div_rn(1.0, n)
+    whole, part = split_log2(y)
+    part = tl.where(y == y, part, float('nan'))
+    exponent = (p - 1.0) + p_rest
+    at_zero = tl.where(p == 1.0, weight, 0.0)
+    sums = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
+    rests = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
     for first in range(start, stop, MEMBERS):
         j = first + tl.arange(0, MEMBERS)[None, :]
         inside = valid & (j < stop)
         place, c, passes = _load(
-            x_ptr, mask_ptr, rows_ptr, group, s, j, inside, group_step,
-            set_step, member_step, eps, INDEX)
-        u = tl.div_rn(tl.where(c == 0, 1.0, c), _divisor(y))
-        power = pow(u, exponent)
+            x_ptr, mask_ptr, rows_ptr, group, column, j, inside, columns,
+            members, eps, INDEX)
+        # Of u = c / y.
+        u_whole, u_part = split_log2(c)
+        u_whole, u_part = u_whole - whole, u_part - part
         if grad_x_ptr is not None:
             # dy/dx = u^(p-1) / N.
-            slope = tl.where(c == 0, at_zero, power) * weight
+            slope = power_of_two(exponent, u_whole, u_part) * weight
+            slope = tl.where(c == 0.0, at_zero, slope)
             tl.store(grad_x_ptr + place, tl.where(passes, grad_y * slope, 0.0),
                      mask=inside)
         if by_p_ptr is not None:
-            value = tl.where(inside & (c != 0), power * u * log(u), 0.0)
-            sums, rests = add(sums, rests, value)
+            value = power_of_two(p, u_whole, u_part) * (u_whole + u_part)
+            sums, rests = add(sums, rests, tl.where(c == 0.0, 0.0, value))
     if by_p_ptr is not None:
         # dy/dp = (y/p) mean(u^p ln u).
-        total = tl.sum(finish_sum(sums, rests), 1, keep_dims=True)
+        total, rest = sum_pairs(sums, rests, 1, True)
+        share = (total + rest) * (0.6931472 * weight / p)
         place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
-        tl.store(by_p_ptr + place + result, grad_y * (y * (total / n / p)),
-                 mask=valid)
+        tl.store(by_p_ptr + place + result, grad_y * (y * share), mask=valid)

@@ -5,7 +5,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from plots.speedups import draw_speedups
+
 from sigplug.errors import UserError
+from sigplug.visualization import save_png
 
 from . import DOCS, markdown, write_page
 
@@ -192,8 +195,9 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
 
     Args:
         results (Path): Folder of the results.
-        page (Path): The page about the CPU; that about a GPU is written
-            beside it, with ``_gpu`` in its name.
+        page (Path): The page about the CPU, whose picture goes into a folder
+            ``images`` beside it; that about a GPU is written beside it, with
+            ``_gpu`` in its name.
 
     Returns:
         list[Path]: The pages that were written.
@@ -205,6 +209,12 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
     for device, name in (('cpu', 'performance'), ('cuda', 'performance_gpu')):
         if parts := read(results, device):
             texts = defaultdict(lambda: UNKNOWN, make_texts(parts))
+            if device == 'cpu' and 'ops' in parts:
+                run = parts['ops']
+                save_png(draw_speedups(
+                    run['results'],
+                    f"{run['machine']['cpu']}, {run['threads']} threads"),
+                    page.parent / 'images/speedups.png')
             written.append(write_page(name, texts, page.with_stem(
                 name.replace('performance', page.stem))))
     if not written:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sigplug.visualization.figure import INK, new_figure, style_axes
 
-from . import COLORS
+from . import COLORS, WIDTH
 
 
 def draw_ablation(names: Sequence[str],
@@ -15,7 +15,7 @@ def draw_ablation(names: Sequence[str],
     """Draw the results of several configs, trained with the same seeds.
 
     A panel for each main metric, with a band of one standard deviation about
-    the mean of the first config, and the mean AP of each class as the
+    the mean of the first config, and below the mean AP of each class as the
     difference from the first config.
 
     Args:
@@ -24,17 +24,21 @@ def draw_ablation(names: Sequence[str],
             (configs, seeds): ``mAP``, ``NDS``, and one called ``AP/...``
             for each class.
     """
-    figure = new_figure((1800, 220 + 44 * max(len(names), 5)))
-    panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.6))
+    figure = new_figure((WIDTH, 420 + 90 * max(len(names), 4)))
+    grid = figure.add_gridspec(2, 2)
+    panels = [figure.add_subplot(place)
+              for place in (grid[0, 0], grid[0, 1], grid[1, :])]
     for ax, metric in zip(panels, ('mAP', 'NDS')):
         draw_metric(ax, values[metric], metric)
     draw_classes(panels[-1], {key[3:]: value.mean(1) for key, value in
                               values.items() if key.startswith('AP/')})
-    panels[0].set_yticks(np.arange(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for ax in panels:
+        ax.set_yticks(np.arange(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+    panels[1].tick_params(labelleft=False)
     figure.legend(
         handles=panels[0].get_legend_handles_labels()[0],
-        loc='outside lower left', ncols=8, fontsize=8, frameon=False)
+        loc='outside lower left', ncols=6, fontsize=9.5, frameon=False)
     return figure
 
 
@@ -62,10 +66,10 @@ def draw_classes(ax: Axes, means: Mapping[str, np.ndarray]) -> None:
     ax.grid(False)
     ax.set_xticks(
         range(len(means)), [name.replace('_', ' ') for name in means],
-        fontsize=7, rotation=30, ha='right', rotation_mode='anchor')
+        fontsize=9.5, rotation=30, ha='right', rotation_mode='anchor')
     for row, column in np.ndindex(change.shape):
         text = (f'{mean[row, column]:.2f}' if row == 0 else
                 f'{change[row, column]:+.2f}')
         dark = abs(change[row, column]) > 0.6 * limit
-        ax.text(column, row, text, ha='center', va='center', fontsize=7,
+        ax.text(column, row, text, ha='center', va='center', fontsize=9.5,
                 color='white' if dark else INK)

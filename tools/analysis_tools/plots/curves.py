@@ -6,11 +6,14 @@ import stock_forms
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from pages.measure import with_gradient
 from pages.numerics import CLIPPED, EXACT, STOCK, cell, straight_through
 
 from sigplug.ops import clip_sigmoid, gem_pool
 from sigplug.visualization.figure import INK, MUTED, new_figure, style_axes
+
+from . import WIDTH
 
 DTYPES = dict(
     float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
@@ -39,17 +42,17 @@ def columns(axes: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         yield column, logits(dtype)
         for ax in column:
             style_axes(ax, '', '')
-        column[0].set_title(name, loc='left', fontsize=10, color=INK)
-        column[-1].set_xlabel('logit', fontsize=9)
-    axes[0, 0].set_xticks(range(-MAX_LOGIT, MAX_LOGIT + 1, 4))
+        column[0].set_title(name, loc='left', fontsize=11, color=INK)
+        column[-1].set_xlabel('logit', fontsize=10)
+    axes[0, 0].set_xticks(range(-MAX_LOGIT, MAX_LOGIT + 1, 6))
     axes[0, 0].figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc='outside lower center',
-        ncols=4, fontsize=8.5, frameon=False, labelcolor=INK)
+        ncols=2, fontsize=10, frameon=False, labelcolor=INK)
 
 
 def draw_sigmoids() -> Figure:
     """Draw the activations and their gradients in each dtype."""
-    figure = new_figure((1500, 950))
+    figure = new_figure((WIDTH, 950))
     axes = figure.subplots(2, len(DTYPES), sharex=True, sharey='row')
     forms = {
         'sigmoid': (torch.sigmoid, BELOW),
@@ -66,11 +69,11 @@ def draw_sigmoids() -> Figure:
     ticks = np.array([1e-4, 0.01, 0.5, 0.99, 0.9999])
     axes[0, 0].set_yticks([*to_logit(ticks), ONE_AT],
                           [*map('{:g}'.format, ticks), 'exactly 1'])
-    axes[0, 0].set_ylabel('value', fontsize=9)
+    axes[0, 0].set_ylabel('value', fontsize=10)
     axes[1, 0].set_yscale('log')
     axes[1, 0].set_yticks([ZERO_AT, 1e-4, 0.01], ['exactly 0', '1e-4', '0.01'])
     axes[1, 0].minorticks_off()
-    axes[1, 0].set_ylabel('gradient', fontsize=9)
+    axes[1, 0].set_ylabel('gradient', fontsize=10)
     return figure
 
 
@@ -82,7 +85,7 @@ def to_logit(y: np.ndarray) -> np.ndarray:
 
 def draw_focal_losses() -> Figure:
     """Draw loss and gradient of the two kinds of cells in each dtype."""
-    figure = new_figure((1500, 1500))
+    figure = new_figure((WIDTH, 1500))
     axes = figure.subplots(4, len(DTYPES), sharex=True, sharey='row')
     forms = {
         'ours, clip=None': (EXACT, {**BELOW, 'color': '#8fd6bb'}),
@@ -101,11 +104,11 @@ def draw_focal_losses() -> Figure:
                     if (y[np.isfinite(y)] > MAX_LOSS).any():
                         ax.annotate(f'{y[np.isfinite(y)].max():.1f} \u2191',
                                     (6.5, MAX_LOSS - 1), color=STOCK_COLOR,
-                                    fontsize=8.5)
+                                    fontsize=9.5)
                     mark_end(ax, x.double().numpy(), y, side)
     for ax, label in zip(axes[:, 0], ('background cell: loss', 'gradient',
                                       'peak: loss', 'gradient')):
-        ax.set_ylabel(label, fontsize=9)
+        ax.set_ylabel(label, fontsize=10)
     for ax in axes[::2].flat:
         ax.set_ylim(-0.6, MAX_LOSS)
     return figure
@@ -123,16 +126,17 @@ def mark_end(ax: Axes, x: np.ndarray, y: np.ndarray, side: str,
     ax.annotate(f'{value} from\n{name}{x[i]:.3g}', (x[i - 1], y[i - 1]),
                 xytext=(8 if name else -3, 6 if side == 'bottom' else -6),
                 textcoords='offset points', ha='left' if name else 'right',
-                va=side, fontsize=8.5, color=STOCK_COLOR)
+                va=side, fontsize=9.5, color=STOCK_COLOR,
+                path_effects=[withStroke(linewidth=3, foreground='white')])
 
 
 def draw_means() -> Figure:
     """Draw the generalised mean over p, from below the mean to the maximum."""
-    figure = new_figure((1500, 620))
+    figure = new_figure((WIDTH, 620))
     normal = torch.randn(8, 8, generator=torch.Generator().manual_seed(0),
                          dtype=torch.float64).abs()
     maps = {
-        'Weak activations, 0 to 0.05': normal / normal.max() / 20,
+        'Activations, 0 to 0.05': normal / normal.max() / 20,
         'Activations, 0 to 3': normal / normal.max() * 3,
         'Distances, 5 to 60 m': 5 + 55 * torch.linspace(
             0, 1, 64, dtype=torch.float64).square().view(8, 8),
@@ -146,7 +150,7 @@ def draw_means() -> Figure:
                              (top, 'maximum')):
             ax.axhline(value, color=MUTED, linewidth=0.8)
             ax.annotate(label, (powers[-1], value), xytext=(-2, 3),
-                        textcoords='offset points', ha='right', fontsize=8.5,
+                        textcoords='offset points', ha='right', fontsize=9.5,
                         color=MUTED)
         forms = {
             'ours, float64': (gem_pool, x.double(),
@@ -158,12 +162,12 @@ def draw_means() -> Figure:
             y = np.array([pool(values, p).item() for p in powers])
             ax.plot(powers, y, label=label, **line)
         mark_end(ax, powers, y, 'top', 'p = ')
-        ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+        ticks = [0.5, 1, 3, 10, 30, 100]
         ax.set_xscale('log')
         ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         ax.minorticks_off()
         ax.set_ylim(-0.03 * top, 1.12 * top)
-    figure.legend(*ax.get_legend_handles_labels(), ncols=4, fontsize=8.5,
+    figure.legend(*ax.get_legend_handles_labels(), ncols=3, fontsize=10,
                   loc='outside lower center', frameon=False, labelcolor=INK)
     return figure
 

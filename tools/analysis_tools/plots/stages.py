@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sigplug.visualization.figure import INK, new_figure, style_axes
 
-from . import COLORS
+from . import COLORS, WIDTH
 
 NETWORK = ('encoder', 'scatter', 'backbone', 'neck')
 
@@ -35,7 +35,7 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
               if (rows := [dict(row, stages=merge(row['stages']))
                            for row in group['rows'] if 'stages' in row])]
     bars = sum(len(group['rows']) for group in groups)
-    figure = new_figure((1470, 130 * len(groups) + 80 * bars))
+    figure = new_figure((WIDTH, 130 * len(groups) + 80 * bars))
     names = list(dict.fromkeys(
         name for group in groups for row in group['rows']
         for name in row['stages']))
@@ -63,5 +63,5 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
     figure.legend(
         handles=[figure.axes[0].barh([0], [0], color=colors[name], label=name)
                  for name in names],
-        loc='outside lower left', ncols=6, fontsize=9, frameon=False)
+        loc='outside lower left', ncols=3, fontsize=10, frameon=False)
     return figure
