@@ -3,7 +3,7 @@ import argparse
 import runpy
 import sys
 
-from .files import TOOLS
+from .files import TOOLS, stop_printing
 from .version import __version__
 
 # What each command does, and the tool behind it.
@@ -43,7 +43,10 @@ def main() -> int:
     # Each needs other packages than the others.
     if args.command == 'doctor':
         from .cli.doctor import main as doctor
-        return doctor()
+        try:
+            return doctor()
+        except BrokenPipeError:
+            return stop_printing()
     if args.command == 'predict':
         from .deploy.__main__ import main as predict
         return predict()

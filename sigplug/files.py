@@ -3,6 +3,7 @@
 The standard library alone, as :mod:`sigplug.ops` builds on it.
 """
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,16 @@ def relative(path: str | os.PathLike) -> str:
     """Return a path as one types it: relative, if below the working dir."""
     path = os.path.relpath(path)
     return os.path.abspath(path) if path.startswith('..') else path
+
+
+def stop_printing() -> int:
+    """Let all further output go nowhere, where nobody reads it (`| head`).
+
+    Returns:
+        int: The exit code of a program that ends by that.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + signal.SIGPIPE
 
 
 @contextmanager

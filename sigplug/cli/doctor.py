@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from sigplug.version import __version__
 
-from .machine import check_versions, describe_machine
+from .machine import describe_machine, find_misfits, list_packages
 
 # By the names that are imported, with what they are for.
 STACK = {
@@ -40,11 +40,15 @@ class Report:
     problems = 0
 
     def line(self, name: str, text: str, problem: object = '') -> None:
-        """Print a line, and a second one with the problem, if any."""
+        """Print a line, and the problem with it, if any."""
         print(f'  {name:14s}{text}', flush=True)
         if problem:
-            self.problems += 1
-            print(f'  {"":14s}PROBLEM: {problem}', flush=True)
+            self.problem(problem)
+
+    def problem(self, text: object) -> None:
+        """Print and count a problem."""
+        self.problems += 1
+        print(f'  {"PROBLEM":14s}{text}', flush=True)
 
 
 def main() -> int:
@@ -96,20 +100,19 @@ def find_version(name: str) -> str | None:
 
 def report_packages(report: Report) -> None:
     """Compare what is installed with the versions sigplug is made for."""
-    ranges = check_versions(find_version)
-    if not ranges:
+    packages = list_packages()
+    if not packages:
         report.line('sigplug', 'is not installed, or packaging: the ranges '
                     'of versions are unknown')
+    ranges = {package.module: package.bounds for package in packages}
     for name, use in STACK.items():
         installed = find_version(name)
-        _, bounds, fits = ranges.get(name, ('', '', True))
-        if installed is None:
-            report.line(name, f'missing; for {use}', 'install it: '
-                        'https://pytorch.org' if name == 'torch' else '')
-        else:
-            report.line(
-                name, f'{installed} ({bounds or "any"})', '' if fits else
-                f'sigplug is made for {name}{bounds}')
+        report.line(
+            name, f'{installed} ({ranges.get(name, "any")})' if installed else
+            f'missing; for {use}', 'install it: https://pytorch.org'
+            if name == 'torch' and not installed else '')
+    for problem in find_misfits(packages):
+        report.problem(problem)
     for name, use in OPTIONAL.items():
         report.line(name, f'{find_version(name) or "missing"}; for {use}')
 

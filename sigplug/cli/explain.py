@@ -12,7 +12,6 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, Registry
-from mmengine.runner import Runner
 
 from sigplug.engine.upstream_fixes import find_built_config
 from sigplug.errors import UserError
@@ -179,6 +178,8 @@ def _explain_value(error: Exception, cfg: Config) -> str | None:
 
 def _iter_parts(cfg: Config) -> Iterator[tuple[str, dict]]:
     """Yield the dicts that a runner reads, each with its dotted key."""
+    # It takes a second to import, which only an error needs here.
+    from mmengine.runner import Runner
     for key in inspect.signature(Runner).parameters:
         yield from iter_dicts(cfg.get(key), key)
 

@@ -2,18 +2,18 @@
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from warnings import warn
 
 from sigplug.version import __version__
 
-# The lists of requirements with ranges: usual, and imported by the same names.
-EXTRAS = 'mim', 'onedl'
 PACKAGES = ('torch', 'triton', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'numpy',
             'nuscenes-devkit')
+# The stack, in either line of packages.
+EXTRAS = 'mim', 'onedl'
 
 
 def describe_machine() -> dict[str, Any]:
@@ -42,51 +42,62 @@ def list_versions() -> dict[str, str]:
 
 
 def find_version(name: str) -> str | None:
-    """Return the version of an installed distribution."""
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def check_versions(
-    find: Callable[[str], str | None] = find_version
-) -> dict[str, tuple[str, str, bool]]:
+class Package(NamedTuple):
+    """An installed package that sigplug names versions of."""
+
+    module: str
+    name: str
+    version: str
+    bounds: str
+    fits: bool
+
+
+def list_packages() -> list[Package]:
     """Compare the installed packages with the versions sigplug is made for.
 
     The ranges are those of ``requirements/mminstall.txt`` and, for the line of
     packages that is imported by the same names, ``requirements/onedl.txt``; an
-    installed sigplug has both in its metadata.
-
-    Args:
-        find (Callable): What finds the version of a package, None where it is
-            missing. Defaults to that of the distribution.
-
-    Returns:
-        dict[str, tuple[str, str, bool]]: Of each package with a range that is
-        installed, its version, the range and whether they fit.
+    installed sigplug has them in its metadata.
     """
     try:
         # matplotlib requires it, and mmengine imports it.
         from packaging.requirements import Requirement
         wanted = [Requirement(line) for line in requires('sigplug') or []]
     except (ImportError, PackageNotFoundError):
-        return {}
-    found = {}
+        return []
+    found = []
     for requirement in wanted:
-        marker = requirement.marker
-        if marker is None or not any(
+        name, marker = requirement.name, requirement.marker
+        installed = find_version(name)
+        if installed is None or marker is None or not any(
                 marker.evaluate(dict(extra=extra)) for extra in EXTRAS):
             continue
-        installed = find(requirement.name)
-        if installed is None:
-            continue
-        bounds = ','.join(
-            sorted(map(str, requirement.specifier), reverse=True))
-        found[requirement.name] = (
-            installed, bounds,
-            requirement.specifier.contains(installed, prereleases=True))
+        found.append(Package(
+            name.removeprefix('onedl-').replace('mmdetection', 'mmdet'), name,
+            installed,
+            ','.join(sorted(map(str, requirement.specifier), reverse=True)),
+            requirement.specifier.contains(installed, prereleases=True)))
     return found
+
+
+def find_misfits(packages: Sequence[Package]) -> Iterator[str]:
+    """Yield what is wrong with the versions of packages."""
+    seen: dict[str, str] = {}
+    for module, name, installed, bounds, fits in packages:
+        if module in seen:
+            yield (f'{name} and {seen[module]} are both installed, in the '
+                   f'same folder {module}: uninstall both and install one')
+        seen[module] = name
+        if not fits:
+            yield (f'{name} {installed} is installed, but sigplug is made for '
+                   f'{name}{bounds}: python -m pip install "{name}{bounds}"')
 
 
 def warn_about_unsupported_versions() -> None:
@@ -95,15 +106,5 @@ def warn_about_unsupported_versions() -> None:
     It is a warning, since mmengine would turn an error into "not in the
     registry".
     """
-    modules: dict[str, str] = {}
-    for name, (installed, bounds, fits) in check_versions().items():
-        module = name.removeprefix('onedl-').replace('mmdetection', 'mmdet')
-        if module in modules:
-            warn(f'{name} and {modules[module]} are both installed, in the '
-                 f'same folder {module}: uninstall both and install one',
-                 stacklevel=3)
-        modules[module] = name
-        if not fits:
-            warn(f'{name} {installed} is installed, but sigplug is made for '
-                 f'{name}{bounds}: python -m pip install "{name}{bounds}"',
-                 stacklevel=3)
+    for problem in find_misfits(list_packages()):
+        warn(problem, stacklevel=3)

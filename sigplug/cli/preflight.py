@@ -13,7 +13,6 @@ from zipfile import is_zipfile
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from sigplug.engine.checkpoint import read_checkpoint
 from sigplug.errors import UserError
@@ -97,6 +96,7 @@ def _check_option(cfg: Config, key: str) -> None:
         if isinstance(node, dict) and name not in node:
             known = {other for other in node if isinstance(other, str)}
             if not done:
+                from mmengine.runner import Runner
                 known |= {*inspect.signature(Runner).parameters, *SETTINGS}
             if name in known:
                 return

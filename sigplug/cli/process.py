@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed
 
 from sigplug.errors import UserError
-from sigplug.files import relative
+from sigplug.files import relative, stop_printing
 
 from .screen import quieten_imports
 
@@ -100,9 +100,7 @@ def run_tool(main: Callable[[], None]) -> int:
                   file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:
-        # By `| head`. What is left to print would end in an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+        return stop_printing()
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

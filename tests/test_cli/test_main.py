@@ -8,6 +8,7 @@ import pytest
 
 from sigplug import __main__
 from sigplug.cli import doctor
+from sigplug.cli.machine import Package
 from sigplug.files import TOOLS
 from sigplug.ops import backends
 from sigplug.ops.cpu_kernels import library
@@ -60,8 +61,8 @@ def healthy(monkeypatch, tmp_path):
     monkeypatch.setenv('SIGPLUG_CACHE', str(tmp_path))
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     monkeypatch.setattr(library, 'find_compiler', lambda: ['some-compiler'])
-    monkeypatch.setattr(doctor, 'check_versions', lambda find: dict(
-        torch=(find('torch'), '>=2.1.0', True)))
+    monkeypatch.setattr(doctor, 'list_packages', lambda: [
+        Package('torch', 'torch', '2.13.0', '>=2.1.0', True)])
 
 
 def test_doctor_does_not_compile(run, healthy, monkeypatch, tmp_path):
@@ -86,13 +87,13 @@ def test_doctor_on_a_machine_without_a_compiler(run, healthy, monkeypatch):
 
 
 def test_doctor_finds_problems(run, healthy, monkeypatch):
-    monkeypatch.setattr(doctor, 'check_versions', lambda find: dict(
-        mmcv=('2.2.0', '>=2.0.0,<2.2.0', False)))
+    monkeypatch.setattr(doctor, 'list_packages', lambda: [
+        Package('mmcv', 'mmcv', '2.2.0', '>=2.0.0,<2.2.0', False)])
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     monkeypatch.setenv(backends.VARIABLE, 'cudnn')
     code, printed = run('doctor')
     assert code == 1 and '3 problems' in printed
-    assert 'PROBLEM: sigplug is made for mmcv>=2.0.0,<2.2.0' in printed
+    assert 'PROBLEM       mmcv 2.2.0 is installed, but sigplug is' in printed
     assert 'mmcv has to be compiled for torch' in printed
     assert 'must be one of auto, eager' in printed
 

@@ -119,7 +119,9 @@ def test_dist_train_and_dist_test(folder, tools, run_here):
         tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
         '--cfg-options', 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.indices=3', cwd=folder)
-    assert re.search(r'Distributed training: True\s+GPU number: 2', printed)
+    log, = (folder / 'dist').glob('2*/*.log')
+    assert re.search(r'Distributed training: True\s+GPU number: 2',
+                     log.read_text())
     assert len(re.findall(r'Epoch\(train\) \[1\]\[2/2\]', printed)) == 1
     # One folder for both processes.
     assert len(list((folder / 'dist').glob('2*'))) == 1
@@ -150,7 +152,7 @@ def test_dist_train_and_dist_test(folder, tools, run_here):
 def test_slurm_command(tools, tmp_path, script, tool, last):
     """A program that poses as srun shows the command it is given."""
     srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$SIGPLUG_RESUME"\n')
     srun.chmod(0o755)
     path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
     printed = subprocess.run(
@@ -164,7 +166,10 @@ def test_slurm_command(tools, tmp_path, script, tool, last):
         '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16',
         '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1',
         '--qos', 'high', 'python3', '-u', str(tools / tool), 'c.py', *last,
-        '--launcher', 'slurm', '--amp', 'a b'
+        '--launcher', 'slurm', '--amp', 'a b',
+        # How a training that is stopped is continued.
+        f'{tools / script} part job c.py d --amp a\\ b --resume'
+        if tool == 'train.py' else ''
     ]
 
 
