@@ -47,7 +47,8 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     The heads are mmdet3d's ``CenterHead`` and ``SMOKEMono3DHead``, for which
     activation and loss become one operation and the targets lose their loop
-    over boxes, and mmdet's ``CenterNetHead``, ``CornerHead`` and
+    over boxes (and on a GPU the branches of a ``CenterHead`` become a few
+    convolutions, and its decoding one of the whole batch), and mmdet's ``CenterNetHead``, ``CornerHead`` and
     ``CentripetalHead``, for which the targets do. A subclass is changed as
     far as it leaves alone what would be replaced; with a loss of its own, a
     ``CenterHead`` gets the targets.
