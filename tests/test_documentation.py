@@ -33,6 +33,9 @@ each_page = pytest.mark.parametrize(
 OTHERS = {'source', 'pip', 'ln', 'export', 'cd', 'cp', 'git'}
 # Tools with sub-commands, each with options of its own.
 WITH_COMMANDS = {'plot.py', 'report.py'}
+# Commands of sigplug itself, with the text that has their options.
+OWN = {'doctor': '--compile',
+       'predict': (ROOT / 'sigplug/deploy/__main__.py').read_text()}
 
 
 def blocks(page, language):
@@ -211,7 +214,7 @@ def check_command(words):
             assert verb in ('train', 'test', 'install')
     elif words[0] == 'sigplug':
         tool = COMMANDS[words[1]][1]
-        check_options(words[2:], help_of(tool) if tool else '--compile')
+        check_options(words[2:], help_of(tool) if tool else OWN[words[1]])
     elif words[0] == 'python' and words[1] == '-m':
         assert importlib.util.find_spec(words[2]), words[2]
     elif words[0] == 'python' and words[1].startswith('$MIM'):
