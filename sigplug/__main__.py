@@ -49,7 +49,8 @@ def main() -> int:
             return stop_printing()
     if args.command == 'predict':
         from .deploy.__main__ import main as predict
-        return predict()
+        predict()
+        return 0
     tool = TOOLS / COMMANDS[args.command][1]
     # As for a script, whose folder comes first.
     sys.path.insert(0, str(tool.parent))

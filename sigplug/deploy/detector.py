@@ -186,7 +186,7 @@ class Detector:
                          if 'boxes' in maps else box_steps.decode(
                              maps, coder, self.about['heatmap']))
                 kept = box_steps.select(
-                    *found[:2], coder, self.about['nms'], task)
+                    found[0], found[1], coder, self.about['nms'], task)
                 boxes, scores, labels = (values[kept] for values in found)
                 results.append((boxes, scores, labels + first))
             first += len(classes)

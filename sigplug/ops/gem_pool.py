@@ -33,6 +33,11 @@ def gem_pool(x: Tensor,
     it on positive inputs and ``p = inf`` equals ``max_pool*d``. Padded cells
     hold 0 after the power and count in the mean, as in ``avg_pool*d``.
 
+    Windows are pooled dim by dim, so that with ``p = inf`` equal maxima of
+    one share its gradient evenly by column, and evenly within each column;
+    those of a window of the full extent share it evenly, and ``max_pool*d``
+    gives it to the first.
+
     Args:
         x (Tensor): Input of shape ``(N, C, L)``, ``(N, C, H, W)`` or
             ``(N, C, D, H, W)``, or an unbatched image ``(C, H, W)``. A 3-d

@@ -82,7 +82,7 @@ def generalized_mean(x: Tensor,
     check_flag('keepdim', keepdim)
     dims = _normalize_dims(x, dim)
     p = check_power(p, x, dims)
-    if any(x.shape[d] == 0 for d in dims):
+    if 0 in [x.shape[d] for d in dims]:
         raise ValueError(f'x must not be empty along the pooled dims {dims}, '
                          f'but has the shape {tuple(x.shape)}')
     if mask is not None:
@@ -129,11 +129,12 @@ def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 def _normalize_dims(x: Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:
     dims = tuple(dim) if isinstance(dim, Sequence) else (dim, )
-    if not all(isinstance(d, int) and not isinstance(d, bool) for d in dims):
+    if not all([type(d) is int for d in dims]):
         raise ValueError(f'dim must be an integer or several, but got {dim!r}')
-    positive = tuple(sorted(d + x.dim() if d < 0 else d for d in dims))
-    if (not dims or len(set(positive)) != len(dims)
-            or not all(0 <= d < x.dim() for d in positive)):
+    rank = x.dim()
+    positive = tuple(sorted([d + rank if d < 0 else d for d in dims]))
+    if not (dims and len(set(positive)) == len(dims)
+            and 0 <= positive[0] and positive[-1] < rank):
         raise ValueError(f'dim must name distinct dims of x, but got {dim} '
                          f'for x of shape {tuple(x.shape)}')
     return positive

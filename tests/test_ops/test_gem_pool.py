@@ -183,6 +183,22 @@ def test_gradient_of_overlapping_windows_is_rounded_once(windows):
         rtol=2**-11, atol=0)
 
 
+@pytest.mark.parametrize('windows, shares', [
+    (dict(kernel_size=2), (1 / 4, 1 / 2, 1 / 4)),
+    (dict(kernel_size=2, stride=1), (1 / 4, 1 / 2, 1 / 4)),
+    (dict(output_size=2), (1 / 4, 1 / 2, 1 / 4)),
+    (dict(), (1 / 3, 1 / 3, 1 / 3))])
+def test_ties_of_the_maximum_share_its_gradient(windows, shares):
+    """By column, and then within each; all at once in a single window."""
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    places = [0, 0, 1], [0, 1, 0]
+    x[0, 0][places] = 1
+    grad, = grads(
+        lambda x: gem_pool(x, math.inf, **windows)[..., :1, :1], x)
+    assert grad[0, 0][places].tolist() == pytest.approx(shares)
+    assert grad.sum().item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize('kwargs, words', [
     (dict(kernel_size=0), ['kernel_size', '0']),
     (dict(kernel_size=(2.5, 2)), ['kernel_size', '2.5']),

@@ -12,6 +12,7 @@ from mmdet3d.structures import xywhr2xyxyr
 from torch import Tensor
 
 from sigplug.ops._dtypes import upcast_half
+from sigplug.ops._tracing import is_compiling
 
 from .center_checks import per_task
 
@@ -320,8 +321,17 @@ def _is_within(boxes: Tensor, limits: Any) -> Tensor:
     return ((center >= low) & (center <= high)).all(-1)
 
 
-@functools.lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], dtype: torch.dtype,
               device: torch.device) -> Tensor:
     """Return numbers of a config on a device: each copy would be a launch."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    if is_compiling() or torch.jit.is_tracing():
+        # One that an exporter makes has no values outside of it.
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _kept_constant(values, dtype, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_constant(values: tuple[float, ...], dtype: torch.dtype,
+                   device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

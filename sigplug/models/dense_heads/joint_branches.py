@@ -175,5 +175,9 @@ def _has_hooks(module: nn.Module) -> bool:
 def _places(sizes: tuple[int, ...],
             device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the outputs and the branch of each."""
-    branches = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return (torch.arange(len(branches), device=device), branches.to(device))
+    # Kept for a training, too, if a prediction asks for them first.
+    with torch.inference_mode(False):
+        branches = torch.arange(len(sizes)).repeat_interleave(
+            torch.tensor(sizes))
+        return (torch.arange(len(branches), device=device),
+                branches.to(device))

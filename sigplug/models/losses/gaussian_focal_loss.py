@@ -103,10 +103,12 @@ class GaussianFocalLossWithLogits(nn.Module):
             gaussian_focal_loss_with_logits, alpha=self.alpha,
             gamma=self.gamma, clip=self.clip, reduction=reduction,
             avg_factor=avg_factor)
+        # A product of the loss would be two more launches on a GPU.
+        pos_weight, neg_weight = (
+            w * self.loss_weight for w in (self.pos_weight, self.neg_weight))
         if pos_inds is None:
-            return self.loss_weight * focal_loss(
-                pred, target, pos_weight=self.pos_weight,
-                neg_weight=self.neg_weight, weight=weight)
+            return focal_loss(pred, target, pos_weight=pos_weight,
+                              neg_weight=neg_weight, weight=weight)
         if pos_labels is None or weight is not None or pred.dim() != 2:
             raise ValueError(
                 'pos_inds needs pos_labels, no weight, and pred of the shape '
@@ -114,9 +116,8 @@ class GaussianFocalLossWithLogits(nn.Module):
         cells = pos_inds, pos_labels
         peaks = pred[cells]
         pos = focal_loss(peaks, torch.ones_like(peaks),
-                         pos_weight=self.pos_weight, neg_weight=0.0)
+                         pos_weight=pos_weight, neg_weight=0.0)
         neg = focal_loss(pred, target, pos_weight=0.0,
-                         neg_weight=self.neg_weight)
-        return self.loss_weight * (
-            neg.index_put(cells, pos, accumulate=True)
-            if reduction == 'none' else pos + neg)
+                         neg_weight=neg_weight)
+        return (neg.index_put(cells, pos, accumulate=True)
+                if reduction == 'none' else pos + neg)

@@ -163,3 +163,20 @@ def power_of_two(p, whole, part):
     e = fma(p, part, fma(p, whole, -n))
     y = fma(exp2_minus_1(e), scale, scale)
     return tl.where(x < -126.0, 0.0, y)
+
+
+@triton.jit
+def root_of_mean(mean, share, p, p_rest):
+    """The p-th root of ``mean * (1 + share)``, at most 1.
+
+    The whole part of its logarithm is divided with what its quotient leaves:
+    the logarithm is then as precise as a number below 1.
+    """
+    whole, part = split_log2(mean)
+    inverse = 1.0 / p
+    quotient = whole * inverse
+    left = (fma(-quotient, p, whole) - quotient * p_rest) * inverse
+    part = fma(share, 1.442695, part) * inverse
+    n, scale = round_to_whole(quotient + part)
+    e = (quotient - n) + (part + left)
+    return fma(exp2_minus_1(e), scale, scale)

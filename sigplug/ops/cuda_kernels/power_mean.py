@@ -32,10 +32,9 @@ from ..power_mean import (
 from ._launch import OPTIONS, on_device_of
 from ._math import (
     add,
-    exp2_minus_1,
     fma,
     power_of_two,
-    round_to_whole,
+    root_of_mean,
     split_log2,
     sum_pairs,
 )
@@ -207,12 +206,12 @@ def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
         power, p_group, p_column = layout.power(p, x.device)
     else:
         number, rest = _split(p)
+    sets = group(sets)
     if isinstance(sets, Dims):
         if sets.members is not None:
             counts = layout.arrange(sets.members.sum(sets.dims, keepdim=True))
             mask = layout.arrange(sets.members)
     else:
-        sets = group(sets)
         rows, counts = sets.rows, sets.offsets
     wide = max(x.numel(), layout.groups * layout.columns) >= 2**31
     return (x, power, number, rest, mask, rows, counts, layout.groups,
@@ -336,7 +335,7 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         inverse = 1.0 / n
         mean = total * inverse
         left = fma(-mean, n, total) + rest
-        y = largest * _root(mean, left / total, p, p_rest)
+        y = largest * root_of_mean(mean, left / total, p, p_rest)
         y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
         # The mean is never beyond the maximum.
         y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),
@@ -350,23 +349,6 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         total = total.to(tl.float64) + rest
         total = tl.where(p == 1.0, total * up / largest, total)
         tl.store(totals_ptr + place + result, total, mask=valid)
-
-
-@triton.jit
-def _root(mean, share, p, p_rest):
-    """The p-th root of ``mean * (1 + share)``, at most 1.
-
-    The whole part of its logarithm is divided with what its quotient leaves:
-    the logarithm is then as precise as a number below 1.
-    """
-    whole, part = split_log2(mean)
-    inverse = 1.0 / p
-    quotient = whole * inverse
-    left = (fma(-quotient, p, whole) - quotient * p_rest) * inverse
-    part = fma(share, 1.442695, part) * inverse
-    n, scale = round_to_whole(quotient + part)
-    e = (quotient - n) + (part + left)
-    return fma(exp2_minus_1(e), scale, scale)
 
 
 @triton.jit

@@ -176,6 +176,8 @@ def test_reads_values_at_most_twice(heads, nms_type, equal, monkeypatch):
     # On the host, and after the reading.
     monkeypatch.setattr(center_decoding, '_one_by_one',
                         lambda *args: torch.zeros(1).long().numpy())
+    ours.predict_by_feat(preds, METAS)  # which keeps the constants
+    reads.clear()
     with NoReading() as mode, Rounds() as rounds:
         ours.predict_by_feat(preds, METAS)
     # And one to see where scores are equal.
@@ -239,6 +241,27 @@ def test_half_precision_is_decoded_in_float32(heads, dtype, way):
     wide = tuple([{name: x.float() for name, x in pred.items()}]
                  for pred, in preds)
     assert_equal(predict(ours, preds), predict(ours, wide))
+
+
+class Decoder(torch.nn.Module):
+    """A traced one must not leave its own constants to the next call."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.args = head.bbox_coder, head.norm_bbox
+
+    def forward(self, preds):
+        return tuple(center_decoding.decode(preds, *self.args))
+
+
+def test_decodes_after_an_export(heads):
+    _, ours = usual(heads, 'rotate')
+    preds, decoder = [pred for pred, in maps(True)], Decoder(ours)
+    center_decoding._kept_constant.cache_clear()
+    exported = torch.export.export(decoder, (preds, ), strict=False).module()
+    expected = center_decoding.decode(preds, *decoder.args)
+    for got, want in zip(exported(preds), expected, strict=True):
+        assert got.equal(want)
 
 
 class OwnCoder(CenterPointBBoxCoder):

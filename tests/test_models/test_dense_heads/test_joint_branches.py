@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sigplug.models.dense_heads import CenterHead
+from sigplug.models.dense_heads import CenterHead, joint_branches
 from sigplug.models.dense_heads.joint_branches import JointBranches
 
 from .center_heads import both, config, features
@@ -49,6 +49,14 @@ def test_values_gradients_and_statistics_are_those_of_the_branches(
         assert len(found) == len(expected)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_trains_after_a_prediction_in_inference_mode(head):
+    """What is kept between calls must not be of that mode."""
+    joint_branches._places.cache_clear()
+    with torch.inference_mode():
+        head._joint_branches(head.shared_conv(features()[0]))
+    run(head, True)
 
 
 def test_a_deep_copy_has_its_own_branches(head):
