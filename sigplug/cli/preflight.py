@@ -48,8 +48,9 @@ def find_config(path: str) -> str:
     try:
         return Config._get_cfg_path(path, '')[0]
     except Exception as error:
+        # Its cause lists all configs that there are.
         raise UserError(
-            f'The config {path!r} cannot be found: {describe(error)}. Such a '
+            f'The config {path!r} cannot be found: {error}. Such a '
             "name is mmdet3d:: or mmdet:: and a path below the package's "
             'configs, as in _base_.') from error
 
