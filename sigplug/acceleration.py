@@ -48,10 +48,10 @@ def accelerate(model: nn.Module) -> Acceleration:
     The heads are mmdet3d's ``CenterHead`` and ``SMOKEMono3DHead``, for which
     activation and loss become one operation and the targets lose their loop
     over boxes (and on a GPU the branches of a ``CenterHead`` become a few
-    convolutions, and its decoding one of the whole batch), and mmdet's ``CenterNetHead``, ``CornerHead`` and
-    ``CentripetalHead``, for which the targets do. A subclass is changed as
-    far as it leaves alone what would be replaced; with a loss of its own, a
-    ``CenterHead`` gets the targets.
+    convolutions, and its decoding one of the whole batch), and mmdet's
+    ``CenterNetHead``, ``CornerHead`` and ``CentripetalHead``, for which the
+    targets do. A subclass is changed as far as it leaves alone what would be
+    replaced; with a loss of its own, a ``CenterHead`` gets the targets.
 
     Losses, gradients and predictions stay the same up to rounding, and so do
     the parameters and the ``state_dict``. Where a batch has NaN among its
