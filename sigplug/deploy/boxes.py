@@ -5,12 +5,6 @@ from typing import Any
 import numpy as np
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Return ``1 / (1 + exp(-x))`` in the dtype of ``x``."""
-    with np.errstate(over='ignore'):
-        return 1 / (1 + np.exp(-x))
-
-
 def decode(maps: Mapping[str, np.ndarray], coder: Mapping[str, Any],
            heatmap: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the boxes at the best cells of one task, the best first.
@@ -23,7 +17,9 @@ def decode(maps: Mapping[str, np.ndarray], coder: Mapping[str, Any],
     and labels within the task follow, ``(N, )``.
     """
     heat = maps['heatmap']
-    scores = (sigmoid(heat) if heatmap == 'logits' else heat).ravel()
+    with np.errstate(over='ignore'):
+        scores = 1 / (1 + np.exp(-heat)) if heatmap == 'logits' else heat
+    scores = scores.ravel()
     width, cells = heat.shape[2], heat[0].size
     count = min(coder['max_num'], scores.size)
     found = np.sort(np.argpartition(-scores, count - 1)[:count])

@@ -47,16 +47,6 @@ class Detector:
 
     Raises:
         UserError: The folder is missing, damaged, or not to be run here.
-
-    Examples:
-        .. code-block:: python
-
-            from sigplug.deploy import Detector, read_points
-
-            detector = Detector('work_dirs/quickstart/epoch_8')
-            cloud = read_points('cloud.bin')
-            for box, score, label in zip(*detector(detector.adapt(cloud))):
-                print(detector.classes[label], score, box)
     """
 
     def __init__(self, folder: str | os.PathLike,
@@ -182,13 +172,14 @@ class Detector:
                     for name, value in outputs.items()
                     if '.' not in name or name.startswith(f'task{task}.')}
             if maps:
-                found = ([maps[key] for key in ('boxes', 'scores', 'labels')]
-                         if 'boxes' in maps else box_steps.decode(
-                             maps, coder, self.about['heatmap']))
+                boxes, scores, labels = (
+                    (maps['boxes'], maps['scores'], maps['labels'])
+                    if 'boxes' in maps else box_steps.decode(
+                        maps, coder, self.about['heatmap']))
                 kept = box_steps.select(
-                    found[0], found[1], coder, self.about['nms'], task)
-                boxes, scores, labels = (values[kept] for values in found)
-                results.append((boxes, scores, labels + first))
+                    boxes, scores, coder, self.about['nms'], task)
+                results.append(
+                    (boxes[kept], scores[kept], labels[kept] + first))
             first += len(classes)
         boxes, scores, labels = map(np.concatenate, zip(*results))
         boxes[:, 2] -= boxes[:, 5] / 2
