@@ -3,10 +3,9 @@ from pathlib import Path
 
 import torch
 from mmdet.structures import DetDataSample
-from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn

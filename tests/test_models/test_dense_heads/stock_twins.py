@@ -4,10 +4,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from mmdet3d.structures import CameraInstance3DBoxes, LiDARInstance3DBoxes
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
+
+try:
+    from mmdet3d.structures import CameraInstance3DBoxes, LiDARInstance3DBoxes
+except ModuleNotFoundError:  # mmdet's heads do without
+    CameraInstance3DBoxes = LiDARInstance3DBoxes = None
 
 NUM_CLASSES, CHANNELS, SIZE = 3, 8, 128
 NMS = dict(type='nms', iou_threshold=0.5)
