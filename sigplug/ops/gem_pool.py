@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ._checks import PowerLike, check_input
 from ._dtypes import upcast_half
+from ._tracing import is_exporting
 from .backends import is_traced
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
@@ -108,8 +109,14 @@ def gem_pool(x: Tensor,
         if dim not in pooled and step != 1:
             x = x[(slice(None), ) * dim + (slice(None, None, step), )]
     if any(pad):
-        # Padded cells are 0 behind the clamp.
-        x, eps = clamp(x, eps), None
+        # Padded cells are 0 behind the clamp. That of torch passes the
+        # gradient at eps before 2.14 alone, which no export needs.
+        if eps is None or is_exporting():
+            x = clamp(x, eps)
+        else:
+            x = clamp(x, None)
+            x = torch.where(x < eps, eps, x)
+        eps = None
         x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
     elif any(step < size for size, step in zip(kernel, steps)):
         # The gradient of a cell is the sum over its windows.

@@ -74,9 +74,9 @@ def test_names_and_checkpoints(name):
 def test_positional_arguments(name):
     case, cls = CASES[name], getattr(dense_heads, name)
     with DefaultScope.overwrite_default_scope(case.scope):
-        stock, ours = (
+        ours, stock = (
             head(*copy.deepcopy(case.positional), **copy.deepcopy(case.others))
-            for head in (MODELS.get(f'{stock_of(name)}{name}'), cls))
+            for head in (cls, MODELS.get(f'{stock_of(name)}{name}')))
     ours.load_state_dict(stock.state_dict(), strict=True)
     if name == 'CenterNetHead':
         assert ours.loss_center_heatmap.loss_weight == 3
