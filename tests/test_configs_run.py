@@ -118,9 +118,11 @@ def test_loss_and_predictions_of_centerpoint(path):
                       code_size)
 
 
-@pytest.mark.parametrize(
-    'path', [path for path in CONFIGS if 'coco' in path.stem],
-    ids=lambda path: path.stem)
+# Those with an Hourglass network take 8 s here.
+@pytest.mark.parametrize('path', [
+    pytest.param(path, id=path.stem, marks=(
+        pytest.mark.slow if 'hourglass' in path.stem else ()))
+    for path in CONFIGS if 'coco' in path.stem])
 def test_loss_and_predictions_of_image_detectors(path):
     cfg = load(path)
     cfg.model.backbone.init_cfg = None  # no weights from elsewhere

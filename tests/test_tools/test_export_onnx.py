@@ -2,6 +2,7 @@
 import copy
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -185,6 +186,26 @@ def test_gem_in_the_dense_part(run, tmp_path):
               for tensor in graph.initializer
               if tensor.name == node.input[1]]
     assert powers == [4.5, pytest.approx(1 / 4.5)]
+
+
+@pytest.mark.parametrize('given', [
+    ['batch', 3, '8*height', '8*width'], ['s0', 3, '8*s89', '8*s99']])
+def test_open_sizes_have_names(tool, given):
+    """Of the input torch keeps the names, or numbers it as all others."""
+    first = given[0]
+    x, z, y = (onnx.helper.make_tensor_value_info(
+        name, onnx.TensorProto.FLOAT, shape) for name, shape in dict(
+            x=given, z=[first, 9, 's89', 's99'],
+            y=[first, 2, '4*s89', '4*s99']).items())
+    graph = onnx.helper.make_graph([], 'g', [x], [y], value_info=[z])
+    tool.name_axes(SimpleNamespace(
+        axes={0: 'batch', 2: 'height', 3: 'width'}), graph)
+    assert [[dim.dim_param or dim.dim_value
+             for dim in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            ] == [['batch', 3, '8*height', '8*width'],
+                  ['batch', 9, 'height', 'width'],
+                  ['batch', 2, '4*height', '4*width']]
 
 
 # --- refusals -------------------------------------------------------------

@@ -206,9 +206,12 @@ def check_packages() -> None:
 
 def name_axes(part: nn.Module, graph: Any) -> None:
     """Name the sizes that torch has numbered, e.g. 8*s12 as 8*height."""
-    dims = graph.input[0].type.tensor_type.shape.dim
-    names = {dims[axis].dim_param.rpartition('*')[2]: name
-             for axis, name in part.axes.items()}
+    # The input may have its names already, and the others numbers.
+    names = {}
+    for value in (*graph.output, *graph.input):
+        dims = value.type.tensor_type.shape.dim
+        names |= {dims[axis].dim_param.rpartition('*')[2]: name
+                  for axis, name in part.axes.items() if axis < len(dims)}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
