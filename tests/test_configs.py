@@ -99,7 +99,7 @@ def test_quickstart_differs_from_its_stock_twin_in_the_plugged_parts_only():
     assert differences(ours.to_dict(), stock.to_dict()) == {
         'model.data_preprocessor.type', 'model.pts_voxel_encoder.type',
         'model.pts_voxel_encoder.p', 'model.pts_middle_encoder.type',
-        'model.pts_bbox_head.type',
+        'model.pts_middle_encoder.channels_last', 'model.pts_bbox_head.type',
         'model.pts_bbox_head.loss_cls.type',
         'model.pts_bbox_head.loss_cls.clip',
         'optim_wrapper.paramwise_cfg', 'power_paramwise_cfg', 'custom_hooks'

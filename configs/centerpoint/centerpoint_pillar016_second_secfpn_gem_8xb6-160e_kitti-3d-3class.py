@@ -31,6 +31,7 @@ model = dict(
         legacy=False),
     pts_middle_encoder=dict(
         type='sigplug.PointPillarsScatter',
+        channels_last=True,
         in_channels=64,
         output_shape=(496, 432)),
     pts_backbone=dict(

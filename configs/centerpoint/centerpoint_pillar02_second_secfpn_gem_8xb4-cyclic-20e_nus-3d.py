@@ -6,7 +6,8 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(type='sigplug.Det3DDataPreprocessor'),
     pts_voxel_encoder=dict(type='sigplug.GeMPillarFeatureNet', p=3.0),
-    pts_middle_encoder=dict(type='sigplug.PointPillarsScatter'),
+    pts_middle_encoder=dict(
+        type='sigplug.PointPillarsScatter', channels_last=True),
     pts_bbox_head=dict(
         type='sigplug.CenterHead',
         # ClipSigmoid() and mmdet's loss in one operation.

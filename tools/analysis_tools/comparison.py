@@ -90,7 +90,7 @@ def format_tables(names: Sequence[str], values: Values) -> str:
         columns[f'{metric}, difference'] = ['', *(
             f'{bold}{change:+.3f} ± {half:.3f}{bold}'
             for change, half in zip(*difference(runs))
-            for bold in ['**' * (abs(change) > half)])]
+            for bold in ['**' * bool(abs(change) > half)])]
     classes = {'config': names, **{
         metric[3:].replace('_', ' '): [f'{m:.3f}' for m in runs.mean(1)]
         for metric, runs in values.items() if metric.startswith('AP/')}}

@@ -251,6 +251,9 @@ def replace_drop_ins(cfg: dict) -> None:
                 part.name != 'Det3DDataPreprocessor'
                 or part.node.get('voxel')):
             part.node['type'] = f'sigplug.{part.name}'
+            if part.name == 'PointPillarsScatter' and any(
+                    each.name == 'CenterHead' for each in iter_parts(cfg)):
+                part.node['channels_last'] = True
 
 
 def replace_pillar_nets(cfg: dict, config: str) -> None:

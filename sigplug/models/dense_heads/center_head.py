@@ -190,7 +190,12 @@ class CenterHead(_CenterHead):
         # A CPU is faster branch by branch, and tracers see the stock modules.
         if x.is_cuda and not is_traced() and joint.are_free():
             return joint(x)
-        return [task(x) for task in self.task_heads]
+        if not joint.branches:
+            # mmcv's deformable convolutions take no channels_last.
+            x = x.contiguous()
+        # Nor does the ``view`` of upstream's decoding.
+        return [{name: maps.contiguous() for name, maps in task(x).items()}
+                for task in self.task_heads]
 
     @property
     def heatmap_clip(self) -> tuple[float, float, bool] | None:

@@ -163,7 +163,7 @@ def _finish(hidden: Tensor, finals: Sequence[nn.Conv2d]) -> Sequence[Tensor]:
             _places(sizes, weight.device), weight)
     return F.conv2d(
         hidden, of_all.flatten(1, 2), _cat(finals, 'bias'), finals[0].stride,
-        finals[0].padding).split(sizes, dim=1)
+        finals[0].padding).contiguous().split(sizes, dim=1)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -345,3 +345,15 @@ def test_predictions_without_velocity_equal_the_stock_heads():
         assert got.bboxes_3d.tensor.equal(expected.bboxes_3d.tensor)
         assert got.scores_3d.equal(expected.scores_3d)
         assert got.labels_3d.equal(expected.labels_3d)
+
+
+def test_takes_features_in_the_layout_of_convolutions():
+    """Code on top of upstream's calls ``view`` on the maps."""
+    head = CenterHead(**config()).eval()
+    x = features()
+    expected = head(x)
+    found = head([f.to(memory_format=torch.channels_last) for f in x])
+    for (ours, ), (plain, ) in zip(found, expected, strict=True):
+        for name, maps in ours.items():
+            assert maps.is_contiguous()
+            torch.testing.assert_close(maps, plain[name])

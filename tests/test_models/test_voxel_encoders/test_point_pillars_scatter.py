@@ -24,20 +24,23 @@ def pillars(*counts, dtype=torch.float32):
 
 @pytest.mark.parametrize('counts', [(9, 35, 1), (0, 4), (6, )])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-def test_equals_mmdet3ds(counts, dtype):
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_equals_mmdet3ds(counts, dtype, channels_last):
     features, coors = pillars(*counts, dtype=dtype)
     size = coors[-1, 0] + 1
     found = []
-    for cls in (Stock, PointPillarsScatter):
+    for scatter in (Stock(CHANNELS, (NY, NX)), PointPillarsScatter(
+            CHANNELS, (NY, NX), channels_last=channels_last)):
         x = features.clone().requires_grad_()
-        canvas = cls(CHANNELS, (NY, NX))(x, coors, size)
+        canvas = scatter(x, coors, size)
         weight = torch.arange(canvas.numel()).view_as(canvas) % 64
         (canvas * weight).sum().backward()
         found.append((canvas, x.grad))
     (canvas, grad), (ours, our_grad) = found
     assert ours.shape == (len(counts), CHANNELS, NY, NX)
     assert ours.equal(canvas) and ours.dtype == dtype
-    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert ours.is_contiguous(memory_format=torch.channels_last if
+                              channels_last else torch.contiguous_format)
     assert our_grad.equal(grad)
 
 

@@ -100,7 +100,8 @@ def change(model: ConfigDict, kind: str) -> ConfigDict:
     if level > 1:
         model.data_preprocessor.type = 'sigplug.Det3DDataPreprocessor'
         if scatter.type == 'PointPillarsScatter':
-            scatter.type = 'sigplug.PointPillarsScatter'
+            scatter.update(
+                type='sigplug.PointPillarsScatter', channels_last=True)
     if level > 2:
         head.loss_cls.type = 'GaussianFocalLossWithLogits'
         if model.pts_voxel_encoder.type == 'PillarFeatureNet':
