@@ -67,7 +67,8 @@ def _in_range(boxes: np.ndarray, limits: list[float]) -> np.ndarray:
     if not limits:
         return np.ones(len(boxes), bool)
     low, high = np.asarray(limits, np.float32).reshape(2, 3)
-    return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(axis=1)
+    inside = (boxes[:, :3] >= low) & (boxes[:, :3] <= high)
+    return np.asarray(inside.all(axis=1))
 
 
 def greedy(conflict: np.ndarray) -> np.ndarray:
