@@ -96,11 +96,10 @@ def _best_cells(preds: list[dict[str, Tensor]],
     # In two steps, as upstream: they decide the order of equal scores. The
     # second is for tasks with as many classes at once.
     of_class = maps.topk(num)
-    groups = []
-    place: dict[int, int] = {}
+    groups, order = [], []
     for count in sorted(set(counts)):
         tasks = [task for task, n in enumerate(counts) if n == count]
-        place.update((task, len(place)) for task in tasks)
+        order += tasks
         starts = [sum(counts[:task]) for task in tasks]
         scores, cells = (
             torch.stack([values[:, start:start + count].flatten(1)
@@ -111,11 +110,7 @@ def _best_cells(preds: list[dict[str, Tensor]],
         groups.append((scores, cells.gather(2, best), labels.int()))
     if len(groups) == 1:
         return groups[0]
-    columns = [[part for values in column for part in values.unbind(1)]
-               for column in zip(*groups)]
-    scores, cells, labels = (
-        torch.stack([parts[place[task]] for task in range(len(preds))], dim=1)
-        for parts in columns)
+    scores, cells, labels = (_put(parts, order) for parts in zip(*groups))
     return scores, cells, labels
 
 
@@ -136,10 +131,10 @@ def suppress(found: Candidates,
 
     They are those of mmdet3d's circle and rotated NMS, in its order. On a CPU
     its functions are called, sample by sample and task by task. On a GPU all
-    pairs of boxes are compared at once, which waits for it once, or twice
-    where scores are equal; each rotated NMS would wait. There, rotated boxes
-    of equal scores stay in the order of the candidates: upstream's sort is
-    not stable.
+    pairs of boxes are compared at once, which waits for it once, and again
+    where scores of circles are equal and for each ``ROUNDS`` more boxes in a
+    chain; each rotated NMS would wait. There, rotated boxes of equal scores
+    stay in the order of the candidates: upstream's sort is not stable.
 
     Args:
         found (Candidates): From :func:`decode`.
