@@ -10,6 +10,8 @@
 .PHONY: help env quickstart test test-all fuzz soak bench lint docs clean
 
 export COLUMN
+# mmdet3d refuses the other line of packages, but runs with it.
+export SIGPLUG_MMDET3D_BESIDE_ONEDL := $(if $(filter onedl,$(COLUMN)),1)
 JOBS ?= 2
 VENV := .venv$(if $(COLUMN),-$(COLUMN))
 

@@ -4,6 +4,7 @@ Importing the package registers, under their bare names, the parts that need
 nothing beyond mmengine; mmdet3d is only imported once a config asks for a
 part that is built on it.
 """
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,9 +14,11 @@ from .version import __version__
 if find_spec('mmengine') is not None:
     from . import models, registry  # noqa: F401
     from .cli.machine import warn_about_unsupported_versions
-    from .engine.upstream_fixes import allow_mmengine_checkpoints
+    from .engine import upstream_fixes
     registry.register_bare_hook_names()
-    allow_mmengine_checkpoints()
+    upstream_fixes.allow_mmengine_checkpoints()
+    if os.environ.get('SIGPLUG_MMDET3D_BESIDE_ONEDL') == '1':
+        upstream_fixes.import_mmdet3d_beside_onedl()
     warn_about_unsupported_versions()
 
 __all__ = ['__version__', 'accelerate']

@@ -22,7 +22,7 @@ from sigplug.cli.stages import (
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb4-onecycle-8e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-4e_nus-mini-3d.py')
 DATA_SEED = 0
 
 
@@ -106,7 +106,9 @@ def main() -> None:
         'train', TOOLS / 'train.py', config, '--work-dir', work_dir,
         *(['--amp'] if args.amp else []),
         *(['--resume'] if args.resume else []),
-        '--cfg-options', f'randomness.seed={args.seed}')
+        '--cfg-options', f'randomness.seed={args.seed}',
+        # The next stage evaluates.
+        'train_cfg.val_begin=1000')
     checkpoint = relative((work_dir / 'last_checkpoint').read_text())
     stages['test'] = run_stage(
         'test', TOOLS / 'test.py', config, checkpoint, '--work-dir', eval_dir)

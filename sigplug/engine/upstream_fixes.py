@@ -1,7 +1,8 @@
 """What upstream leaves no other way for.
 
 ``import sigplug`` calls :func:`allow_mmengine_checkpoints`, as the loading of
-a checkpoint is mmengine's; the command-line tools call the others.
+a checkpoint is mmengine's, and :func:`import_mmdet3d_beside_onedl` where it is
+asked to; the command-line tools call the others.
 """
 import os
 import os.path as osp
@@ -97,6 +98,23 @@ def supply_numpy_long() -> None:
     (https://github.com/open-mmlab/mmdetection3d/issues/2821).
     """
     vars(np).setdefault('long', np.int_)
+
+
+def import_mmdet3d_beside_onedl() -> None:
+    """Import mmdet3d 1.4 beside OneDL's forks of mmcv and mmdet.
+
+    It runs with them, but its import ends where they are newer than mmcv 2.1
+    and mmdet 3.3 (https://github.com/open-mmlab/mmdetection/issues/11763).
+    For that import alone they pass for those.
+    """
+    import mmcv
+    import mmdet
+    versions = mmcv.__version__, mmdet.__version__
+    mmcv.__version__, mmdet.__version__ = '2.1.0', '3.3.0'
+    try:
+        import mmdet3d  # noqa: F401
+    finally:
+        mmcv.__version__, mmdet.__version__ = versions
 
 
 def train_spconv_on_cpu() -> None:

@@ -1,4 +1,5 @@
 """What the fixes change outside sigplug, and what they leave alone."""
+import importlib
 import pickle
 import subprocess
 import sys
@@ -6,6 +7,8 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import mmcv
+import mmdet
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from toy_training import make_runner
 from sigplug.cli import preflight
 from sigplug.engine.upstream_fixes import (
     allow_mmengine_checkpoints,
+    import_mmdet3d_beside_onedl,
     load_checkpoints_safely,
     supply_numpy_long,
     train_spconv_on_cpu,
@@ -148,3 +152,14 @@ heavy = {'mmcv', 'mmdet', 'mmdet3d', 'mmengine.runner', 'mmengine.optim'}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_mmdet3d_beside_onedl(monkeypatch):
+    monkeypatch.setattr(mmcv, '__version__', '2.3.6')
+    monkeypatch.setattr(mmdet, '__version__', '3.5.1')
+    monkeypatch.delitem(sys.modules, 'mmdet3d')
+    with pytest.raises(AssertionError, match='MMCV==2.3.6 is used but incomp'):
+        importlib.import_module('mmdet3d')
+    import_mmdet3d_beside_onedl()
+    assert importlib.import_module('mmdet3d').__name__ == 'mmdet3d'
+    assert (mmcv.__version__, mmdet.__version__) == ('2.3.6', '3.5.1')

@@ -38,11 +38,12 @@ STATE = VENV / 'setup-env.json'
 # A change in one of these brings the environment up to date.
 INPUTS = ('requirements/**/*.txt', 'setup.py', 'sigplug/version.py',
           'tools/misc/setup_env.py', 'tools/misc/join_mmcv.py')
-# The line of packages that goes by onedl-mmcv and so on has no mmdet3d.
+# The line of packages that goes by onedl-mmcv and so on.
 ONEDL = COLUMN == 'onedl'
 MMCV = 'onedl-mmcv' if ONEDL else 'mmcv'
-CHECK = f'import mmdet.models{"" if ONEDL else ", mmdet3d.models"}' + """
+CHECK = """
 import sigplug, torch
+import mmdet.models, mmdet3d.models
 from mmcv.ops import nms
 boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)[1]
@@ -286,6 +287,9 @@ def install():
     install_devkit()
     pip_lists('OpenMMLab stack', 'onedl' if ONEDL else 'mminstall', 'runtime',
               'optional', 'tests', *([] if wanted['cuda'] else ['spconv']))
+    if ONEDL:
+        # Which its metadata allows, and SIGPLUG_MMDET3D_BESIDE_ONEDL.
+        pip('mmdet3d', 'mmdet3d')
     if wanted['cuda']:
         # Its CPU build would take the place of mmcv's CUDA operators.
         run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',

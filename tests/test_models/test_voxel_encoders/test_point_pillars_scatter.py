@@ -1,4 +1,4 @@
-"""The map of pillars against mmdet3d's."""
+"""The scatter of pillars against mmdet3d's."""
 import pytest
 import torch
 from mmdet3d.models.middle_encoders import PointPillarsScatter as Stock
