@@ -11,7 +11,9 @@ NOISE = re.compile(
     r'\n?-{20,}|Config:\n|Hooks will be executed|Distributed training is not '
     'used|paramwise_options|The length of |The number of instances|Exp name: '
     '|Using env variable|"FileClient" will be|"HardDiskBackend" is|'
-    '.* is not a meta file|Traceback ')
+    '.* is not a meta file|Traceback |'
+    # The nuScenes devkit has just printed the same as a table.
+    r'Epoch\((val|test)\) .*NuScenes metric/')
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -12,8 +12,9 @@ from sigplug.cli.runner import Runner
 NOISE = [
     'Config:\na = 1\n', '\n' + '-' * 60 + '\nSystem environment:\n',
     'paramwise_options -- p:lr=1', 'v1.0-mini is not a meta file, simply parse'
-    'd as meta information']
-NEWS = ['Epoch(train) [1][1/4]  loss: 1.0', 'Saving checkpoint at 1 epochs',
+    'd as meta information', 'Epoch(val) [4][20/20]  NuScenes metric/mAP: 0.5']
+NEWS = ['Epoch(train) [1][1/4]  loss: 1.0', 'Epoch(val) [1][1/2]  eta: 0',
+        'Saving checkpoint at 1 epochs',
         'The learning rate is 1']
 
 

@@ -44,7 +44,7 @@ CONFIGS = {
                       '8xb4-cyclic-20e_nus-3d.py'),
 }
 # Each has all that the ones before it have.
-KINDS = ('stock', 'sigplug.CenterHead', 'migrated', 'logits, GeM pillars')
+KINDS = ('stock', '+ sigplug head', '+ voxels, scatter', '+ logits loss, GeM')
 # Methods of the model's parts that make up a stage.
 STAGES = (
     ('data_preprocessor', 'forward', 'voxelise'),

@@ -55,7 +55,7 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
                     color=colors[name])
             left += width
         for row, total in enumerate(left):
-            ax.text(total, row, f' {total:.4g}', va='center', fontsize=9,
+            ax.text(total, row, f' {total:.3g}', va='center', fontsize=9,
                     color=INK)
         ax.set_yticks(range(len(left)), [r['config'] for r in group['rows']])
         ax.set_ylim(len(left) - 0.5, -0.5)
