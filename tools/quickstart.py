@@ -22,7 +22,7 @@ from sigplug.cli.stages import (
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-4e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py')
 DATA_SEED = 0
 
 

@@ -32,21 +32,21 @@ model = dict(
         type='SECOND',
         in_channels=32,
         out_channels=[32, 64, 128],
-        layer_nums=[2, 3, 3],
+        layer_nums=[1, 2, 2],
         layer_strides=[2, 2, 2],
         norm_cfg=norm_cfg,
         conv_cfg=dict(type='Conv2d', bias=False)),
     pts_neck=dict(
         type='SECONDFPN',
         in_channels=[32, 64, 128],
-        out_channels=[32, 32, 32],
+        out_channels=[16, 16, 16],
         upsample_strides=[1, 2, 4],
         norm_cfg=norm_cfg,
         upsample_cfg=dict(type='deconv', bias=False),
         use_conv_for_no_stride=True),
     pts_bbox_head=dict(
         type='CenterHead',
-        in_channels=sum([32, 32, 32]),
+        in_channels=sum([16, 16, 16]),
         tasks=[
             dict(
                 num_class=10,
