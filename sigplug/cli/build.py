@@ -39,7 +39,6 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
               Runner.from_cfg(cfg))
     train_spconv_on_cpu()
     datasets: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
     for split in splits:
         name = f'{split}_dataloader'
         with explain_data_errors(cfg.get(name), name):
@@ -48,10 +47,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         loader = getattr(loop, 'dataloader', None)
         dataset = datasets[split] = getattr(loader, 'dataset', None)
         preflight.check_tables(cfg, split, dataset)
-        metrics[split] = getattr(
-            getattr(loop, 'evaluator', None), 'metrics', ())
     model = unwrap(runner.model)
-    check_model(model, datasets, metrics)
+    check_model(model, datasets)
     if 'train' in splits:
         check_pretrained(cfg, model)
     compile_parts(runner.cfg, model)
