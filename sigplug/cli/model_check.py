@@ -12,12 +12,9 @@ from sigplug.errors import UserError
 # A multiple of all strides that detectors have.
 SPAN = 128
 # Detectors that reduce points without their numbers in each voxel, by those
-# that read them, and the methods which do.
-DYNAMIC = {
-    'MVXTwoStageDetector': (('extract_feat', 'extract_pts_feat'),
-                            'DynamicMVXFasterRCNN'),
-    'VoxelNet': (('extract_feat', ), 'DynamicVoxelNet'),
-}
+# that read them.
+DYNAMIC = {'MVXTwoStageDetector': 'DynamicMVXFasterRCNN',
+           'VoxelNet': 'DynamicVoxelNet'}
 
 
 def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
@@ -28,10 +25,7 @@ def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
     names its classes, or with several, are left alone, and so are parts with
     a ``forward``, or what else is compared, of their own.
 
-    Args:
-        model (nn.Module): The detector.
-        datasets (dict): The built data sets, by ``'train'``, ``'val'`` and
-            ``'test'``.
+    The data sets go by ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
         UserError: The classes of a head and of a data set differ, or the
@@ -180,30 +174,35 @@ def _count_cells(middle: Any, layer: Any) -> list[int]:
     return np.round((area[3:5] - area[:2]) / size[:2]).astype(int).tolist()
 
 
+def _has_stock_flow(model: Any) -> bool:
+    """Return whether points become features as in mmdet3d."""
+    methods = [name for name in ('extract_feat', 'extract_pts_feat')
+               if hasattr(model, name)]
+    return bool(methods) and _is_stock(model, *methods)
+
+
 def _check_detector(model: Any) -> None:
     """Name the detector that dynamic voxels need."""
     encoder = _find(model, 'voxel_encoder')[1]
     preprocessor = getattr(model, 'data_preprocessor', None)
+    setting = "voxel_type='dynamic' in model.data_preprocessor"
     if _is_stock(encoder, 'forward') and (
             hasattr(encoder, 'pfn_scatter') or hasattr(encoder,
                                                        'vfe_scatter')):
         cause = type(encoder).__name__
-        setting = " and voxel_type='dynamic' in model.data_preprocessor"
     elif _is_stock(preprocessor, 'voxelize') and getattr(
             preprocessor, 'voxel_type', None) == 'dynamic':
-        cause = "voxel_type='dynamic' in model.data_preprocessor"
-        setting = ''
+        cause = setting
     else:
         return
-    for base in type(model).__mro__:
-        methods, remedy = DYNAMIC.get(base.__name__, ((), ''))
-        if methods and all(
-                getattr(type(model), method) is getattr(base, method)
-                for method in methods):
+    bases = {base.__name__ for base in type(model).__mro__}
+    for hard, remedy in DYNAMIC.items():
+        if (hard in bases and remedy not in bases
+                and _has_stock_flow(model)):
             raise UserError(
                 f"model.type = '{type(model).__name__}' is for hard voxels, "
                 f"of a limited number of points each; {cause} needs "
-                f"type='{remedy}'{setting}.")
+                f"type='{remedy}' and {setting}.")
 
 
 def _check_strides(model: Any, head: Any) -> None:
@@ -216,10 +215,8 @@ def _check_strides(model: Any, head: Any) -> None:
     layer = _find_voxel_layer(model)
     parts = [part for part in (_find(model, 'backbone')[1],
                                _find(model, 'neck')[1]) if part is not None]
-    flow = [method for method in ('extract_feat', 'extract_pts_feat')
-            if hasattr(model, method)]
-    if (layer is None or not parts or not flow
-            or not _is_stock(model, *flow) or not _is_stock(middle, 'forward')
+    if (layer is None or not parts or not _has_stock_flow(model)
+            or not _is_stock(middle, 'forward')
             or not _is_stock(head, 'forward', 'forward_single')):
         return
     fits = _make_probe(middle, parts)
