@@ -17,7 +17,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sigplug.cli import explain, preflight
-from sigplug.cli.explain import describe
 from sigplug.errors import UserError
 
 
@@ -151,21 +150,6 @@ def test_data_loader(key, value, message):
             Runner.build_dataloader(dict(cfg.train_dataloader, dataset=data))
 
     assert explained(cfg, build).startswith(message)
-
-
-def test_causes_are_kept_whole():
-    try:
-        try:
-            raise KeyError('first of all')
-        except KeyError as error:
-            raise OSError('two\nlines') from error
-    except OSError as error:
-        try:
-            raise ValueError('last') from error
-        except ValueError as last:
-            assert describe(last) == (
-                'ValueError: last (from OSError: two lines) (from KeyError: '
-                'first of all)')
 
 
 # -- data sets --------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_file_of_points_is_named(path, content, words):
 
 def test_missed_returns_are_no_fault(path):
     """Without coordinates, whatever else they have."""
-    path.write_bytes(with_values(slice(9), [[0], [3]], math.nan))
+    path.write_bytes(with_values(slice(9), [0, 3], math.nan))
     assert CheckSample(load_dim=5)(sample(path)) is not None
 
 

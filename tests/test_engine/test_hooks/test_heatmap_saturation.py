@@ -74,6 +74,7 @@ def test_stuck_cells_have_no_gradient(clip, kwargs):
             bbox_coder=dict(
                 type='CenterPointBBoxCoder', pc_range=[0, 0],
                 out_size_factor=1, voxel_size=[1, 1]),
+            loss_bbox=dict(type='mmdet.L1Loss', loss_weight=0.1),
             train_cfg=dict(
                 grid_size=[SIZE, SIZE, 1], voxel_size=[1, 1, 1],
                 point_cloud_range=[0, 0, 0, SIZE, SIZE, 1],
