@@ -81,7 +81,7 @@ def _check_classes(head: str, names: list[str], split: str,
     pipeline = getattr(dataset, 'pipeline', None)
     for step in getattr(pipeline, 'transforms', ()):
         # It labels what it pastes by its own list.
-        sampler = getattr(step, 'db_sampler', None)
+        sampler: Any = getattr(step, 'db_sampler', None)
         pasted = getattr(sampler, 'classes', None) or []
         if _is_stock(sampler, 'sample_all') and _misplaced(
                 pasted, classes, sampler.sample_classes):
