@@ -3,7 +3,7 @@ import argparse
 import runpy
 import sys
 
-from .files import TOOLS, stop_printing
+from .files import TOOLS
 from .version import __version__
 
 # What each command does, and the tool behind it.
@@ -43,10 +43,7 @@ def main() -> int:
     # Each needs other packages than the others.
     if args.command == 'doctor':
         from .cli.doctor import main as doctor
-        try:
-            return doctor()
-        except BrokenPipeError:
-            return stop_printing()
+        return doctor()
     if args.command == 'predict':
         from .deploy.__main__ import main as predict
         predict()

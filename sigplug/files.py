@@ -3,7 +3,6 @@
 The standard library alone, as :mod:`sigplug.ops` builds on it.
 """
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,6 @@ def relative(path: str | os.PathLike) -> str:
     """Return a path as one types it: relative, if below the working dir."""
     path = os.path.relpath(path)
     return os.path.abspath(path) if path.startswith('..') else path
-
-
-def stop_printing() -> int:
-    """Let all further output go nowhere, where nobody reads it (`| head`).
-
-    Returns:
-        int: The exit code of a program that ends by that.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 128 + signal.SIGPIPE
 
 
 @contextmanager
@@ -52,15 +41,12 @@ def lock(path: str | os.PathLike,
     """Lock a file, made if missing, until the result is closed.
 
     It ends with the process, however that ends. Where the system or the file
-    system has no locks, nothing is locked.
-
-    Args:
-        path (str | PathLike): The file.
-        wait (Callable, optional): Called where another process has the lock,
-            whose end is then waited for. Without it that is an error.
+    system has no locks, nothing is locked. Where another process has the
+    lock, ``wait`` is called and its end waited for.
 
     Raises:
-        BlockingIOError: Another process has the lock.
+        BlockingIOError: Another process has the lock, and there is no
+            ``wait``.
         OSError: The file cannot be made.
     """
     file = open(path, 'a')

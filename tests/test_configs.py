@@ -38,26 +38,21 @@ def check_optimizer(cfg: Config, model: nn.Module, fixed: bool) -> None:
         del cfg.optim_wrapper.loss_scale
         cfg.optim_wrapper.type = 'OptimWrapper'
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    # The optimiser leaves out what a backbone has frozen.
-    names = {param: name for name, param in model.named_parameters()
-             if param.requires_grad}
+    found = {param: (group['weight_decay'], group['lr'])
+             for group in optimizer.param_groups for param in group['params']}
     rate = cfg.optim_wrapper.optimizer.lr
     decay = cfg.optim_wrapper.optimizer.weight_decay
     assert rate > 0 and decay > 0
-    powers = 0
-    for group in optimizer.param_groups:
-        for param in group['params']:
-            name = names.pop(param)
-            is_power = name.rpartition('.')[2] == 'p'
-            powers += is_power
-            assert (group['weight_decay'], group['lr']) == pytest.approx(
-                (0, 10 * rate) if is_power else (decay, rate)), name
-    assert not names
-    assert powers == sum(
-        isinstance(module, LearnablePower)
-        and isinstance(module.p, nn.Parameter)
-        for module in model.modules())
-    assert (powers == 0) == fixed
+    powers = {f'{name}.p' for name, module in model.named_modules()
+              if isinstance(module, LearnablePower)}
+    for name, param in model.named_parameters():
+        # The optimiser leaves out what a backbone has frozen.
+        if param.requires_grad:
+            assert found.pop(param) == pytest.approx(
+                (0, 10 * rate) if name in powers else (decay, rate)), name
+    assert not found
+    trained = powers & {name for name, _ in model.named_parameters()}
+    assert bool(trained) != fixed
 
 
 @each_config
@@ -82,8 +77,7 @@ def test_name_says_how_it_is_trained(path):
     # mmdet's older names leave out that of 8 GPUs with 2 images each.
     gpus, size, amp = part.groups() if part else (8, 2, None)
     assert cfg.train_dataloader.batch_size == int(size)
-    assert (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper') == bool(
-        amp)
+    assert (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper') == bool(amp)
     if 'auto_scale_lr' in cfg:
         assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(size)
     if path.stem.startswith('centerpoint'):

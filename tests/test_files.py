@@ -25,15 +25,18 @@ def test_a_file_is_the_new_one_or_the_old(tmp_path):
 
 
 HOLD = """
-import sys, time
+import os, sys
 from sigplug.files import lock
 held = lock(sys.argv[1])
 print('locked', flush=True)
+# A worker, which may outlive it.
+os.fork()
 sys.stdin.read()
 """
 
 
 def test_one_process_at_a_time(tmp_path):
+    """Until it is killed, although a worker survives it."""
     path = str(tmp_path / '.lock')
     # It imports sigplug, from where this process does.
     other = subprocess.Popen(
@@ -52,8 +55,10 @@ def test_one_process_at_a_time(tmp_path):
     lock(path, wait).close()
     # It was asked once, while the other one was there.
     assert waited == [None]
-    other.communicate()
+    other.wait()
     lock(path).close()
+    # The end of the worker.
+    other.communicate()
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

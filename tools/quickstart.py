@@ -12,12 +12,7 @@ from typing import Any
 from sigplug.cli import preflight, process
 from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.cli.results import read_nuscenes_metrics, write_json
-from sigplug.cli.stages import (
-    check_data_root,
-    hide_unusable_gpus,
-    relative,
-    run_stage,
-)
+from sigplug.cli.stages import hide_unusable_gpus, relative, run_stage
 
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
@@ -66,11 +61,9 @@ def report(summary: dict[str, Any]) -> None:
         f'{name} {value:.3f}' for name, value in metrics['TP_errors'].items())
     print(f'  NDS {metrics["NDS"]:.3f}  {errors}')
     print('\nStages')
-    for name, stage in summary['stages'].items():
-        print(f'  {name:10s}{stage["seconds"]:8.1f} s'
-              f'{stage["peak_memory_mib"]:8d} MiB')
-    print(f'  {"total":10s}{summary["seconds"]:8.1f} s'
-          f'{summary["peak_memory_mib"]:8d} MiB')
+    for name, seconds in [*summary['stages'].items(),
+                          ('total', summary['seconds'])]:
+        print(f'  {name:10s}{seconds:8.1f} s')
     print('\nFiles')
     for name, files in summary['files'].items():
         for path in [files] if isinstance(files, str) else files:
@@ -89,8 +82,7 @@ def main() -> None:
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     os.environ[process.RESUME] = process.resume_command('quickstart')
     config = relative(args.config)
-    check_data_root(
-        preflight.load_config(config), str(args.data_root))
+    preflight.load_config(config)
     # The results of an earlier run must not pass for those of this one.
     for old in (summary_file, curve, *bev_dir.glob('*.png')):
         old.unlink(missing_ok=True)
@@ -126,8 +118,7 @@ def main() -> None:
         data_seed=DATA_SEED,
         data_root=str(args.data_root),
         metrics=read_nuscenes_metrics(eval_dir),
-        seconds=round(sum(s['seconds'] for s in stages.values()), 1),
-        peak_memory_mib=max(s['peak_memory_mib'] for s in stages.values()),
+        seconds=round(sum(stages.values()), 1),
         stages=stages,
         machine=describe_machine(),
         versions=list_versions(),

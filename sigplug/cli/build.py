@@ -1,10 +1,13 @@
 """The objects that a config describes."""
+import logging
 import textwrap
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, RUNNERS
+from mmengine.runner import Runner as BaseRunner
 from mmengine.runner import load_checkpoint
 from torch import nn
 
@@ -15,11 +18,32 @@ from sigplug.engine.upstream_fixes import (
     train_spconv_on_cpu,
 )
 from sigplug.errors import UserError
+from sigplug.files import relative
 
 from . import preflight
 from .explain import explain_data_errors, iter_dicts
 from .model_check import check_model
-from .runner import Runner
+from .screen import quieten
+
+
+class Runner(BaseRunner):
+    """mmengine's runner, which shows news alone on the screen.
+
+    Stages, iterations, losses, the time that is left and warnings are; the
+    config, the environment and the order of the hooks go to the log file. The
+    setting ``log_level='DEBUG'`` shows all.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger, and name its file."""
+        logger = super().build_logger(*args, **kwargs)
+        quieten(logger)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                # That takes some ten seconds.
+                logger.info('Model and data are prepared. The whole log is in '
+                            f'{relative(handler.baseFilename)}')
+        return logger
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
@@ -39,7 +63,6 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
               Runner.from_cfg(cfg))
     train_spconv_on_cpu()
     datasets: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
     for split in splits:
         name = f'{split}_dataloader'
         with explain_data_errors(cfg.get(name), name):
@@ -48,10 +71,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         loader = getattr(loop, 'dataloader', None)
         dataset = datasets[split] = getattr(loader, 'dataset', None)
         preflight.check_tables(cfg, split, dataset)
-        metrics[split] = getattr(
-            getattr(loop, 'evaluator', None), 'metrics', ())
     model = unwrap(runner.model)
-    check_model(model, datasets, metrics)
+    check_model(model, datasets)
     if 'train' in splits:
         check_pretrained(cfg, model)
     compile_parts(runner.cfg, model)

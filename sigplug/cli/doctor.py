@@ -1,6 +1,5 @@
 """Say what sigplug would use on this machine, and what is missing and why."""
 import argparse
-import functools
 import os
 import platform
 import warnings
@@ -17,20 +16,13 @@ from sigplug.version import __version__
 from .machine import describe_machine, find_misfits, list_packages
 
 # By the names that are imported, with what they are for.
-STACK = {
+PACKAGES = {
     'torch': 'everything but sigplug.deploy',
     'mmengine': 'parts that a config names, training',
     'mmcv': 'heads, encoders and training',
     'mmdet': 'heads, encoders and training',
     'mmdet3d': 'heads, encoders and training',
-}
-OPTIONAL = {
     'spconv': 'sparse convolutions on a CPU, or faster ones',
-    'nuscenes': "nuScenes' evaluation",
-    'triton': 'kernels for CUDA',
-    'onnxruntime': 'exported models',
-    'tensorboard': 'the live look at a training',
-    'embreex': 'the synthetic data set',
 }
 
 
@@ -81,23 +73,6 @@ def main() -> int:
     return bool(report.problems)
 
 
-# It reads the metadata of all that is installed.
-list_distributions = functools.cache(packages_distributions)
-
-
-def find_version(name: str) -> str | None:
-    """Return the version of a package by the name that is imported."""
-    if not find_spec(name):
-        return None
-    # Such as mmcv-lite, or spconv-cu120.
-    for distribution in list_distributions().get(name, [name]):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return 'of unknown version'
-
-
 def report_packages(report: Report) -> None:
     """Compare what is installed with the versions sigplug is made for."""
     packages = list_packages()
@@ -105,16 +80,21 @@ def report_packages(report: Report) -> None:
         report.line('sigplug', 'is not installed, or packaging: the ranges '
                     'of versions are unknown')
     ranges = {package.module: package.bounds for package in packages}
-    for name, use in STACK.items():
-        installed = find_version(name)
-        report.line(
-            name, f'{installed} ({ranges.get(name, "any")})' if installed else
-            f'missing; for {use}', 'install it: https://pytorch.org'
-            if name == 'torch' and not installed else '')
+    distributions = packages_distributions()
+    for name, use in PACKAGES.items():
+        if not find_spec(name):
+            report.line(name, f'missing; for {use}',
+                        'install it: https://pytorch.org'
+                        if name == 'torch' else '')
+            continue
+        try:
+            # Such as mmcv-lite, or spconv-cu120.
+            found = version(distributions.get(name, [name])[0])
+        except PackageNotFoundError:
+            found = 'of unknown version'
+        report.line(name, f'{found} ({ranges.get(name, "any")})')
     for problem in find_misfits(packages):
         report.problem(problem)
-    for name, use in OPTIONAL.items():
-        report.line(name, f'{find_version(name) or "missing"}; for {use}')
 
 
 def report_devices(report: Report) -> None:

@@ -4,8 +4,8 @@ import inspect
 import os.path as osp
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import mmengine.registry
@@ -44,11 +44,7 @@ def iter_dicts(node: Any, key: str) -> Iterator[tuple[str, dict]]:
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Return a hint at names like this one, or an empty text.
 
-    Args:
-        name (str): The name.
-        names (Iterable[str]): Those that exist; a mapping says how each is
-            written.
-        cutoff (float): How alike they have to be. Defaults to 0.6.
+    A mapping says how each is written.
     """
     close = difflib.get_close_matches(name, list(names), 3, cutoff)
     if isinstance(names, Mapping):
@@ -78,24 +74,30 @@ def describe(error: BaseException) -> str:
 
 
 @contextmanager
-def explain_build_errors(cfg: Config) -> Iterator[None]:
-    """Name the key of a part of a config that cannot be built.
-
-    Raises:
-        UserError: Its type is not registered, or its class refuses a value.
-    """
+def _explaining(explain: Callable[[Exception], str | None]) -> Iterator[None]:
+    """Raise a ``UserError`` for an error that has an explanation."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        text = (_explain_type(error, cfg) or _explain_argument(error, cfg)
-                or _explain_value(error, cfg))
+        text = explain(error)
         if text is None:
             raise
         # For the log file alone, see screen.NOISE.
         print_log(''.join(traceback.format_exception(error)), 'current')
         raise UserError(text) from error
+
+
+def explain_build_errors(cfg: Config) -> AbstractContextManager[None]:
+    """Name the key of a part of a config that cannot be built.
+
+    Raises:
+        UserError: Its type is not registered, or its class refuses a value.
+    """
+    return _explaining(lambda error: (
+        _explain_type(error, cfg) or _explain_argument(error, cfg)
+        or _explain_value(error, cfg)))
 
 
 def _explain_type(error: Exception, cfg: Config) -> str | None:
@@ -105,28 +107,32 @@ def _explain_type(error: Exception, cfg: Config) -> str | None:
         return None
     name = match[1] or match[2]
     default = ('mmengine', cfg.get('default_scope'))
-    # How each is written. The last counts: a bare name, where it is found.
-    types = sorted({item for root in vars(mmengine.registry).values()
-                    if isinstance(root, Registry)
-                    for item in _iter_types(root)},
-                   key=lambda item: (item[0] in default, item))
-    names = ({f'{scope}.{bare}': f'{scope}.{bare}' for scope, bare in types}
-             if '.' in name else
-             {bare: bare if scope in default else f'{scope}.{bare}'
-              for scope, bare in types})
-    places = [f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
-              if node.get('type') == name]
+    # How each is written. A bare name counts where it is found.
+    names: dict[str, str] = {}
+    for root in vars(mmengine.registry).values():
+        for scope, bare in _iter_types(root):
+            written = f'{scope}.{bare}'
+            if '.' in name:
+                names[written] = written
+            elif scope in default:
+                names[bare] = bare
+            else:
+                names.setdefault(bare, written)
+    places = ' and '.join(
+        f'{key}.type' for key, node in iter_dicts(cfg._cfg_dict, '')
+        if node.get('type') == name) or 'A type'
     if names.get(name) == name:
         # It is there, among parts of another kind.
-        return f'{" and ".join(places) or "A type"}: {describe(error)}'
+        return f'{places}: {describe(error)}'
     hint = (f' Write {names[name]!r}: it has no bare name.' if name in names
             else did_you_mean(name, names))
-    return (f'{" and ".join(places) or "A type"} = {name!r} is not '
-            f'registered.{hint}')
+    return f'{places} = {name!r} is not registered.{hint}'
 
 
-def _iter_types(registry: Registry) -> Iterator[tuple[str, str]]:
+def _iter_types(registry: Any) -> Iterator[tuple[str, str]]:
     """Yield scope and name of the types in a registry and its children."""
+    if not isinstance(registry, Registry):
+        return
     # Those of sigplug are imported once a prefix asks for them.
     if registry.scope == 'sigplug':
         registry.import_from_location()
@@ -143,17 +149,18 @@ def _explain_argument(error: Exception, cfg: Config) -> str | None:
         return None
     kind, name = match.groups()
     built, cls = find_built_config(error) or ({}, None)
-    places = _find_places(cfg, built) if name in built else [
-        place for place in _iter_parts(cfg) if name in place[1]]
-    if not places:
-        return None
-    known = {other for _, node in places for other in node} - {name}
-    # Else it is none of the registry's, as a data loader.
+    known: set[str] = set()
     if name in built and inspect.isclass(cls):
-        kind = cls.__name__
+        kind, places = cls.__name__, _find_places(cfg, built)
         for base in inspect.getmro(cls):
             known |= set(inspect.signature(vars(base).get(
                 '__init__', object)).parameters)
+    else:
+        # None of the registry's, as a data loader.
+        places = [place for place in _iter_parts(cfg) if name in place[1]]
+    if not places:
+        return None
+    known |= {other for _, node in places for other in node} - {name}
     keys = ' and '.join(f'{key}.{name}' for key, _ in places)
     return (f'{keys}: {kind} takes no argument {name!r}.'
             f'{did_you_mean(name, known)}')
@@ -204,58 +211,43 @@ def _bare_type(node: dict) -> Any:
     return kind.rpartition('.')[2] if isinstance(kind, str) else kind
 
 
-@contextmanager
 def explain_data_errors(dataloader: dict | None,
-                        key: str = '') -> Iterator[None]:
-    """Say what is wrong with a dataset that cannot be built.
-
-    The info file is read once, by the dataset, and not before: that of
-    nuScenes takes a while. What is built may be a data loader or a dataset.
-
-    Args:
-        dataloader (dict, optional): The config of the data loader or dataset.
-        key (str): Its key in the config. Defaults to none.
+                        key: str = '') -> AbstractContextManager[None]:
+    """Say what is wrong with a data loader or a dataset that cannot be built.
 
     Raises:
-        UserError: Instead of the dataset's error.
+        UserError: Instead of its error.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        calls = [call.name for call in traceback.extract_tb(
-            error.__traceback__)]
-        nodes = [node for _, node in iter_dicts(dataloader, '')]
-        text = None
-        # Of list.index and tuple.index.
-        if isinstance(error, ValueError) and re.search(
-                'not in (list|tuple)', str(error)):
-            text = next(filter(None, map(_explain_classes, nodes)), None)
-        if isinstance(error, ZeroDivisionError) and 'CBGSDataset' in str(
-                [node.get('type') for node in nodes]):
-            text = ('CBGSDataset draws as many samples of each class, and one '
-                    'of the classes has no sample. Leave it out of '
-                    'metainfo.classes and of the head, or train without '
-                    'CBGSDataset.')
-        # Where mmengine's BaseDataset reads its info file.
-        if text is None and 'full_init' in calls:
-            files = [osp.join(node.get('data_root') or '', node['ann_file'])
-                     for node in nodes
-                     if isinstance(node.get('ann_file'), str)]
-            text = (
-                f'The info file {" or ".join(map(repr, files))} cannot be '
+    return _explaining(lambda error: _explain_data(error, dataloader, key))
+
+
+def _explain_data(error: Exception, dataloader: dict | None,
+                  key: str) -> str | None:
+    calls = [call.name for call in traceback.extract_tb(error.__traceback__)]
+    nodes = [node for _, node in iter_dicts(dataloader, '')]
+    # Of list.index and tuple.index.
+    if isinstance(error, ValueError) and re.search(
+            'not in (list|tuple)', str(error)):
+        for text in filter(None, map(_explain_classes, nodes)):
+            return text
+    if isinstance(error, ZeroDivisionError) and 'CBGSDataset' in str(
+            [node.get('type') for node in nodes]):
+        return ('CBGSDataset draws as many samples of each class, and one of '
+                'the classes has no sample. Leave it out of metainfo.classes '
+                'and of the head, or train without CBGSDataset.')
+    # Where mmengine's BaseDataset reads its info file.
+    if 'full_init' in calls:
+        files = [osp.join(node.get('data_root') or '', node['ann_file'])
+                 for node in nodes if isinstance(node.get('ann_file'), str)]
+        return (f'The info file {" or ".join(map(repr, files))} cannot be '
                 f'used ({describe(error)}). Create it again: '
                 'docs/datasets.md gives the command for each data set.')
-        # What the loader itself refuses, which is built without a registry.
-        build = {name: place for place, name in enumerate(calls)}
-        if (text is None and isinstance(error, ValueError) and key
-                and build.get('build_dataloader', -1) > build.get(
-                    'build_from_cfg', -1)):
-            text = f'{key}: {describe(error).removeprefix("ValueError: ")}'
-        if text is None:
-            raise
-        raise UserError(text) from error
+    # What the loader itself refuses, which is built without a registry.
+    build = {name: place for place, name in enumerate(calls)}
+    if isinstance(error, ValueError) and key and build.get(
+            'build_dataloader', -1) > build.get('build_from_cfg', -1):
+        return f'{key}: {describe(error).removeprefix("ValueError: ")}'
+    return None
 
 
 def _explain_classes(node: dict) -> str | None:

@@ -1,12 +1,10 @@
 """A check that the built parts of a LiDAR heatmap detector fit together."""
 import copy
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from torch import nn
 
 from sigplug.errors import UserError
@@ -14,16 +12,12 @@ from sigplug.errors import UserError
 # A multiple of all strides that detectors have.
 SPAN = 128
 # Detectors that reduce points without their numbers in each voxel, by those
-# that read them, and the methods which do.
-DYNAMIC = {
-    'MVXTwoStageDetector': (('extract_feat', 'extract_pts_feat'),
-                            'DynamicMVXFasterRCNN'),
-    'VoxelNet': (('extract_feat', ), 'DynamicVoxelNet'),
-}
+# that read them.
+DYNAMIC = {'MVXTwoStageDetector': 'DynamicMVXFasterRCNN',
+           'VoxelNet': 'DynamicVoxelNet'}
 
 
-def check_model(model: Any, datasets: Mapping[str, Any],
-                metrics: Mapping[str, Any] | None = None) -> None:
+def check_model(model: Any, datasets: Mapping[str, Any]) -> None:
     """Compare the parts of a LiDAR heatmap detector with one another.
 
     A mismatch would end in an error about shapes at best, and in boxes at the
@@ -31,11 +25,7 @@ def check_model(model: Any, datasets: Mapping[str, Any],
     names its classes, or with several, are left alone, and so are parts with
     a ``forward``, or what else is compared, of their own.
 
-    Args:
-        model (nn.Module): The detector.
-        datasets (dict): The built data sets, by ``'train'``, ``'val'`` and
-            ``'test'``.
-        metrics (dict, optional): The metrics of each. Defaults to none.
+    The data sets go by ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
         UserError: The classes of a head and of a data set differ, or the
@@ -52,10 +42,9 @@ def check_model(model: Any, datasets: Mapping[str, Any],
         names = np.hstack(head.class_names).tolist()
         for split, dataset in datasets.items():
             for leaf in _unwrap(dataset):
-                _check_classes(f'model.{name}', names, split, leaf,
-                               (metrics or {}).get(split, ()))
+                _check_classes(f'model.{name}', names, split, leaf)
     _check_grid(_iter_grids(model, name, head, 'train' in datasets))
-    _check_strides(model, name, head)
+    _check_strides(model, head)
 
 
 def _is_stock(part: Any, *methods: str) -> bool:
@@ -77,61 +66,39 @@ def _unwrap(dataset: Any) -> Iterator[Any]:
         yield from _unwrap(part)
 
 
-def _check_classes(head: str, names: list[str], split: str, dataset: Any,
-                   metrics: Iterable[Any]) -> None:
+def _check_classes(head: str, names: list[str], split: str,
+                   dataset: Any) -> None:
     """Compare the class names of a head and of a pipeline with the labels."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes = list(metainfo.get('classes') or ())
-    if not classes:
-        return
     where = f'the {split} data ({type(dataset).__name__})'
-    # Those of mmdet3d look up the names of all predicted labels.
-    missing = names[len(classes):] if any(
-        _is_stock(metric, 'compute_metrics') for metric in metrics) else []
-    # Names in only one of the lists do not matter.
-    if missing or _misplaced(names, classes):
+    if _misplaced(names, classes):
         raise UserError(
             f'Labels of {where} are indices into its classes {classes}, but '
             f'{head} has the class_names {names}. Give both the same names in '
             'the same order: metainfo=dict(classes=...) of the data set, and '
             'the tasks of the head.')
-    if split == 'train' and len(names) != len(classes):
-        print_log(
-            f'{head} has no class for {classes[len(names):]} of {where}: to '
-            'it these objects are background.' if len(names) < len(classes)
-            else f'{where} has no objects of {names[len(classes):]}, classes '
-            f'of {head}.', 'current')
     pipeline = getattr(dataset, 'pipeline', None)
     for step in getattr(pipeline, 'transforms', ()):
-        sampler = getattr(step, 'db_sampler', None)
         # It labels what it pastes by its own list.
-        pasted = _own_classes(sampler, 'DataBaseSampler', 'sample_all')
-        # It keeps as many of the first labels as it has names.
-        kept = _own_classes(step, 'ObjectNameFilter', 'transform')
-        if not _misplaced(pasted, classes) and not (
-                set(kept) & set(classes[len(kept):])):
-            continue
-        text = (
-            f'{type(step).__name__} in the pipeline of {where} has the '
-            f'classes {pasted or kept}, but labels are indices into the '
-            f'classes of the data set, {classes}. Use the first of these, in '
-            'the same order.')
-        # It may paste none of those that stand elsewhere.
-        if kept or set(classes) <= set(pasted):
-            raise UserError(text)
-        print_log(text, 'current', logging.WARNING)
+        sampler: Any = getattr(step, 'db_sampler', None)
+        pasted = getattr(sampler, 'classes', None) or []
+        if _is_stock(sampler, 'sample_all') and _misplaced(
+                pasted, classes, sampler.sample_classes):
+            raise UserError(
+                f'{type(step).__name__} in the pipeline of {where} has the '
+                f'classes {pasted}, but labels are indices into the classes '
+                f'of the data set, {classes}. Give both the same.')
 
 
-def _own_classes(part: Any, name: str, method: str) -> list[str]:
-    """Return the classes of a part which is of mmdet3d's class ``name``."""
-    return list(part.classes or ()) if _is_stock(part, method) and any(
-        base.__name__ == name for base in type(part).__mro__) else []
+def _misplaced(names: list[str], classes: list[str],
+               used: Iterable[str] | None = None) -> bool:
+    """Return whether a name, if used, has another place in ``classes``.
 
-
-def _misplaced(names: list[str], classes: list[str]) -> bool:
-    """Return whether a name stands at another place in ``classes``."""
-    return any(name in classes and classes.index(name) != place
-               for place, name in enumerate(names))
+    A name in only one of the lists does not matter.
+    """
+    return any(name in classes and classes.index(name) != names.index(name)
+               for name in (names if used is None else used))
 
 
 def _iter_grids(model: Any, name: str, head: Any,
@@ -160,16 +127,10 @@ def _iter_grids(model: Any, name: str, head: Any,
     for place, values, origin in sources:
         if values.get(origin) is not None:
             yield 'origin', f'{place}.{origin}', values[origin]
-        cell = _cell_size(values)
-        if cell is not None:
-            yield 'voxel_size * out_size_factor', place, cell
-
-
-def _cell_size(values: Mapping[str, Any]) -> Any:
-    """Return the size of a cell of the map in metres, None if unknown."""
-    size, factor = values.get('voxel_size'), values.get('out_size_factor')
-    return None if size is None or not factor else (
-        np.asarray(size, dtype=float)[:2] * factor)
+        size, factor = values.get('voxel_size'), values.get('out_size_factor')
+        if size is not None and factor:
+            yield ('voxel_size * out_size_factor', place,
+                   np.asarray(size[:2], dtype=float) * factor)
 
 
 def _check_grid(grids: Iterator[tuple[str, str, Any]]) -> None:
@@ -213,62 +174,56 @@ def _count_cells(middle: Any, layer: Any) -> list[int]:
     return np.round((area[3:5] - area[:2]) / size[:2]).astype(int).tolist()
 
 
+def _has_stock_flow(model: Any) -> bool:
+    """Return whether points become features as in mmdet3d."""
+    methods = [name for name in ('extract_feat', 'extract_pts_feat')
+               if hasattr(model, name)]
+    return bool(methods) and _is_stock(model, *methods)
+
+
 def _check_detector(model: Any) -> None:
     """Name the detector that dynamic voxels need."""
     encoder = _find(model, 'voxel_encoder')[1]
     preprocessor = getattr(model, 'data_preprocessor', None)
+    setting = "voxel_type='dynamic' in model.data_preprocessor"
     if _is_stock(encoder, 'forward') and (
             hasattr(encoder, 'pfn_scatter') or hasattr(encoder,
                                                        'vfe_scatter')):
         cause = type(encoder).__name__
-        setting = " and voxel_type='dynamic' in model.data_preprocessor"
     elif _is_stock(preprocessor, 'voxelize') and getattr(
             preprocessor, 'voxel_type', None) == 'dynamic':
-        cause = "voxel_type='dynamic' in model.data_preprocessor"
-        setting = ''
+        cause = setting
     else:
         return
-    for base in type(model).__mro__:
-        methods, remedy = DYNAMIC.get(base.__name__, ((), ''))
-        if methods and all(
-                getattr(type(model), method) is getattr(base, method)
-                for method in methods):
+    bases = {base.__name__ for base in type(model).__mro__}
+    for hard, remedy in DYNAMIC.items():
+        if (hard in bases and remedy not in bases
+                and _has_stock_flow(model)):
             raise UserError(
                 f"model.type = '{type(model).__name__}' is for hard voxels, "
                 f"of a limited number of points each; {cause} needs "
-                f"type='{remedy}'{setting}.")
+                f"type='{remedy}' and {setting}.")
 
 
-def _check_strides(model: Any, name: str, head: Any) -> None:
+def _check_strides(model: Any, head: Any) -> None:
     """Check that the strides of backbone and neck divide the grid.
 
     The layers are asked themselves, without memory or arithmetic, on the meta
     device.
     """
     middle_name, middle = _find(model, 'middle_encoder')
-    layer, parts = _find_voxel_layer(model), [
-        part for part in (_find(model, 'backbone')[1],
-                          _find(model, 'neck')[1]) if part is not None]
-    coder = getattr(head, 'bbox_coder', None)
-    cell = _cell_size(vars(coder)) if _is_stock(coder, 'decode') else None
-    flow = [method for method in ('extract_feat', 'extract_pts_feat')
-            if hasattr(model, method)]
-    if (layer is None or not parts or cell is None or not flow
-            or not _is_stock(model, *flow) or not _is_stock(middle, 'forward')
+    layer = _find_voxel_layer(model)
+    parts = [part for part in (_find(model, 'backbone')[1],
+                               _find(model, 'neck')[1]) if part is not None]
+    if (layer is None or not parts or not _has_stock_flow(model)
+            or not _is_stock(middle, 'forward')
             or not _is_stock(head, 'forward', 'forward_single')):
         return
-    reduce = _make_probe(middle, parts)
+    fits = _make_probe(middle, parts)
     for axis, count in enumerate(_count_cells(middle, layer)):
-        stride = cell[axis] / float(layer.voxel_size[axis])
-        found = reduce(count)
-        if found and abs(found * stride - count) >= stride:
-            raise UserError(
-                f'model.{name}.bbox_coder has {stride:g} voxels in a cell in '
-                f'{"xy"[axis]} (voxel_size * out_size_factor), but backbone '
-                f'and neck reduce {count} cells to {found}.')
         fitting = count + -count % SPAN
         # Layers that fit nowhere cannot be asked.
-        if not found and reduce(fitting):
+        if not fits(count) and fits(fitting):
             raise UserError(
                 f'The strides of backbone and neck do not divide the {count} '
                 f'cells of the grid in {"xy"[axis]}; {fitting} would fit. '
@@ -276,17 +231,17 @@ def _check_strides(model: Any, name: str, head: Any) -> None:
                 f'{middle_name} in all parts of the model and the pipelines.')
 
 
-def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], int]:
-    """Return what becomes of a square grid of so many cells, 0 if nothing."""
+def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], bool]:
+    """Return what says whether layers take a square grid of so many cells."""
     try:
         layers = copy.deepcopy(nn.Sequential(*parts)).to('meta').eval()
     # Not every layer can be copied.
     except Exception:
-        return lambda size: 0
+        return lambda size: False
     channels = next((weight.shape[1] for weight in layers.parameters()
                      if weight.ndim == 4), 1)
 
-    def reduce(size: int) -> int:
+    def fits(size: int) -> bool:
         for conv in middle.modules():
             # A sparse convolution with a stride. y is in the middle.
             if getattr(conv, 'subm', True) is False:
@@ -294,12 +249,10 @@ def _make_probe(middle: Any, parts: list[nn.Module]) -> Callable[[int], int]:
                         - conv.kernel_size[1]) // conv.stride[1] + 1
         try:
             with torch.no_grad():
-                x = layers(torch.empty(1, channels, size, size, device='meta'))
-            while isinstance(x, (list, tuple)):
-                x = x[0]
-            return x.shape[-1]
+                layers(torch.empty(1, channels, size, size, device='meta'))
         # Whatever layers do that do not fit.
         except Exception:
-            return 0
+            return False
+        return True
 
-    return reduce
+    return fits

@@ -58,10 +58,6 @@ def find_config(path: str) -> str:
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config and merge the values of ``--cfg-options``.
 
-    Args:
-        path (str): Its file, or a name as in ``_base_``.
-        options (dict, optional): Values by dotted keys. Defaults to none.
-
     Raises:
         UserError: It is missing or broken, or an option does not fit it.
     """
@@ -171,10 +167,7 @@ def check_data(cfg: Config, *splits: str) -> None:
 def check_tables(cfg: Config, split: str, dataset: Any) -> None:
     """Check that the tables which ``NuScenesMetric`` loads are there.
 
-    Args:
-        cfg (Config): The config.
-        split (str): ``'train'``, ``'val'`` or ``'test'``.
-        dataset (Dataset): Its data set, which names the version.
+    The data set names their version.
 
     Raises:
         UserError: They are missing.
@@ -182,29 +175,24 @@ def check_tables(cfg: Config, split: str, dataset: Any) -> None:
     version = (getattr(dataset, 'metainfo', None) or {}).get('version')
     section = f'{split}_evaluator'
     for key, node in iter_dicts(cfg.get(section), section):
-        kind, root = node.get('type'), node.get('data_root')
-        name = kind if isinstance(kind, str) else getattr(
-            kind, '__name__', '')
-        if (name.rpartition('.')[2] == 'NuScenesMetric' and version and root
-                and '://' not in root and node.get('backend_args') is None
-                and not node.get('format_only')
-                and not osp.exists(osp.join(root, version))):
-            raise UserError(_explain_missing_data(
-                f'{key}.data_root with its tables', osp.join(root, version),
-                root))
+        if 'NuScenesMetric' not in str(node.get('type')) or not version:
+            continue
+        for name, path in _iter_data_paths(node, section):
+            tables = osp.join(path, version)
+            if name == 'data_root' and not osp.exists(tables):
+                raise UserError(_explain_missing_data(
+                    f'{key}.data_root with its tables', tables, path))
 
 
 def check_checkpoint(path: str, argument: str,
                      needed: Iterable[str] = ()) -> dict[str, Any]:
     """Return a checkpoint, whose tensors are not read yet.
 
-    Args:
-        path (str): A file. A URL is left to mmengine, and gives nothing.
-        argument (str): Where the path comes from, for the message.
-        needed (Iterable[str]): What training needs to continue from it.
+    A URL is left to mmengine, and gives nothing.
 
     Raises:
-        UserError: It is missing or unreadable, or lacks what is needed.
+        UserError: It is missing or unreadable, or lacks what is needed. The
+            message names the ``argument`` that the path comes from.
     """
     if '://' in path:
         return {}

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 
-from sigplug.engine.optim_wrapper import cpu_amp_dtype
 from sigplug.errors import UserError
 
 from .preflight import check_checkpoint
@@ -39,19 +38,18 @@ def set_amp(cfg: Config, amp: bool) -> None:
     ``AmpOptimWrapper`` does not work, and is replaced also without ``--amp``.
 
     Raises:
-        UserError: The wrapper or its ``dtype`` does not go with it.
+        UserError: The wrapper does not go with it.
     """
     wrapper: Any = cfg.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
     name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
     if not amp and name != 'AmpOptimWrapper':
         return
-    if name not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
+    if not wrapper or name not in (
+            'OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise UserError(
-            "--amp needs optim_wrapper.type = 'OptimWrapper' in the config, "
-            f'but it is {name!r}.')
-    if not wrapper:
-        raise UserError('--amp needs an optim_wrapper in the config.')
+            "--amp needs an optim_wrapper of type 'OptimWrapper' in the "
+            f'config, but it is {dict(wrapper)}.')
     if get_device() != 'cpu':
         if name == 'OptimWrapper':
             wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -62,11 +60,6 @@ def set_amp(cfg: Config, amp: bool) -> None:
         wrapper.pop(key, None)
     if wrapper.get('dtype') is None:
         wrapper.pop('dtype', None)
-        return
-    try:
-        cpu_amp_dtype(wrapper.dtype)
-    except ValueError as error:
-        raise UserError(f'optim_wrapper.{error}.') from error
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
@@ -108,7 +101,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         resume = resume or cfg.get('load_from') or 'auto'
     path = None
     if resume == 'auto':
-        path, meta = _find_last_checkpoint(cfg)
+        path, meta = _find_last_checkpoint(cfg.work_dir)
         if path is None:
             print_on_rank_zero(
                 f'--resume: no checkpoint in {cfg.work_dir!r}, so training '
@@ -118,7 +111,6 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     if path is None:
         if cfg.get('load_from'):
             check_checkpoint(cfg.load_from, 'load_from of the config')
-        _warn_of_earlier_run(cfg)
         return
     print_on_rank_zero(f'--resume: training continues from {path}.')
     cfg.resume = True
@@ -135,21 +127,20 @@ def _read_meta(path: str) -> dict:
         'meta', 'message_hub', 'optimizer')).get('meta', {})
 
 
-def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
+def _find_last_checkpoint(work_dir: str) -> tuple[str | None, dict]:
     """Return the last checkpoint to continue from, and its ``meta``.
 
     mmengine's file ``last_checkpoint`` names it. If it does not exist or
-    cannot be read, the newest other one is taken.
+    cannot be read, the newest other one in the work dir is taken.
     """
-    candidates = _list_checkpoints(cfg)
-    record = osp.join(cfg.work_dir, 'last_checkpoint')
+    candidates = sorted(glob(osp.join(escape(work_dir), '*.pth')),
+                        key=osp.getmtime, reverse=True)
+    record = osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(record):
         with open(record) as file:
             last = file.read().strip()
-        # The work dir may have been moved.
-        moved = osp.join(cfg.work_dir, osp.basename(last))
-        candidates = [path for path in (last, moved)
-                      if '://' in path or osp.isfile(path)] + candidates
+        if '://' in last or osp.isfile(last):
+            candidates.insert(0, last)
     failures = []
     for path in candidates:
         try:
@@ -163,25 +154,8 @@ def _find_last_checkpoint(cfg: Config) -> tuple[str | None, dict]:
         return path, meta
     if failures:
         raise UserError(f'{failures[0]}\nThere is no other one to continue '
-                        f'from in {cfg.work_dir!r}: train without --resume.')
+                        f'from in {work_dir!r}: train without --resume.')
     return None, {}
-
-
-def _list_checkpoints(cfg: Config) -> list[str]:
-    """Return the checkpoints in the work dir, newest first."""
-    return sorted(glob(osp.join(escape(cfg.work_dir), '*.pth')),
-                  key=osp.getmtime, reverse=True)
-
-
-def _warn_of_earlier_run(cfg: Config) -> None:
-    """Warn that checkpoints of another training will be overwritten."""
-    earlier = _list_checkpoints(cfg)
-    if earlier:
-        print_on_rank_zero(
-            f'The work dir {cfg.work_dir!r} holds checkpoints of an earlier '
-            f'training (the last one: {earlier[0]}), which this one '
-            'overwrites one by one. To continue the earlier one, use '
-            '--resume; to keep it, another --work-dir.')
 
 
 def enable_visualization(cfg: Config, args: Namespace) -> None:

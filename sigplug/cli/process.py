@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed
 
 from sigplug.errors import UserError
-from sigplug.files import relative, stop_printing
+from sigplug.files import relative
 
 from .screen import quieten_imports
 
@@ -30,9 +30,7 @@ _advice: Callable[[], str] = str
 def resume_command(target: str | None = None) -> str:
     """Return the command that continues the tool that runs.
 
-    Args:
-        target (str, optional): Its target of ``make``, used where make has
-            started it. Defaults to none.
+    Where make has started it, that is its target of ``make``.
     """
     arguments = []
     given = iter(sys.argv[1:])
@@ -54,10 +52,7 @@ def resume_command(target: str | None = None) -> str:
 def advise_resume(work_dir: str, resumed: bool = False) -> None:
     """From now on, say how to continue where a training is stopped.
 
-    Args:
-        work_dir (str): Its work dir.
-        resumed (bool): Whether it goes on from a checkpoint in there; else
-            one has to be written from now on. Defaults to False.
+    Unless it has ``resumed``, a checkpoint has to be written from now on.
     """
     global _advice
     start = 0 if resumed else time.time() - 1
@@ -74,9 +69,6 @@ def advise_resume(work_dir: str, resumed: bool = False) -> None:
 
 def run_tool(main: Callable[[], None]) -> int:
     """Run the ``main`` of a command-line tool.
-
-    Args:
-        main (Callable): The tool.
 
     Returns:
         int: The exit code: 0; 2 after a :class:`UserError` or on a full
@@ -99,8 +91,10 @@ def run_tool(main: Callable[[], None]) -> int:
             print(f'error in process {torch.distributed.get_rank()}: {error}',
                   file=sys.stderr, flush=True)
         return 2
+    # Nobody reads what is printed, as behind `| head`.
     except BrokenPipeError:
-        return stop_printing()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

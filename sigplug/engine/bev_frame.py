@@ -16,20 +16,11 @@ def draw_sample(dataset: BaseDataset, index: int, points: Tensor,
                 found: Mapping[str, Any], title: str,
                 bev_range: Sequence[float] | None = None,
                 size: tuple[int, int] | None = None) -> 'Figure':
-    """Draw a sample of a data set, and what a detector found in it.
+    """Draw a sample of a data set of mmdet3d, and what was found in it.
 
-    Args:
-        dataset (BaseDataset): A data set of mmdet3d for validation.
-        index (int): The sample.
-        points (Tensor): What the detector sees of it, shape ``(N, >=3)``.
-        found (Mapping[str, Any]): As from :func:`predictions` and
-            :meth:`HeatmapReader.read`; may be empty.
-        title (str): Title of the picture.
-        bev_range (Sequence[float], optional): As for ``draw_bev``.
-        size (tuple[int, int], optional): As for ``draw_bev``.
-
-    Returns:
-        Figure: As from ``draw_bev``.
+    ``points`` are what the detector sees of it, shape ``(N, >=3)``, and
+    ``found`` comes from :func:`predictions` and :meth:`HeatmapReader.read`, or
+    is empty. The rest is as for ``draw_bev``.
     """
     # matplotlib is imported with the first picture.
     from sigplug.visualization import draw_bev
@@ -47,14 +38,9 @@ def space_evenly(num: int, length: int) -> list[int]:
 
 
 def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, Any]:
-    """Return the annotated boxes of a sample as arguments of ``draw_bev``.
+    """Return the annotated boxes as arguments of ``draw_bev``, if any.
 
-    Args:
-        dataset (BaseDataset): A data set of mmdet3d for validation.
-        info (dict): Its ``get_data_info`` of the sample.
-
-    Returns:
-        dict[str, Any]: The arguments; none without annotations.
+    ``info`` is what ``get_data_info`` of the data set returns.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.structures import Box3DMode
@@ -92,15 +78,9 @@ def ego_yaw(info: dict) -> float | None:
 
 def predictions(sample: BaseDataElement,
                 score_thr: float) -> dict[str, Any]:
-    """Return the predicted boxes of a sample as arguments of ``draw_bev``.
+    """Return the boxes of at least this score as arguments of ``draw_bev``.
 
-    Args:
-        sample (BaseDataElement): What the detector returned for it.
-        score_thr (float): The least score of a box.
-
-    Returns:
-        dict[str, Any]: The arguments. Boxes that are not finite, which
-        a model may predict early, are left out.
+    Boxes that are not finite, which a model may predict early, are left out.
     """
     found = sample.pred_instances_3d.cpu()
     bboxes = found.bboxes_3d.tensor
@@ -113,11 +93,7 @@ def predictions(sample: BaseDataElement,
 
 
 class HeatmapReader:
-    """Reader of the heatmaps that a ``CenterHead`` gives, until closed.
-
-    Args:
-        head (nn.Module): mmdet3d's ``CenterHead``, or one derived from it.
-    """
+    """Reader of the heatmaps that mmdet3d's ``CenterHead`` gives."""
 
     def __init__(self, head: Any) -> None:
         self.head = head
@@ -140,14 +116,7 @@ class HeatmapReader:
         self._outputs = None
 
     def read(self, index: int = 0) -> dict[str, Any]:
-        """Return the highest score of all classes and where the map lies.
-
-        Args:
-            index (int): The sample of the last batch. Defaults to 0.
-
-        Returns:
-            dict[str, Any]: Arguments of ``draw_bev``.
-        """
+        """Return the highest score of all classes as for ``draw_bev``."""
         logits = torch.cat(
             [task[0]['heatmap'][index] for task in self._outputs])
         heatmap = logits.float().sigmoid().amax(dim=0).cpu().numpy()

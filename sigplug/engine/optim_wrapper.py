@@ -7,26 +7,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
-CPU_AMP_DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
-
-
-def cpu_amp_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the dtype of mixed precision on the CPU, given by name or not.
-
-    Raises:
-        ValueError: torch has no autocast to this dtype on the CPU.
-    """
-    found = CPU_AMP_DTYPES.get(str(dtype).removeprefix('torch.'))
-    if found is None:
-        raise ValueError(
-            f"dtype must be 'bfloat16' or 'float16', the types of torch's "
-            f'autocast on the CPU, but got {dtype!r}')
-    # Older versions only warn and train in float32.
-    if found == torch.float16 and not hasattr(torch.amp, 'GradScaler'):
-        raise ValueError(
-            "dtype='float16' needs torch 2.3 or later on the CPU, but this "
-            f"is {torch.__version__}: use 'bfloat16'")
-    return found
+DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 class CPUAmpOptimWrapper(AmpOptimWrapper):
@@ -54,12 +35,22 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
                  **kwargs: Any) -> None:
         # Not super(), which asserts that there is an accelerator.
         OptimWrapper.__init__(self, **kwargs)
-        self.cast_dtype = cpu_amp_dtype(dtype)
+        found = DTYPES.get(str(dtype).removeprefix('torch.'))
+        if found is None:
+            raise ValueError(
+                "dtype must be 'bfloat16' or 'float16', the types of torch's "
+                f'autocast on the CPU, but got {dtype!r}')
+        has_scaler = hasattr(torch.amp, 'GradScaler')
+        scale = found == torch.float16
+        # Older versions only warn and train in float32.
+        if scale and not has_scaler:
+            raise ValueError(
+                "dtype='float16' needs torch 2.3 or later on the CPU, but "
+                f"this is {torch.__version__}: use 'bfloat16'")
+        self.cast_dtype = found
         self._scale_update_param = None
-        scale = self.cast_dtype == torch.float16
         self.loss_scaler = (
-            torch.amp.GradScaler('cpu', enabled=scale)
-            if hasattr(torch.amp, 'GradScaler') else
+            torch.amp.GradScaler('cpu', enabled=scale) if has_scaler else
             torch.cuda.amp.GradScaler(enabled=False))
 
     @contextmanager

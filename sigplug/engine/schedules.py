@@ -19,11 +19,9 @@ def compare_schedules(runner: Runner, checkpoint: dict[str, Any],
     made longer ends at a constant rate
     (https://github.com/open-mmlab/mmengine/issues/1565).
 
-    Args:
-        runner (Runner): The runner, whose schedulers are built.
-        checkpoint (dict): The checkpoint, before the runner takes from it.
-        new_schedule (bool): Whether rates and schedules of the config take
-            the place of those in the checkpoint, at the same iteration.
+    It is called before the runner takes from the checkpoint. With
+    ``new_schedule``, rates and schedules of the config take the place of
+    those in the checkpoint, at the same iteration.
     """
     meta, loop = checkpoint['meta'], runner.train_loop
     epochs = isinstance(loop, EpochBasedTrainLoop)

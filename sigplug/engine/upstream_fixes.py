@@ -71,14 +71,8 @@ def find_built_config(error: Exception) -> tuple[dict, Any] | None:
 
     An error in its registry says where in the code it happened, and nothing
     of the config (https://github.com/open-mmlab/mmengine/pull/1088). That is
-    in the frames of the traceback alone.
-
-    Args:
-        error (Exception): The error, with its traceback.
-
-    Returns:
-        tuple[dict, Any], optional: Those of the innermost part; None for an
-        error elsewhere.
+    in the frames of the traceback alone. Those of the innermost part are
+    returned; None for an error elsewhere.
     """
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

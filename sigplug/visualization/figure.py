@@ -20,13 +20,9 @@ HEAT_CMAP = LinearSegmentedColormap.from_list(
 
 
 def new_figure(size: tuple[int, int]) -> Figure:
-    """Make a figure outside pyplot: nothing is global, nothing to close.
+    """Make an empty figure of so many pixels (width, height).
 
-    Args:
-        size (tuple[int, int]): Width and height in pixels.
-
-    Returns:
-        Figure: An empty figure with constrained layout.
+    It is outside of pyplot: nothing is global, nothing to close.
     """
     figure = Figure(
         figsize=(size[0] / DPI, size[1] / DPI),

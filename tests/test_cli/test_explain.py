@@ -17,7 +17,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sigplug.cli import explain, preflight
-from sigplug.cli.explain import describe
 from sigplug.errors import UserError
 
 
@@ -153,56 +152,33 @@ def test_data_loader(key, value, message):
     assert explained(cfg, build).startswith(message)
 
 
-def test_causes_are_kept_whole():
-    try:
-        try:
-            raise KeyError('first of all')
-        except KeyError as error:
-            raise OSError('two\nlines') from error
-    except OSError as error:
-        try:
-            raise ValueError('last') from error
-        except ValueError as last:
-            assert describe(last) == (
-                'ValueError: last (from OSError: two lines) (from KeyError: '
-                'first of all)')
-
-
 # -- data sets --------------------------------------------------------------
+def build_quickstart(root, classes=None, balanced=False):
+    """Build the training data, as a runner does."""
+    cfg = Config.fromfile(QUICKSTART)
+    preflight.check_stack(cfg)
+    from mmdet3d.registry import DATASETS
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(data_root=f'{root}/',
+                   metainfo=dict(classes=classes or cfg.class_names))
+    if balanced:
+        dataset = dict(type='CBGSDataset', dataset=dataset)
+    init_default_scope('mmdet3d')
+    with explain.explain_data_errors(dict(dataset=dataset)):
+        return DATASETS.build(dataset)
+
+
 @pytest.mark.parametrize('change, words', [
     (lambda infos: pickle.dumps(infos)[:-1000], 'truncated'),
-    (lambda infos: pickle.dumps(dict(infos=[], metadata={})),
-     'ValueError.*data_list and metainfo'),
     (lambda infos: infos['data_list'][3].pop('lidar_points') and
      pickle.dumps(infos), 'KeyError: lidar_points'),
 ])
 def test_info_file_is_named(damageable, change, words):
     path = damageable / 'nuscenes_infos_train.pkl'
     path.write_bytes(change(pickle.loads(path.read_bytes())))
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_stack(cfg)
-    from mmdet3d.registry import DATASETS
-    dataset = cfg.train_dataloader.dataset
-    dataset.data_root = f'{damageable}/'
-    init_default_scope('mmdet3d')
     with pytest.raises(UserError, match=words) as error:
-        with explain.explain_data_errors(cfg.train_dataloader):
-            DATASETS.build(dataset)
+        build_quickstart(damageable)
     assert f"The info file '{path}' cannot be used" in str(error.value)
-
-
-def build_quickstart(root, classes, balanced):
-    """Build the training data, as a runner does."""
-    cfg = Config.fromfile(QUICKSTART)
-    preflight.check_stack(cfg)
-    from mmdet3d.registry import DATASETS
-    dataset = cfg.train_dataloader.dataset
-    dataset.update(data_root=f'{root}/', metainfo=dict(classes=classes))
-    if balanced:
-        dataset = dict(type='CBGSDataset', dataset=dataset)
-    init_default_scope('mmdet3d')
-    with explain.explain_data_errors(dict(dataset=dataset)):
-        return DATASETS.build(dataset)
 
 
 @pytest.mark.parametrize('balanced', [False, True])
@@ -228,12 +204,8 @@ def test_class_without_a_sample(damageable):
     """CBGSDataset would divide by zero."""
     path = damageable / 'nuscenes_infos_train.pkl'
     infos = pickle.loads(path.read_bytes())
-    bus = infos['metainfo']['categories']['bus']
     for info in infos['data_list']:
-        info['instances'] = [
-            instance for instance in info['instances']
-            if instance['bbox_label_3d'] != bus]
+        info['instances'] = []
     path.write_bytes(pickle.dumps(infos))
-    assert len(build_quickstart(damageable, ['car'], True))
     with pytest.raises(UserError, match='one of the classes has no sample'):
-        build_quickstart(damageable, ['car', 'bus'], True)
+        build_quickstart(damageable, balanced=True)

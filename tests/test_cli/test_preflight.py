@@ -2,12 +2,10 @@
 import os
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TOOLS
 from mmdet3d.evaluation import NuScenesMetric
 from mmengine.config import Config
 
@@ -19,7 +17,8 @@ from sigplug.errors import UserError
 def data_root(tmp_path):
     root = tmp_path / 'nuscenes'
     (root / 'samples').mkdir(parents=True)
-    (root / 'infos.pkl').touch()
+    for name in ('infos', 'dbinfos', 'annotations'):
+        (root / f'{name}.pkl').touch()
     return root
 
 
@@ -30,23 +29,32 @@ def data_config(root):
             data_root=f'{root}/', ann_file='infos.pkl',
             data_prefix=dict(pts='samples', img=''),
             pipeline=[dict(type='A'),
-                      dict(db_sampler=dict(info_path=f'{root}/infos.pkl'))]))
+                      dict(db_sampler=dict(info_path=f'{root}/dbinfos.pkl'))]))
     return Config(
         dict(
             train_dataloader=dict(dataset=dataset),
             val_dataloader=dict(dataset=dict(data_root=f'{root}/')),
-            val_evaluator=[
-                dict(data_root=f'{root}/', ann_file=f'{root}/infos.pkl')
-            ]))
+            val_evaluator=[dict(
+                data_root=f'{root}/', ann_file=f'{root}/annotations.pkl')]))
 
 
-def test_load_config_merges_options(tmp_path):
-    path = tmp_path / 'config.py'
-    path.write_text('a = dict(b=1, c=[dict(d=2)])\n')
-    cfg = preflight.load_config(str(path), {'a.b': 3, 'a.c.0.d': 4})
+@pytest.fixture
+def config(tmp_path):
+    """A function that writes a config and returns its path."""
+
+    def config(text):
+        (tmp_path / 'config.py').write_text(text)
+        return str(tmp_path / 'config.py')
+
+    return config
+
+
+def test_load_config_merges_options(config):
+    path = config('a = dict(b=1, c=[dict(d=2)])\n')
+    cfg = preflight.load_config(path, {'a.b': 3, 'a.c.0.d': 4})
     assert cfg.a == dict(b=3, c=[dict(d=4)])
     with pytest.raises(UserError, match=r'--cfg-options a.c.7.d=4'):
-        preflight.load_config(str(path), {'a.c.7.d': 4})
+        preflight.load_config(path, {'a.c.7.d': 4})
 
 
 @pytest.mark.parametrize('key, words', [
@@ -61,16 +69,15 @@ def test_load_config_merges_options(tmp_path):
     ('train_dataloader.num_workers', None), ('hooks.0.priority', None),
     ('hooks.0.new.thing', None),
 ])
-def test_option_that_nothing_reads(tmp_path, key, words):
-    path = tmp_path / 'config.py'
-    path.write_text('train_dataloader = dict(batch_size=4)\n'
-                    "hooks = [dict(type='A', interval=3)]\n")
+def test_option_that_nothing_reads(config, key, words):
+    path = config('train_dataloader = dict(batch_size=4)\n'
+                  "hooks = [dict(type='A', interval=3)]\n")
     if words is None:
-        preflight.load_config(str(path), {key: 2})
+        preflight.load_config(path, {key: 2})
     else:
         with pytest.raises(UserError, match=re.escape(
                 f'--cfg-options {key}: {words}')):
-            preflight.load_config(str(path), {key: 2})
+            preflight.load_config(path, {key: 2})
 
 
 def test_config_of_an_installed_package():
@@ -84,36 +91,11 @@ def test_config_of_an_installed_package():
     assert len(str(error.value)) < 400
 
 
-def test_data_set_that_can_be_generated(data_root, tmp_path, monkeypatch):
-    """The command works from any folder."""
-    cfg = data_config(tmp_path / 'synthetic')
-    for folder in (tmp_path, TOOLS.parent):
-        monkeypatch.chdir(folder)
-        with pytest.raises(UserError) as error:
-            preflight.check_data(cfg, 'val')
-        words = str(error.value).split()
-        assert Path(words[words.index('python') + 1]).is_file()
-
-
-def test_load_config_names_a_similar_file(tmp_path):
-    (tmp_path / 'centerpoint.py').touch()
-    with pytest.raises(UserError, match="Did you mean 'centerpoint.py'"):
-        preflight.load_config(str(tmp_path / 'centrepoint.py'))
-
-
 @pytest.mark.parametrize('text', [
-    'a = dict(',
-    "_base_ = './missing.py'",
-    'a = b',
-    'a = dict(b=1)["c"]',
-    "custom_imports = dict(imports=['no_such_package'],"
-    ' allow_failed_imports=False)',
-])
-def test_load_config_broken(tmp_path, text):
-    path = tmp_path / 'config.py'
-    path.write_text(text)
+    'a = dict(', "_base_ = './missing.py'", 'a = dict(b=1)["c"]'])
+def test_load_config_broken(config, text):
     with pytest.raises(UserError, match='config.py.* cannot be read'):
-        preflight.load_config(str(path))
+        preflight.load_config(config(text))
 
 
 @pytest.mark.parametrize('name, words', [
@@ -125,17 +107,17 @@ def test_load_config_broken(tmp_path, text):
     ('no_such_folder.plugin', "No module named 'no_such_folder'. It is in "
      'custom_imports of the config: add the folder that holds it to PYTHONP'),
 ])
-def test_first_cause_of_a_failed_import(tmp_path, monkeypatch, name, words):
+def test_first_cause_of_a_failed_import(tmp_path, monkeypatch, config, name,
+                                        words):
     """PYTHONPATH helps only where the module itself is missing."""
     (tmp_path / 'broken_plugin.py').write_text('import no_such_library')
     (tmp_path / 'honest_plugin.py').write_text(
         'try:\n    import no_such_library\n'
         "except ImportError:\n    raise ImportError('pip install it')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = tmp_path / 'config.py'
-    path.write_text(f"custom_imports = dict(imports=['json', {name!r}])")
     with pytest.raises(UserError) as error:
-        preflight.load_config(str(path))
+        preflight.load_config(config(
+            f"custom_imports = dict(imports=['json', {name!r}])"))
     assert words in str(error.value)
     assert ('PYTHONPATH' in str(error.value)) == (
         name == 'no_such_folder.plugin')
@@ -157,54 +139,40 @@ def test_check_data_accepts_what_is_there(data_root):
     ('.', 'train_dataloader.dataset.dataset.data_root'),
     ('infos.pkl', 'train_dataloader.dataset.dataset.ann_file'),
     ('samples', 'train_dataloader.dataset.dataset.data_prefix.pts'),
+    ('dbinfos.pkl',
+     'train_dataloader.dataset.dataset.pipeline.1.db_sampler.info_path'),
+    ('annotations.pkl', 'val_evaluator.0.ann_file'),
 ])
 def test_check_data_names_what_is_missing(data_root, missing, key):
     cfg = data_config(data_root)
     os.rename(data_root / missing, data_root.parent / 'elsewhere')
     with pytest.raises(UserError, match=re.escape(f'({key})')):
-        preflight.check_data(cfg, 'train')
-
-
-def test_check_data_looks_into_the_pipeline_and_the_evaluator(data_root):
-    cfg = data_config(data_root)
-    sampler = cfg.train_dataloader.dataset.dataset.pipeline[1].db_sampler
-    sampler.info_path = 'dbinfos.pkl'
-    cfg.val_evaluator[0].ann_file = 'nowhere.pkl'
-    with pytest.raises(UserError, match=r'pipeline\.1\.db_sampler\.info'):
-        preflight.check_data(cfg, 'train')
-    with pytest.raises(UserError, match=r'val_evaluator\.0\.ann_file'):
-        preflight.check_data(cfg, 'val')
+        preflight.check_data(cfg, key.partition('_')[0])
     preflight.check_data(cfg, 'test')
 
 
 def test_tables_that_are_evaluated(data_root):
     """The version is that of the data set."""
     cfg = data_config(data_root)
-    evaluator = cfg.val_evaluator[0]
     dataset = SimpleNamespace(metainfo=dict(version='v1.0-mini'))
     for kind in ('mmdet3d.NuScenesMetric', NuScenesMetric):
-        evaluator.type = kind
+        cfg.val_evaluator[0].type = kind
         with pytest.raises(UserError, match='nuscenes/v1.0-mini'):
             preflight.check_tables(cfg, 'val', dataset)
     preflight.check_tables(cfg, 'val', None)
-    for change in (dict(format_only=True), dict(type='MyNuScenesMetric'),
-                   dict(backend_args=dict(backend='petrel'))):
-        other = Config(dict(val_evaluator=dict(evaluator, **change)))
-        preflight.check_tables(other, 'val', dataset)
+    cfg.val_evaluator[0].format_only = True
+    preflight.check_tables(cfg, 'val', dataset)
+    cfg.val_evaluator[0].format_only = False
     (data_root / 'v1.0-mini').mkdir()
     preflight.check_tables(cfg, 'val', dataset)
 
 
-def save(path, **content):
-    torch.save(content, path)
-    return str(path)
-
-
 def test_check_checkpoint(tmp_path, monkeypatch):
-    good = save(tmp_path / 'good.pth', state_dict=dict(p=torch.zeros(3)))
-    assert preflight.check_checkpoint(good, 'x')['state_dict']['p'].sum() == 0
+    good = str(tmp_path / 'good.pth')
+    torch.save(dict(a=torch.zeros(3)), good)
+    assert preflight.check_checkpoint(good, 'x')['a'].sum() == 0
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert 'state_dict' in preflight.check_checkpoint('~/good.pth', 'x')
+    assert 'a' in preflight.check_checkpoint('~/good.pth', 'x')
     assert preflight.check_checkpoint('https://a.org/x.pth', 'x') == {}
     # The format of torch before 1.6.
     torch.save(dict(a=1), good, _use_new_zipfile_serialization=False)

@@ -11,6 +11,8 @@ import pytest
 from sigplug.cli import process
 from sigplug.errors import UserError
 
+COMMAND = 'python tools/train.py c.py --amp --resume'
+
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path):
@@ -39,27 +41,27 @@ def command_line(monkeypatch, tmp_path):
 ])
 def test_command_that_continues(command_line, given, resumed):
     command_line(*given)
-    assert process.resume_command() == ' '.join(
+    assert process.resume_command('quickstart') == ' '.join(
         ['python tools/train.py', *resumed, '--resume'])
 
 
-def test_command_that_continues_under_make(command_line, monkeypatch, capsys):
-    assert process.resume_command('quickstart').startswith('python')
+def test_command_that_continues_under_make(command_line, monkeypatch):
     monkeypatch.setenv('MAKELEVEL', '1')
-    command = "make quickstart ARGS='c.py --amp --resume'"
-    assert process.resume_command('quickstart') == command
-    command_line()
-    assert process.resume_command('x') == 'make x ARGS=--resume'
-    # As a stage of another tool.
-    monkeypatch.setenv(process.RESUME, command)
+    assert process.resume_command('x') == (
+        "make x ARGS='c.py --amp --resume'")
 
-    def training():
-        process.advise_resume('.', True)
-        raise KeyboardInterrupt
 
-    process.run_tool(training)
-    printed = capsys.readouterr().err
-    assert printed.endswith(f'Continue it with\n    {command}\n')
+def stop(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c(request):
+    """A shell starts what runs in its background with Ctrl-C ignored."""
+    request.addfinalizer(partial(
+        signal.signal, signal.SIGINT,
+        signal.signal(signal.SIGINT, signal.default_int_handler)))
 
 
 @pytest.mark.parametrize('resumed, written, advised', [
@@ -78,10 +80,26 @@ def test_advice_needs_a_checkpoint(capsys, command_line, resumed, written,
         process.advise_resume('.', resumed)
         if written == 'now':
             record.touch()
-        raise KeyboardInterrupt
+        stop()
 
     assert process.run_tool(training) == 130
-    assert ('--resume' in capsys.readouterr().err) == advised
+    advice = f' Continue it with\n    {COMMAND}' if advised else ''
+    assert capsys.readouterr().err == f'Stopped by SIGINT.{advice}\n'
+    # That of one does not stay for the next.
+    assert process.run_tool(stop) == 130
+    assert capsys.readouterr().err == 'Stopped by SIGINT.\n'
+
+
+def test_advice_of_the_tool_that_started_this_one(capsys, command_line,
+                                                  monkeypatch):
+    monkeypatch.setenv(process.RESUME, 'make x')
+
+    def training():
+        process.advise_resume('.', True)
+        stop()
+
+    process.run_tool(training)
+    assert capsys.readouterr().err.endswith('Continue it with\n    make x\n')
 
 
 def test_nobody_reads_what_is_printed():
@@ -100,7 +118,7 @@ def test_nobody_reads_what_is_printed():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 141
 
 
-def test_run_tool_prints_a_known_error(capsys):
+def test_known_error(capsys):
 
     def tool():
         raise UserError('no data at x')
@@ -110,72 +128,48 @@ def test_run_tool_prints_a_known_error(capsys):
     assert captured.err == 'error: no data at x\n' and not captured.out
 
 
-def test_run_tool_says_that_the_disk_is_full(capsys, command_line):
+def test_full_disk(capsys, command_line):
     """/dev/full is a disk without room."""
 
-    def tool(path):
-        with open(path, 'w') as file:
-            file.write('text')
-
-    def full():
+    def full(path):
         process.advise_resume('.', True)
-        tool('/dev/full')
+        Path(path).write_text('text')
 
-    assert process.run_tool(full) == 2
+    assert process.run_tool(lambda: full('/dev/full')) == 2
     printed = capsys.readouterr().err
     assert printed.startswith('error: ') and printed.count('\n') == 2
-    assert 'No space left on device' in printed and '--resume' in printed
+    assert 'No space left on device' in printed and COMMAND in printed
     with pytest.raises(IsADirectoryError):
-        process.run_tool(lambda: tool('/dev'))
+        process.run_tool(lambda: full('/dev'))
 
 
 @pytest.mark.parametrize('number, code', [
     (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_run_tool_ends_in_order_when_it_is_stopped(
-        capsys, number, code, request, command_line):
+def test_stopped_tool_ends_in_order(capsys, number, code):
     before = signal.getsignal(signal.SIGTERM)
-    # A shell starts what runs in its background with Ctrl-C ignored.
-    request.addfinalizer(partial(
-        signal.signal, signal.SIGINT,
-        signal.signal(signal.SIGINT, signal.default_int_handler)))
     closed = []
 
     def tool():
         try:
-            os.kill(os.getpid(), number)
-            time.sleep(10)
+            stop(number)
         finally:
             closed.append(True)
 
-    assert process.run_tool(tool) == code and closed
-    # Not every tool is a training.
-    assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
-
-    def training():
-        process.advise_resume('.', True)
-        tool()
-
-    assert process.run_tool(training) == code
-    assert capsys.readouterr().err == (
-        f'Stopped by {number.name}. Continue it with\n'
-        '    python tools/train.py c.py --amp --resume\n')
     def formatting():
         try:
             tool()
         except:  # noqa: E722
             raise SyntaxError('Failed to format the config')  # noqa: B904
 
-    assert process.run_tool(formatting) == code
-    assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
+    for main in (tool, formatting):
+        assert process.run_tool(main) == code and closed.pop()
+        assert capsys.readouterr().err == f'Stopped by {number.name}.\n'
     with pytest.raises(SyntaxError):
         process.run_tool(lambda: eval('('))
-    # That of one does not stay for the next.
-    assert process.run_tool(tool) == code
-    assert 'resume' not in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_workers_end_at_sigterm(monkeypatch):
+def test_workers_end_at_sigterm():
     """A worker that was forked does not go on with the tool."""
     code = []
 

@@ -1,9 +1,6 @@
-import json
-import os
-
 import pytest
 
-from sigplug.cli.results import summarize_nuscenes, write_json
+from sigplug.cli.results import summarize_nuscenes
 
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
 METRICS = {
@@ -29,15 +26,3 @@ def test_missing_metric():
     del metrics[f'{PREFIX}mAVE']
     with pytest.raises(KeyError, match='mAVE'):
         summarize_nuscenes(metrics)
-
-
-def test_json_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / 'a.json'
-    write_json(path, dict(a=[1]))
-    assert json.loads(path.read_text()) == dict(a=[1])
-    with pytest.raises(TypeError):
-        write_json(path, dict(a=object()))
-    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_json(path, dict(a=[2]))
-    assert json.loads(path.read_text()) == dict(a=[1])

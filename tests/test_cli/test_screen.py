@@ -7,7 +7,7 @@ from mmengine.logging import MMLogger
 from toy_training import ToyModel
 
 from sigplug.cli import screen
-from sigplug.cli.runner import Runner
+from sigplug.cli.build import Runner
 
 NOISE = [
     'Config:\na = 1\n', '\n' + '-' * 60 + '\nSystem environment:\n',

@@ -57,12 +57,13 @@ def test_objects_of_other_classes_are_not_drawn(dataset):
     info = dataset.get_data_info(0)
     first, second = info['instances'][:2]
     other = dict(first, bbox_label_3d=-1)
-    drawn = ground_truth(dataset, dict(info, instances=[other, second]))
-    np.testing.assert_allclose(
-        drawn['gt_bboxes'], [[*second['bbox_3d'], *second['velocity']]])
-    assert drawn['gt_labels'].shape == drawn['gt_num_points'].shape == (1, )
-    none = ground_truth(dataset, dict(info, instances=[other]))
-    assert none['gt_bboxes'].shape == (0, 9)
+    for instances, boxes in (
+            ([other, second], [[*second['bbox_3d'], *second['velocity']]]),
+            ([other], np.empty((0, 9)))):
+        drawn = ground_truth(dataset, dict(info, instances=instances))
+        np.testing.assert_array_equal(drawn['gt_bboxes'], boxes)
+        assert len(drawn['gt_labels']) == len(drawn['gt_num_points']) == len(
+            boxes)
 
 
 def test_boxes_of_a_camera_are_drawn_where_the_points_are():

@@ -158,23 +158,20 @@ def test_checkpoint_does_not_change_a_function(tmp_path, reader):
 
 @pytest.mark.parametrize('content, words', [
     (b'PK', 'cannot be loaded. It is no checkpoint, or damaged'),
+    (None, 'cannot be loaded. It is no checkpoint, or damaged'),
     (torch.ones(1), 'is no checkpoint, .* but a Tensor'),
     (attacks('x')['system'], 'holds posix.system, which torch does not trust'),
 ])
-def test_unusable_file_is_named(tmp_path, content, words):
-    path = tmp_path / 'file.pth'
+def test_unusable_file_is_named(path, tmp_path, content, words):
+    file = tmp_path / 'file.pth'
+    if content is None:
+        # Cut off, which is seen without reading tensors.
+        content = path.read_bytes()[:-100]
     if isinstance(content, bytes):
-        path.write_bytes(content)
+        file.write_bytes(content)
     else:
-        torch.save(content, path)
-    with pytest.raises(UserError, match=f'file.pth. {words}'):
-        read_checkpoint(str(path))
-
-
-def test_truncated_file_is_named_without_reading_tensors(path, tmp_path):
-    whole = path.read_bytes()
-    cut = tmp_path / 'cut.pth'
-    cut.write_bytes(whole[:-100])
-    with pytest.raises(UserError, match='cut.pth.* cannot be loaded'):
-        read_checkpoint(str(cut), mmap=True)
-    assert read_checkpoint(str(path), mmap=True)['meta']['epoch'] == 2
+        torch.save(content, file)
+    for mmap in (False, True):
+        with pytest.raises(UserError, match=f'file.pth. {words}'):
+            read_checkpoint(str(file), mmap=mmap)
+        assert read_checkpoint(str(path), mmap=mmap)['meta']['epoch'] == 2

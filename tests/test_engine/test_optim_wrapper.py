@@ -42,16 +42,11 @@ def test_trains_with_float32_weights(dtype, expected):
         assert model(inputs).dtype == torch.float32
 
 
-def gradient(factor, **kwargs):
-    """Of a product whose inner gradient is ``factor``, and the wrapper."""
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(model.weight)
-    wrapper = make(model, **kwargs)
+def backward(wrapper, model, factor):
+    """Of a product whose inner gradient is ``factor``."""
     with wrapper.optim_context(model):
         loss = model(torch.ones(1, 1)).float().sum() * factor
-    wrapper.update_params(loss)
-    # One step of SGD at rate 0.1.
-    return (1 - model.weight.item()) / 0.1, wrapper
+    wrapper.backward(loss)
 
 
 def test_float16_scales_the_loss():
@@ -59,24 +54,23 @@ def test_float16_scales_the_loss():
     assert torch.tensor(1e-8).half() == 0
     model = nn.Linear(1, 1, bias=False)
     wrapper = make(model, dtype='float16')
-    with wrapper.optim_context(model):
-        loss = model(torch.ones(1, 1)).float().sum() * 1e-8
-    wrapper.backward(loss)
+    backward(wrapper, model, 1e-8)
     wrapper.loss_scaler.unscale_(wrapper.optimizer)
     assert model.weight.grad.item() == pytest.approx(1e-8, rel=1e-2)
 
 
 def test_float16_skips_a_step_that_overflows_and_lowers_the_scale():
-    found, wrapper = gradient(1e3, dtype='float16')
-    assert found == 0
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    wrapper, resumed = (make(model, dtype='float16') for _ in range(2))
+    backward(wrapper, model, 1e3)
+    wrapper.step()
+    assert model.weight.item() == before
     assert wrapper.loss_scaler.get_scale() == 2**15
-
-
-def test_resume():
-    _, first = gradient(1e3, dtype='float16')
-    _, second = gradient(0, dtype='float16')
-    second.load_state_dict(first.state_dict())
-    assert second.loss_scaler.get_scale() == 2**15
+    # It makes its state with the first step.
+    backward(resumed, model, 0)
+    resumed.load_state_dict(wrapper.state_dict())
+    assert resumed.loss_scaler.get_scale() == 2**15
 
 
 def test_other_dtypes():

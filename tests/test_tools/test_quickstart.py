@@ -87,10 +87,8 @@ def test_quickstart(folder, synthetic_nuscenes, run_tool):
     assert list(summary['stages']) == [
         'data', 'train', 'test', 'pictures', 'curve'
     ]
-    for stage in summary['stages'].values():
-        assert stage['seconds'] > 0 and stage['peak_memory_mib'] > 20
-    assert summary['peak_memory_mib'] == summary['stages']['train'][
-        'peak_memory_mib'] > 200
+    assert summary['seconds'] == pytest.approx(
+        sum(summary['stages'].values()), abs=0.1)
     assert {'python', 'torch', 'mmcv', 'mmdet3d', 'sigplug',
             'numpy'} <= set(summary['versions'])
     assert summary['machine']['cores'] > 0 and summary['machine']['cpu']

@@ -2,7 +2,6 @@ import matplotlib
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from sigplug.visualization import save_png, to_image
 from sigplug.visualization.figure import new_figure
@@ -22,19 +21,3 @@ def test_png_has_the_promised_size_and_the_pixels_of_the_image(tmp_path):
     np.testing.assert_array_equal(image, (255 * saved).round())
     assert [p.name for p in path.parent.iterdir()] == ['figure.png']
     assert plt.get_fignums() == []
-
-
-def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
-    path = tmp_path / 'figure.png'
-    path.write_bytes(b'old')
-    figure = new_figure((300, 300))
-
-    def fail(partial, **kwargs):
-        with open(partial, 'wb') as file:
-            file.write(b'half')
-        raise OSError('disk full')
-
-    monkeypatch.setattr(figure, 'savefig', fail)
-    with pytest.raises(OSError, match='disk full'):
-        save_png(figure, path)
-    assert path.read_bytes() == b'old'

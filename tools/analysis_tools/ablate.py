@@ -25,12 +25,7 @@ from plots.ablation import draw_ablation
 from sigplug.cli import preflight, process
 from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.cli.results import read_nuscenes_metrics, write_json
-from sigplug.cli.stages import (
-    check_data_root,
-    hide_unusable_gpus,
-    relative,
-    run_stage,
-)
+from sigplug.cli.stages import hide_unusable_gpus, relative, run_stage
 from sigplug.engine.checkpoint import load_safely
 from sigplug.visualization import save_png
 
@@ -142,8 +137,6 @@ def main() -> None:
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
     hide_unusable_gpus()
     cfgs = [preflight.load_config(str(config)) for config in args.configs]
-    for cfg in cfgs:
-        check_data_root(cfg, str(args.data_root))
     run_stage('data',
               TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
               '--out', args.data_root, '--difficulty', args.difficulty,

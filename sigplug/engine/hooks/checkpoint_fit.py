@@ -86,11 +86,9 @@ class CheckpointFitHook(Hook):
 def load_what_fits(
         model: nn.Module,
         checkpoint: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Load the weights that fit, and return the others.
+    """Load the weights that fit, and return the names of the others.
 
-    Returns:
-        tuple[list[str], dict[str, str]]: Names of the weights that are not
-        in the checkpoint, and a text for each that has another shape there.
+    Those of another shape come with a text each.
     """
     state: Any = checkpoint.get('state_dict', checkpoint)
     metadata = getattr(state, '_metadata', None)

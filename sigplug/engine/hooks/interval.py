@@ -1,10 +1,11 @@
 """Hooks that act every so many iterations, and look at heads or layers."""
 import logging
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -28,6 +29,14 @@ def find_observable_heads(model: nn.Module) -> dict[str, Any]:
         for name, module in unwrap(model).named_modules()
         if hasattr(module, 'heatmap_observers')
     }
+
+
+def log_values(runner: Runner, values: Mapping[str, Tensor]) -> None:
+    """Log scalars of a training, with one wait for the device for all."""
+    if values:
+        numbers = torch.stack(list(values.values())).tolist()
+        for name, number in zip(values, numbers, strict=True):
+            runner.message_hub.update_scalar(f'train/{name}', number)
 
 
 class IntervalHook(Hook):
@@ -72,12 +81,8 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
                  target: Tensor) -> None:
         """Measure one task, if possible without waiting for a device.
 
-        Args:
-            head (nn.Module): The head.
-            prefix (str): ``'{name}.'`` of the head if there are several.
-            task (int): The number of the task.
-            logits (Tensor): Shape ``(B, classes, H, W)``, float32.
-            target (Tensor): Of the same shape.
+        ``prefix`` is ``'{name}.'`` of the head if there are several; logits
+        and target have the shape ``(B, classes, H, W)``.
         """
 
     @abstractmethod

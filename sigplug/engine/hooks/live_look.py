@@ -36,9 +36,7 @@ class LiveLookHook(Hook):
     Where the model has no head like :class:`sigplug.CenterHead`, or no GeM,
     there is a line in the log.
 
-    ``tools/analysis_tools/live_look.py WORK_DIR`` starts TensorBoard. All of
-    it, added up from the cost of each, takes about 7 s of processor time in
-    the quickstart, whose training takes some minutes.
+    ``tools/analysis_tools/live_look.py WORK_DIR`` starts TensorBoard.
     """
 
     # Before the run, so that the added hooks miss nothing of it. With a low

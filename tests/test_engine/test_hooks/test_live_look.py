@@ -1,6 +1,5 @@
 """What TensorBoard gets of a real training, read back from its file."""
 import io
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,13 +52,6 @@ class Witness(Hook):
             self.found[key] = sample.pred_instances_3d.scores_3d.numpy()
 
 
-def read_events(work_dir):
-    folder, = work_dir.glob('*/vis_data')
-    # All images, where TensorBoard shows ten.
-    events = EventAccumulator(str(folder), size_guidance=dict(images=0))
-    return events.Reload(), folder
-
-
 @pytest.fixture(scope='module')
 def training(tmp_path_factory, synthetic_nuscenes):
     """Two epochs of two iterations of the quickstart, with the switch."""
@@ -100,51 +92,51 @@ def training(tmp_path_factory, synthetic_nuscenes):
         witness = Witness()
         runner.register_hook(witness)
         runner.train()
-    events, folder = read_events(work_dir)
-    return SimpleNamespace(runner=runner, witness=witness, events=events,
-                           folder=folder, drawn=drawn)
+    folder, = work_dir.glob('*/vis_data')
+    # All images, where TensorBoard shows ten.
+    events = EventAccumulator(str(folder), size_guidance=dict(images=0))
+    return SimpleNamespace(runner=runner, witness=witness,
+                           events=events.Reload(), folder=folder, drawn=drawn)
 
 
 def test_scalars_have_the_steps_of_the_log(training):
-    for name in ('loss', 'task0.loss_heatmap', 'task0.loss_bbox', 'lr', P):
+    # Measured at the end of each epoch, and then repeated by the logger.
+    measured = [f'task0.{name}' for name in (
+        'at_lower_clip', 'at_upper_clip', 'stuck')]
+    for name in ('loss', 'task0.loss_heatmap', 'lr', P, *measured):
         steps = [event.step for event in training.events.Scalars(name)]
-        assert steps == [1, 2, 3, 4], name
-    for name in ('at_lower_clip', 'at_upper_clip', 'stuck'):
-        steps = [event.step for event in training.events.Scalars(
-            f'task0.{name}')]
-        # Measured at the end of each epoch, and then repeated by the logger.
-        assert steps == [2, 3, 4], name
+        assert steps == [1, 2, 3, 4][name in measured:], name
     found = [event.value for event in training.events.Scalars(P)]
     assert len(set(found)) == 4
     np.testing.assert_allclose(found, training.witness.p, rtol=1e-6)
 
 
-def check_image(training, tag, event):
-    """It is the same for the backend of the config."""
-    image = Image.open(io.BytesIO(event.encoded_image_string))
-    saved = training.folder / f'vis_image/{tag}_{event.step}.png'
-    np.testing.assert_array_equal(image, Image.open(saved))
-    return np.array(image)
+def read_images(training, tag):
+    """Those of each epoch, the same for the backend of the config."""
+    events = training.events.Images(tag)
+    # At the end of each epoch, which is shorter than the intervals.
+    assert [event.step for event in events] == [2, 4]
+    for event in events:
+        image = Image.open(io.BytesIO(event.encoded_image_string))
+        saved = training.folder / f'vis_image/{tag}_{event.step}.png'
+        np.testing.assert_array_equal(image, Image.open(saved))
+        yield np.array(image)
 
 
 def test_heatmaps(training):
-    events = training.events.Images(HEATMAP)
-    # At the end of each epoch, which is shorter than the interval.
-    assert [event.step for event in events] == [2, 4]
-    for event, maps in zip(events, training.witness.maps[1::2], strict=True):
+    for image, maps in zip(read_images(training, HEATMAP),
+                           training.witness.maps[1::2], strict=True):
         assert (maps[1] == 1).sum() > 5
         np.testing.assert_allclose(
-            check_image(training, HEATMAP, event).astype(int),
-            draw_heatmap_pair(*maps), atol=2)  # one of its 256 colours
+            image.astype(int), draw_heatmap_pair(*maps),
+            atol=2)  # one of its 256 colours
 
 
 def test_views_hold_the_truth_and_the_predictions(training):
     """Two of the six samples, after each epoch."""
     assert set(training.events.Tags()['images']) == {*VIEWS, HEATMAP}
     for tag in VIEWS:
-        events = training.events.Images(tag)
-        assert [event.step for event in events] == [2, 4]
-        first, last = (check_image(training, tag, event) for event in events)
+        first, last = read_images(training, tag)
         assert first.shape == (1200, 1530, 3) and (first != last).any()
 
     dataset = training.runner.val_dataloader.dataset
@@ -171,11 +163,11 @@ def test_views_hold_the_truth_and_the_predictions(training):
 
 
 def test_each_hook_is_there_once_and_watches_no_longer(training):
-    kinds = Counter(type(hook) for hook in training.runner.hooks)
+    kinds = [type(hook) for hook in training.runner.hooks]
     for kind in (LiveLookHook, HeatmapSaturationHook, HeatmapImageHook,
                  GeMPowerHook, BEVImageHook):
-        assert kinds[kind] == 1
-    by_kind = {type(hook): hook for hook in training.runner.hooks}
+        assert kinds.count(kind) == 1
+    by_kind = dict(zip(kinds, training.runner.hooks))
     # That of the logger where the config has none.
     assert by_kind[GeMPowerHook].interval == 1
     assert by_kind[HeatmapSaturationHook].interval == 20
