@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         '--intermediate-sweeps', type=int, default=1, metavar='N',
         help='sweeps between two key frames (the real data set has about 9)')
     parser.add_argument(
-        '--scenes', nargs='+', default=SCENES, metavar='NAME',
+        '--scenes', nargs='+', choices=SCENES, default=SCENES, metavar='NAME',
         help='which of the official mini scenes to make')
     parser.add_argument(
         '--difficulty', choices=DIFFICULTIES, default='standard',

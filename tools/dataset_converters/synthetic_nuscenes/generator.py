@@ -39,31 +39,21 @@ class TargetFolderError(RuntimeError):
 
 
 def generate_synthetic_nuscenes(out: str | Path,
-                                config: GeneratorConfig | None = None,
+                                config: GeneratorConfig,
                                 workers: int = 1,
                                 force: bool = False) -> bool:
     """Make a synthetic nuScenes ``v1.0-mini`` data set.
 
     The folder appears only once it is complete, which the manifest
     ``synthetic_nuscenes.json`` marks. Equal configs give equal bytes whatever
-    the number of workers.
-
-    Args:
-        out (str or Path): Data root to create.
-        config (GeneratorConfig, optional): What to make.
-        workers (int): Processes to use, at least 1.
-        force (bool): Replace an earlier synthetic data set.
+    the number of workers. ``force`` replaces an earlier synthetic data set.
 
     Returns:
         bool: False if ``out`` already held this very data set.
 
     Raises:
         TargetFolderError: If ``out`` holds anything else.
-        ValueError: If ``workers`` is less than 1.
     """
-    config = config or GeneratorConfig()
-    if workers < 1:
-        raise ValueError(f'workers must be at least 1, got {workers}')
     out = Path(out).resolve()
     if not _needs_writing(out, config, force):
         return False
@@ -147,7 +137,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
 # -- the content ------------------------------------------------------------
 def _scan_all(root: Path, config: GeneratorConfig,
               workers: int) -> dict[str, list[list[Box]]]:
-    """Write all sweeps; return the boxes of each, by the scene's name."""
+    """Write all sweeps; return the boxes of each by the scene's name."""
     for folder in ('samples', 'sweeps'):
         (root / folder / 'LIDAR_TOP').mkdir(parents=True)
     count = len(config.sweep_offsets_us)

@@ -53,15 +53,9 @@ def map_filename(name: str) -> str:
 
 def build_tables(scenes: Sequence[Scene], boxes: dict[str, list[list[Box]]],
                  config: GeneratorConfig) -> Tables:
-    """Make all tables.
+    """Return the rows of all tables by their names.
 
-    Args:
-        scenes (Sequence[Scene]): The scenes.
-        boxes (dict[str, list]): Scene name to the boxes of all its sweeps.
-        config (GeneratorConfig): Its seed goes into the tokens.
-
-    Returns:
-        dict[str, list[dict]]: Table name to its rows.
+    ``boxes`` are those of all sweeps by the scene's name.
     """
     token = partial(make_token, config.seed)
     tables: Tables = dict(
