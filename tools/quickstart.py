@@ -27,7 +27,6 @@ DATA_SEED = 0
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--config', type=Path, default=CONFIG,
@@ -78,7 +77,6 @@ def report(summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run all stages."""
     args = parse_args()
     work_dir = args.work_dir
     summary_file = work_dir / 'summary.json'

@@ -81,7 +81,7 @@ def test_data_alone(tool, drawn, tmp_path, run_here):
     code, printed = run_here(
         tool, QUICKSTART, '--out-dir', tmp_path, '--split', 'train',
         '--indices', 20, 3, '--bev-range', -20, -10, 20, 10,
-        '--size', 800, 600, '--plain')
+        '--size', 800, 600)
     assert code == 0, printed.err
     assert matplotlib.image.imread(
         tmp_path / 'bev_0020.png').shape[:2] == (600, 800)
@@ -104,14 +104,6 @@ def test_errors(tool, drawn, tmp_path, monkeypatch, fail, args, message):
     monkeypatch.chdir(tmp_path)
     assert message in fail(tool, *args, '--out-dir', 'out')
     assert not (tmp_path / 'out').exists()
-
-
-def test_a_model_without_heatmap_is_named(tool, drawn, monkeypatch, fail,
-                                          checkpoint):
-    monkeypatch.setattr(tool.build, 'build_model',
-                        lambda *args: torch.nn.Linear(1, 1))
-    assert 'Linear has no heatmap like that of CenterHead: use --no' in fail(
-        tool, QUICKSTART, checkpoint, '--out-dir', 'out')
 
 
 def test_training_samples_are_not_augmented(tool, cfg):

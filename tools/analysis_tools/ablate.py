@@ -10,7 +10,6 @@ Example:
         configs/ablation/*.py --seeds 3
 """
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from comparison import flatten, format_tables, gather
+from comparison import format_tables, gather
 from mmengine.config import Config
 from plots.ablation import draw_ablation
 
@@ -38,7 +37,6 @@ TOOLS = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,8 +71,6 @@ def parse_args() -> argparse.Namespace:
     if len(set(args.names)) < len(args.names):
         parser.error('configs: two files have the same name, which stands '
                      f'for them in the tables, among {", ".join(args.names)}')
-    if args.seeds < 1:
-        parser.error(f'--seeds must be at least 1, got {args.seeds}')
     return args
 
 
@@ -124,19 +120,12 @@ def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
     names, values = gather(results)
     tables = format_tables(names, values)
     write_json(out_dir / 'results.json', results)
-    with open(out_dir / 'results.csv', 'w') as file:
-        rows = [dict(name=result['name'], seed=result['seed'],
-                     **flatten(result)) for result in results]
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
     (out_dir / 'results.md').write_text(tables)
     save_png(draw_ablation(names, values), out_dir / 'results.png')
     return tables
 
 
 def main() -> None:
-    """Train what is missing, then compare."""
     args = parse_args()
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
@@ -168,7 +157,7 @@ def main() -> None:
             results.append(dict(name=name, **json.loads(file.read_text())))
         tables = write_summary(args.out_dir, results)
     print(f'\n{tables}')
-    for name in ('results.md', 'results.csv', 'results.json', 'results.png'):
+    for name in ('results.md', 'results.json', 'results.png'):
         print(args.out_dir / name)
 
 

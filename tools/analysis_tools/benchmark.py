@@ -32,7 +32,6 @@ Measure = Callable[[], dict[str, Any]]
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'what', nargs='?', choices=performance.PARTS,
@@ -42,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         '--quick', action='store_true',
         help='fewer cases and repetitions, for a first look')
     parser.add_argument(
-        '--device', default='cpu',
+        '--device', type=torch.device, default='cpu',
         help='cpu, cuda or cuda:N (default: %(default)s)')
     parser.add_argument(
         '--threads', type=int, default=2, metavar='N',
@@ -64,19 +63,13 @@ def parse_args() -> argparse.Namespace:
         'in --out-dir')
     args = parser.parse_args()
     args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
-    if min(args.threads, args.repeat) < 1:
-        parser.error('--threads and --repeat must be at least 1')
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', args.device):
-        parser.error(f'--device must be cpu, cuda or cuda:N, got '
-                     f'{args.device!r}')
-    args.device = torch.device(args.device)
     if args.device.type == 'cuda':
-        args.device = torch.device('cuda', args.device.index or 0)
-        if args.device.index >= (count := torch.cuda.device_count()):
+        index = args.device.index or 0
+        if index >= (count := torch.cuda.device_count()):
             parser.error(f'--device {args.device}: torch finds '
                          f'{count or "no"} GPU here')
         # Where kernels are launched, and whose memory is counted.
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(index)
     return args
 
 
@@ -103,17 +96,15 @@ def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
     if what == 'ops':
         from benchmarks.operations import CASES
         from benchmarks.timing import measure
-        cases = {case.name: lambda case=case: dict(rows=measure(
+        return {case.name: lambda case=case: dict(rows=measure(
             case.build(args.device), args.repeat, args.device))
             for case in CASES if args.device.type in case.devices
             and (case.quick or not args.quick)}
-    else:
-        from benchmarks.detectors import find_settings, measure
-        cases = {name: lambda setting=setting: measure(
-            setting, what == 'train', args.repeat, args.device)
-            for name, setting in find_settings(
-                what == 'train', args.device, args.quick).items()}
-    return cases
+    from benchmarks.detectors import find_settings, measure
+    return {name: lambda setting=setting: measure(
+        setting, what == 'train', args.repeat, args.device)
+        for name, setting in find_settings(
+            what == 'train', args.device, args.quick).items()}
 
 
 def choose(args: argparse.Namespace) -> dict[str, dict[str, Measure]]:
@@ -147,7 +138,6 @@ def run(cases: dict[str, Measure],
 
 
 def main() -> None:
-    """Measure, print and write."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     # mmengine logs a line for each parameter that is initialised.

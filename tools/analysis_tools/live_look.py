@@ -15,7 +15,6 @@ from sigplug.errors import UserError
 
 
 def main() -> None:
-    """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(
         usage='%(prog)s [-h] WORK_DIR [options of TensorBoard]',
         description=__doc__,

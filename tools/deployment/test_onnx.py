@@ -35,7 +35,6 @@ STEPS = ('encode', 'network', 'decode')
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -52,11 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class TimedModel:
-    """The PyTorch model with the interface of ``Detector``.
-
-    Args:
-        model (nn.Module): mmdet3d's CenterPoint.
-    """
+    """mmdet3d's CenterPoint, with the time of each step."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -66,7 +61,7 @@ class TimedModel:
                 lambda *_: self.marks.append(time.perf_counter()))
 
     def __call__(self, batch: dict) -> tuple[Detections, np.ndarray, Any]:
-        """Return the boxes, the time of each step and the data sample."""
+        """Return the boxes, the milliseconds and the data sample."""
         self.marks = [time.perf_counter()]
         sample, = self.model.test_step(batch)
         self.marks.append(time.perf_counter())
@@ -78,7 +73,7 @@ class TimedModel:
 
 def detect(detector: Detector,
            points: np.ndarray) -> tuple[Detections, np.ndarray]:
-    """Return the boxes and the time of each step."""
+    """Return the boxes and the milliseconds of each step."""
     marks = [time.perf_counter()]
     # A frame without points has no boxes.
     canvas = detector.encode(points) if len(points) else None
@@ -175,7 +170,6 @@ def to_sample(like: Any, found: Detections) -> Any:
 
 
 def report(results: dict[str, dict]) -> None:
-    """Print the table."""
     base = results['PyTorch']
 
     def row(name: str, values: list[str]) -> None:
@@ -202,7 +196,6 @@ def report(results: dict[str, dict]) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    """Evaluate."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     check_metric(cfg)

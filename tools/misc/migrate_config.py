@@ -55,7 +55,6 @@ class Part(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'config',
@@ -64,19 +63,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace FILE.py')
     parser.add_argument(
-        '--loss',
-        choices=['logits'],
+        '--loss', choices=['logits'],
         help='take the Gaussian focal loss of the logits, exactly and without '
         'a clip (default: the same losses as before)')
     parser.add_argument(
-        '--pillar',
-        choices=['gem'],
+        '--pillar', choices=['gem'],
         help='reduce the points of a pillar by a generalised mean with a '
         'trained power')
-    args = parser.parse_args()
-    if args.overwrite and args.out is None:
-        parser.error('--overwrite replaces the file of --out: name it')
-    return args
+    return parser.parse_args()
 
 
 def migrate(config: str, out: str | None = None, *, logits: bool = False,
@@ -124,16 +118,14 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
         base = osp.relpath(path, osp.dirname(osp.abspath(out)))
     text = child_text(base, overlay)
     if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
     return text, list(iter_changes(old, new))
 
 
 def check_out(out: str, path: str, overwrite: bool) -> None:
-    """Check that the new config can be written."""
     if not out.endswith('.py'):
         raise UserError(f'--out must end in .py, but is {out!r}.')
-    if not osp.isdir(osp.dirname(osp.abspath(out))):
-        raise UserError(f'--out {out!r}: its folder does not exist.')
     if osp.realpath(out) == osp.realpath(path):
         raise UserError(
             f'--out {out!r} is the config itself, which the result builds '
@@ -144,7 +136,6 @@ def check_out(out: str, path: str, overwrite: bool) -> None:
 
 
 def load_text(text: str) -> dict:
-    """Load the text of a config."""
     with TemporaryDirectory() as folder:
         path = Path(folder, 'config.py')
         path.write_text(text)
@@ -329,16 +320,12 @@ def list_parts(parts: list[Part], word: str) -> str:
 
 
 def main() -> None:
-    """Migrate."""
     args = parse_args()
     # Modules that the config imports may print.
     with redirect_stdout(sys.stderr):
         text, changes = migrate(
-            args.config,
-            args.out,
-            logits=args.loss == 'logits',
-            gem=args.pillar == 'gem',
-            overwrite=args.overwrite)
+            args.config, args.out, logits=args.loss == 'logits',
+            gem=args.pillar == 'gem', overwrite=args.overwrite)
         if not text:
             print(f'Nothing to do: {args.config} uses sigplug already.')
             return

@@ -7,7 +7,6 @@ from sigplug.cli import arguments, preflight, process
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'config', help='config file, or a name such as mmdet3d::PATH')
@@ -23,7 +22,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Load and print."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     if args.out:

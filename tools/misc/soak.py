@@ -135,7 +135,6 @@ def read_losses(run: Path) -> list[float]:
 
 
 def main() -> None:
-    """Soak."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)

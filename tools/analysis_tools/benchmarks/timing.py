@@ -188,9 +188,8 @@ def measure(work: Work, repeat: int,
             device: torch.device) -> list[dict[str, Any]]:
     """Compare the answers of the forms, then time them in turn.
 
-    Each form gets a dict of ``form``, ``same_function`` and ``status``; where
-    that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
-    ``Timer.time`` measures, on a GPU with those of ``device_seconds`` as
+    Where the ``status`` of a form is ``'ok'``, its row has the quartiles of
+    what ``Timer.time`` measures, on a GPU with those of ``device_seconds`` as
     ``device``. A form whose answer is wrong is not timed.
     """
     rows, running, expected = [], [], {}

@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 def sig3(value: float | None) -> str:
     """Return three significant digits, or a dash for no number."""
-    if value is None or not math.isfinite(value):
+    if value is None:
         return '-'
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f'{value:.{max(digits, 0)}f}'
@@ -191,19 +191,10 @@ def read(results: Path, device: str) -> dict[str, Record]:
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
-    """Write a page for each device, which name what was not measured.
+    """Write a page for each device, which names what was not measured.
 
-    Args:
-        results (Path): Folder of the results.
-        page (Path): The page about the CPU, whose picture goes into a folder
-            ``images`` beside it; that about a GPU is written beside it, with
-            ``_gpu`` in its name.
-
-    Returns:
-        list[Path]: The pages that were written.
-
-    Raises:
-        UserError: The folder has no results.
+    ``page`` is that about the CPU, whose picture goes into a folder ``images``
+    beside it; that about a GPU has ``_gpu`` in its name.
     """
     written = []
     for device, name in (('cpu', 'performance'), ('cuda', 'performance_gpu')):
