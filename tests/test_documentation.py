@@ -77,15 +77,6 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, headings(path)), target
 
 
-def test_every_page_is_in_the_contents():
-    entries = {line for block in blocks(DOCS / 'index.md', '{toctree}')
-               for line in block.split() if not line.startswith(':')}
-    found = {path.relative_to(DOCS).with_suffix('').as_posix()
-             for path in (*DOCS.glob('*.md'), *(DOCS / 'api').glob('*.md'))}
-    assert entries - {'Use', 'Background', 'Reference', '1'} == (
-        found - {'index'})
-
-
 def test_readmes_say_the_same():
     """Same headings in number, same figures, code, names and links."""
     english, chinese = READMES

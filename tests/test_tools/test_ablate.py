@@ -32,8 +32,6 @@ def test_interrupted_and_continued(folder, synthetic_nuscenes, run_tool):
     prefix = 'NuScenes metric/pred_instances_3d_NuScenes'
     assert run['name'] == 'small' and run['seed'] == 0
     assert run['NDS'] == metrics[f'{prefix}/NDS']
-    powers, = run['powers'].values()
-    assert powers == pytest.approx([3.0], abs=0.1) and powers != [3.0]
     assert run['resumed'] and run['versions']['sigplug']
     tables = (out / 'results.md').read_text()
     assert f'| {run["NDS"]:.3f} |' in tables and tables in printed

@@ -56,16 +56,6 @@ def test_training_names_the_bad_file(damageable, folder, monkeypatch, fail):
     assert name in message and "on_bad='skip'" in message
 
 
-def test_bad_info_file_is_named(damageable, folder, monkeypatch, fail):
-    path = damageable / 'nuscenes_infos_val.pkl'
-    path.write_bytes(path.read_bytes()[:-10])
-    torch.save({}, folder / 'x.pth')
-    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    message = fail('test.py', 'small.py', 'x.pth', '--work-dir', 'bad_infos',
-                   cwd=folder)
-    assert f'The info file {str(path)!r} cannot be used' in message
-
-
 def test_training_ends_at_a_nan_loss(folder, fail):
     message = fail(
         'train.py', 'small.py', '--work-dir', 'nan', '--cfg-options',

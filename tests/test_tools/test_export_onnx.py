@@ -178,8 +178,11 @@ def test_gem_in_the_dense_part(run, tmp_path):
     for shape in [(1, 16, 64, 104), (2, 16, 120, 64)]:
         x = torch.randn(shape)
         check(path, x, stock_outputs(model, x))
+    # Not all runtimes have float64.
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    kinds = {value.type.tensor_type.elem_type for value in graph.value_info}
+    assert kinds and onnx.TensorProto.DOUBLE not in kinds
     # The trained power and its reciprocal are constants, 4.5 among them.
-    graph = onnx.load(path).graph
     powers = [onnx.numpy_helper.to_array(tensor).item()
               for node in graph.node if node.op_type == 'Pow'
               for tensor in graph.initializer
@@ -310,22 +313,17 @@ def test_nothing_is_left_of_a_wrong_export(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_float64_and_other_domains_are_refused(tool):
-    make_model = onnx.helper.make_model
+def test_other_operators_are_refused(tool):
     x, y = (onnx.helper.make_tensor_value_info(
         name, onnx.TensorProto.FLOAT, [1]) for name in 'xy')
-    cast = [onnx.helper.make_node('Cast', ['x'], ['z'], to=11),
-            onnx.helper.make_node('Cast', ['z'], ['y'], to=1)]
-    opset = [onnx.helper.make_opsetid('', 18)]
-    model = make_model(
-        onnx.helper.make_graph(cast, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(UserError, match='float64'):
-        tool.check_standard(model, 18)
-    with pytest.raises(UserError, match='opset 18'):
-        tool.check_standard(model, 17)
-    custom = [onnx.helper.make_node('F', ['x'], ['y'], domain='mmcv')]
-    opset.append(onnx.helper.make_opsetid('mmcv', 1))
-    model = make_model(
-        onnx.helper.make_graph(custom, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(UserError, match='mmcv::F'):
-        tool.check_standard(model, 18)
+    opsets = [onnx.helper.make_opsetid('', 18),
+              onnx.helper.make_opsetid('mmcv', 1)]
+    for domain, opset, words in (('mmcv', 18, 'mmcv::F'),
+                                 ('', 17, 'opset 17')):
+        node = onnx.helper.make_node(
+            'F' if domain else 'Relu', ['x'], ['y'], domain=domain)
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph([node], 'g', [x], [y]),
+            opset_imports=opsets)
+        with pytest.raises(UserError, match=words):
+            tool.check_standard(model, opset)

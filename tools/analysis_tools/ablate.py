@@ -30,7 +30,6 @@ from sigplug.cli.stages import (
     relative,
     run_stage,
 )
-from sigplug.engine.checkpoint import load_safely
 from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -87,13 +86,6 @@ def digest(cfg: Config, manifest: bytes) -> str:
     return hashlib.sha256(cfg.dump().encode() + manifest).hexdigest()[:16]
 
 
-def trained_powers(path: str) -> dict[str, list[float]]:
-    """Return each parameter ``p`` of the model in a checkpoint."""
-    return {name: [round(p, 4) for p in value.flatten().tolist()]
-            for name, value in load_safely(path)['state_dict'].items()
-            if name.rpartition('.')[2] == 'p'}
-
-
 def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
     """Train with one seed, or continue that training, and evaluate."""
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -111,7 +103,6 @@ def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
     return dict(
         config=config, seed=seed, amp=amp, resumed=resumed,
         **read_nuscenes_metrics(work_dir / 'eval'),
-        powers=trained_powers(checkpoint),
         machine=describe_machine(), versions=list_versions())
 
 

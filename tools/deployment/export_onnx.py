@@ -104,7 +104,7 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
 
 
 def check_standard(model: Any, opset: int) -> int:
-    """Check for standard operators without float64; return their number."""
+    """Check for standard operators; return their number."""
     import onnx
     onnx.checker.check_model(model, full_check=True)
     nodes = model.graph.node
@@ -117,14 +117,6 @@ def check_standard(model: Any, opset: int) -> int:
             f'{opset} of the standard operators: it came to opset '
             f'{versions.get("")}, with {sorted(custom) or "no"} others. Try '
             'another --opset.')
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = [*graph.input, *graph.output, *graph.value_info]
-    types = {value.type.tensor_type.elem_type for value in values}
-    types |= {tensor.data_type for tensor in graph.initializer}
-    if onnx.TensorProto.DOUBLE in types:
-        raise UserError(
-            'The model computes in float64, which not all runtimes have: '
-            'convert it by model.float() before it is saved.')
     return len(nodes)
 
 

@@ -137,13 +137,12 @@ def test_tool(tiny, tmp_path):
     code, printed = run()
     assert code == 0 and 'Wrote' in printed and '2/2' in printed
     assert_equal_folders(tiny, tmp_path / 'made')
-    code, printed = run()
-    assert code == 0 and 'already complete' in printed
     (tmp_path / 'embreex.py').write_text(
         'raise ModuleNotFoundError("No module named \'embreex\'")')
-    for arguments, variables, message in (
-            (('--seed', '1'), {}, 'error: .*--force'),
-            (('--samples-per-scene', '0'), {}, 'error: samples_per_scene'),
-            ((), dict(PYTHONPATH=str(tmp_path)), 'pip install embreex')):
-        code, printed = run(*arguments, **variables)
-        assert code == 1 and re.search(message, printed), printed
+    for arguments, variables, code, message in (
+            ((), {}, 0, 'already complete'),
+            (('--seed', '1'), {}, 1, 'error: .*--force'),
+            (('--samples-per-scene', '0'), {}, 1, 'error: samples_per_scene'),
+            ((), dict(PYTHONPATH=str(tmp_path)), 1, 'pip install embreex')):
+        found, printed = run(*arguments, **variables)
+        assert found == code and re.search(message, printed), printed
