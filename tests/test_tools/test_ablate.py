@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablate import short_names
 from conftest import load_tool, tool_command
 
 
@@ -90,8 +91,7 @@ def stages(monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore:Precision loss:RuntimeWarning')
-def test_order_and_what_a_failure_leaves(tools_on_path, stages, tmp_path,
-                                         run_here):
+def test_order_and_what_a_failure_leaves(stages, tmp_path, run_here):
     """Each seed of all configs, then the next one."""
     tool, calls = stages
 
@@ -121,14 +121,13 @@ def test_order_and_what_a_failure_leaves(tools_on_path, stages, tmp_path,
     assert results in run()[1].out and len(calls) == 9
 
 
-def test_two_files_of_the_same_name(tools_on_path, tmp_path, run_here):
+def test_two_files_of_the_same_name(tmp_path, run_here):
     code, printed = run_here('analysis_tools/ablate.py', 'a.py', 'b/a.py',
                              cwd=tmp_path)
     assert code == 2 and 'two files have the same name' in printed.err
 
 
-def test_names_are_what_differs(tools_on_path, tmp_path):
-    from ablate import short_names
+def test_names_are_what_differs(tmp_path):
     stem = 'centerpoint_pillar04_{}_1xb2-onecycle-8e_nus-mini-3d'
     paths = [tmp_path / f'{stem.format(name)}.py'
              for name in ('stock', 'gem-logits', 'gem')]

@@ -4,33 +4,10 @@ import math
 
 import pytest
 import torch
+from benchmarks import detectors, operations, timing
+from pages import performance as page
 
-pytestmark = pytest.mark.usefixtures('tools_on_path')
 CPU = torch.device('cpu')
-
-
-@pytest.fixture(scope='module')
-def timing(tools_on_path):
-    from benchmarks import timing
-    return timing
-
-
-@pytest.fixture(scope='module')
-def operations(tools_on_path):
-    from benchmarks import operations
-    return operations
-
-
-@pytest.fixture(scope='module')
-def detectors(tools_on_path):
-    from benchmarks import detectors
-    return detectors
-
-
-@pytest.fixture(scope='module')
-def page(tools_on_path):
-    from pages import performance
-    return performance
 
 
 class WrongGradient(torch.autograd.Function):
@@ -49,7 +26,7 @@ def broken(x):
     raise RuntimeError('no kernel\nand a long story')
 
 
-def test_only_right_answers_are_timed(timing):
+def test_only_right_answers_are_timed():
     x = torch.rand(8, requires_grad=True)
     forms = [
         timing.Form('stock', lambda x: x * x),
@@ -78,7 +55,7 @@ def test_only_right_answers_are_timed(timing):
         assert 'forward' not in row
 
 
-def test_extra_memory(timing):
+def test_extra_memory():
     """Against buffers that are counted by hand."""
     x = torch.zeros(2**18)  # 1 MiB
 
@@ -107,8 +84,7 @@ def test_extra_memory(timing):
     ('segment_case', (60, 7), {}),
     ('heatmap_case', (9, (4, 20, 20)), {}),
 ])
-def test_forms_agree(operations, timing, monkeypatch, build, arguments,
-                     changes):
+def test_forms_agree(monkeypatch, build, arguments, changes):
     """Those of the cases for a GPU too, small and on the CPU."""
     # Takes its time, and is not what is tested.
     monkeypatch.setattr(torch, 'compile', lambda form, dynamic: form)
@@ -119,7 +95,7 @@ def test_forms_agree(operations, timing, monkeypatch, build, arguments,
 
 
 @pytest.mark.parametrize('name', ['pillars of 0.2 m', 'voxels of 0.075 m'])
-def test_voxels_are_those_of_mmcv(operations, timing, monkeypatch, name):
+def test_voxels_are_those_of_mmcv(monkeypatch, name):
     """The case compares them; here on few points, in any order."""
     points = 2 * torch.rand(2, 500, 5) - 1
     monkeypatch.setattr(operations, 'scans', lambda device: list(points))
@@ -142,7 +118,7 @@ def row(form, forward, backward, **changes):
                 ) | changes
 
 
-def test_losses_and_failures_are_shown(page):
+def test_losses_and_failures_are_shown():
     rows = [row('stock', 1.0, 3.0), row('sigplug', 2.0, 6.0),
             row('other', 1.0, 1.0, same_function=False),
             dict(form='peer', same_function=True, status='failed: why')]
@@ -153,7 +129,7 @@ def test_losses_and_failures_are_shown(page):
         '| peer (failed: why) | - | - | - | - | - | - |']
 
 
-def test_operation_table(page, operations):
+def test_operation_table():
     """Wall time, time of the GPU alone, and what is not known."""
     rows = [row('stock', 1.0, 3.0), row(operations.COMPILED, 1.0, 1.0),
             row('sigplug', 0.5, 0.5)]
@@ -180,8 +156,7 @@ def test_operation_table(page, operations):
 # -- The tool ----------------------------------------------------------------
 
 
-def test_run_and_page(tmp_path, run_here, page, operations, timing,
-                      monkeypatch):
+def test_run_and_page(tmp_path, run_here, monkeypatch):
     work = timing.Work([timing.Form('stock', torch.exp),
                         timing.Form('sigplug', lambda x: x.exp())],
                        (torch.rand(8), ))
@@ -237,7 +212,7 @@ def test_a_page_needs_results(tmp_path, fail):
 
 
 @pytest.mark.parametrize('name', ['CIRCLE', 'VOXEL'])
-def test_kinds_of_a_model(detectors, name):
+def test_kinds_of_a_model(name):
     """Each has the parts of the one before it, and some more."""
     from mmengine.config import Config
     model = Config.fromfile(detectors.CONFIGS[getattr(detectors, name)]).model
@@ -251,7 +226,7 @@ def test_kinds_of_a_model(detectors, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('what', ['train', 'frame'])
-def test_models_by_stage(page, run_tool, tmp_path, what):
+def test_models_by_stage(run_tool, tmp_path, what):
     run_tool('analysis_tools/benchmark.py', what, '--quick', '--repeat', 1,
              '--threads', 1, '--filter', 'fp32', '--out', 'results',
              cwd=tmp_path)

@@ -4,20 +4,15 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
+from plots.ablation import draw_ablation
+from plots.speedups import draw_speedups
+from plots.stages import draw_stages
+from plots.training import draw_training, read_training_log
 
-pytestmark = pytest.mark.usefixtures('tools_on_path')
+from sigplug.errors import UserError
 
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
-
-
-def read_training_log(work_dir):
-    from plots.training import read_training_log
-    return read_training_log(work_dir)
-
-
-def draw_training(train, val, metrics):
-    from plots.training import draw_training
-    return draw_training(train, val, metrics, 'title')
 
 
 def train_record(step, loss, **parts):
@@ -108,7 +103,7 @@ def lines(ax):
 
 
 def test_losses_of_the_tasks_are_added_up(log):
-    curves = lines(draw_training(*log, metrics=[]).axes[0])
+    curves = lines(draw_training(*log, None, '').axes[0])
     assert list(curves) == ['total', 'loss_heatmap', 'loss_bbox']
     x = [50, 100, 150, 200]
     total = np.array([1000.0, 100, 10, 8])
@@ -120,11 +115,13 @@ def test_losses_of_the_tasks_are_added_up(log):
 
 def test_validations(log):
     train, val = log
-    curves = lines(draw_training(train, val, metrics=['NDS', 'IoU']).axes[1])
+    curves = lines(draw_training(train, val, ['NDS'], '').axes[1])
     assert list(curves) == ['NDS']
     np.testing.assert_allclose(
         curves['NDS'], [[50, .2], [100, .3], [150, .4], [200, .5]])
-    assert len(draw_training(train, [], metrics=['NDS']).axes) == 1
+    assert len(draw_training(train, [], None, '').axes) == 1
+    with pytest.raises(UserError, match='IoU'):
+        draw_training(train, val, ['NDS', 'IoU'], '')
 
 
 # -- The tool ----------------------------------------------------------------
@@ -150,38 +147,33 @@ def test_no_log(tmp_path, fail):
 # -- Speed of the operations -------------------------------------------------
 
 
-def row(form, median, **passes):
-    return dict(form=form, both=[median, median, median], **passes)
+def row(form, median):
+    return dict(form=form, both=[median, median, median])
 
 
 def test_speedups():
-    from plots.speedups import draw_speedups, read_ratios
     results = [
-        dict(case='loss', rows=[
-            row('stock', 8.0), row('torch.compile of stock', 4.0),
-            row('sigplug', 2.0)]),
         dict(case='targets', rows=[
             dict(form='stock', forward=[6.0, 6.0, 6.0]),
             dict(form='sigplug', forward=[12.0, 12.0, 12.0])]),
+        dict(case='loss', rows=[
+            row('stock', 8.0), row('torch.compile of stock', 4.0),
+            row('sigplug', 2.0)]),
         dict(case='wrong', rows=[row('stock', 1.0), dict(form='sigplug')]),
         dict(case='failed', rows=[]),
     ]
-    assert read_ratios(results, 'sigplug') == dict(loss=4.0, targets=0.5)
     ax, = draw_speedups(results, 'a machine').axes
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [
         'loss', 'targets']
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert ends == pytest.approx([4.0, 0.5])
-    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
-    marks, _ = ax.lines
-    assert marks.get_xydata().tolist() == [[2.0, 0.0]]
+    assert ax.lines[0].get_xydata().tolist() == [[2.0, 0.0]]
 
 
 # -- A moving picture --------------------------------------------------------
 
 
 def test_movie(tmp_path, run_here):
-    from PIL import Image
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     for name, color in zip('bac', colors):
         image = Image.new('RGB', (40, 30), 'white')
@@ -204,7 +196,6 @@ def test_movie(tmp_path, run_here):
 
 @pytest.mark.parametrize('sizes', [[], [(40, 30), (30, 40)]])
 def test_pictures_that_make_no_movie(tmp_path, fail, sizes):
-    from PIL import Image
     for i, size in enumerate(sizes):
         Image.new('RGB', size).save(tmp_path / f'{i}.png')
     assert 'PNG files of one size' in fail(
@@ -223,7 +214,6 @@ VALUES = {
 
 
 def test_ablation():
-    from plots.ablation import draw_ablation
     first, second, classes = draw_ablation(NAMES, VALUES).axes
     assert [tick.get_text() for tick in first.get_yticklabels()] == NAMES
     means = [line.get_xdata()[0] for line in first.lines
@@ -247,7 +237,6 @@ def test_curves_of_the_numerics(tmp_path, run_here):
 
 
 def test_stages(tmp_path, run_here):
-    from plots.stages import draw_stages
     groups = [dict(case='a model', rows=[
         dict(config='stock', stages=dict(
             encoder=0.15, neck=0.05, loss=0.1, total=0.3)),

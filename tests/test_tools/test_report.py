@@ -6,19 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import measure
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/numerics.md'
 FP64 = torch.float64
 DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32,
               fp64=FP64)
-
-pytestmark = pytest.mark.usefixtures('tools_on_path')
-
-
-@pytest.fixture(scope='module')
-def measure(tools_on_path):
-    from pages import measure
-    return measure
 
 
 def read_tables(page):
@@ -60,7 +53,7 @@ def test_the_committed_page_holds(tmp_path, run_here):
 
 
 @pytest.mark.parametrize('dtype', DTYPES.values())
-def test_edge_is_between_neighbours(measure, dtype):
+def test_edge_is_between_neighbours(dtype):
     """Upwards, downwards, among negative values, and nowhere."""
     third = torch.tensor(1 / 3, dtype=dtype)
     above = torch.nextafter(third, torch.tensor(1.0, dtype=dtype)).item()
@@ -73,7 +66,7 @@ def test_edge_is_between_neighbours(measure, dtype):
     assert measure.edge(lambda x: x < 0, dtype) is None
 
 
-def test_worst_counts_units_in_the_last_place(measure):
+def test_worst_counts_units_in_the_last_place():
     """Against numpy's spacing."""
     for name, kind in (('fp16', np.float16), ('fp32', np.float32)):
         for value in (1.0, 1.5, 3e-5, 1e-7, 1000.0):

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         'work_dir', type=Path,
         help='work dir of the training; resumed parts are joined')
     training.add_argument(
-        '--metrics', nargs='+', metavar='NAME', default=['mAP', 'NDS'],
+        '--metrics', nargs='+', metavar='NAME',
         help='validation metrics, without their prefix (default: mAP NDS)')
     curves = commands.add_parser(
         'curves', help='the pictures of docs/numerics.md')

@@ -14,7 +14,6 @@ try:
         DIFFICULTIES,
         SCENES,
         GeneratorConfig,
-        TargetFolderError,
         generate_synthetic_nuscenes,
     )
 except ModuleNotFoundError as error:
@@ -60,9 +59,7 @@ def main() -> None:
             scenes=tuple(args.scenes), difficulty=args.difficulty)
         made = generate_synthetic_nuscenes(args.out, config, args.workers,
                                            args.force)
-    except (ValueError, TargetFolderError) as error:
-        sys.exit(f'error: {error}')
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f'error: {error}; nothing was written to {args.out}')
     except KeyboardInterrupt:
         sys.exit(f'interrupted; nothing was written to {args.out}')

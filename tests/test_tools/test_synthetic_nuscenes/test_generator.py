@@ -11,7 +11,6 @@ import pytest
 from conftest import tool_command
 from synthetic_nuscenes import (
     GeneratorConfig,
-    TargetFolderError,
     generate_synthetic_nuscenes,
     generator,
 )
@@ -61,7 +60,7 @@ def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
 def test_existing_data_set_is_kept_unless_forced(tiny):
     before, other = state(tiny), replace(TINY, seed=5)
     assert not generate_synthetic_nuscenes(tiny, TINY)
-    with pytest.raises(TargetFolderError, match=r'seed is 0, not 5.*--force'):
+    with pytest.raises(ValueError, match=r'seed is 0, not 5.*--force'):
         generate_synthetic_nuscenes(tiny, other)
     assert state(tiny) == before
     assert generate_synthetic_nuscenes(tiny, other, force=True)
@@ -71,7 +70,7 @@ def test_existing_data_set_is_kept_unless_forced(tiny):
 
 def test_damaged_data_set_is_noticed(tiny):
     next((tiny / 'samples/LIDAR_TOP').iterdir()).unlink()
-    with pytest.raises(TargetFolderError, match='missing or changed.*--force'):
+    with pytest.raises(ValueError, match='missing or changed.*--force'):
         generate_synthetic_nuscenes(tiny, TINY)
     assert generate_synthetic_nuscenes(tiny, TINY, force=True)
     assert not generate_synthetic_nuscenes(tiny, TINY)
@@ -83,7 +82,7 @@ def test_what_is_foreign_is_never_touched(tmp_path, name, force):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('mine')
-    with pytest.raises(TargetFolderError, match='stays untouched'):
+    with pytest.raises(ValueError, match='stays untouched'):
         generate_synthetic_nuscenes(tmp_path / 'out', TINY, force=force)
     assert path.read_text() == 'mine'
     assert os.listdir(tmp_path) == ['out']
@@ -93,7 +92,7 @@ def test_run_in_progress_is_left_alone(tmp_path):
     out = tmp_path / 'out'
     with generator._staging_folder(out) as other:
         (other / 'file').write_text('in progress')
-        with pytest.raises(TargetFolderError, match='another run is writing'):
+        with pytest.raises(ValueError, match='another run is writing'):
             generate_synthetic_nuscenes(out, TINY)
         assert (other / 'file').exists()
         (other / 'file').unlink()

@@ -58,12 +58,14 @@ def read_training_log(work_dir: Path) -> tuple[list[dict], list[dict]]:
 
 
 def draw_training(train: list[dict], val: list[dict],
-                  metrics: Sequence[str], title: str) -> Figure:
+                  metrics: Sequence[str] | None, title: str) -> Figure:
     """Draw the losses, those of several tasks added up, and the metrics.
 
-    The ``metrics`` have no prefix; those that were not logged are left out.
+    The ``metrics`` have no prefix; None is mAP and NDS, if they were logged.
     """
-    curves = metric_curves(val, metrics)
+    curves = metric_curves(val, metrics or ('mAP', 'NDS'))
+    if missing := set(metrics or ()) - set(curves):
+        raise UserError(f'metrics: {sorted(missing)} were not logged.')
     figure = new_figure((1500, 600))
     axes = figure.subplots(1, 1 + bool(curves), squeeze=False)[0]
     draw_losses(axes[0], loss_curves(train))

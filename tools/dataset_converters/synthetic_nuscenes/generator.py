@@ -34,10 +34,6 @@ MAP_RESOLUTION = 0.1  # metres per pixel, the devkit's default
 SWEEPS_PER_JOB = 5
 
 
-class TargetFolderError(RuntimeError):
-    """The folder to write to holds something that must not be replaced."""
-
-
 def generate_synthetic_nuscenes(out: str | Path,
                                 config: GeneratorConfig,
                                 workers: int = 1,
@@ -52,7 +48,7 @@ def generate_synthetic_nuscenes(out: str | Path,
         bool: False if ``out`` already held this very data set.
 
     Raises:
-        TargetFolderError: If ``out`` holds anything else.
+        ValueError: If ``out`` holds anything else.
     """
     out = Path(out).resolve()
     if not _needs_writing(out, config, force):
@@ -93,7 +89,7 @@ def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
     try:
         found = dict(json.loads((out / MANIFEST).read_text()))
     except (OSError, ValueError):
-        raise TargetFolderError(
+        raise ValueError(
             f'out={out} exists and is not a data set made by this tool; it '
             'stays untouched. Choose another folder.') from None
     differing = [
@@ -104,7 +100,7 @@ def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
     if not differing and found.get('size') != _size(out):
         differing = ['files are missing or changed']
     if differing and not force:
-        raise TargetFolderError(
+        raise ValueError(
             f'out={out} holds another synthetic data set '
             f'({"; ".join(differing)}). Choose another folder, or replace it '
             'with --force (force=True).')
@@ -125,7 +121,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
         yield folder
         shutil.rmtree(folder)
     except BlockingIOError:
-        raise TargetFolderError(
+        raise ValueError(
             f'another run is writing to out={out}') from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
