@@ -125,19 +125,6 @@ def traced(tool, monkeypatch):
     trace(tool, monkeypatch)
 
 
-def test_the_exporter_of_older_torch(traced, small, run):
-    folder, model = small
-    out = folder / 'epoch_1.onnx'
-    code, error = run(folder, '--opset', 17, '--heatmap', 'probability',
-                      '--out', out)
-    assert code == 0, error
-    x = torch.randn(1, 16, 64, 104)
-    wanted = {
-        name: value.sigmoid() if name.endswith('heatmap') else value
-        for name, value in stock_outputs(model, x).items()}
-    check(out, x, wanted)
-
-
 def test_centernet(run, tmp_path):
     """The stock head, whose forward has a sigmoid of its own."""
     model = make(tmp_path, CENTERNET)

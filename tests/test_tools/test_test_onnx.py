@@ -164,7 +164,7 @@ def test_other_evaluations_are_refused(exported, fail):
     message = fail(
         'deployment/test_onnx.py', exported / 'config.py', 'folder',
         '--cfg-options', 'test_evaluator.type=KittiMetric')
-    assert 'test_evaluator of the config is KittiMetric' in message
+    assert 'test_evaluator of the config has no NuScenesMetric' in message
 
 
 # -- the quantisation -------------------------------------------------------

@@ -145,7 +145,7 @@ def main() -> None:
     chosen, about = choose(args), describe(args)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     path = args.out_dir / f'{args.device.type}.json'
-    parts = json.loads(path.read_text()) if path.is_file() else {}
+    parts = performance.read(args.out_dir, args.device.type)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # Code that earlier runs have compiled must not count.
         os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder

@@ -179,30 +179,23 @@ def is_own_head(part: Part) -> bool:
     """Return whether a head is a class of the user's on top of sigplug's.
 
     Raises:
-        UserError: It is a head of the user's that does without sigplug's.
+        UserError: It is one on top of a stock head, or without the activation.
     """
-    losses = {class_name(part.node.get(key)) for key in HEADS.values()}
-    if not part.name.endswith(tuple(HEADS)) and not (
-            {'heatmap_act', 'loss_heatmap', 'loss_center_heatmap'}
-            & set(part.node) or {LOSS, LOGITS_LOSS} & losses):
-        return False
     kind: Any = find_class(part.name)
-    if kind is None and part.name in HEADS and (
-            part.package in (*STOCK, 'sigplug')):
+    base = next((base for base in getattr(kind, '__mro__', ())[1:]
+                 if base.__name__ in HEADS), None)
+    if base is None:
         return False
-    base = next((base for base in getattr(kind, '__mro__', ())
-                 if base.__module__.startswith('sigplug.')), None)
-    if base is not None:
+    if base.__module__.startswith('sigplug.'):
         # It needs mmdet3d, which is there.
         from sigplug.models.dense_heads.center_checks import losses_without_act
         if not losses_without_act(kind, base):
             return True
     raise UserError(
-        f'{part} looks like a heatmap head, but is none of those that sigplug '
-        f'replaces ({", ".join(HEADS)}). If it derives from one of them, let '
-        'it derive from the one of the same name in '
-        'sigplug.models.dense_heads instead, and drop its own loss_by_feat, '
-        'or let that call super() or apply self.heatmap_act.')
+        f'{part} derives from {base.__module__}.{base.__name__}. Let it '
+        'derive from the class of the same name in sigplug.models.dense_heads '
+        'instead, and drop its own loss_by_feat, or let that call super() or '
+        'apply self.heatmap_act.')
 
 
 def find_class(name: str) -> type | None:

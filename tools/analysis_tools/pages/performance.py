@@ -183,10 +183,9 @@ def make_texts(parts: dict[str, Record]) -> dict[str, str]:
 
 
 def read(results: Path, device: str) -> dict[str, Record]:
-    """Read the results for a device, also of runs with one part each."""
-    parts = {}
-    for path in sorted(results.glob(f'{device}*.json')):
-        parts |= json.loads(path.read_text())
+    """Read the results for a device."""
+    path = results / f'{device}.json'
+    parts = json.loads(path.read_text()) if path.is_file() else {}
     return {name: parts[name] for name in PARTS if name in parts}
 
 
