@@ -21,7 +21,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'work_dir', help='work dir of a training, or a folder of several')
-    parser.add_argument('options', nargs=argparse.REMAINDER)
+    parser.add_argument(
+        'options', nargs=argparse.REMAINDER, help='of TensorBoard')
     args = parser.parse_args()
     if not os.path.isdir(args.work_dir):
         print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
