@@ -55,7 +55,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def report(summary: dict[str, Any]) -> None:
-    """Print the results and where they lie."""
     metrics = summary['metrics']
     print('\nnuScenes evaluation')
     for name, ap in metrics['class_AP'].items():

@@ -107,7 +107,6 @@ def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """Write the summary of the runs; return its tables."""
     names, values = gather(results)
     tables = format_tables(names, values)
     write_json(out_dir / 'results.json', results)

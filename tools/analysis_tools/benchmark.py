@@ -74,7 +74,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """Return machine, versions and settings of a run."""
     machine, versions = describe_machine(), list_versions()
     if args.device.type == 'cuda':
         machine['gpu'] = torch.cuda.get_device_name(args.device)
@@ -92,7 +91,6 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
-    """Return the cases of a part by name, as functions."""
     if what == 'ops':
         from benchmarks.operations import CASES
         from benchmarks.timing import measure
@@ -108,7 +106,6 @@ def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
 
 
 def choose(args: argparse.Namespace) -> dict[str, dict[str, Measure]]:
-    """Return the chosen cases of each part."""
     cases = {what: find_cases(what, args) for what in (
         [args.what] if args.what else performance.PARTS)}
     chosen = {what: {name: measure for name, measure in part.items()

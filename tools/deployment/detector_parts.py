@@ -170,7 +170,6 @@ class CenterNetUpdatePart(DensePart):
 
 
 def dense_part(model: nn.Module, outputs: str) -> DensePart:
-    """Return the dense part of a known detector."""
     from mmdet.models.dense_heads import CenterNetHead, CenterNetUpdateHead
     parts = {CenterNetHead: CenterNetPart,
              CenterNetUpdateHead: CenterNetUpdatePart}

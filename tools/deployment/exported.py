@@ -35,7 +35,6 @@ def write_description(folder: Path, about: dict[str, Any]) -> None:
 
 def describe(cfg: Config, model: nn.Module, args: argparse.Namespace,
              about: dict[str, Any]) -> dict[str, Any]:
-    """Return what deploy.json says of a CenterPoint."""
     head, layer = model.pts_bbox_head, model.data_preprocessor.voxel_layer
     coder = head.bbox_coder
     middle = model.pts_middle_encoder

@@ -73,7 +73,6 @@ class TimedModel:
 
 def detect(detector: Detector,
            points: np.ndarray) -> tuple[Detections, np.ndarray]:
-    """Return the boxes and the milliseconds of each step."""
     marks = [time.perf_counter()]
     # A frame without points has no boxes.
     canvas = detector.encode(points) if len(points) else None
@@ -114,7 +113,6 @@ def find_checkpoint(args: argparse.Namespace,
 
 def evaluate(cfg: Config, model: nn.Module,
              detectors: dict[str, Detector]) -> dict[str, dict]:
-    """Run all on the test set; return their results."""
     loader = Runner.build_dataloader(cfg.test_dataloader)
     timed = TimedModel(model)
     names = ['PyTorch', *detectors]
@@ -147,7 +145,6 @@ def evaluate(cfg: Config, model: nn.Module,
 
 
 def to_sample(like: Any, found: Detections) -> Any:
-    """Return a data sample with other boxes."""
     sample = like.clone()
     boxes = like.pred_instances_3d.bboxes_3d
     sample.pred_instances_3d = InstanceData(

@@ -212,7 +212,6 @@ def find_class(name: str) -> type | None:
 
 
 def replace_loss(part: Part) -> None:
-    """Change the loss of a head to ``GaussianFocalLossWithLogits``."""
     key = HEADS[part.name]
     loss = part.node.get(key, ABSENT)
     if class_name(loss) not in (LOSS, LOGITS_LOSS):
@@ -241,7 +240,6 @@ def replace_drop_ins(cfg: dict) -> None:
 
 
 def replace_pillar_nets(cfg: dict, config: str) -> None:
-    """Replace the pillar nets, and have their power trained."""
     parts = list(iter_parts(cfg))
     nets = [part for part in parts
             if part.name in PILLAR_NETS and part.package in STOCK]
@@ -279,7 +277,6 @@ def train_power(wrapper: dict) -> None:
 
 
 def add_import(cfg: dict) -> None:
-    """Add sigplug to the imports of a config, which come first."""
     given = cfg.pop('custom_imports', None) or dict(
         imports=[], allow_failed_imports=False)
     imports = given.get('imports') or []

@@ -112,7 +112,6 @@ def judge(records: list[dict], losses: list[float]) -> dict:
 
 
 def read_losses(run: Path) -> list[float]:
-    """Return the losses that mmengine has logged."""
     lines = [line for path in run.glob('*/vis_data/scalars.json')
              for line in path.read_text().splitlines()]
     return [json.loads(line)['loss'] for line in lines if '"loss"' in line]

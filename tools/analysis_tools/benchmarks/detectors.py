@@ -72,7 +72,6 @@ class Setting(NamedTuple):
 
 def find_settings(trains: bool, device: torch.device,
                   quick: bool) -> dict[str, Setting]:
-    """Return what is measured by name."""
     # mmcv's sparse convolutions need CUDA.
     if quick:
         found = [Setting(SMALL, 1, amp, 20_000) for amp in (False, True)]

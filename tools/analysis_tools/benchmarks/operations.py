@@ -89,7 +89,6 @@ def ours(function: Callable[..., Any], answer: str = '',
 
 def stock(name: str, function: Callable[..., Any],
           compiled: bool = True) -> list[Form]:
-    """Return a stock form, as it is and compiled."""
     torch._dynamo.reset()
     forms = [Form(name, function)]
     if compiled:
@@ -138,7 +137,6 @@ def features(shape: tuple[int, ...], device: torch.device,
 
 
 def power(device: torch.device) -> Tensor:
-    """Return a trained power."""
     return torch.tensor([3.0], device=device, requires_grad=True)
 
 
@@ -175,7 +173,6 @@ def loss_case(shape: tuple[int, ...], device: torch.device,
 
 def gem_case(shape: tuple[int, ...], device: torch.device,
              **changes: Any) -> Work:
-    """Pool globally with a trained p."""
     x, p = features(shape, device, **changes), power(device)
     average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
                    (x, ))
@@ -234,7 +231,6 @@ def scans(device: torch.device) -> list[Tensor]:
 
 
 def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
-    """Voxelise two scans."""
     from mmcv.ops import voxelization
     arguments = grid.values()
 
@@ -251,7 +247,6 @@ def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
-    """Compute the targets of four samples by both heads."""
     from mmdet3d.models.dense_heads import CenterHead as StockHead
     from mmengine.hub import get_config
     from mmengine.registry import DefaultScope

@@ -145,7 +145,6 @@ def away_from_kink(x: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the operations compute in."""
     return torch.promote_types(dtype, torch.float32)
 
 

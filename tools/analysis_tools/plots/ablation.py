@@ -38,7 +38,6 @@ def draw_ablation(names: Sequence[str],
 
 
 def draw_metric(ax: Axes, value: np.ndarray, metric: str) -> None:
-    """Draw the seeds and their mean for each config."""
     style_axes(ax, metric, '')
     if value.shape[1] > 1:
         mean, spread = value[0].mean(), value[0].std(ddof=1)

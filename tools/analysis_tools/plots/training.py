@@ -104,7 +104,6 @@ def metric_curves(val: list[dict],
 
 
 def draw_losses(ax: Axes, losses: dict[str, np.ndarray]) -> None:
-    """Draw the losses over the iterations."""
     for color, (name, rows) in zip((INK, *COLORS * 9), losses.items()):
         ax.plot(*rows.T, color=color, linewidth=1.2,
                 label='total' if name == 'loss' else name)

@@ -182,7 +182,6 @@ def _follow_parent() -> None:
 
 def _write_tables(root: Path, boxes: dict[str, list[list[Box]]],
                   config: GeneratorConfig) -> None:
-    """Write everything but the sweeps."""
     for folder in (VERSION, 'maps'):
         (root / folder).mkdir()
     scenes = [cached_scene(name, config) for name in config.scenes]

@@ -65,7 +65,6 @@ class Scene:
                 self.offsets[index])
 
     def filename(self, index: int) -> str:
-        """Return the path of a sweep's points under the data root."""
         folder = 'samples' if index in self.key_frames else 'sweeps'
         return (f'{folder}/LIDAR_TOP/synthetic-{self.name}__LIDAR_TOP__'
                 f'{self.timestamp(index)}.pcd.bin')

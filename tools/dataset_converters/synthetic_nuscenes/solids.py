@@ -82,7 +82,6 @@ class Mesh(NamedTuple):
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
-    """Put all triangles of one or more meshes into one mesh."""
     vertices, faces, material = zip(*meshes)
     starts = np.cumsum([0, *(len(part) for part in vertices[:-1])])
     return Mesh(

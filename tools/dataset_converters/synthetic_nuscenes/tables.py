@@ -42,12 +42,10 @@ def quaternion(yaw: float) -> list[float]:
 
 
 def visibility_token(share: float) -> str:
-    """Return the token of the level of visibility for a share in [0, 1]."""
     return [name for name, _, low in VISIBILITIES if share >= low][-1]
 
 
 def map_filename(name: str) -> str:
-    """Return the path of a scene's map under the data root."""
     return f'maps/synthetic-{name}.png'
 
 
