@@ -61,7 +61,7 @@ class Detector:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
-            self.classes = sum(self.about['tasks'], [])
+            self.classes: list[str] = sum(self.about['tasks'], [])
             self._encoder, self._dense = (
                 onnxruntime.InferenceSession(
                     str(Path(folder) / name), options,
