@@ -4,6 +4,7 @@ The config of mmdet3d's head and the same config with another type have equal
 losses at the default settings. Then follows a short training with a loss that
 mmdet3d's head does not have. Writes center_head.png.
 """
+import argparse
 import copy
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,8 @@ import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
+
+argparse.ArgumentParser(description=__doc__).parse_args()
 
 train_cfg = dict(
     grid_size=[128, 128, 1], point_cloud_range=[-32, -32, -5, 32, 32, 3],

@@ -3,12 +3,16 @@
 Draws the target of a heatmap, scores that are wrong about it, and the
 gradient of the loss for three choices. Writes clip_sigmoid.png.
 """
+import argparse
+
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 
 from sigplug.models import GaussianFocalLossWithLogits
 from sigplug.ops import clip_sigmoid, gaussian_heatmap
+
+argparse.ArgumentParser(description=__doc__).parse_args()
 
 # Three places: the first object is found, the second is overlooked, and in the
 # third the model is sure of an object that is not there.

@@ -3,6 +3,7 @@
 One trained number, p, moves the pooling between the mean (p = 1) and the
 maximum (p = inf). Writes gem.png.
 """
+import argparse
 import math
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,8 @@ import torch
 
 from sigplug.models import GeM
 from sigplug.ops import gem_pool
+
+argparse.ArgumentParser(description=__doc__).parse_args()
 
 # A feature map as after a ReLU: noise, and a few strong responses.
 torch.manual_seed(0)

@@ -21,6 +21,8 @@ from sigplug.engine.checkpoint import load_safely
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
+# As for an analysis tool that is run.
+sys.path.append(str(TOOLS / 'analysis_tools'))
 QUICKSTART = REPOSITORY / (
     'configs/centerpoint/'
     'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py')
@@ -117,14 +119,6 @@ def pytest_runtest_setup(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     return (yield from skip_what_the_column_has_not())
-
-
-@pytest.fixture(scope='module')
-def tools_on_path() -> Iterator[None]:
-    """As for an analysis tool that is run, whose folder comes first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS / 'analysis_tools'))
-        yield
 
 
 @pytest.fixture(autouse=True, scope='module')

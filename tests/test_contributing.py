@@ -52,12 +52,6 @@ def run(tree, *command):
     return done.stdout
 
 
-def test_is_one_file_each_and_one_line():
-    kinds = sorted(path.partition('/')[0] for path in read_snippets())
-    assert kinds == ['configs', 'sigplug', 'sigplug', 'tests']
-    assert read_snippets()[INIT].count('\n') == 1
-
-
 def test_its_own_test_passes(tree):
     test, = (path for path in read_snippets() if path.startswith('tests/'))
     # The package of the copy, not the one that is installed.
@@ -70,9 +64,3 @@ def test_its_own_test_passes(tree):
 
 def test_is_in_the_style_of_the_package(tree):
     run(tree, '-m', 'ruff', 'check', '--no-cache', *read_snippets())
-
-
-def test_text_names_the_files_of_the_example():
-    text = (ROOT / 'CONTRIBUTING.md').read_text()
-    for path in read_snippets():
-        assert f'`{path}`' in text

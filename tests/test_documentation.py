@@ -77,15 +77,6 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, headings(path)), target
 
 
-def test_every_page_is_in_the_contents():
-    entries = {line for block in blocks(DOCS / 'index.md', '{toctree}')
-               for line in block.split() if not line.startswith(':')}
-    found = {path.relative_to(DOCS).with_suffix('').as_posix()
-             for path in (*DOCS.glob('*.md'), *(DOCS / 'api').glob('*.md'))}
-    assert entries - {'Use', 'Background', 'Reference', '1'} == (
-        found - {'index'})
-
-
 def test_readmes_say_the_same():
     """Same headings in number, same figures, code, names and links."""
     english, chinese = READMES
@@ -110,21 +101,6 @@ def test_readmes_say_the_same():
     for name, value in facts(chinese).items():
         assert value == wanted[name], name
     assert len(wanted['figures']) > 40
-
-
-# -- Figures -----------------------------------------------------------------
-
-
-def test_figures_of_the_parameters_stand_in_the_numerics():
-    numerics = (DOCS / 'numerics.md').read_text()
-    # Values of arguments are code.
-    text = re.sub(r'`[^`]*`', '', prose(DOCS / 'parameters.md'))
-    figures = re.findall(r'(?<![\w.])-?\d+\.\d+(?:e-\d+)?(?![\w.])', text)
-    measured = [f for f in figures if len(f.lstrip('-').replace('.', '')) > 2]
-    assert len(measured) > 30
-    for figure in set(measured) - {'0.962', '0.00306'}:
-        assert re.search(rf'(?<![\d.]){re.escape(figure)}(?!\d)', numerics), (
-            figure)
 
 
 # -- Snippets ----------------------------------------------------------------
@@ -248,47 +224,3 @@ def test_commands(page):
                 elif command:
                     check_command(command)
                     command = []
-
-
-# -- Error texts -------------------------------------------------------------
-
-
-@cache
-def strings_of_ours():
-    """Each line of each string in our code, with NUL for what is filled in."""
-    lines = set()
-    for path in (*(ROOT / 'sigplug').rglob('*.py'),
-                 *(ROOT / 'tools').rglob('*.py')):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                text = ''.join(
-                    part.value if isinstance(part, ast.Constant) else '\0'
-                    for part in node.values)
-            elif isinstance(getattr(node, 'value', None), str):
-                text = re.sub('{.*?}', '\0', node.value)
-            else:
-                continue
-            lines.update(line for line in text.split('\n')
-                         if len(line.replace('\0', '')) > 15)
-    return lines
-
-
-def is_ours(line):
-    """Whether our code can say so, behind the name of the error."""
-    return any(
-        re.fullmatch(r'(?:\w+: )?' + '.*'.join(
-            map(re.escape, text.split('\0'))), line)
-        for text in strings_of_ours())
-
-
-def test_error_texts_are_those_that_one_sees():
-    """Each quoted line that our tools print, or that names sigplug."""
-    text = (DOCS / 'troubleshooting.md').read_text()
-    sections = re.findall(r'(?ms)^### .*?(?=^##|\Z)', text)
-    assert len(sections) > 15
-    lines = [line for section in sections
-             for block in re.findall(r'(?ms)^```text\n(.*?)^```', section)
-             for line in block.splitlines()
-             if line.startswith('error: ') or 'sigplug' in line]
-    assert len(lines) >= 8
-    assert not [line for line in lines if not is_ours(line)]

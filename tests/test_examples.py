@@ -26,6 +26,15 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.parametrize('name', ['center_head', 'clip_sigmoid', 'gem'])
+def test_help_does_not_run_it(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / 'examples' / f'{name}.py', '--help'],
+        cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f'{name}.png' in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_clip_sigmoid(run):
     found = re.findall(r'object (\S+), cells without gradient (\d+)',
                        run('clip_sigmoid'))

@@ -3,15 +3,9 @@
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
 # More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
-if [ $# -lt 3 ]; then
-    echo "usage: $0 CONFIG CHECKPOINT GPUS [arguments of test.py]" >&2
-    exit 2
-fi
+: "${3:?usage: $0 CONFIG CHECKPOINT GPUS [arguments of test.py]}"
 
 TOOLS=$(cd "$(dirname "$0")" && pwd)
-CONFIG=$1
-CHECKPOINT=$2
-GPUS=$3
 
 PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" \
 exec "${PYTHON:-python}" -m torch.distributed.run \
@@ -19,5 +13,5 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="${PORT:-29500}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
+    --nproc_per_node="$3" \
+    "$TOOLS/test.py" "$1" "$2" --launcher pytorch "${@:4}"

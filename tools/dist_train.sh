@@ -3,16 +3,11 @@
 #   tools/dist_train.sh CONFIG GPUS [arguments of train.py]
 # More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
-if [ $# -lt 2 ]; then
-    echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2
-    exit 2
-fi
+: "${2:?usage: $0 CONFIG GPUS [arguments of train.py]}"
 
 # What continues a training that is stopped.
 export SIGPLUG_RESUME="$(printf '%q ' "$0" "$@")--resume"
 TOOLS=$(cd "$(dirname "$0")" && pwd)
-CONFIG=$1
-GPUS=$2
 
 PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" \
 exec "${PYTHON:-python}" -m torch.distributed.run \
@@ -20,5 +15,5 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="${PORT:-29500}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+    --nproc_per_node="$2" \
+    "$TOOLS/train.py" "$1" --launcher pytorch "${@:3}"

@@ -22,7 +22,6 @@ DATA_SEED = 0
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--config', type=Path, default=CONFIG,
@@ -51,7 +50,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def report(summary: dict[str, Any]) -> None:
-    """Print the results and where they lie."""
     metrics = summary['metrics']
     print('\nnuScenes evaluation')
     for name, ap in metrics['class_AP'].items():
@@ -71,7 +69,6 @@ def report(summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run all stages."""
     args = parse_args()
     work_dir = args.work_dir
     summary_file = work_dir / 'summary.json'

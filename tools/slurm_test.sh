@@ -4,11 +4,7 @@
 #   test.py]
 # From the environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS.
 set -euo pipefail
-if [ $# -lt 4 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT" \
-        "[arguments of test.py]" >&2
-    exit 2
-fi
+: "${4:?usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]}"
 
 TOOLS=$(cd "$(dirname "$0")" && pwd)
 GPUS=${GPUS:-8}

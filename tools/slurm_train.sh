@@ -4,11 +4,7 @@
 #   train.py]
 # From the environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS.
 set -euo pipefail
-if [ $# -lt 4 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR" \
-        "[arguments of train.py]" >&2
-    exit 2
-fi
+: "${4:?usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [arguments of train.py]}"
 
 # What continues a training that is stopped.
 export SIGPLUG_RESUME="$(printf '%q ' "$0" "$@")--resume"

@@ -7,7 +7,6 @@ from sigplug.engine.hooks import CheckpointFitHook
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -39,7 +38,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Test."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_data(cfg, 'test')

@@ -8,7 +8,6 @@ from sigplug.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -23,8 +22,7 @@ def parse_args() -> argparse.Namespace:
         help='continue from a checkpoint, by default the last one in the '
         'work dir')
     parser.add_argument(
-        '--new-schedule',
-        action='store_true',
+        '--new-schedule', action='store_true',
         help='with --resume, take learning rate and schedules of the config '
         'where they differ from those in the checkpoint')
     arguments.add_common_arguments(parser)
@@ -32,7 +30,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     if args.new_schedule and not (args.resume or cfg.get('resume')):

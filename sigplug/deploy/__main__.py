@@ -30,10 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--picture', type=Path, metavar='FILE.png',
         help='draw points and boxes from above; needs matplotlib')
-    args = parser.parse_args()
-    if args.picture and args.picture.suffix != '.png':
-        parser.error(f'--picture must end with .png, got {args.picture}')
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -61,16 +58,16 @@ def main() -> None:
         return
     try:
         from sigplug.visualization import draw_bev, save_png
-    except ImportError as error:
-        raise UserError(f'{error}. --picture needs matplotlib: pip install '
-                        'matplotlib') from error
-    limits = about['voxels']['point_cloud_range']
-    save_png(draw_bev(
-        points, pred_bboxes=found.boxes, pred_labels=found.labels,
-        pred_scores=found.scores, class_names=detector.classes,
-        bev_range=[limits[i] for i in (0, 1, 3, 4)],
-        title=f'{args.cloud.name}: score \u2265 {args.score_thr:g}'),
-        args.picture)
+        limits = about['voxels']['point_cloud_range']
+        save_png(draw_bev(
+            points, pred_bboxes=found.boxes, pred_labels=found.labels,
+            pred_scores=found.scores, class_names=detector.classes,
+            bev_range=[limits[i] for i in (0, 1, 3, 4)],
+            title=f'{args.cloud.name}: score \u2265 {args.score_thr:g}'),
+            args.picture)
+    # Another suffix, or no matplotlib.
+    except (ImportError, ValueError) as error:
+        raise UserError(f'--picture {args.picture}: {error}') from error
     print(args.picture)
 
 

@@ -58,31 +58,28 @@ class Detector:
             raise UserError(f'{error}. Detector needs one more package: pip '
                             'install onnxruntime') from error
         self.about = read_description(folder)
-        self.classes = [name for task in self.about['tasks'] for name in task]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
+            self.classes: list[str] = sum(self.about['tasks'], [])
             self._encoder, self._dense = (
                 onnxruntime.InferenceSession(
                     str(Path(folder) / name), options,
                     providers=list(providers)) for name in (ENCODER, DENSE))
+            # What does not fit is said here, and not at the first frame:
+            # points in the first and the last cell meet all of it.
+            voxels = self.about['voxels']
+            low, high = np.reshape(voxels['point_cloud_range'], (2, 3))
+            half = np.divide(voxels['voxel_size'], 2)
+            points = np.zeros((2, len(self.about['points']['columns'])))
+            points[:, :3] = low + half, high - half
+            self(points)
         except Exception as error:
-            raise UserError(f'onnxruntime {onnxruntime.__version__} cannot '
-                            f'run {folder}: {error}') from error
-        found = (
-            *self._encoder.get_inputs()[0].shape[1:],
-            sum(output.name.endswith(('heatmap', 'scores'))
-                for output in self._dense.get_outputs()))
-        wanted = (
-            self.about['voxels']['max_points'],
-            len(self.about['points']['columns'])
-            + pillars.count_added(self.about['encoder']),
-            len(self.about['tasks']))
-        if found != wanted:
+            reason = ' '.join(str(error).split())
             raise UserError(
-                f'The points of a pillar, their features and the tasks are '
-                f'{wanted} in {Path(folder) / DESCRIPTION}, but {found} in '
-                'the models: export the model again.')
+                f'onnxruntime {onnxruntime.__version__} cannot run {folder} '
+                f'as its {DESCRIPTION} says, {type(error).__name__}: {reason}'
+            ) from error
 
     def __call__(self, points: np.ndarray) -> Detections:
         """Detect the objects of a frame.

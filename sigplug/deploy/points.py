@@ -27,7 +27,8 @@ def read_points(path: str | os.PathLike, load_dim: int = 5) -> np.ndarray:
         UserError: The file is missing, of another kind, or damaged.
     """
     path = Path(path)
-    readers = {'.bin': _read_bin, '.npy': _read_npy, '.pcd': _read_pcd}
+    readers = {'.bin': _read_bin, '.pcd': _read_pcd,
+               '.npy': lambda path, _: np.asarray(np.load(path))}
     if path.suffix.lower() not in readers:
         raise UserError(f'{str(path)!r} is no point cloud that can be read: '
                         'give a .bin, .npy or .pcd file.')
@@ -55,14 +56,6 @@ def _read_bin(path: Path, load_dim: int) -> np.ndarray:
     return np.fromfile(path, dtype=np.float32).reshape(-1, load_dim)
 
 
-def _read_npy(path: Path, _: int) -> np.ndarray:
-    points = np.load(path, allow_pickle=False)
-    if not isinstance(points, np.ndarray):
-        raise TypeError('it is an .npz of several arrays: save one by '
-                        'numpy.save')
-    return points
-
-
 def _read_pcd(path: Path, _: int) -> np.ndarray:
     """Read the format of the Point Cloud Library, version 0.7."""
     header: dict[str, list[str]] = {}
@@ -79,8 +72,6 @@ def _read_pcd(path: Path, _: int) -> np.ndarray:
     counts = [(int(n), ) for n in header.get('COUNT', ['1'] * len(fields))]
     if missing := [name for name in 'xyz' if name not in fields]:
         raise ValueError(f'it has no field {missing[0]} among {fields}')
-    if number < 0:
-        raise ValueError(f'its header gives POINTS {number}')
     if kind not in ('binary', 'ascii'):
         raise ValueError(
             f'its data is {kind}, not binary or ascii; convert it by '
@@ -92,7 +83,7 @@ def _read_pcd(path: Path, _: int) -> np.ndarray:
     if kind == 'ascii':
         body = np.array(body.split(), '<f8').tobytes()
     found = len(body) / row.itemsize
-    if found < number or (kind == 'ascii' and found > number):
+    if not 0 <= number <= found or (kind == 'ascii' and found > number):
         raise ValueError(f'its header gives POINTS {number}, but it has '
                          f'{found:.15g}')
     table = np.frombuffer(body, row, number)

@@ -80,17 +80,15 @@ def test_bad_clouds_get_one_sentence(tmp_path, name, content, words):
 
 
 @pytest.mark.parametrize('array', [
-    np.zeros(3), np.zeros((4, 2)), np.array([['a', 'b', 'c']])])
+    np.zeros(3), np.zeros((4, 2)), np.array([['a', 'b', 'c']]),
+    dict(several=POINTS)])
 def test_arrays_that_are_no_points(tmp_path, array):
-    np.save(tmp_path / 'a.npy', array)
-    with pytest.raises(UserError, match='must be numbers of the shape'):
-        read_points(tmp_path / 'a.npy')
-
-
-def test_an_archive_is_no_array(tmp_path):
     with (tmp_path / 'a.npy').open('wb') as file:
-        np.savez(file, points=POINTS)
-    with pytest.raises(UserError, match='an .npz of several arrays'):
+        if isinstance(array, dict):
+            np.savez(file, **array)
+        else:
+            np.save(file, array)
+    with pytest.raises(UserError, match='must be numbers of the shape'):
         read_points(tmp_path / 'a.npy')
 
 

@@ -1,13 +1,9 @@
 """The tools on damaged data and on files that want to run code."""
 import pickle
-import re
 
-import numpy as np
 import pytest
 import torch
 from conftest import Attack, replace
-
-from sigplug.engine.checkpoint import load_safely
 
 
 # -- security ---------------------------------------------------------------
@@ -56,16 +52,6 @@ def test_training_names_the_bad_file(damageable, folder, monkeypatch, fail):
     assert name in message and "on_bad='skip'" in message
 
 
-def test_bad_info_file_is_named(damageable, folder, monkeypatch, fail):
-    path = damageable / 'nuscenes_infos_val.pkl'
-    path.write_bytes(path.read_bytes()[:-10])
-    torch.save({}, folder / 'x.pth')
-    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    message = fail('test.py', 'small.py', 'x.pth', '--work-dir', 'bad_infos',
-                   cwd=folder)
-    assert f'The info file {str(path)!r} cannot be used' in message
-
-
 def test_training_ends_at_a_nan_loss(folder, fail):
     message = fail(
         'train.py', 'small.py', '--work-dir', 'nan', '--cfg-options',
@@ -74,46 +60,3 @@ def test_training_ends_at_a_nan_loss(folder, fail):
     assert 'The training ends in iteration 2: ' in message
     assert 'loss' in message and '.pcd.bin' in message
     assert not list((folder / 'nan').glob('*.pth'))
-
-
-SKIPPING = """
-_base_ = ['small.py']
-# Key by key: a list cannot be changed in part.
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(on_bad='skip', max_bad=0.6)
-test_pipeline = _base_.test_pipeline
-test_pipeline[0].update(on_bad='skip', max_bad=0.6)
-train_cfg = dict(max_epochs=2)
-train_dataloader = dict(
-    dataset=dict(indices=12, pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-"""
-
-
-@pytest.mark.slow
-def test_training_and_evaluation_over_good_and_bad_samples(
-        damageable, folder, monkeypatch, run_tool):
-    """Each bad file is named; each sample gets a result."""
-    bad = [truncate(damageable, i) for i in (1, 4, 5, 9)]
-    lost = [truncate(damageable, i, 'val') for i in (0, 3)]
-    (folder / 'skipping.py').write_text(SKIPPING)
-    monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
-    printed = run_tool('train.py', 'skipping.py', cwd=folder)
-    for name in bad:
-        assert re.search(f'left out: .*{name}', printed), name
-    # 12 good iterations in each of the 2 epochs.
-    weights = folder / 'work_dirs/skipping/epoch_2.pth'
-    scalars = load_safely(weights)['message_hub']['log_scalars']
-    history = scalars['train/loss'].data[0]
-    assert len(history) == 24 and np.isfinite(history).all()
-
-    printed = run_tool('test.py', 'skipping.py', weights, '--out', 'p.pkl',
-                       cwd=folder)
-    for name in lost:
-        assert re.search(f'without points: .*{name}', printed)
-    assert 'Per-class results' in printed
-    predictions = pickle.loads((folder / 'p.pkl').read_bytes())
-    assert len(predictions) == 6
-    for i in (0, 3):
-        assert len(predictions[i]['pred_instances_3d']['scores_3d']) == 0

@@ -3,8 +3,7 @@ import re
 
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.usefixtures('tools_on_path')
+from comparison import difference, format_tables, gather
 
 ERRORS = dict(mATE=0.1, mASE=0.2, mAOE=0.3, mAVE=0.4, mAAE=0.5)
 
@@ -21,7 +20,6 @@ RUNS = [run('a', 0, 0.3), run('b', 0, 0.32), run('a', 1, 0.4),
 
 
 def test_difference():
-    from comparison import difference, gather
     names, values = gather(RUNS)
     assert names == ['a', 'b']
     np.testing.assert_array_equal(values['mAP'][0], [0.3, 0.4, 0.5])
@@ -31,7 +29,6 @@ def test_difference():
 
 
 def test_tables():
-    from comparison import format_tables, gather
     text = format_tables(*gather(RUNS))
     for row in (
             '| a | 0.400 ± 0.100 |  | 0.200 ± 0.050 |  |',

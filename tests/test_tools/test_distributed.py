@@ -8,88 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.model import MMDistributedDataParallel
-from torch import nn
 
-from sigplug.cli import prepare
 from sigplug.engine.checkpoint import load_safely
-from sigplug.models import ClipSigmoid, GeM, GeMNeck
-from sigplug.ops import segment_generalized_mean
-
-
-class ToyNet(nn.Module):
-    """A clipped heatmap, weighted by GeM descriptors with trainable powers."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.act = ClipSigmoid()
-        self.pool = GeM(p=3.0, kernel_size=2)
-        self.neck = GeMNeck(p=4.0, channels=4)
-        self.power = nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, x):
-        features = self.pool(self.conv(x).exp())
-        descriptor = self.neck(features)
-        heat = self.act(features.log() * descriptor[..., None, None])
-        pillars = heat.flatten(1)
-        index = torch.arange(pillars.shape[1]) % 5
-        sums = segment_generalized_mean(
-            pillars.T.contiguous(), index, 5, self.power)
-        # One loss for each sample: the mean is the same over any split.
-        return -(heat.log().mean(dim=(1, 2, 3)) + sums.mean(dim=0)).mean()
-
-
-def make_case():
-    torch.manual_seed(0)
-    return ToyNet().double(), torch.randn(6, 3, 8, 8).double()
-
-
-def gradients_of_one_rank(path):
-    """Save the gradients of a share of the batch, in each process."""
-    cfg = Config()
-    prepare.set_launcher(cfg, 'pytorch')
-    model, batch = make_case()
-    settings = dict(cfg.model_wrapper_cfg)
-    assert settings.pop('type') == 'MMDistributedDataParallel'
-    rank = torch.distributed.get_rank()
-    assert torch.distributed.get_world_size() == 2
-    wrapped = MMDistributedDataParallel(module=model, **settings)
-    wrapped(batch[rank::2]).backward()
-    torch.save({k: v.grad for k, v in model.named_parameters()},
-               f'{path}.{rank}')
-    # First the wrapper: were it the last to hold the group, it would free it
-    # under the GIL, for which a thread of gloo may be waiting.
-    del wrapped
-    torch.distributed.destroy_process_group()
 
 
 def free_port():
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         return str(server.getsockname()[1])
-
-
-def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
-    path = tmp_path / 'gradients'
-    subprocess.run(
-        [
-            sys.executable, '-m', 'torch.distributed.run',
-            '--nproc_per_node=2', f'--master_port={free_port()}', __file__,
-            path
-        ],
-        check=True,
-        timeout=300)
-    model, batch = make_case()
-    model(batch).backward()
-    first, second = torch.load(f'{path}.0'), torch.load(f'{path}.1')
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().max() > 1e-6, name
-        torch.testing.assert_close(
-            first[name], parameter.grad, rtol=1e-10, atol=1e-14, msg=name)
-        assert torch.equal(first[name], second[name])
 
 
 def run_script(script, *args, cwd):
@@ -171,7 +97,3 @@ def test_slurm_command(tools, tmp_path, script, tool, last):
         f'{tools / script} part job c.py d --amp a\\ b --resume'
         if tool == 'train.py' else ''
     ]
-
-
-if __name__ == '__main__':
-    gradients_of_one_rank(sys.argv[1])

@@ -2,7 +2,6 @@
 import copy
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -126,19 +125,6 @@ def traced(tool, monkeypatch):
     trace(tool, monkeypatch)
 
 
-def test_the_exporter_of_older_torch(traced, small, run):
-    folder, model = small
-    out = folder / 'epoch_1.onnx'
-    code, error = run(folder, '--opset', 17, '--heatmap', 'probability',
-                      '--out', out)
-    assert code == 0, error
-    x = torch.randn(1, 16, 64, 104)
-    wanted = {
-        name: value.sigmoid() if name.endswith('heatmap') else value
-        for name, value in stock_outputs(model, x).items()}
-    check(out, x, wanted)
-
-
 def test_centernet(run, tmp_path):
     """The stock head, whose forward has a sigmoid of its own."""
     model = make(tmp_path, CENTERNET)
@@ -179,33 +165,16 @@ def test_gem_in_the_dense_part(run, tmp_path):
     for shape in [(1, 16, 64, 104), (2, 16, 120, 64)]:
         x = torch.randn(shape)
         check(path, x, stock_outputs(model, x))
+    # Not all runtimes have float64.
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    kinds = {value.type.tensor_type.elem_type for value in graph.value_info}
+    assert kinds and onnx.TensorProto.DOUBLE not in kinds
     # The trained power and its reciprocal are constants, 4.5 among them.
-    graph = onnx.load(path).graph
     powers = [onnx.numpy_helper.to_array(tensor).item()
               for node in graph.node if node.op_type == 'Pow'
               for tensor in graph.initializer
               if tensor.name == node.input[1]]
     assert powers == [4.5, pytest.approx(1 / 4.5)]
-
-
-@pytest.mark.parametrize('given', [
-    ['batch', 3, '8*height', '8*width'], ['s0', 3, '8*s89', '8*s99']])
-def test_open_sizes_have_names(tool, given):
-    """Of the input torch keeps the names, or numbers it as all others."""
-    first = given[0]
-    x, z, y = (onnx.helper.make_tensor_value_info(
-        name, onnx.TensorProto.FLOAT, shape) for name, shape in dict(
-            x=given, z=[first, 9, 's89', 's99'],
-            y=[first, 2, '4*s89', '4*s99']).items())
-    graph = onnx.helper.make_graph([], 'g', [x], [y], value_info=[z])
-    tool.name_axes(SimpleNamespace(
-        axes={0: 'batch', 2: 'height', 3: 'width'}), graph)
-    assert [[dim.dim_param or dim.dim_value
-             for dim in value.type.tensor_type.shape.dim]
-            for value in (*graph.input, *graph.value_info, *graph.output)
-            ] == [['batch', 3, '8*height', '8*width'],
-                  ['batch', 9, 'height', 'width'],
-                  ['batch', 2, '4*height', '4*width']]
 
 
 # --- refusals -------------------------------------------------------------
@@ -220,9 +189,13 @@ def test_deformable_convolution_is_refused(run, tmp_path):
     assert not list(tmp_path.glob('*.onnx'))
 
 
-def test_another_detector_is_refused(tool):
+def test_other_detectors_are_refused(tool, small):
     with pytest.raises(UserError, match='Linear .* has no dense part'):
         tool.dense_part(torch.nn.Linear(1, 1), 'logits')
+    model = copy.deepcopy(small[1])
+    model.img_backbone = torch.nn.Identity()
+    with pytest.raises(UserError, match='has img_backbone.* would miss'):
+        tool.dense_part(model, 'logits')
 
 
 @pytest.mark.parametrize('change, words', [
@@ -241,18 +214,6 @@ def test_models_without_pillars_are_refused(tool, small, change, words):
         tool.pillar_encoder(model)
 
 
-@pytest.mark.parametrize('name', ['img_backbone', 'pts_fusion_layer'])
-def test_models_with_images_are_refused(tool, small, name):
-    model = copy.deepcopy(small[1])
-    setattr(model, name, torch.nn.Identity())
-    with pytest.raises(UserError, match=f'has {name}.* would miss'):
-        tool.dense_part(model, 'logits')
-
-
-class OwnLoadPointsFromFile:
-    """A transform that a config names by its class."""
-
-
 def describe_points(num_columns, *steps):
     loader = dict(dataset=dict(pipeline=list(steps)))
     return load_tool('deployment/exported.py').describe_points(
@@ -261,7 +222,7 @@ def describe_points(num_columns, *steps):
 
 @pytest.mark.parametrize('steps, load_dim, columns', [
     ([dict(type='LoadPointsFromFile')], 6, [0, 1, 2]),
-    ([dict(type=OwnLoadPointsFromFile, load_dim=5, use_dim=4)], 5,
+    ([dict(type='LoadPointsFromFile', load_dim=5, use_dim=4)], 5,
      [0, 1, 2, 3]),
     ([dict(type='LoadPointsFromFile', load_dim=5, use_dim=5),
       dict(type='mmdet3d.LoadPointsFromMultiSweeps')], 5, [0, 1, 2, None])])
@@ -272,7 +233,6 @@ def test_columns(steps, load_dim, columns):
 
 @pytest.mark.parametrize('options, words', [
     (dict(norm_intensity=True), 'has norm_intensity=True'),
-    (dict(shift_height=True), 'has shift_height=True'),
     (dict(use_dim=4), r'columns \[0, 1, 2, 3\] .* takes 3 values')])
 def test_columns_that_are_refused(options, words):
     with pytest.raises(UserError, match=words):
@@ -320,17 +280,13 @@ def test_missing_packages_are_named(small, monkeypatch, run):
     assert code == 2 and 'pip install onnx onnxruntime' in error
 
 
-@pytest.mark.parametrize('interrupted', [False, True])
 def test_nothing_is_left_of_a_wrong_export(
-        tool, traced, small, monkeypatch, run, tmp_path, interrupted):
+        tool, traced, small, monkeypatch, run, tmp_path):
     out = tmp_path / 'model.onnx'
     out.write_text('of an earlier run')
     export = tool.export
 
     def wrong(part, path, *args):
-        if interrupted:
-            path.write_text('half a mod')
-            raise KeyboardInterrupt
         # Of a model with other weights.
         bias = part.head.task_heads[0].heatmap[-1].bias
         bias.add_(1e-3)
@@ -339,30 +295,22 @@ def test_nothing_is_left_of_a_wrong_export(
 
     monkeypatch.setattr(tool, 'export', wrong)
     code, error = run(small[0], '--out', out)
-    if interrupted:
-        assert code == 130
-    else:
-        assert code == 2 and 'task0.heatmap is off by 0.001' in error
+    assert code == 2 and 'task0.heatmap is off by 0.001' in error
     assert out.read_text() == 'of an earlier run'
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_float64_and_other_domains_are_refused(tool):
-    make_model = onnx.helper.make_model
+def test_other_operators_are_refused(tool):
     x, y = (onnx.helper.make_tensor_value_info(
         name, onnx.TensorProto.FLOAT, [1]) for name in 'xy')
-    cast = [onnx.helper.make_node('Cast', ['x'], ['z'], to=11),
-            onnx.helper.make_node('Cast', ['z'], ['y'], to=1)]
-    opset = [onnx.helper.make_opsetid('', 18)]
-    model = make_model(
-        onnx.helper.make_graph(cast, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(UserError, match='float64'):
-        tool.check_standard(model, 18)
-    with pytest.raises(UserError, match='opset 18'):
-        tool.check_standard(model, 17)
-    custom = [onnx.helper.make_node('F', ['x'], ['y'], domain='mmcv')]
-    opset.append(onnx.helper.make_opsetid('mmcv', 1))
-    model = make_model(
-        onnx.helper.make_graph(custom, 'g', [x], [y]), opset_imports=opset)
-    with pytest.raises(UserError, match='mmcv::F'):
-        tool.check_standard(model, 18)
+    opsets = [onnx.helper.make_opsetid('', 18),
+              onnx.helper.make_opsetid('mmcv', 1)]
+    for domain, opset, words in (('mmcv', 18, 'mmcv::F'),
+                                 ('', 17, 'opset 17')):
+        node = onnx.helper.make_node(
+            'F' if domain else 'Relu', ['x'], ['y'], domain=domain)
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph([node], 'g', [x], [y]),
+            opset_imports=opsets)
+        with pytest.raises(UserError, match=words):
+            tool.check_standard(model, opset)

@@ -1,4 +1,4 @@
-"""Signals and kills, as they befall a training."""
+"""Signals and kills, as they befall a distributed training."""
 import os
 import signal
 import subprocess
@@ -7,77 +7,30 @@ import time
 
 import psutil
 import pytest
-from conftest import TOOLS, tool_command
+from conftest import TOOLS
 from test_distributed import free_port
 
 from sigplug.engine.checkpoint import load_safely
 
-LONG = ('--cfg-options', 'train_cfg.max_epochs=1000')
 
-
-class Run:
-    """A tool that runs beside the test, in a session of its own."""
-
-    def __init__(self, command, cwd, **env):
-        self.log = cwd / f'{time.time()}.log'
-        with open(self.log, 'w') as log:
-            self.process = subprocess.Popen(
-                command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT,
-                env=dict(os.environ, **env), start_new_session=True)
-
-    @property
-    def printed(self):
-        return self.log.read_text()
-
-    def wait_for(self, text, seconds=120):
-        deadline = time.time() + seconds
-        while text not in self.printed:
-            assert time.time() < deadline and self.process.poll() is None, (
-                self.printed[-3000:])
-            time.sleep(0.02)
-
-    def family(self):
-        """Return all processes of the session that live."""
-        return [process for process in psutil.process_iter()
-                if self.lives(process)]
-
-    def lives(self, process):
+def family(leader):
+    """All processes of a session that live."""
+    found = []
+    for process in psutil.process_iter():
         try:
-            return (os.getsid(process.pid) == self.process.pid
-                    and process.status() != psutil.STATUS_ZOMBIE)
+            if (os.getsid(process.pid) == leader.pid
+                    and process.status() != psutil.STATUS_ZOMBIE):
+                found.append(process)
         except (OSError, psutil.Error):
-            return False
-
-    def wait_for_all(self, seconds):
-        """Wait until the last process has gone."""
-        deadline = time.time() + seconds
-        while self.process.poll() is None or self.family():
-            assert time.time() < deadline, self.family()
-            time.sleep(0.05)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in self.family():
-            process.kill()
-        self.process.wait()
+            pass
+    return found
 
 
-@pytest.mark.slow
-def test_stopped_by_sigterm(folder):
-    """As a batch system does it."""
-    command = tool_command('train.py', 'small.py', '--work-dir', 'stopped',
-                           *LONG)
-    with Run(command, folder) as run:
-        run.wait_for('Epoch(train)')
-        assert len(run.family()) > 1
-        run.process.terminate()
-        run.wait_for_all(60)
-    assert run.process.returncode == 143
-    # A thread of multiprocessing may complain that its worker is gone.
-    assert '_Terminated' not in run.printed
-    assert 'Stopped by SIGTERM.' in run.printed
+def wait(seconds, ready):
+    deadline = time.time() + seconds
+    while not ready():
+        assert time.time() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.soak
@@ -89,17 +42,28 @@ def test_stopped_by_sigterm(folder):
 ])
 def test_one_of_several_processes_dies(folder, victim, number, seconds):
     name = f'dist_{victim}_{number.name}'
-    command = [
-        TOOLS / 'dist_train.sh', 'small.py', '2', '--work-dir', name, *LONG,
-        'train_dataloader.dataset.indices=4', 'env_cfg.dist_cfg.timeout=5']
-    with Run(command, folder, PYTHON=sys.executable, PORT=free_port()) as run:
-        run.wait_for('Epoch(train)    [2]')
-        process = psutil.Process(run.process.pid)
+    log = folder / f'{name}.log'
+    with log.open('w') as file:
+        run = psutil.Popen(
+            [TOOLS / 'dist_train.sh', 'small.py', '2', '--work-dir', name,
+             '--cfg-options', 'train_cfg.max_epochs=1000',
+             'train_dataloader.dataset.indices=4',
+             'env_cfg.dist_cfg.timeout=5'],
+            cwd=folder, stdout=file, stderr=subprocess.STDOUT,
+            env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
+            start_new_session=True)
+    try:
+        wait(120, lambda: 'Epoch(train)    [2]' in log.read_text())
+        process = run
         if victim is not None:
-            process, = (child for child in process.children()
+            process, = (child for child in run.children()
                         if child.environ().get('RANK') == victim)
         process.send_signal(number)
-        run.wait_for_all(seconds)
-        assert run.process.returncode != 0
+        wait(seconds, lambda: run.poll() is not None and not family(run))
+        assert run.returncode != 0
+    finally:
+        for process in family(run):
+            process.kill()
+        run.wait()
     last, = (folder / name).glob('last_checkpoint')
     assert load_safely(last.read_text())['meta']['epoch'] >= 1

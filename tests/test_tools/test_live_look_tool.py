@@ -62,11 +62,6 @@ def test_serves_the_work_dir(server):
         assert [image['step'] for image in json.load(answer)] == [*range(12)]
 
 
-def test_work_dir_comes_first(tmp_path, run_here):
-    code, printed = run_here(TOOL, '--port', '6007', 'work', cwd=tmp_path)
-    assert code == 2 and 'the work dir comes first' in printed.err
-
-
 def test_waits_for_a_training_that_has_not_begun(tmp_path, monkeypatch,
                                                  run_here):
     """It ends as TensorBoard does."""

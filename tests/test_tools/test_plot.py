@@ -4,20 +4,15 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
+from plots.ablation import draw_ablation
+from plots.speedups import draw_speedups
+from plots.stages import draw_stages
+from plots.training import draw_training, read_training_log
 
-pytestmark = pytest.mark.usefixtures('tools_on_path')
+from sigplug.errors import UserError
 
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
-
-
-def read_training_log(work_dir):
-    from plots.training import read_training_log
-    return read_training_log(work_dir)
-
-
-def draw_training(*args, **kwargs):
-    from plots.training import draw_training
-    return draw_training(*args, **kwargs)
 
 
 def train_record(step, loss, **parts):
@@ -108,7 +103,7 @@ def lines(ax):
 
 
 def test_losses_of_the_tasks_are_added_up(log):
-    curves = lines(draw_training(*log).axes[0])
+    curves = lines(draw_training(*log, None, '').axes[0])
     assert list(curves) == ['total', 'loss_heatmap', 'loss_bbox']
     x = [50, 100, 150, 200]
     total = np.array([1000.0, 100, 10, 8])
@@ -119,24 +114,14 @@ def test_losses_of_the_tasks_are_added_up(log):
 
 
 def test_validations(log):
-    _, metrics, ax = draw_training(*log).axes
-    curves = lines(metrics)
-    assert list(curves) == ['mAP', 'NDS']
+    train, val = log
+    curves = lines(draw_training(train, val, ['NDS'], '').axes[1])
+    assert list(curves) == ['NDS']
     np.testing.assert_allclose(
         curves['NDS'], [[50, .2], [100, .3], [150, .4], [200, .5]])
-    names = [text.get_text() for text in ax.get_yticklabels()]
-    values = [bar.get_width() for bar in ax.patches]
-    assert names == ['mAP', 'NDS', 'AP car', 'AP bus']
-    np.testing.assert_allclose(values, [0.4, 0.5, 0.5, 0.2])
-    # One validation has no curve, and none no bars either.
-    for count, axes in ((1, 2), (0, 1)):
-        train, val = log
-        assert len(draw_training(train, val[4 - count:]).axes) == axes
-
-
-def test_other_metrics(log):
-    ax = draw_training(*log, metrics=['mATE']).axes[1]
-    assert list(lines(ax)) == ['mATE']
+    assert len(draw_training(train, [], None, '').axes) == 1
+    with pytest.raises(UserError, match='IoU'):
+        draw_training(train, val, ['NDS', 'IoU'], '')
 
 
 # -- The tool ----------------------------------------------------------------
@@ -153,54 +138,42 @@ def test_picture_of_a_training(tmp_path, run_here):
     assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['nothing', '--out', 'x.png'], 'error: No training log in nothing'),
-    (['log', '--out', 'x.png', '--metrics', 'IoU'],
-     "error: metrics: ['IoU'] were not logged, only"),
-])
-def test_errors(tmp_path, monkeypatch, fail, args, message):
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / 'log', '20260101_000000', [
-        train_record(20, 9.0), val_record(1, 0.1)])
-    assert message in fail('analysis_tools/plot.py', 'training', *args)
-    assert not list(tmp_path.glob('x.*'))
+def test_no_log(tmp_path, fail):
+    assert 'error: No training log in nothing' in fail(
+        'analysis_tools/plot.py', 'training', 'nothing', '--out', 'x.png',
+        cwd=tmp_path)
 
 
 # -- Speed of the operations -------------------------------------------------
 
 
-def row(form, median, **passes):
-    return dict(form=form, both=[median, median, median], **passes)
+def row(form, median):
+    return dict(form=form, both=[median, median, median])
 
 
 def test_speedups():
-    from plots.speedups import draw_speedups, read_ratios
     results = [
-        dict(case='loss', rows=[
-            row('stock', 8.0), row('torch.compile of stock', 4.0),
-            row('sigplug', 2.0)]),
         dict(case='targets', rows=[
             dict(form='stock', forward=[6.0, 6.0, 6.0]),
             dict(form='sigplug', forward=[12.0, 12.0, 12.0])]),
+        dict(case='loss', rows=[
+            row('stock', 8.0), row('torch.compile of stock', 4.0),
+            row('sigplug', 2.0)]),
         dict(case='wrong', rows=[row('stock', 1.0), dict(form='sigplug')]),
         dict(case='failed', rows=[]),
     ]
-    assert read_ratios(results, 'sigplug') == dict(loss=4.0, targets=0.5)
     ax, = draw_speedups(results, 'a machine').axes
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [
         'loss', 'targets']
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert ends == pytest.approx([4.0, 0.5])
-    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
-    marks, _ = ax.lines
-    assert marks.get_xydata().tolist() == [[2.0, 0.0]]
+    assert ax.lines[0].get_xydata().tolist() == [[2.0, 0.0]]
 
 
 # -- A moving picture --------------------------------------------------------
 
 
 def test_movie(tmp_path, run_here):
-    from PIL import Image
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     for name, color in zip('bac', colors):
         image = Image.new('RGB', (40, 30), 'white')
@@ -223,59 +196,10 @@ def test_movie(tmp_path, run_here):
 
 @pytest.mark.parametrize('sizes', [[], [(40, 30), (30, 40)]])
 def test_pictures_that_make_no_movie(tmp_path, fail, sizes):
-    from PIL import Image
     for i, size in enumerate(sizes):
         Image.new('RGB', size).save(tmp_path / f'{i}.png')
     assert 'PNG files of one size' in fail(
         'analysis_tools/plot.py', 'movie', tmp_path, '--out', 'movie.gif')
-
-
-# -- The curves of docs/numerics.md ------------------------------------------
-
-
-def curves_of(ax):
-    """The curves of axes by their labels, without markers."""
-    return {name: xy.T for name, xy in lines(ax).items() if name[0] != '_'}
-
-
-def test_curves_of_the_sigmoid():
-    from plots import curves
-    axes = np.reshape(curves.draw_sigmoids().axes, (2, 3))
-    assert [ax.get_title(loc='left') for ax in axes[0]] == list(curves.DTYPES)
-    for ax, limit in zip(axes[0], (None, 8.32, 6.25)):
-        found = curves_of(ax)
-        x, y = found['sigmoid']
-        inner = np.abs(x) < 4
-        np.testing.assert_allclose(y[inner], x[inner], atol=0.3)
-        assert found["ClipSigmoid(grad='zero')"][1].max() < curves.ONE_AT
-        x, y = found["mmdet3d's clip_sigmoid"]
-        ones = x[y == curves.ONE_AT]
-        assert len(ones) == 0 if limit is None else (
-            ones.min() == pytest.approx(limit, abs=.04))
-    for ax in axes[1]:
-        x, y = ax.lines[1].get_xydata().T
-        np.testing.assert_allclose(y, 0.25 / np.cosh(x / 2)**2, rtol=5e-3)
-        x, y = ax.lines[2].get_xydata().T
-        assert (y[np.abs(x) > 9.3] == curves.ZERO_AT).all()
-        assert (y[np.abs(x) < 5.4] > curves.ZERO_AT).all()
-
-
-def test_curves_of_the_mean():
-    from plots.curves import draw_means
-    for ax in draw_means().axes:
-        mean, maximum = (float(line.get_ydata()[0]) for line in ax.lines[:2])
-        found = curves_of(ax)
-        for name in ('ours, float64', 'ours, float16'):
-            p, y = found[name]
-            assert (np.diff(y) >= 0).all()
-            assert np.interp(1.0, p, y) == pytest.approx(mean, rel=2e-3)
-            # The maximum alone carries n**(-1/p).
-            assert maximum * 64**(-1 / 100) * 0.999 < y[-1] < maximum
-        text, = (text.get_text() for text in ax.texts if 'from' in
-                 text.get_text())
-        p, y = found['textbook GeM, float16']
-        after = y[p > 1.05 * float(text.split('p = ')[1])]
-        assert (after == 0).all() or np.isinf(after).all()
 
 
 # -- The comparison of configs -----------------------------------------------
@@ -290,13 +214,10 @@ VALUES = {
 
 
 def test_ablation():
-    from plots.ablation import draw_ablation
     first, second, classes = draw_ablation(NAMES, VALUES).axes
     assert [tick.get_text() for tick in first.get_yticklabels()] == NAMES
-    marks = [line for line in first.lines if line.get_marker() != 'None']
-    np.testing.assert_array_equal(
-        [line.get_xdata() for line in marks], VALUES['mAP'].T)
-    means = [line.get_xdata()[0] for line in first.lines if line not in marks]
+    means = [line.get_xdata()[0] for line in first.lines
+             if line.get_marker() == 'None']
     assert means == pytest.approx([0.35, 0.65])
     # One standard deviation of the sample about the baseline's mean.
     band, = second.patches
@@ -304,16 +225,18 @@ def test_ablation():
     assert (low, high) == pytest.approx((0.5 - 0.02**0.5, 0.5 + 0.02**0.5))
     assert [text.get_text() for text in classes.texts] == [
         '0.60', '0.50', '+0.30', '-0.30']
-    assert [tick.get_text() for tick in classes.get_xticklabels()] == [
-        'car', 'traffic cone']
-    # One seed has no spread.
-    first, *_ = draw_ablation(
-        NAMES, {key: value[:, :1] for key, value in VALUES.items()}).axes
-    assert not first.patches
+
+
+def test_curves_of_the_numerics(tmp_path, run_here):
+    code, printed = run_here(
+        'analysis_tools/plot.py', 'curves', '--out-dir', tmp_path)
+    assert code == 0, printed.err
+    for path in printed.out.split():
+        assert matplotlib.image.imread(path).std() > 0.05
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_stages(tmp_path, run_here):
-    from plots.stages import draw_stages
     groups = [dict(case='a model', rows=[
         dict(config='stock', stages=dict(
             encoder=0.15, neck=0.05, loss=0.1, total=0.3)),

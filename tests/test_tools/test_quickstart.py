@@ -17,20 +17,6 @@ def tool(monkeypatch):
     return tool
 
 
-def test_failing_stage_is_named_with_its_command(tool, tmp_path, run_here):
-    """The data root is taken: a stage fails, and nothing after it runs."""
-    (tmp_path / 'taken').touch()
-    code, printed = run_here(tool, '--data-root', 'taken', '--work-dir',
-                             'work', cwd=tmp_path)
-    assert code == 1
-    assert "the stage 'data' failed with exit code 1" in printed.err
-    assert 'SIGPLUG_DATA_ROOT=taken/ ' in printed.err
-    assert 'create_synthetic_nuscenes.py --out taken --seed 0' in printed.err
-    assert 'Traceback' not in printed.err
-    assert '=== train' not in printed.out
-    assert not (tmp_path / 'work/summary.json').exists()
-
-
 def test_flags_reach_the_training(tool, tmp_path, monkeypatch, run_here):
     """Programs that only note their arguments take the place of the tools."""
     monkeypatch.setattr(tool, 'TOOLS', tmp_path)

@@ -1,8 +1,6 @@
 """The long training is judged by what really happened in it."""
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -37,33 +35,6 @@ def test_nothing_wrong(soak):
 def test_what_is_wrong(soak, changes, losses, words):
     fault, = soak.judge(records(**changes), losses)['faults']
     assert re.search(words, fault)
-
-
-# A parent that leaves at once, with a child that does not listen.
-LEAVES_A_CHILD = """
-import signal, subprocess, sys, time
-child = subprocess.Popen([sys.executable, '-c', '''
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print('ready', flush=True)
-time.sleep(99)
-'''])
-time.sleep(99)
-"""
-
-
-def test_processes_that_stay_behind_are_found_and_ended(soak, monkeypatch):
-    monkeypatch.setattr(soak, 'STOP_WITHIN', 2.0)
-    process = subprocess.Popen(
-        [sys.executable, '-c', LEAVES_A_CHILD], stdout=subprocess.PIPE,
-        start_new_session=True)
-    assert process.stdout.readline() == b'ready\n'
-    first, *_ = soak.watch(process, 0.5, 0.2)
-    assert first['workers'] == 1
-    assert first['memory'] > 1 and first['files'] >= 3
-    assert soak.stop(process)
-    # The child held the other end of the pipe.
-    assert process.stdout.read() == b''
 
 
 def test_a_tenth_of_the_scans_is_damaged_in_four_ways(soak, tmp_path):

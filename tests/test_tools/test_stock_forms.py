@@ -4,14 +4,12 @@ import sys
 from types import ModuleType
 
 import pytest
+import stock_forms
 import torch
-
-pytestmark = pytest.mark.usefixtures('tools_on_path')
 
 
 def test_sigmoid_and_loss_are_the_originals():
     """Bit for bit, with their gradients."""
-    import stock_forms
     from mmdet.models.losses import GaussianFocalLoss
     from mmdet3d.models.utils import clip_sigmoid
     loss = GaussianFocalLoss(reduction='none')
@@ -34,7 +32,6 @@ def test_sigmoid_and_loss_are_the_originals():
 
 def test_textbook_gem_is_that_of_mmpretrain(monkeypatch):
     """Imported alone: mmpretrain as a whole wants a torchvision as well."""
-    import stock_forms
     spec = importlib.util.find_spec('mmpretrain')
     for name in ('', '.models', '.models.necks'):
         package = ModuleType(f'mmpretrain{name}')
@@ -49,7 +46,6 @@ def test_textbook_gem_is_that_of_mmpretrain(monkeypatch):
 
 
 def test_power_mean_of_segments_is_that_of_pytorch_geometric():
-    import stock_forms
     aggregation = pytest.importorskip('torch_geometric.nn.aggr')
     x, index = 0.2 + torch.rand(20, 3), torch.randint(4, (20, ))
     layer = aggregation.PowerMeanAggregation(p=2.5, learn=True)

@@ -10,7 +10,6 @@ Example:
         configs/ablation/*.py --seeds 3
 """
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from comparison import flatten, format_tables, gather
+from comparison import format_tables, gather
 from mmengine.config import Config
 from plots.ablation import draw_ablation
 
@@ -26,14 +25,12 @@ from sigplug.cli import preflight, process
 from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.cli.results import read_nuscenes_metrics, write_json
 from sigplug.cli.stages import hide_unusable_gpus, relative, run_stage
-from sigplug.engine.checkpoint import load_safely
 from sigplug.visualization import save_png
 
 TOOLS = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,8 +65,6 @@ def parse_args() -> argparse.Namespace:
     if len(set(args.names)) < len(args.names):
         parser.error('configs: two files have the same name, which stands '
                      f'for them in the tables, among {", ".join(args.names)}')
-    if args.seeds < 1:
-        parser.error(f'--seeds must be at least 1, got {args.seeds}')
     return args
 
 
@@ -84,13 +79,6 @@ def short_names(configs: list[Path]) -> list[str]:
 def digest(cfg: Config, manifest: bytes) -> str:
     """Return a key of the config and the data, which determine a result."""
     return hashlib.sha256(cfg.dump().encode() + manifest).hexdigest()[:16]
-
-
-def trained_powers(path: str) -> dict[str, list[float]]:
-    """Return each parameter ``p`` of the model in a checkpoint."""
-    return {name: [round(p, 4) for p in value.flatten().tolist()]
-            for name, value in load_safely(path)['state_dict'].items()
-            if name.rpartition('.')[2] == 'p'}
 
 
 def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
@@ -110,28 +98,19 @@ def run(config: str, seed: int, amp: bool, work_dir: Path) -> dict[str, Any]:
     return dict(
         config=config, seed=seed, amp=amp, resumed=resumed,
         **read_nuscenes_metrics(work_dir / 'eval'),
-        powers=trained_powers(checkpoint),
         machine=describe_machine(), versions=list_versions())
 
 
 def write_summary(out_dir: Path, results: list[dict[str, Any]]) -> str:
-    """Write the summary of the runs; return its tables."""
     names, values = gather(results)
     tables = format_tables(names, values)
     write_json(out_dir / 'results.json', results)
-    with open(out_dir / 'results.csv', 'w') as file:
-        rows = [dict(name=result['name'], seed=result['seed'],
-                     **flatten(result)) for result in results]
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
     (out_dir / 'results.md').write_text(tables)
     save_png(draw_ablation(names, values), out_dir / 'results.png')
     return tables
 
 
 def main() -> None:
-    """Train what is missing, then compare."""
     args = parse_args()
     os.environ['SIGPLUG_DATA_ROOT'] = f'{args.data_root}/'
     os.environ['SIGPLUG_DATA_VERSION'] = 'v1.0-mini'
@@ -161,7 +140,7 @@ def main() -> None:
             results.append(dict(name=name, **json.loads(file.read_text())))
         tables = write_summary(args.out_dir, results)
     print(f'\n{tables}')
-    for name in ('results.md', 'results.csv', 'results.json', 'results.png'):
+    for name in ('results.md', 'results.json', 'results.png'):
         print(args.out_dir / name)
 
 

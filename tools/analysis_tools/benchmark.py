@@ -32,7 +32,6 @@ Measure = Callable[[], dict[str, Any]]
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'what', nargs='?', choices=performance.PARTS,
@@ -42,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         '--quick', action='store_true',
         help='fewer cases and repetitions, for a first look')
     parser.add_argument(
-        '--device', default='cpu',
+        '--device', type=torch.device, default='cpu',
         help='cpu, cuda or cuda:N (default: %(default)s)')
     parser.add_argument(
         '--threads', type=int, default=2, metavar='N',
@@ -64,24 +63,17 @@ def parse_args() -> argparse.Namespace:
         'in --out-dir')
     args = parser.parse_args()
     args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
-    if min(args.threads, args.repeat) < 1:
-        parser.error('--threads and --repeat must be at least 1')
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', args.device):
-        parser.error(f'--device must be cpu, cuda or cuda:N, got '
-                     f'{args.device!r}')
-    args.device = torch.device(args.device)
     if args.device.type == 'cuda':
-        args.device = torch.device('cuda', args.device.index or 0)
-        if args.device.index >= (count := torch.cuda.device_count()):
+        index = args.device.index or 0
+        if index >= (count := torch.cuda.device_count()):
             parser.error(f'--device {args.device}: torch finds '
                          f'{count or "no"} GPU here')
         # Where kernels are launched, and whose memory is counted.
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(index)
     return args
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """Return machine, versions and settings of a run."""
     machine, versions = describe_machine(), list_versions()
     if args.device.type == 'cuda':
         machine['gpu'] = torch.cuda.get_device_name(args.device)
@@ -99,25 +91,21 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_cases(what: str, args: argparse.Namespace) -> dict[str, Measure]:
-    """Return the cases of a part by name, as functions."""
     if what == 'ops':
         from benchmarks.operations import CASES
         from benchmarks.timing import measure
-        cases = {case.name: lambda case=case: dict(rows=measure(
+        return {case.name: lambda case=case: dict(rows=measure(
             case.build(args.device), args.repeat, args.device))
             for case in CASES if args.device.type in case.devices
             and (case.quick or not args.quick)}
-    else:
-        from benchmarks.detectors import find_settings, measure
-        cases = {name: lambda setting=setting: measure(
-            setting, what == 'train', args.repeat, args.device)
-            for name, setting in find_settings(
-                what == 'train', args.device, args.quick).items()}
-    return cases
+    from benchmarks.detectors import find_settings, measure
+    return {name: lambda setting=setting: measure(
+        setting, what == 'train', args.repeat, args.device)
+        for name, setting in find_settings(
+            what == 'train', args.device, args.quick).items()}
 
 
 def choose(args: argparse.Namespace) -> dict[str, dict[str, Measure]]:
-    """Return the chosen cases of each part."""
     cases = {what: find_cases(what, args) for what in (
         [args.what] if args.what else performance.PARTS)}
     chosen = {what: {name: measure for name, measure in part.items()
@@ -147,7 +135,6 @@ def run(cases: dict[str, Measure],
 
 
 def main() -> None:
-    """Measure, print and write."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     # mmengine logs a line for each parameter that is initialised.
@@ -155,7 +142,7 @@ def main() -> None:
     chosen, about = choose(args), describe(args)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     path = args.out_dir / f'{args.device.type}.json'
-    parts = json.loads(path.read_text()) if path.is_file() else {}
+    parts = performance.read(args.out_dir, args.device.type)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # Code that earlier runs have compiled must not count.
         os.environ['TORCHINDUCTOR_CACHE_DIR'] = folder

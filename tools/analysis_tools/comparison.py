@@ -23,16 +23,10 @@ def flatten(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def gather(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Values]:
-    """Gather runs by config and seed.
+    """Gather the runs of each config with each seed.
 
-    Args:
-        results (Sequence[Mapping]): For each config a run with each seed,
-            with its ``name``, its ``seed`` and what ``summarize_nuscenes``
-            returns.
-
-    Returns:
-        tuple: The names of the configs in the order of their first runs, and
-        for each metric an array of shape ``(configs, seeds)``.
+    A run has its ``name``, its ``seed`` and what ``summarize_nuscenes``
+    returns. The names come in the order of their first runs.
     """
     names = list(dict.fromkeys(result['name'] for result in results))
     seeds = sorted({result['seed'] for result in results})
@@ -49,9 +43,6 @@ def difference(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Seed by seed: the same one gives both the same order of samples.
 
-    Args:
-        values (np.ndarray): Shape ``(configs, seeds)``, at least two seeds.
-
     Returns:
         tuple[np.ndarray, np.ndarray]: Means and half widths of their 95%
         confidence intervals (paired t-test), shape ``(configs - 1, )``.
@@ -64,13 +55,8 @@ def difference(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def format_tables(names: Sequence[str], values: Values) -> str:
     """Return two Markdown tables.
 
-    Args:
-        names (Sequence[str]): The configs; the first is the baseline.
-        values (dict[str, np.ndarray]): As from :func:`gather`.
-
-    Returns:
-        str: A table of the main metrics with their differences from the
-        baseline, and one of the mean AP of each class.
+    One has the main metrics with their differences from the first config, the
+    other the mean AP of each class.
     """
     what, columns = 'One seed: no spread is known.', {'config': names}
     for metric in MAIN_METRICS:

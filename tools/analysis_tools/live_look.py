@@ -15,17 +15,15 @@ from sigplug.errors import UserError
 
 
 def main() -> None:
-    """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(
         usage='%(prog)s [-h] WORK_DIR [options of TensorBoard]',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'work_dir', help='work dir of a training, or a folder of several')
-    args, options = parser.parse_known_args()
-    if sys.argv[1] != args.work_dir:
-        parser.error('the work dir comes first, options of TensorBoard after '
-                     'it')
+    parser.add_argument(
+        'options', nargs=argparse.REMAINDER, help='of TensorBoard')
+    args = parser.parse_args()
     if not os.path.isdir(args.work_dir):
         print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
               flush=True)
@@ -36,10 +34,8 @@ def main() -> None:
     server = program.TensorBoard(plugins=default.get_static_plugins())
     server.configure(
         ['tensorboard', '--logdir', args.work_dir, '--samples_per_plugin',
-         'images=100', *options])
-    code = server.main()
-    if code:
-        sys.exit(code)
+         'images=100', *args.options])
+    sys.exit(server.main() or 0)
 
 
 if __name__ == '__main__':

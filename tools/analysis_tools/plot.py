@@ -12,7 +12,6 @@ from sigplug.visualization import save_png
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='what', required=True)
     training = commands.add_parser(
@@ -21,13 +20,8 @@ def parse_args() -> argparse.Namespace:
         'work_dir', type=Path,
         help='work dir of the training; resumed parts are joined')
     training.add_argument(
-        '--out', type=Path, required=True, metavar='FILE.png',
-        help='the picture')
-    training.add_argument(
         '--metrics', nargs='+', metavar='NAME',
-        help='validation metrics, without their prefix (default: mAP NDS, '
-        'where they were logged)')
-    training.add_argument('--title', help='default: the name of the work dir')
+        help='validation metrics, without their prefix (default: mAP NDS)')
     curves = commands.add_parser(
         'curves', help='the pictures of docs/numerics.md')
     curves.add_argument(
@@ -40,57 +34,53 @@ def parse_args() -> argparse.Namespace:
     stages.add_argument(
         '--filter', default='', metavar='REGEX',
         help='only the cases in whose name this is found')
-    stages.add_argument(
-        '--out', type=Path, required=True, metavar='FILE.png',
-        help='the picture')
     movie = commands.add_parser(
         'movie', help='join pictures, in the order of their names')
     movie.add_argument(
         'folder', type=Path, help='its PNG files, all of one size')
     movie.add_argument(
-        '--out', type=Path, required=True, metavar='FILE.gif',
-        help='the moving picture')
-    movie.add_argument(
         '--seconds', type=float, default=0.25,
         help='how long a picture is shown (default: %(default)s)')
+    for command, suffix in ((training, 'png'), (stages, 'png'),
+                            (movie, 'gif')):
+        command.add_argument(
+            '--out', type=Path, required=True, metavar=f'FILE.{suffix}',
+            help='the picture')
     args = parser.parse_args()
     suffix = '.gif' if args.what == 'movie' else '.png'
-    if args.what != 'curves' and args.out.suffix.lower() != suffix:
+    if 'out' in args and args.out.suffix != suffix:
         parser.error(f'--out must end in {suffix}, got {str(args.out)!r}')
     return args
 
 
 def main() -> None:
-    """Draw the chosen picture."""
     args = parse_args()
     if args.what == 'training':
         from plots.training import draw_training, read_training_log
-        figure = draw_training(
+        save_png(draw_training(
             *read_training_log(args.work_dir), args.metrics,
-            args.title or args.work_dir.resolve().name)
-        save_png(figure, args.out)
-        print(args.out)
-        return
-    if args.what == 'stages':
+            args.work_dir.resolve().name), args.out)
+    elif args.what == 'stages':
         from plots.stages import draw_stages
         parts = json.loads(args.results.read_text())
         save_png(draw_stages([
             case for name in ('train', 'frame') if name in parts
             for case in parts[name]['results']
             if re.search(args.filter, case['case'])]), args.out)
-        print(args.out)
-        return
-    if args.what == 'movie':
+    elif args.what == 'movie':
         from plots.movie import write_movie
-        print(write_movie(args.folder, args.out, args.seconds))
+        write_movie(args.folder, args.out, args.seconds)
+    else:
+        from plots.curves import PICTURES
+        for name, draw in PICTURES.items():
+            path = args.out_dir / name
+            save_png(draw(), path)
+            # Few colours are enough for lines, and make a third of the file.
+            Image.open(path).convert('RGB').quantize(64).save(
+                path, optimize=True)
+            print(path)
         return
-    from plots.curves import PICTURES
-    for name, draw in PICTURES.items():
-        path = args.out_dir / name
-        save_png(draw(), path)
-        # Few colours are enough for lines, and make a third of the file.
-        Image.open(path).convert('RGB').quantize(64).save(path, optimize=True)
-        print(path)
+    print(args.out)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ from sigplug.cli import process
 
 
 def main() -> None:
-    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     pages = parser.add_subparsers(dest='page', required=True)
     for page, module in (('numerics', numerics),
@@ -31,8 +30,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.page == 'performance':
         print(*performance.write(args.results, args.out), sep='\n')
-    elif args.values < 1024:
-        parser.error(f'--values must be at least 1024, got {args.values}')
     else:
         print(numerics.write(args.values, args.out))
 

@@ -25,7 +25,6 @@ from sigplug.visualization import save_png
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -58,17 +57,10 @@ def parse_args() -> argparse.Namespace:
         '--size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
         help='pixels of a picture (default: 1530 x 1200 for a square range)')
     parser.add_argument(
-        '--plain', action='store_true',
-        help='leave out title, legend and the names of the boxes')
-    parser.add_argument(
         '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
     arguments.add_cfg_options(parser)
     args = arguments.parse_args(parser)
-    if args.num < 1:
-        parser.error(f'--num must be at least 1, got {args.num}')
-    if not 0 <= args.score_thr <= 1:
-        parser.error(f'--score-thr must lie in [0, 1], got {args.score_thr}')
     if args.bev_range and not (args.bev_range[0] < args.bev_range[2]
                                and args.bev_range[1] < args.bev_range[3]):
         parser.error(f'--bev-range must have min < max, got {args.bev_range}')
@@ -101,7 +93,6 @@ def dataset_config(cfg: Config, split: str) -> ConfigDict:
 
 
 def main() -> None:
-    """Draw the samples."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     dataset_cfg = dataset_config(cfg, args.split)
@@ -141,14 +132,9 @@ def main() -> None:
         if reader is not None:
             found |= reader.read()
         path = args.out_dir / f'bev_{index:04d}.png'
-        figure = draw_sample(dataset, index, data['inputs']['points'], found,
-                             title, args.bev_range, args.size)
-        if args.plain:
-            ax = figure.axes[0]
-            ax.set_title('', loc='left')
-            for part in (*ax.texts, *ax.child_axes, ax.get_legend()):
-                part.remove()
-        save_png(figure, path)
+        save_png(draw_sample(
+            dataset, index, data['inputs']['points'], found, title,
+            args.bev_range, args.size), path)
         print(path, flush=True)
 
 

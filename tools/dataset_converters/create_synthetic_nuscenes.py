@@ -14,7 +14,6 @@ try:
         DIFFICULTIES,
         SCENES,
         GeneratorConfig,
-        TargetFolderError,
         generate_synthetic_nuscenes,
     )
 except ModuleNotFoundError as error:
@@ -35,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         '--intermediate-sweeps', type=int, default=1, metavar='N',
         help='sweeps between two key frames (the real data set has about 9)')
     parser.add_argument(
-        '--scenes', nargs='+', default=SCENES, metavar='NAME',
+        '--scenes', nargs='+', choices=SCENES, default=SCENES, metavar='NAME',
         help='which of the official mini scenes to make')
     parser.add_argument(
         '--difficulty', choices=DIFFICULTIES, default='standard',
@@ -60,9 +59,7 @@ def main() -> None:
             scenes=tuple(args.scenes), difficulty=args.difficulty)
         made = generate_synthetic_nuscenes(args.out, config, args.workers,
                                            args.force)
-    except (ValueError, TargetFolderError) as error:
-        sys.exit(f'error: {error}')
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f'error: {error}; nothing was written to {args.out}')
     except KeyboardInterrupt:
         sys.exit(f'interrupted; nothing was written to {args.out}')

@@ -23,12 +23,8 @@ def sizes_of(divisor: int, step: int = 0) -> tuple[int, int]:
 class DensePart(nn.Module):
     """Backbone, neck and head of a detector, without its decoder.
 
-    Args:
-        backbone (nn.Module): Takes the input.
-        neck (nn.Module, optional): Takes the outputs of the backbone.
-        head (nn.Module): Takes the outputs of the neck.
-        outputs (str): ``'logits'`` or ``'probability'``, which is in the
-            heatmaps; or ``'boxes'``, decoded.
+    ``outputs`` is ``'logits'`` or ``'probability'``, which is in the heatmaps;
+    or ``'boxes'``, decoded.
     """
 
     input_name = 'image'
@@ -44,7 +40,6 @@ class DensePart(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Return the channels of the input."""
         return next(layer.in_channels for layer in self.backbone.modules()
                     if isinstance(layer, nn.Conv2d))
 
@@ -175,7 +170,6 @@ class CenterNetUpdatePart(DensePart):
 
 
 def dense_part(model: nn.Module, outputs: str) -> DensePart:
-    """Return the dense part of a known detector."""
     from mmdet.models.dense_heads import CenterNetHead, CenterNetUpdateHead
     parts = {CenterNetHead: CenterNetPart,
              CenterNetUpdateHead: CenterNetUpdatePart}
@@ -220,10 +214,6 @@ class PillarEncoder(nn.Module):
 
     A normalisation is part of its linear layer. Which rows are padding shows
     in the features: their values are all 0. The first row never is padding.
-
-    Args:
-        stock (nn.Module): mmdet3d's ``PillarFeatureNet``, or one of sigplug.
-        max_points (int): The rows of a pillar.
     """
 
     input_name = 'input_features'
@@ -265,7 +255,6 @@ class PillarEncoder(nn.Module):
 
     @property
     def num_columns(self) -> int:
-        """Return the number of values that it takes of each point."""
         return self.stock[0].in_channels - pillars.count_added(self.describe())
 
     def describe(self) -> dict[str, Any]:

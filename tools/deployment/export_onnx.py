@@ -13,7 +13,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -44,37 +43,27 @@ EXPORTS_PROGRAMS = 'dynamic_shapes' in inspect.signature(
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--out',
-        type=Path,
-        metavar='PATH',
+        '--out', type=Path, metavar='PATH',
         help='a folder; or, ending with .onnx, a file of the dense part alone '
         '(default: the checkpoint without its suffix, or, of an image '
         'detector, with the suffix .onnx)')
     parser.add_argument(
-        '--heatmap',
-        choices=['logits', 'probability'],
-        default='logits',
+        '--heatmap', choices=['logits', 'probability'], default='logits',
         help='what the heatmaps hold: logits, as the head and its decoder '
         'have them, or their plain sigmoid (default: logits)')
     parser.add_argument(
-        '--decode',
-        action='store_true',
+        '--decode', action='store_true',
         help='decode the best cells to boxes, scores and labels inside the '
         'model; thresholds and NMS stay outside')
     parser.add_argument(
-        '--precision',
-        choices=list(TOLERANCE),
-        default='float32',
+        '--precision', choices=list(TOLERANCE), default='float32',
         help='of backbone, neck and head (default: float32)')
     parser.add_argument(
-        '--opset',
-        type=int,
-        default=18,
+        '--opset', type=int, default=18,
         help='version of the ONNX operators (default: 18)')
     arguments.add_cfg_options(parser)
     args = arguments.parse_args(parser)
@@ -97,11 +86,8 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
         axes = {axis: part.divisor * torch.export.Dim(name)
                 if axis > 1 and part.divisor > 1 else name
                 for axis, name in part.axes.items()}
-        options = dict(
-            dynamo=True,
-            dynamic_shapes=(axes, ),
-            external_data=False,
-            verbose=False)
+        options = dict(dynamo=True, dynamic_shapes=(axes, ),
+                       external_data=False, verbose=False)
     else:
         options = dict(dynamic_axes={part.input_name: part.axes, **{
             name: {axis: f'{name}.{of}' if axis else of
@@ -118,7 +104,7 @@ def export(part: nn.Module, path: Path, precision: str, opset: int) -> None:
 
 
 def check_standard(model: Any, opset: int) -> int:
-    """Check for standard operators without float64; return their number."""
+    """Check for standard operators; return their number."""
     import onnx
     onnx.checker.check_model(model, full_check=True)
     nodes = model.graph.node
@@ -131,14 +117,6 @@ def check_standard(model: Any, opset: int) -> int:
             f'{opset} of the standard operators: it came to opset '
             f'{versions.get("")}, with {sorted(custom) or "no"} others. Try '
             'another --opset.')
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = [*graph.input, *graph.output, *graph.value_info]
-    types = {value.type.tensor_type.elem_type for value in values}
-    types |= {tensor.data_type for tensor in graph.initializer}
-    if onnx.TensorProto.DOUBLE in types:
-        raise UserError(
-            'The model computes in float64, which not all runtimes have: '
-            'convert it by model.float() before it is saved.')
     return len(nodes)
 
 
@@ -194,7 +172,6 @@ def difference(name: str, found: dict[str, torch.Tensor],
 
 
 def check_packages() -> None:
-    """Name the packages that only this tool needs."""
     try:
         for name in PACKAGES:
             import_module(name)
@@ -204,29 +181,11 @@ def check_packages() -> None:
             f'{" ".join(PACKAGES)}') from error
 
 
-def name_axes(part: nn.Module, graph: Any) -> None:
-    """Name the sizes that torch has numbered, e.g. 8*s12 as 8*height."""
-    # The input may have its names already, and the others numbers.
-    names = {}
-    for value in (*graph.output, *graph.input):
-        dims = value.type.tensor_type.shape.dim
-        names |= {dims[axis].dim_param.rpartition('*')[2]: name
-                  for axis, name in part.axes.items() if axis < len(dims)}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = re.sub(
-                    r'\w+', lambda found: names.get(found[0], found[0]),
-                    dim.dim_param)
-
-
 def write_part(part: nn.Module, path: Path, precision: str, opset: int,
                about: dict[str, Any]) -> None:
-    """Export one part and check it."""
     import onnx
     export(part, path, precision, opset)
     model = onnx.load(path)
-    name_axes(part, model.graph)
     onnx.helper.set_model_props(model, {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in about.items() if value is not None})
@@ -279,7 +238,6 @@ def write(cfg: Config, model: nn.Module, checkpoint: dict,
 
 @torch.no_grad()
 def main() -> None:
-    """Export."""
     args = parse_args()
     cfg = preflight.load_config(args.config, args.cfg_options)
     checkpoint = preflight.check_checkpoint(args.checkpoint, 'checkpoint')
@@ -287,8 +245,7 @@ def main() -> None:
     preflight.check_stack(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.get('model') is None:
-        raise UserError(
-            f'The config {args.config!r} has no model.')
+        raise UserError(f'The config {args.config!r} has no model.')
     with explain.explain_build_errors(cfg):
         model = build.build_model(cfg, args.checkpoint, 'cpu')
     write(cfg, model, checkpoint, args)

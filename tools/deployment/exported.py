@@ -11,13 +11,12 @@ from mmengine.config import Config
 from torch import nn
 
 from sigplug.cli.machine import list_versions
-from sigplug.deploy import Detections
+from sigplug.deploy import Detections, Detector
 from sigplug.deploy.folder import (
     DENSE,
     DESCRIPTION,
     ENCODER,
     FORMAT,
-    check_content,
     checksum,
 )
 from sigplug.errors import UserError
@@ -27,20 +26,15 @@ PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 
 def write_description(folder: Path, about: dict[str, Any]) -> None:
-    """Write ``deploy.json``, with the checksums of the two models."""
+    """Write ``deploy.json``, with the checksums of the models, and try it."""
     files = {name: checksum(folder / name) for name in (ENCODER, DENSE)}
     text = json.dumps(dict(about, format=FORMAT, files=files), indent=2)
-    try:
-        check_content(json.loads(text))
-    except ValueError as error:
-        raise UserError('sigplug.deploy could not run what this config '
-                        f'gives: {error}.') from error
     (folder / DESCRIPTION).write_text(f'{text}\n')
+    Detector(folder)
 
 
 def describe(cfg: Config, model: nn.Module, args: argparse.Namespace,
              about: dict[str, Any]) -> dict[str, Any]:
-    """Return what deploy.json says of a CenterPoint."""
     head, layer = model.pts_bbox_head, model.data_preprocessor.voxel_layer
     coder = head.bbox_coder
     middle = model.pts_middle_encoder

@@ -18,7 +18,6 @@ from sigplug.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'work_dir', type=Path, help='of tools/quickstart.py, when it is done')
@@ -29,7 +28,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write both files."""
     args = parse_args()
     try:
         summary = json.loads((args.work_dir / 'summary.json').read_text())

@@ -6,7 +6,6 @@ convolution and the last ones, whose outputs are the maps, stay in float32, as
 does the pillar encoder. tools/deployment/test_onnx.py says what that costs.
 """
 import argparse
-import itertools
 import shutil
 import sys
 import tempfile
@@ -26,7 +25,6 @@ from sigplug.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, for its training set')
     parser.add_argument(
@@ -38,17 +36,11 @@ def parse_args() -> argparse.Namespace:
         '--num', type=int, default=64,
         help='training samples that give the ranges (default: 64)')
     parser.add_argument(
-        '--method', default='MinMax',
-        choices=['MinMax', 'Percentile', 'Entropy'],
-        help='how a range follows from the values (default: MinMax)')
-    parser.add_argument(
         '--keep', nargs='*', default=['first', 'last'],
         choices=['first', 'last'],
         help='convolutions that stay in float32 (default: first last)')
     arguments.add_cfg_options(parser)
     args = arguments.parse_args(parser)
-    if args.num < 1:
-        parser.error(f'--num must be at least 1, got {args.num}')
     args.out = args.out or args.folder.with_name(f'{args.folder.name}_int8')
     if args.out.resolve() == args.folder.resolve():
         parser.error(f'--out {args.out} would replace the float32 model')
@@ -97,7 +89,6 @@ def read_maps(args: argparse.Namespace, detector: Detector
 
 
 def main() -> None:
-    """Quantise."""
     args = parse_args()
     detector = Detector(args.folder)
     if detector.about['precision'] != 'float32':
@@ -105,20 +96,12 @@ def main() -> None:
                         'give one in float32.')
     from onnxruntime.quantization import (
         CalibrationDataReader,
-        CalibrationMethod,
         QuantType,
         quantize_static,
     )
 
-    samples = read_maps(args, detector)
-    first = next(samples, None)
-    if first is None:
-        raise UserError(
-            f'None of the {args.num} training samples has a point in the '
-            'range of the model: take more by --num, or another config.')
-
     class Reader(CalibrationDataReader):
-        maps = itertools.chain([first], samples)
+        maps = read_maps(args, detector)
 
         def get_next(self):
             return next(self.maps, None)
@@ -130,13 +113,11 @@ def main() -> None:
             args.folder / DENSE, written / DENSE, Reader(),
             op_types_to_quantize=['Conv'], per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_exclude=find_kept(args.folder / DENSE, args.keep),
-            calibrate_method=CalibrationMethod[args.method])
+            nodes_to_exclude=find_kept(args.folder / DENSE, args.keep))
         shutil.copy(args.folder / ENCODER, written)
         write_description(written, dict(
             detector.about, precision='int8',
-            calibration=dict(samples=args.num, method=args.method,
-                             kept=args.keep)))
+            calibration=dict(samples=args.num, kept=args.keep)))
         shutil.copytree(written, args.out, dirs_exist_ok=True)
     size = (args.out / DENSE).stat().st_size / 2**20
     print(f'{args.out}: {DENSE} is {size:.2f} MiB')

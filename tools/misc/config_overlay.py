@@ -56,11 +56,7 @@ def child_text(base: str, overlay: dict) -> str:
 
 
 def to_code(value: Any) -> str:
-    """Return a value as Python code.
-
-    mmengine's ``Config.pretty_text`` writes an infinite number as a name that
-    nothing defines.
-    """
+    """Return a value as Python code, also an infinite number."""
     if isinstance(value, dict):
         if all(isinstance(key, str) and key.isidentifier() for key in value):
             return 'dict({})'.format(', '.join(

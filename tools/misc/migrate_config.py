@@ -55,7 +55,6 @@ class Part(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'config',
@@ -64,19 +63,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace FILE.py')
     parser.add_argument(
-        '--loss',
-        choices=['logits'],
+        '--loss', choices=['logits'],
         help='take the Gaussian focal loss of the logits, exactly and without '
         'a clip (default: the same losses as before)')
     parser.add_argument(
-        '--pillar',
-        choices=['gem'],
+        '--pillar', choices=['gem'],
         help='reduce the points of a pillar by a generalised mean with a '
         'trained power')
-    args = parser.parse_args()
-    if args.overwrite and args.out is None:
-        parser.error('--overwrite replaces the file of --out: name it')
-    return args
+    return parser.parse_args()
 
 
 def migrate(config: str, out: str | None = None, *, logits: bool = False,
@@ -124,16 +118,14 @@ def migrate(config: str, out: str | None = None, *, logits: bool = False,
         base = osp.relpath(path, osp.dirname(osp.abspath(out)))
     text = child_text(base, overlay)
     if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
     return text, list(iter_changes(old, new))
 
 
 def check_out(out: str, path: str, overwrite: bool) -> None:
-    """Check that the new config can be written."""
     if not out.endswith('.py'):
         raise UserError(f'--out must end in .py, but is {out!r}.')
-    if not osp.isdir(osp.dirname(osp.abspath(out))):
-        raise UserError(f'--out {out!r}: its folder does not exist.')
     if osp.realpath(out) == osp.realpath(path):
         raise UserError(
             f'--out {out!r} is the config itself, which the result builds '
@@ -144,7 +136,6 @@ def check_out(out: str, path: str, overwrite: bool) -> None:
 
 
 def load_text(text: str) -> dict:
-    """Load the text of a config."""
     with TemporaryDirectory() as folder:
         path = Path(folder, 'config.py')
         path.write_text(text)
@@ -188,30 +179,23 @@ def is_own_head(part: Part) -> bool:
     """Return whether a head is a class of the user's on top of sigplug's.
 
     Raises:
-        UserError: It is a head of the user's that does without sigplug's.
+        UserError: It is one on top of a stock head, or without the activation.
     """
-    losses = {class_name(part.node.get(key)) for key in HEADS.values()}
-    if not part.name.endswith(tuple(HEADS)) and not (
-            {'heatmap_act', 'loss_heatmap', 'loss_center_heatmap'}
-            & set(part.node) or {LOSS, LOGITS_LOSS} & losses):
-        return False
     kind: Any = find_class(part.name)
-    if kind is None and part.name in HEADS and (
-            part.package in (*STOCK, 'sigplug')):
+    base = next((base for base in getattr(kind, '__mro__', ())[1:]
+                 if base.__name__ in HEADS), None)
+    if base is None:
         return False
-    base = next((base for base in getattr(kind, '__mro__', ())
-                 if base.__module__.startswith('sigplug.')), None)
-    if base is not None:
+    if base.__module__.startswith('sigplug.'):
         # It needs mmdet3d, which is there.
         from sigplug.models.dense_heads.center_checks import losses_without_act
         if not losses_without_act(kind, base):
             return True
     raise UserError(
-        f'{part} looks like a heatmap head, but is none of those that sigplug '
-        f'replaces ({", ".join(HEADS)}). If it derives from one of them, let '
-        'it derive from the one of the same name in '
-        'sigplug.models.dense_heads instead, and drop its own loss_by_feat, '
-        'or let that call super() or apply self.heatmap_act.')
+        f'{part} derives from {base.__module__}.{base.__name__}. Let it '
+        'derive from the class of the same name in sigplug.models.dense_heads '
+        'instead, and drop its own loss_by_feat, or let that call super() or '
+        'apply self.heatmap_act.')
 
 
 def find_class(name: str) -> type | None:
@@ -228,7 +212,6 @@ def find_class(name: str) -> type | None:
 
 
 def replace_loss(part: Part) -> None:
-    """Change the loss of a head to ``GaussianFocalLossWithLogits``."""
     key = HEADS[part.name]
     loss = part.node.get(key, ABSENT)
     if class_name(loss) not in (LOSS, LOGITS_LOSS):
@@ -257,7 +240,6 @@ def replace_drop_ins(cfg: dict) -> None:
 
 
 def replace_pillar_nets(cfg: dict, config: str) -> None:
-    """Replace the pillar nets, and have their power trained."""
     parts = list(iter_parts(cfg))
     nets = [part for part in parts
             if part.name in PILLAR_NETS and part.package in STOCK]
@@ -295,7 +277,6 @@ def train_power(wrapper: dict) -> None:
 
 
 def add_import(cfg: dict) -> None:
-    """Add sigplug to the imports of a config, which come first."""
     given = cfg.pop('custom_imports', None) or dict(
         imports=[], allow_failed_imports=False)
     imports = given.get('imports') or []
@@ -329,16 +310,12 @@ def list_parts(parts: list[Part], word: str) -> str:
 
 
 def main() -> None:
-    """Migrate."""
     args = parse_args()
     # Modules that the config imports may print.
     with redirect_stdout(sys.stderr):
         text, changes = migrate(
-            args.config,
-            args.out,
-            logits=args.loss == 'logits',
-            gem=args.pillar == 'gem',
-            overwrite=args.overwrite)
+            args.config, args.out, logits=args.loss == 'logits',
+            gem=args.pillar == 'gem', overwrite=args.overwrite)
         if not text:
             print(f'Nothing to do: {args.config} uses sigplug already.')
             return

@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -42,8 +41,6 @@ test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1))
 log_processor = dict(window_size=1)
 """
-# Share of the time after which caches and allocators have settled.
-WARM_UP = 0.25
 # Growth that is taken for noise.
 MOST_GROWTH = 0.03
 STOP_WITHIN = 60.0
@@ -74,46 +71,33 @@ def measure(process: psutil.Process) -> dict[str, float]:
     return record
 
 
-def watch(process: subprocess.Popen, seconds: float,
-          interval: float = 5.0) -> list[dict[str, float]]:
+def watch(process: psutil.Popen, seconds: float) -> list[dict[str, float]]:
     """Record a process until the time is over or it ends."""
     records, end = [], time.time() + seconds
     while time.time() < end and process.poll() is None:
         with suppress(psutil.NoSuchProcess):
-            records.append(measure(psutil.Process(process.pid)))
-        time.sleep(interval)
+            records.append(measure(process))
+        time.sleep(5)
     return records
 
 
-def stop(process: subprocess.Popen) -> bool:
-    """End a process that leads a group of its own, by SIGTERM.
-
-    Returns:
-        bool: Whether any of the group was left after ``STOP_WITHIN`` seconds
-        and had to be killed.
-    """
+def stop(process: psutil.Popen) -> bool:
+    """End a process by SIGTERM; return whether any of it was left."""
+    members = [process, *process.children(recursive=True)]
     process.terminate()
-    end = time.time() + STOP_WITHIN
-    while time.time() < end:
-        process.poll()
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return False
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return True
+    _, left = psutil.wait_procs(members, STOP_WITHIN)
+    for member in left:
+        member.kill()
+    return bool(left)
 
 
 def judge(records: list[dict], losses: list[float]) -> dict:
     """Return figures, and under ``faults`` everything that is wrong.
 
-    The last third of the time after the warm-up is compared with its first
-    third, by the medians.
+    Caches and allocators settle in the first quarter of the time. The last
+    third of the rest is compared with the first one, by the medians.
     """
-    settled = records[round(WARM_UP * len(records)):]
-    first, _, last = np.array_split(settled, 3)
+    first, _, last = np.array_split(records[len(records) // 4:], 3)
     figures, faults = dict(iterations=len(losses)), []
     for name in ('memory', 'files', 'threads', 'workers'):
         before, after = (float(np.median([r[name] for r in part] or [0]))
@@ -128,14 +112,12 @@ def judge(records: list[dict], losses: list[float]) -> dict:
 
 
 def read_losses(run: Path) -> list[float]:
-    """Return the losses that mmengine has logged."""
     lines = [line for path in run.glob('*/vis_data/scalars.json')
              for line in path.read_text().splitlines()]
     return [json.loads(line)['loss'] for line in lines if '"loss"' in line]
 
 
 def main() -> None:
-    """Soak."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -160,16 +142,14 @@ def main() -> None:
     print(f'training until {time.ctime(time.time() + args.seconds)}',
           flush=True)
     with open(args.work_dir / 'train.log', 'w') as output:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [sys.executable, TOOLS / 'train.py', config, '--work-dir', run],
             env=dict(os.environ, SIGPLUG_DATA_ROOT=f'{data.resolve()}/',
                      SIGPLUG_DATA_VERSION='v1.0-mini'),
-            stdout=output, stderr=output, start_new_session=True)
-        try:
-            records = watch(process, args.seconds)
-            code = process.poll()
-        finally:
-            left = stop(process)
+            stdout=output, stderr=output)
+        records = watch(process, args.seconds)
+        code = process.poll()
+        left = code is None and stop(process)
     result = dict(damaged=damaged, **judge(records, read_losses(run)))
     if code is not None:
         result['faults'].append(f'the training ended by itself, with exit '

@@ -38,20 +38,6 @@ def wall(x, low, high, height=3.0):
     return box((x, x + 0.5), (low, high), (0, height), Material.CONCRETE)
 
 
-def test_points_of_an_empty_street():
-    points = scan().points
-    assert points.dtype == np.float32 and points.shape[1] == 5
-    # Beams below the horizon that end within range, some returns lost.
-    assert 15_000 < len(points) < 24 * 1080
-    ring = points[:, 4].astype(int)
-    assert set(ring) <= set(range(32))
-    elevation = np.arctan2(points[:, 2], np.linalg.norm(points[:, :2], axis=1))
-    np.testing.assert_allclose(elevation, lidar.ELEVATIONS[ring], atol=1e-4)
-    assert (points[:, 3] == np.round(points[:, 3])).all()
-    assert points[:, 3].min() >= 0 and points[:, 3].max() <= 255
-    assert np.linalg.norm(points[:, :3], axis=1).max() <= lidar.MAX_RANGE
-
-
 def test_ground_has_a_road_and_raised_sidewalks():
     ground = to_global(scan().points[:, :3].astype(float))
     lateral = np.abs(ROAD.lateral(ground[:, 0], ground[:, 1]))

@@ -5,17 +5,7 @@ from synthetic_nuscenes.materials import Material as M
 from synthetic_nuscenes.raycast import Body, RayGrid, cast
 from synthetic_nuscenes.solids import box, triangulate
 
-GRID = RayGrid(720, np.deg2rad(np.linspace(-30, 10, 21)), phase=0.003)
 ALL_AROUND = RayGrid(720, np.deg2rad(np.linspace(-89, 89, 180)), phase=0.003)
-
-
-def distances(solid, max_range=100.0):
-    """Distance along every ray of GRID, inf without a hit."""
-    (ray, distance, _), = cast(
-        GRID, [Body(triangulate([solid]))], np.zeros((1, 4)), max_range)
-    out = np.full(len(GRID.directions), np.inf)
-    out[ray] = distance
-    return out
 
 
 def test_no_ray_is_left_out():
@@ -52,15 +42,3 @@ def test_no_ray_is_left_out():
                                    rtol=1e-3)
         met += len(every)
     assert met > 20_000
-
-
-def test_materials_and_range():
-    near = box((5, 6), 0.3, (-1, 1), M.PAINT)
-    far = box((50, 51), 9.0, (-2, 2), M.GLASS)
-    bodies = [Body(triangulate(solids)) for solids in ([near, far], [far])]
-    (_, distance, both), (_, _, alone) = cast(
-        GRID, bodies, np.zeros((2, 4)), 52.0)
-    assert set(both) == {M.PAINT, M.GLASS}
-    assert set(both[distance < 8]) == {M.PAINT}
-    assert set(alone) == {M.GLASS}
-    assert np.isinf(distances(far, max_range=49.0)).all()

@@ -18,19 +18,6 @@ def lidar_boxes(nusc, sample):
     return boxes, rows, LidarPointCloud.from_file(path).points[:3]
 
 
-def test_files_and_rows_match(nusc, data_root):
-    named = {row['filename'] for row in nusc.sample_data + nusc.map}
-    there = {
-        str(path.relative_to(data_root))
-        for folder in ('samples', 'sweeps', 'maps')
-        for path in (data_root / folder).rglob('*') if path.is_file()
-    }
-    assert named == there
-    for row in nusc.sample_data:
-        folder = 'samples' if row['is_key_frame'] else 'sweeps'
-        assert row['filename'].startswith(f'{folder}/LIDAR_TOP/')
-
-
 def test_times(nusc):
     """Along chains without a gap, in both directions."""
     for table, step in (('sample', 500_000), ('sample_data', 250_000)):

@@ -25,7 +25,8 @@ def make_points(count: int, seed: int = 0, channels: int = 5) -> Tensor:
 
 
 def make_batch(samples: int, points: int, channels: int = 5,
-               num_classes: int = 10) -> dict[str, Any]:
+               num_classes: int = 10, num_boxes: int = BOXES
+               ) -> dict[str, Any]:
     """Return a batch as a data loader of mmdet3d does."""
     from mmdet3d.structures import (
         Box3DMode,
@@ -36,7 +37,7 @@ def make_batch(samples: int, points: int, channels: int = 5,
     random = torch.Generator().manual_seed(0)
     data_samples = []
     for _ in range(samples):
-        boxes = torch.rand(BOXES, 9, generator=random)
+        boxes = torch.rand(num_boxes, 9, generator=random)
         boxes[:, :2] = 96 * boxes[:, :2] - 48
         boxes[:, 2] = -1
         boxes[:, 3:6] = 0.5 + 4 * boxes[:, 3:6]
@@ -45,7 +46,7 @@ def make_batch(samples: int, points: int, channels: int = 5,
             box_type_3d=LiDARInstance3DBoxes, box_mode_3d=Box3DMode.LIDAR))
         sample.gt_instances_3d = InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-            labels_3d=torch.randint(num_classes, (BOXES, ),
+            labels_3d=torch.randint(num_classes, (num_boxes, ),
                                     generator=random))
         data_samples.append(sample)
     return dict(

@@ -72,7 +72,6 @@ class Setting(NamedTuple):
 
 def find_settings(trains: bool, device: torch.device,
                   quick: bool) -> dict[str, Setting]:
-    """Return what is measured by name."""
     # mmcv's sparse convolutions need CUDA.
     if quick:
         found = [Setting(SMALL, 1, amp, 20_000) for amp in (False, True)]
@@ -235,11 +234,8 @@ def measure(setting: Setting, trains: bool, repeat: int,
             device: torch.device) -> dict[str, Any]:
     """Run all kinds of a model in turn on the same batch.
 
-    Returns:
-        dict: ``rows``, for each kind its ``config``, the first ``loss`` or
-        the number of ``boxes``, ``waits``, ``extra_bytes``, the median
-        seconds of its ``stages`` and the ``quartiles`` of the total; or an
-        ``error``. And the ``points`` of a sample, and the ``rounds``.
+    A row has the median seconds of the ``stages`` of a kind and the
+    ``quartiles`` of the total, or an ``error``.
     """
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         rows, running = [], []

@@ -21,7 +21,7 @@ from sigplug.ops import (
 )
 from sigplug.ops.backends import VARIABLE
 
-from .data import POINTS, make_points
+from .data import POINTS, make_batch, make_points
 from .timing import Form, Work
 
 EPS, GEM_EPS = 1e-4, 1e-6
@@ -34,7 +34,7 @@ TEXTBOOK = 'textbook formula'
 PYG = "PyG's formula"
 AVERAGE, AMAX = 'adaptive_avg_pool2d', 'torch scatter_reduce amax'
 EXACT = ', clip=None'
-NUM_CLASSES, MAP = 10, (128, 128)
+MAP = (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')
 # Those of mmdet3d's CenterPoint.
@@ -89,7 +89,6 @@ def ours(function: Callable[..., Any], answer: str = '',
 
 def stock(name: str, function: Callable[..., Any],
           compiled: bool = True) -> list[Form]:
-    """Return a stock form, as it is and compiled."""
     torch._dynamo.reset()
     forms = [Form(name, function)]
     if compiled:
@@ -138,7 +137,6 @@ def features(shape: tuple[int, ...], device: torch.device,
 
 
 def power(device: torch.device) -> Tensor:
-    """Return a trained power."""
     return torch.tensor([3.0], device=device, requires_grad=True)
 
 
@@ -175,7 +173,6 @@ def loss_case(shape: tuple[int, ...], device: torch.device,
 
 def gem_case(shape: tuple[int, ...], device: torch.device,
              **changes: Any) -> Work:
-    """Pool globally with a trained p."""
     x, p = features(shape, device, **changes), power(device)
     average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
                    (x, ))
@@ -234,7 +231,6 @@ def scans(device: torch.device) -> list[Tensor]:
 
 
 def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
-    """Voxelise two scans."""
     from mmcv.ops import voxelization
     arguments = grid.values()
 
@@ -251,12 +247,9 @@ def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
-    """Compute the targets of four samples by both heads."""
     from mmdet3d.models.dense_heads import CenterHead as StockHead
-    from mmdet3d.structures import LiDARInstance3DBoxes
     from mmengine.hub import get_config
     from mmengine.registry import DefaultScope
-    from mmengine.structures import InstanceData
 
     from sigplug.models.dense_heads import CenterHead
     cfg = get_config(PILLAR_CONFIG).model
@@ -265,16 +258,8 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
     del arguments['type']
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         head, mine = (kind(**arguments) for kind in (StockHead, CenterHead))
-    samples = []
-    for _ in range(4):
-        boxes = torch.rand(num_boxes, 9, device=device)
-        boxes[:, :2] = 100 * boxes[:, :2] - 50
-        boxes[:, 2] -= 2
-        boxes[:, 3:6] = 0.4 + boxes[:, 3:6] * boxes.new_tensor([8, 2.5, 3])
-        samples.append(InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-            labels_3d=torch.randint(NUM_CLASSES, (num_boxes, ),
-                                    device=device)))
+    samples = [sample.gt_instances_3d.to(device) for sample in make_batch(
+        4, 1, num_boxes=num_boxes)['data_samples']]
     return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
                 (samples, ))
 

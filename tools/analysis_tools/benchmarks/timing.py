@@ -62,12 +62,10 @@ class Timer:
         self.calls = 1
 
     def backward(self, out: Any) -> tuple[Tensor, ...]:
-        """Return the gradients of a result."""
         return torch.autograd.grad(
             out, self.leaves, self.gradient) if self.leaves else ()
 
     def step(self) -> None:
-        """Run forward and backward once."""
         self.backward(self.form.call(*self.args))
 
     def answer(self) -> list[Tensor]:
@@ -93,7 +91,6 @@ class Timer:
         return {name: total / self.calls for name, total in times.items()}
 
     def time_cpu(self) -> dict[str, float]:
-        """Return the seconds of all calls."""
         forward = backward = 0.0
         for _ in range(self.calls):
             start = perf_counter()
@@ -111,7 +108,6 @@ class Timer:
                     both=forward + backward)
 
     def time_cuda(self) -> dict[str, float]:
-        """Return the seconds of all calls."""
         synchronize(self.device)
         start = perf_counter()
         for _ in range(self.calls):
@@ -146,7 +142,6 @@ def device_seconds(step: Callable[[], Any]) -> list[float]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a device."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -188,9 +183,8 @@ def measure(work: Work, repeat: int,
             device: torch.device) -> list[dict[str, Any]]:
     """Compare the answers of the forms, then time them in turn.
 
-    Each form gets a dict of ``form``, ``same_function`` and ``status``; where
-    that is ``'ok'`` also ``extra_bytes`` and the quartiles of what
-    ``Timer.time`` measures, on a GPU with those of ``device_seconds`` as
+    Where the ``status`` of a form is ``'ok'``, its row has the quartiles of
+    what ``Timer.time`` measures, on a GPU with those of ``device_seconds`` as
     ``device``. A form whose answer is wrong is not timed.
     """
     rows, running, expected = [], [], {}
@@ -249,7 +243,6 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Return first quartile, median and third quartile."""
     return statistics.quantiles([*values] * (1 + (len(values) == 1)),
                                 method='inclusive')
 

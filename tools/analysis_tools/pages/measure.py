@@ -44,18 +44,9 @@ def edge(test: Function, dtype: torch.dtype, start: float = 0.0,
     """Find the last value before ``test`` first holds, and the next one.
 
     On a grid of bit patterns, which is refined where ``test`` first holds;
-    half-precision dtypes are searched whole.
-
-    Args:
-        test (Callable): Tells for a tensor of values where it holds.
-        dtype (torch.dtype): The type of the values.
-        start (float): First value, positive. Defaults to 0.
-        stop (float, optional): Last value, positive; above or below
-            ``start``. Defaults to the largest of the type.
-        sign (int): -1 searches the negative of these values.
-
-    Returns:
-        tuple[float, float] | None: None if ``test`` does not hold anywhere.
+    half-precision dtypes are searched whole. From ``start`` on, up or down to
+    ``stop`` (default: the largest), both positive; with ``sign=-1`` the
+    negative of these values. None if it does not hold anywhere.
     """
     first = to_bits(start, dtype)
     last = to_bits(torch.finfo(dtype).max if stop is None else stop, dtype)
@@ -101,13 +92,10 @@ def sweep(dtype: torch.dtype, count: int) -> Iterator[Tensor]:
 
 def focal_reference(x: Tensor, target: float,
                     bounds: tuple[float, float] | None = None) -> Tensor:
-    """Compute the Gaussian focal loss for float64 logits.
+    """Compute the Gaussian focal loss of float64 logits with one target.
 
-    Args:
-        x (Tensor): The logits.
-        target (float): The target of all cells.
-        bounds (tuple[float, float], optional): Clip of the sigmoid, which
-            makes it mmdet's form, with its guard in the logarithm.
+    With ``bounds``, the clip of the sigmoid, it is mmdet's form, with its
+    guard in the logarithm.
     """
     if bounds is not None:
         return gaussian_focal_loss(

@@ -145,7 +145,6 @@ def away_from_kink(x: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the operations compute in."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -378,12 +377,7 @@ def dead_channels(_: int) -> Rows:
 
 
 def write(values: int, page: Path = PAGE) -> Path:
-    """Measure and write the page.
-
-    Args:
-        values (int): The number of float32 logits to try.
-        page (Path): The file.
-    """
+    """Measure and write the page, with so many float32 logits."""
     texts = {name: make(values) for name, make in TABLES.items()}
     texts['torch'] = torch.__version__.split('+')[0]
     return write_page('numerics', texts, page)

@@ -29,19 +29,17 @@ Record = dict[str, Any]
 
 def sig3(value: float | None) -> str:
     """Return three significant digits, or a dash for no number."""
-    if value is None or not math.isfinite(value):
+    if value is None:
         return '-'
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f'{value:.{max(digits, 0)}f}'
 
 
 def ms(seconds: float | None) -> str:
-    """Return seconds as milliseconds."""
     return sig3(None if seconds is None else 1e3 * seconds)
 
 
 def describe(run: Record) -> str:
-    """Return machine, versions, settings and command of a run."""
     machine = run['machine']
     where = f"{machine['cpu']}, {machine['cores']} cores"
     if 'gpu' in machine:
@@ -62,7 +60,6 @@ def total(row: Record) -> list[float] | None:
 
 
 def case_table(case: Record) -> str:
-    """Return a table of all forms of a case."""
     rows = case['rows']
     stock = total(rows[0])
     passes = [name for name in PASSES if any(name in row for row in rows)]
@@ -87,7 +84,6 @@ def case_table(case: Record) -> str:
 
 
 def operation_table(results: list[Record]) -> str:
-    """Return a table of all operations beside their stock forms."""
     from benchmarks.operations import COMPILED, OURS
     header = ['operation', 'ms', 'times stock', 'times compiled']
     rows = []
@@ -110,7 +106,6 @@ def operation_table(results: list[Record]) -> str:
 
 
 def stage_table(case: Record) -> str:
-    """Return a table of the stages of some models, and where they wait."""
     rows = [row for row in case['rows'] if 'stages' in row]
     cells = [[name, *(ms(row['stages'].get(name)) for row in rows)]
              for name in STAGES if any(name in row['stages'] for row in rows)]
@@ -153,7 +148,6 @@ def summary_rows(results: list[Record]) -> list[list[str]]:
 
 
 def describe_case(case: Record) -> str:
-    """Return the title and the table of a case."""
     if 'error' in case:
         table = f"*{case['error']}*"
     else:
@@ -163,7 +157,6 @@ def describe_case(case: Record) -> str:
 
 
 def make_texts(parts: dict[str, Record]) -> dict[str, str]:
-    """Return the parts of a page."""
     texts = dict(runs='\n\n'.join(map(describe, parts.values())))
     if 'ops' in parts:
         results = parts['ops']['results']
@@ -183,27 +176,16 @@ def make_texts(parts: dict[str, Record]) -> dict[str, str]:
 
 
 def read(results: Path, device: str) -> dict[str, Record]:
-    """Read the results for a device, also of runs with one part each."""
-    parts = {}
-    for path in sorted(results.glob(f'{device}*.json')):
-        parts |= json.loads(path.read_text())
+    path = results / f'{device}.json'
+    parts = json.loads(path.read_text()) if path.is_file() else {}
     return {name: parts[name] for name in PARTS if name in parts}
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> list[Path]:
-    """Write a page for each device, which name what was not measured.
+    """Write a page for each device, which names what was not measured.
 
-    Args:
-        results (Path): Folder of the results.
-        page (Path): The page about the CPU, whose picture goes into a folder
-            ``images`` beside it; that about a GPU is written beside it, with
-            ``_gpu`` in its name.
-
-    Returns:
-        list[Path]: The pages that were written.
-
-    Raises:
-        UserError: The folder has no results.
+    ``page`` is that about the CPU, whose picture goes into a folder ``images``
+    beside it; that about a GPU has ``_gpu`` in its name.
     """
     written = []
     for device, name in (('cpu', 'performance'), ('cuda', 'performance_gpu')):

@@ -16,13 +16,8 @@ def draw_ablation(names: Sequence[str],
 
     A panel for each main metric, with a band of one standard deviation about
     the mean of the first config, and below the mean AP of each class as the
-    difference from the first config.
-
-    Args:
-        names (Sequence[str]): The configs; the first is the baseline.
-        values (Mapping[str, np.ndarray]): For each metric an array of shape
-            (configs, seeds): ``mAP``, ``NDS``, and one called ``AP/...``
-            for each class.
+    difference from the first config. Names and values are those of
+    ``comparison.gather``.
     """
     figure = new_figure((WIDTH, 420 + 90 * max(len(names), 4)))
     grid = figure.add_gridspec(2, 2)
@@ -43,7 +38,6 @@ def draw_ablation(names: Sequence[str],
 
 
 def draw_metric(ax: Axes, value: np.ndarray, metric: str) -> None:
-    """Draw the seeds and their mean for each config."""
     style_axes(ax, metric, '')
     if value.shape[1] > 1:
         mean, spread = value[0].mean(), value[0].std(ddof=1)

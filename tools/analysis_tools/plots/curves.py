@@ -51,7 +51,6 @@ def columns(axes: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
 
 
 def draw_sigmoids() -> Figure:
-    """Draw the activations and their gradients in each dtype."""
     figure = new_figure((WIDTH, 950))
     axes = figure.subplots(2, len(DTYPES), sharex=True, sharey='row')
     forms = {
@@ -84,7 +83,6 @@ def to_logit(y: np.ndarray) -> np.ndarray:
 
 
 def draw_focal_losses() -> Figure:
-    """Draw loss and gradient of the two kinds of cells in each dtype."""
     figure = new_figure((WIDTH, 1500))
     axes = figure.subplots(4, len(DTYPES), sharex=True, sharey='row')
     forms = {
@@ -131,7 +129,6 @@ def mark_end(ax: Axes, x: np.ndarray, y: np.ndarray, side: str,
 
 
 def draw_means() -> Figure:
-    """Draw the generalised mean over p, from below the mean to the maximum."""
     figure = new_figure((WIDTH, 620))
     normal = torch.randn(8, 8, generator=torch.Generator().manual_seed(0),
                          dtype=torch.float64).abs()

@@ -1,39 +1,26 @@
 """Pictures one after the other, as a GIF."""
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sigplug.errors import UserError
 
-# For all pictures: a file is small if little changes.
 COLORS = 48
 
 
 def write_movie(folder: Path, out: Path, seconds: float) -> Path:
     """Join the PNG files of a folder, in the order of their names.
 
-    Args:
-        folder (Path): The folder; its pictures have one size.
-        out (Path): The GIF file; its folder is made if missing.
-        seconds (float): How long a picture is shown.
-
-    Returns:
-        Path: The file.
-
-    Raises:
-        UserError: There are no pictures, or they differ in size.
+    Each is shown for so many seconds. All have the same colours: a file is
+    small if little changes.
     """
     frames = [Image.open(path).convert('RGB')
               for path in sorted(folder.glob('*.png'))]
-    sizes = {frame.size for frame in frames}
-    if len(sizes) != 1:
-        raise UserError(f'{folder} must have PNG files of one size, but has '
-                        f'{len(frames)} of the sizes {sorted(sizes)}')
-    some = frames[::max(1, len(frames) // 8)]
-    width, height = frames[0].size
-    strip = Image.new('RGB', (width, height * len(some)))
-    for i, frame in enumerate(some):
-        strip.paste(frame, (0, i * height))
+    if len({frame.size for frame in frames}) != 1:
+        raise UserError(f'{folder} must have PNG files of one size.')
+    strip = Image.fromarray(np.concatenate(
+        frames[::max(1, len(frames) // 8)]))
     # That method keeps colours that are rare, as those of boxes are.
     palette = strip.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE)
     first, *others = (frame.quantize(

@@ -17,15 +17,8 @@ def read_ratios(results: Sequence[dict[str, Any]],
                 form: str) -> dict[str, float]:
     """Return how many times as fast as the first form of a case one is.
 
-    Args:
-        results (Sequence[dict]): As ``benchmark.py`` writes them: each with
-            its ``case`` and ``rows`` with a ``form`` and the quartiles of the
-            seconds of ``both`` passes, or of ``forward`` alone.
-        form (str): The form.
-
-    Returns:
-        dict[str, float]: The ratio of the medians by case; without the cases
-        in which one of the two was not timed.
+    By the medians of ``both`` passes, or of ``forward`` alone; without the
+    cases in which one of the two was not timed.
     """
     ratios = {}
     for case in results:
@@ -42,10 +35,6 @@ def draw_speedups(results: Sequence[dict[str, Any]], title: str) -> Figure:
 
     Bars that point to the left of 1 are losses. A mark is the stock form,
     compiled.
-
-    Args:
-        results (Sequence[dict]): As for :func:`read_ratios`.
-        title (str): Title of the picture.
     """
     ours = read_ratios(results, OURS)
     names = sorted(ours, key=lambda name: -ours[name])

@@ -23,13 +23,9 @@ def merge(stages: dict[str, float]) -> dict[str, float]:
 
 
 def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the stages of models as bars, those of a group together.
+    """Draw the stages of models as bars, those of a case together.
 
-    Args:
-        groups (Sequence[dict]): As ``benchmark.py train`` writes them: a
-            ``case``, and ``rows`` with a ``config`` and the seconds of its
-            ``stages``, of which ``total`` is the sum. Rows without stages
-            have failed.
+    Rows without stages have failed.
     """
     groups = [dict(group, rows=rows) for group in groups
               if (rows := [dict(row, stages=merge(row['stages']))

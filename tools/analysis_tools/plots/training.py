@@ -1,6 +1,5 @@
 """Curves of a training from the logs that mmengine leaves in a work dir."""
 import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from sigplug.visualization.figure import INK, new_figure, style_axes
 
 from . import COLORS
 
-# The precision at one matching distance in NuScenesMetric's results.
-CLASS_AP = re.compile(r'(?:.*/)?(\w+)_AP_dist_[\d.]+')
 LEGEND = dict(fontsize=8, labelcolor=INK, edgecolor='none', framealpha=0.8)
 
 
@@ -61,46 +58,24 @@ def read_training_log(work_dir: Path) -> tuple[list[dict], list[dict]]:
 
 
 def draw_training(train: list[dict], val: list[dict],
-                  metrics: Sequence[str] | None = None,
-                  title: str = '') -> Figure:
-    """Draw the losses, the metrics over time and the last validation.
+                  metrics: Sequence[str] | None, title: str) -> Figure:
+    """Draw the losses, those of several tasks added up, and the metrics.
 
-    The losses of several tasks are added up. The last validation is drawn as
-    bars, together with the average precision of each class if it was by
-    ``NuScenesMetric``. The ``metrics`` have no prefix; by default they are
-    mAP and NDS, where they were logged.
-
-    Raises:
-        UserError: No loss, or not one of the ``metrics``, was logged.
+    The ``metrics`` have no prefix; None is mAP and NDS, if they were logged.
     """
-    losses = loss_curves(train)
-    if not losses:
-        raise UserError('the log has no loss, only '
-                        f'{sorted(train[0])}')
     curves = metric_curves(val, metrics or ('mAP', 'NDS'))
-    if absent := set(metrics or ()) - set(curves):
-        logged = {key.split('/')[-1] for record in val for key in record
-                  if not CLASS_AP.fullmatch(key)}
-        raise UserError(f'metrics: {sorted(absent)} were not logged, only '
-                        f'{sorted(logged)}')
-    over_time = any(len(rows) > 1 for rows in curves.values())
-    bars = {name: rows[-1, 1] for name, rows in curves.items()}
-    bars |= last_class_ap(val)
-
+    if missing := set(metrics or ()) - set(curves):
+        raise UserError(f'metrics: {sorted(missing)} were not logged.')
     figure = new_figure((1500, 600))
-    axes = iter(figure.subplots(
-        1, 1 + over_time + bool(bars), squeeze=False)[0])
-    draw_losses(next(axes), losses)
-    if over_time:
-        ax = next(axes)
+    axes = figure.subplots(1, 1 + bool(curves), squeeze=False)[0]
+    draw_losses(axes[0], loss_curves(train))
+    if curves:
         for color, (name, rows) in zip(COLORS, curves.items()):
-            ax.plot(*rows.T, 'o-', markersize=4, color=color, label=name)
-        ax.set_xlim(left=0)
-        ax.set_ylim(bottom=0)
-        style_axes(ax, 'Validation', 'iteration')
-        ax.legend(**LEGEND)
-    if bars:
-        draw_bars(next(axes), bars, val[-1]['step'])
+            axes[1].plot(*rows.T, 'o-', markersize=4, color=color, label=name)
+        axes[1].set_xlim(left=0)
+        axes[1].set_ylim(bottom=0)
+        style_axes(axes[1], 'Validation', 'iteration')
+        axes[1].legend(**LEGEND)
     figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha='left')
     return figure
 
@@ -128,18 +103,7 @@ def metric_curves(val: list[dict],
     return {name: np.array(found) for name, found in rows.items() if found}
 
 
-def last_class_ap(val: list[dict]) -> dict[str, float]:
-    """Return the AP of each class at the last validation, best first."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for key, value in (val[-1] if val else {}).items():
-        if match := CLASS_AP.fullmatch(key):
-            values[f'AP {match[1]}'].append(value)
-    means = {name: float(np.mean(found)) for name, found in values.items()}
-    return dict(sorted(means.items(), key=lambda item: -item[1]))
-
-
 def draw_losses(ax: Axes, losses: dict[str, np.ndarray]) -> None:
-    """Draw the losses over the iterations."""
     for color, (name, rows) in zip((INK, *COLORS * 9), losses.items()):
         ax.plot(*rows.T, color=color, linewidth=1.2,
                 label='total' if name == 'loss' else name)
@@ -148,14 +112,3 @@ def draw_losses(ax: Axes, losses: dict[str, np.ndarray]) -> None:
         ax.set_yscale('log')
     style_axes(ax, 'Training loss', 'iteration')
     ax.legend(**LEGEND)
-
-
-def draw_bars(ax: Axes, values: dict[str, float], step: int) -> None:
-    """Draw the last validation."""
-    bars = ax.barh(list(values), list(values.values()), color=COLORS[0],
-                   height=0.7)
-    ax.bar_label(bars, fmt='%.3f', padding=3, fontsize=7.5, color=INK)
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.12 * np.nanmax([1.0, *values.values()]))
-    style_axes(ax, f'Last validation, iteration {step}', 'score')
-    ax.grid(visible=False, axis='y')

@@ -5,9 +5,7 @@ A street scene is made up (:mod:`scenario`), scanned by a ray-cast LiDAR
 (:mod:`tables`) and mmdet3d info files (:mod:`infos`).
 """
 from .config import DIFFICULTIES, SCENES, GeneratorConfig
-from .generator import TargetFolderError, generate_synthetic_nuscenes
+from .generator import generate_synthetic_nuscenes
 
 __all__ = [
-    'DIFFICULTIES', 'SCENES', 'GeneratorConfig', 'TargetFolderError',
-    'generate_synthetic_nuscenes'
-]
+    'DIFFICULTIES', 'SCENES', 'GeneratorConfig', 'generate_synthetic_nuscenes']

@@ -10,14 +10,8 @@ def overlap(pose_a: np.ndarray, half_a: np.ndarray, pose_b: np.ndarray,
             half_b: np.ndarray) -> np.ndarray:
     """Test pairs of rectangles by the separating-axis theorem.
 
-    Args:
-        pose_a (np.ndarray): x, y, yaw, shape (N, 3).
-        half_a (np.ndarray): Half length and half width, shape (N, 2).
-        pose_b (np.ndarray): The same of the other rectangles.
-        half_b (np.ndarray): The same of the other rectangles.
-
-    Returns:
-        np.ndarray: Shape (N, ), bool; touching counts.
+    Poses are x, y, yaw, shape (N, 3), halves the half length and half width,
+    (N, 2). Touching counts.
     """
     offset = pose_b[:, :2] - pose_a[:, :2]
     turn = pose_b[:, 2] - pose_a[:, 2]
@@ -31,12 +25,7 @@ def overlap(pose_a: np.ndarray, half_a: np.ndarray, pose_b: np.ndarray,
 
 
 class Footprints:
-    """Rectangles that move over the same instants and stay clear.
-
-    Args:
-        instants (int): Number of instants, T.
-        gap (float): Least distance between two rectangles, in metres.
-    """
+    """Rectangles that move over T instants and keep a gap, in metres."""
 
     def __init__(self, instants: int, gap: float = 0.3) -> None:
         self.gap = gap
@@ -45,14 +34,10 @@ class Footprints:
 
     def try_add(self, poses: np.ndarray,
                 half: Sequence[float] | np.ndarray) -> bool:
-        """Add a rectangle unless it comes too close to an earlier one.
+        """Add a rectangle, unless it comes too close to an earlier one.
 
-        Args:
-            poses (np.ndarray): x, y, yaw at all instants, shape (T, 3).
-            half (Sequence[float] | np.ndarray): Half length and half width.
-
-        Returns:
-            bool: Whether it was added.
+        ``poses`` are x, y, yaw at all instants, (T, 3), ``half`` is half its
+        length and width. Returns whether it was added.
         """
         wide = np.asarray(half, float) + self.gap / 2
         reach = np.linalg.norm(wide) + np.linalg.norm(self.halves, axis=1)

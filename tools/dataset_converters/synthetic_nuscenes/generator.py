@@ -34,36 +34,22 @@ MAP_RESOLUTION = 0.1  # metres per pixel, the devkit's default
 SWEEPS_PER_JOB = 5
 
 
-class TargetFolderError(RuntimeError):
-    """The folder to write to holds something that must not be replaced."""
-
-
 def generate_synthetic_nuscenes(out: str | Path,
-                                config: GeneratorConfig | None = None,
+                                config: GeneratorConfig,
                                 workers: int = 1,
                                 force: bool = False) -> bool:
     """Make a synthetic nuScenes ``v1.0-mini`` data set.
 
     The folder appears only once it is complete, which the manifest
     ``synthetic_nuscenes.json`` marks. Equal configs give equal bytes whatever
-    the number of workers.
-
-    Args:
-        out (str or Path): Data root to create.
-        config (GeneratorConfig, optional): What to make.
-        workers (int): Processes to use, at least 1.
-        force (bool): Replace an earlier synthetic data set.
+    the number of workers. ``force`` replaces an earlier synthetic data set.
 
     Returns:
         bool: False if ``out`` already held this very data set.
 
     Raises:
-        TargetFolderError: If ``out`` holds anything else.
-        ValueError: If ``workers`` is less than 1.
+        ValueError: If ``out`` holds anything else.
     """
-    config = config or GeneratorConfig()
-    if workers < 1:
-        raise ValueError(f'workers must be at least 1, got {workers}')
     out = Path(out).resolve()
     if not _needs_writing(out, config, force):
         return False
@@ -103,7 +89,7 @@ def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
     try:
         found = dict(json.loads((out / MANIFEST).read_text()))
     except (OSError, ValueError):
-        raise TargetFolderError(
+        raise ValueError(
             f'out={out} exists and is not a data set made by this tool; it '
             'stays untouched. Choose another folder.') from None
     differing = [
@@ -114,7 +100,7 @@ def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
     if not differing and found.get('size') != _size(out):
         differing = ['files are missing or changed']
     if differing and not force:
-        raise TargetFolderError(
+        raise ValueError(
             f'out={out} holds another synthetic data set '
             f'({"; ".join(differing)}). Choose another folder, or replace it '
             'with --force (force=True).')
@@ -135,7 +121,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
         yield folder
         shutil.rmtree(folder)
     except BlockingIOError:
-        raise TargetFolderError(
+        raise ValueError(
             f'another run is writing to out={out}') from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +133,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
 # -- the content ------------------------------------------------------------
 def _scan_all(root: Path, config: GeneratorConfig,
               workers: int) -> dict[str, list[list[Box]]]:
-    """Write all sweeps; return the boxes of each, by the scene's name."""
+    """Write all sweeps; return the boxes of each by the scene's name."""
     for folder in ('samples', 'sweeps'):
         (root / folder / 'LIDAR_TOP').mkdir(parents=True)
     count = len(config.sweep_offsets_us)
@@ -196,7 +182,6 @@ def _follow_parent() -> None:
 
 def _write_tables(root: Path, boxes: dict[str, list[list[Box]]],
                   config: GeneratorConfig) -> None:
-    """Write everything but the sweeps."""
     for folder in (VERSION, 'maps'):
         (root / folder).mkdir()
     scenes = [cached_scene(name, config) for name in config.scenes]

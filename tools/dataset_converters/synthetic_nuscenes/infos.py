@@ -19,14 +19,9 @@ CLASSES = ('car', 'truck', 'trailer', 'bus', 'construction_vehicle', 'bicycle',
 
 def build_infos(scenes: Sequence[Scene], boxes: dict[str, list[list[Box]]]
                 ) -> dict[str, Any]:
-    """Make the content of one info file.
+    """Make the content of the info file of a split.
 
-    Args:
-        scenes (Sequence[Scene]): The scenes of this split.
-        boxes (dict[str, list]): Scene name to the boxes of all its sweeps.
-
-    Returns:
-        dict: ``metainfo`` and ``data_list``.
+    ``boxes`` are those of all sweeps by the scene's name.
     """
     data_list = [
         _sample_info(scene, number, boxes[scene.name])

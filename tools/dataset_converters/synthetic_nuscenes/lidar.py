@@ -21,19 +21,11 @@ YAW = -np.pi / 2
 
 
 class Scan(NamedTuple):
-    """One sweep and how much of each body it could see.
+    """One sweep, and how many rays meet each of M bodies."""
 
-    Attributes:
-        points (np.ndarray): x, y, z, intensity, ring in the sensor frame,
-            shape (N, 5), float32.
-        alone (np.ndarray): Rays that would meet the body if it were alone,
-            shape (num_bodies, ).
-        seen (np.ndarray): Rays that meet the body first, same shape.
-    """
-
-    points: np.ndarray
-    alone: np.ndarray
-    seen: np.ndarray
+    points: np.ndarray  # (N, 5): x, y, z, intensity, ring, float32
+    alone: np.ndarray  # (M, ), if it were alone
+    seen: np.ndarray  # (M, ), before they meet another one
 
 
 def sensor_pose(ego: np.ndarray) -> tuple[np.ndarray, float]:
@@ -46,19 +38,10 @@ def sensor_pose(ego: np.ndarray) -> tuple[np.ndarray, float]:
 def scan(road: Road, bodies: Sequence[Body], poses: np.ndarray,
          ego: np.ndarray, rng: np.random.Generator,
          difficulty: Difficulty = DIFFICULTIES['standard']) -> Scan:
-    """Simulate one sweep.
+    """Simulate one sweep over a road and the M bodies on it.
 
-    Args:
-        road (Road): The ground.
-        bodies (Sequence[Body]): Everything on it.
-        poses (np.ndarray): Global x, y, z, yaw of each body, shape (M, 4).
-        ego (np.ndarray): Pose of the ego vehicle: x, y, z, yaw.
-        rng (np.random.Generator): Source of all noise.
-        difficulty (Difficulty): Number of beams, and how many returns get
-            lost.
-
-    Returns:
-        Scan: Points and visibility.
+    Their ``poses``, shape (M, 4), and that of the ``ego`` vehicle are global:
+    x, y, z, yaw.
     """
     position, yaw = sensor_pose(ego)
     elevations = ELEVATIONS[::len(ELEVATIONS) // difficulty.beams]

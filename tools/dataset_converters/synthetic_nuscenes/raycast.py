@@ -9,11 +9,7 @@ from .solids import Mesh
 
 
 class Body:
-    """A mesh that rays can be cast at, in its own frame.
-
-    Args:
-        mesh (Mesh): Its triangles.
-    """
+    """A mesh that rays can be cast at, in its own frame."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.material = mesh.material
@@ -30,13 +26,9 @@ class Body:
 class RayGrid:
     """Rays from the origin; ray ``column * len(elevations) + row``.
 
-    Args:
-        columns (int): Equal azimuth steps of a full turn.
-        elevations (np.ndarray): Angles in radians, ascending.
-        phase (float): Azimuth of column 0, in radians.
-
-    Attributes:
-        directions (np.ndarray): Unit vectors, shape (columns * rows, 3).
+    A full turn has ``columns`` equal steps, the first at the azimuth
+    ``phase``; ``elevations`` ascend; all in radians. ``directions`` are unit
+    vectors, shape (columns * rows, 3).
     """
 
     def __init__(self, columns: int, elevations: np.ndarray,
@@ -53,16 +45,9 @@ class RayGrid:
     def towards(self, centers: np.ndarray, radii: np.ndarray,
                 heights: np.ndarray, max_range: float
                 ) -> Iterator[np.ndarray]:
-        """Find the rays that may meet upright cylinders.
+        """Yield the rays that may meet each of M upright cylinders.
 
-        Args:
-            centers (np.ndarray): Shape (M, 3).
-            radii (np.ndarray): Shape (M, ).
-            heights (np.ndarray): Shape (M, ).
-            max_range (float): Farthest distance in metres.
-
-        Yields:
-            np.ndarray: Indices of rays, for each cylinder in turn.
+        Of these ``centers`` has the shape (M, 3), the others (M, ); metres.
         """
         x, y, z = centers.T
         distance = np.hypot(x, y)
@@ -86,14 +71,9 @@ class RayGrid:
 
 def cast(grid: RayGrid, bodies: Sequence[Body], poses: np.ndarray,
          max_range: float) -> Iterator[tuple[np.ndarray, ...]]:
-    """Cast all rays at each body as if it were alone.
+    """Cast all rays at each of M bodies as if it were alone.
 
-    Args:
-        grid (RayGrid): The rays.
-        bodies (Sequence[Body]): What they may meet.
-        poses (np.ndarray): x, y, z, yaw of each body in the frame of the
-            grid, shape (M, 4).
-        max_range (float): Farthest distance in metres.
+    ``poses`` are x, y, z, yaw in the frame of the grid, shape (M, 4).
 
     Yields:
         tuple: Of each body in turn the rays that meet it, and at what distance

@@ -23,30 +23,19 @@ def ground_height(lateral: float | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Road:
-    """Circular arc in the global x-y plane.
+    """Circular arc in the global x-y plane."""
 
-    Args:
-        start (tuple[float]): Global position of arc length 0, in metres.
-        heading (float): Direction at arc length 0, in radians.
-        curvature (float): 1 / radius, positive to the left; 0 is straight.
-    """
-
-    start: tuple[float, float]
-    heading: float
-    curvature: float
+    start: tuple[float, float]  # of arc length 0, in metres
+    heading: float  # there, in radians
+    curvature: float  # 1 / radius, positive to the left; 0 is straight
 
     def to_global(
             self, s: float | np.ndarray, lateral: float | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, float | np.ndarray]:
         """Map road coordinates to global x, y and the heading there.
 
-        Args:
-            s (float | np.ndarray): Arc length along the axis, in metres.
-            lateral (float | np.ndarray): Distance to the left of the axis, in
-                metres.
-
-        Returns:
-            tuple: x, y in metres and the heading in radians.
+        ``s`` is the arc length along the axis, ``lateral`` the distance to the
+        left of it.
         """
         heading = self.heading + self.curvature * s
         # Chord of an arc of angle a: s * sin(a / 2) / (a / 2).

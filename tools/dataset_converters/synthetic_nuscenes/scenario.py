@@ -44,19 +44,12 @@ IDLE = {'vehicle.moving': 'vehicle.stopped',
 
 @dataclass
 class Scenario:
-    """A street scene.
-
-    Args:
-        road (Road): Its road.
-        ego (np.ndarray): Arc length of the ego vehicle at every instant.
-        tracks (list[Track]): The annotated objects.
-        clutter (list): Everything else there: solids, and the x, y, z, yaw
-            of their frame.
-    """
+    """A street scene."""
 
     road: Road
-    ego: np.ndarray
-    tracks: list[Track]
+    ego: np.ndarray  # arc length of the ego vehicle at every instant
+    tracks: list[Track]  # the annotated objects
+    # Everything else: solids, and the x, y, z, yaw of their frame.
     clutter: list[tuple[list[Solid], np.ndarray]]
 
     def ego_poses(self, times: np.ndarray) -> np.ndarray:

@@ -24,22 +24,13 @@ def make_token(seed: int, *parts: Any) -> str:
 
 
 class Box(NamedTuple):
-    """One object in one key frame.
+    """One object in one key frame, in the global frame."""
 
-    Attributes:
-        track (int): Index of the object in the scene.
-        translation (list[float]): Centre of the box in the global frame.
-        yaw (float): Yaw of the box in the global frame, in radians.
-        attribute (str): nuScenes attribute, empty for none.
-        visibility (float): Share of the rays towards it that arrive.
-        num_lidar_pts (int): Points of the sweep inside the box.
-    """
-
-    track: int
-    translation: list[float]
+    track: int  # its index in the scene
+    translation: list[float]  # of the centre
     yaw: float
-    attribute: str
-    visibility: float
+    attribute: str  # of nuScenes, empty for none
+    visibility: float  # share of the rays towards it that arrive
     num_lidar_pts: int
 
 
@@ -47,10 +38,6 @@ class Scene:
     """One scene, ready to be scanned at any of its sweep times.
 
     Sweeps do not depend on each other: each has its own random numbers.
-
-    Args:
-        name (str): Name of the scene, ``scene-`` and a number.
-        config (GeneratorConfig): What to make.
     """
 
     def __init__(self, name: str, config: GeneratorConfig) -> None:
@@ -71,22 +58,18 @@ class Scene:
         self.annotated = self._annotated()
 
     def token(self, *parts: Any) -> str:
-        """Return the token of something in this scene."""
         return make_token(self.config.seed, self.name, *parts)
 
     def timestamp(self, index: int) -> int:
-        """Return the time of a sweep in microseconds."""
         return (FIRST_TIMESTAMP_US + self.number * 1_000_000_000 +
                 self.offsets[index])
 
     def filename(self, index: int) -> str:
-        """Return the path of a sweep's points under the data root."""
         folder = 'samples' if index in self.key_frames else 'sweeps'
         return (f'{folder}/LIDAR_TOP/synthetic-{self.name}__LIDAR_TOP__'
                 f'{self.timestamp(index)}.pcd.bin')
 
     def scan(self, index: int) -> Scan:
-        """Scan at one sweep time."""
         rng = np.random.default_rng(
             [self.config.seed, self.number, 1, self.offsets[index]])
         poses = np.concatenate([self.poses[index], np.zeros((1, 4))])
@@ -155,15 +138,8 @@ def count_points(points: np.ndarray, ego: np.ndarray, center: np.ndarray,
                  size: np.ndarray, yaw: float) -> int:
     """Count the points inside a box, those on its surface included.
 
-    Args:
-        points (np.ndarray): In the sensor frame, shape (N, 3 or more).
-        ego (np.ndarray): x, y, z, yaw of the ego vehicle.
-        center (np.ndarray): Centre of the box in the global frame.
-        size (np.ndarray): Width, length, height in metres.
-        yaw (float): Yaw of the box in the global frame.
-
-    Returns:
-        int: The count.
+    The points are in the sensor frame, (N, 3 or more), pose and box in the
+    global one; ``size`` is width, length, height.
     """
     position, sensor_yaw = sensor_pose(ego)
     offset = center - position

@@ -20,21 +20,13 @@ Solids = list[Solid]
 
 
 class ObjectClass(NamedTuple):
-    """A kind of object, described for the scenario.
-
-    Attributes:
-        name (str): nuScenes detection class.
-        category (str): nuScenes category.
-        mean (tuple): Mean width, length and height in metres.
-        std (tuple): Their standard deviations.
-        build (callable): Makes the solids from the inner width, length and
-            height and a generator.
-    """
+    """A kind of object: its class and category in nuScenes, and its shape."""
 
     name: str
     category: str
-    mean: Size
-    std: Size
+    mean: Size  # width, length and height in metres
+    std: Size  # their standard deviations
+    # Makes the solids from the inner width, length and height.
     build: Callable[[float, float, float, np.random.Generator], Solids]
 
 
@@ -46,16 +38,7 @@ def sample_size(kind: ObjectClass, rng: np.random.Generator) -> np.ndarray:
 
 def build_solids(kind: ObjectClass, size: np.ndarray,
                  rng: np.random.Generator) -> Solids:
-    """Make the solids of one object, all inside its annotated box.
-
-    Args:
-        kind (ObjectClass): The object's class.
-        size (np.ndarray): Annotated width, length, height in metres.
-        rng (np.random.Generator): Source of the individual variation.
-
-    Returns:
-        list[Solid]: Its parts.
-    """
+    """Make the solids of one object, all inside its annotated box."""
     return kind.build(*(size - [2 * MARGIN, 2 * MARGIN, MARGIN]), rng)
 
 

@@ -44,23 +44,14 @@ Interval = tuple[float, float]
 
 
 class Solid(NamedTuple):
-    """A unit solid that is stretched and turned.
-
-    Attributes:
-        unit (Unit): What to stretch.
-        low (tuple): Least x, y, z before it is turned, in metres.
-        high (tuple): Greatest x, y, z before it is turned, in metres.
-        material (Material): What its surface is made of.
-        taper (float): Width at the top as a share of that at the bottom.
-        pitch (float): Angle about its y axis, nose down positive, in radians.
-    """
+    """A unit solid that is stretched and then turned."""
 
     unit: Unit
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: tuple[float, ...]  # least x, y, z in metres
+    high: tuple[float, ...]  # greatest x, y, z in metres
     material: Material
-    taper: float = 1.0
-    pitch: float = 0.0
+    taper: float = 1.0  # width at the top as a share of that at the bottom
+    pitch: float = 0.0  # angle about its y axis, nose down positive
 
 
 def _make(unit: Unit, x: Interval | float, y: Interval | float, z: Interval,
@@ -83,21 +74,14 @@ def rotate(xy: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
 
 
 class Mesh(NamedTuple):
-    """Triangles.
+    """Triangles, each of one material."""
 
-    Attributes:
-        vertices (np.ndarray): Corners in metres, shape (V, 3).
-        faces (np.ndarray): Three vertices of each triangle, shape (F, 3).
-        material (np.ndarray): Material of each triangle, shape (F, ).
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    material: np.ndarray
+    vertices: np.ndarray  # in metres, (V, 3)
+    faces: np.ndarray  # three vertices each, (F, 3)
+    material: np.ndarray  # (F, )
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
-    """Put all triangles of one or more meshes into one mesh."""
     vertices, faces, material = zip(*meshes)
     starts = np.cumsum([0, *(len(part) for part in vertices[:-1])])
     return Mesh(

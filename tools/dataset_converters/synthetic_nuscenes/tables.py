@@ -42,26 +42,18 @@ def quaternion(yaw: float) -> list[float]:
 
 
 def visibility_token(share: float) -> str:
-    """Return the token of the level of visibility for a share in [0, 1]."""
     return [name for name, _, low in VISIBILITIES if share >= low][-1]
 
 
 def map_filename(name: str) -> str:
-    """Return the path of a scene's map under the data root."""
     return f'maps/synthetic-{name}.png'
 
 
 def build_tables(scenes: Sequence[Scene], boxes: dict[str, list[list[Box]]],
                  config: GeneratorConfig) -> Tables:
-    """Make all tables.
+    """Return the rows of all tables by their names.
 
-    Args:
-        scenes (Sequence[Scene]): The scenes.
-        boxes (dict[str, list]): Scene name to the boxes of all its sweeps.
-        config (GeneratorConfig): Its seed goes into the tokens.
-
-    Returns:
-        dict[str, list[dict]]: Table name to its rows.
+    ``boxes`` are those of all sweeps by the scene's name.
     """
     token = partial(make_token, config.seed)
     tables: Tables = dict(

@@ -35,27 +35,15 @@ def speed_profile(times: np.ndarray, cruise: float, rng: np.random.Generator,
 
 @dataclass
 class Track:
-    """One object through a scene.
-
-    Args:
-        kind (ObjectClass): Its class.
-        size (np.ndarray): Annotated width, length, height in metres.
-        s (np.ndarray): Arc length along the road at every instant.
-        lateral (float or np.ndarray): Distance to the left of the road's axis,
-            fixed or at every instant.
-        turn (float): Yaw relative to the road, in radians.
-        idle (str): nuScenes attribute while it stands still.
-        moving (str): nuScenes attribute while it moves.
-        solids (list[Solid]): Its parts in the object frame, if any.
-    """
+    """One object through a scene."""
 
     kind: ObjectClass
-    size: np.ndarray
-    s: np.ndarray
-    lateral: float | np.ndarray
-    turn: float
-    idle: str = ''
-    moving: str = ''
+    size: np.ndarray  # annotated width, length, height in metres
+    s: np.ndarray  # arc length along the road at every instant
+    lateral: float | np.ndarray  # to the left, fixed or at every instant
+    turn: float  # yaw relative to the road
+    idle: str = ''  # attribute of nuScenes while it stands still
+    moving: str = ''  # and while it moves
     solids: list[Solid] = field(default_factory=list)
 
     def poses(self, road: Road, times: np.ndarray) -> np.ndarray:
