@@ -66,8 +66,6 @@ NOT_IN_OLD_TORCH = {
     '"avg_pool2d" not implemented': 'no float16 pooling on the CPU',
 }
 OLD_TORCH = digit_version(torch.__version__) < digit_version('2.4')
-# The column `onedl` has none.
-HAS_MMDET3D = importlib.util.find_spec('mmdet3d') is not None
 
 
 if OLD_TORCH:
@@ -83,13 +81,11 @@ if OLD_TORCH:
     torch.nextafter = nextafter
 
 
-def skip_what_the_column_has_not():
-    """Skip what torch before 2.4 has not learnt yet, or mmdet3d would do."""
+def skip_what_old_torch_has_not():
+    """Skip what torch before 2.4 has not learnt yet."""
     try:
         return (yield)
     except Exception as error:
-        if not HAS_MMDET3D and 'mmdet3d' in str(error):
-            pytest.skip('no mmdet3d')
         if OLD_TORCH:
             text = f'{type(error).__module__}.{type(error).__name__}: {error}'
             for pattern, what in NOT_IN_OLD_TORCH.items():
@@ -99,26 +95,16 @@ def skip_what_the_column_has_not():
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector):
-    report = yield
-    if not HAS_MMDET3D and report.failed and (
-            "No module named 'mmdet3d" in str(report.longrepr)):
-        report.outcome = 'skipped'
-        report.longrepr = str(collector.path), 0, 'Skipped: no mmdet3d'
-    return report
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     # No further property once the time of `make fuzz` is up.
     if time.time() > float(os.environ.get('FUZZ_UNTIL', math.inf)):
         pytest.skip('the time is up')
-    return (yield from skip_what_the_column_has_not())
+    return (yield from skip_what_old_torch_has_not())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    return (yield from skip_what_the_column_has_not())
+    return (yield from skip_what_old_torch_has_not())
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -250,7 +250,7 @@ def test_models_by_stage(run_tool, tmp_path, what):
     table = page.stage_table(case)
     assert '| waits for the GPU | 0 | 5 | 0 |' in table
     assert '- head failed: why' in table
-    assert 'waits at `a.py:3` (4), `b.py:5` (1)' in table
+    assert 'waits at `a.py:3`, `b.py:5`' in table
     assert page.summary_rows([case])[0][2] == 'failed'
     assert page.write(results, tmp_path / 'page.md') == [
         tmp_path / 'page_gpu.md']
