@@ -1,5 +1,7 @@
 """Checks of arguments that several operations take."""
 import math
+import sys
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +16,15 @@ INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8,
 
 # The power of a generalised mean.
 PowerLike = float | Tensor
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user that led here, behind all packages."""
+    level = 1
+    while sys._getframe(level).f_globals.get('__name__', '').split('.')[0] in (
+            'sigplug', 'torch', 'mmengine'):
+        level += 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def check_number(name: str, value: object) -> None:
@@ -70,8 +81,8 @@ def check_tensor(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
-            f'{name} must be a tensor, but got {type(value).__name__}: '
-            'convert it by torch.as_tensor()')
+            f'{name} must be a tensor, but got {type(value).__name__}: make '
+            'one by torch.tensor(...)')
 
 
 def check_float_tensor(name: str, value: Any) -> None:

@@ -17,7 +17,6 @@ fast in its plain form, which is then used.
 import functools
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from ._checks import warn
 from ._tracing import is_compiling
 
 # The device and the package of each backend.
@@ -167,11 +167,9 @@ def _load(name: str) -> _Kernels:
 
 @functools.cache
 def _warn_once(name: str, problem: str) -> None:
-    warnings.warn(
-        f'sigplug computes without its {name} kernels, in the slower eager '
-        f'form: {problem} (set {VARIABLE}=eager to choose that silently)',
-        RuntimeWarning,
-        stacklevel=2)
+    warn(f'sigplug computes without its {name} kernels, in the slower eager '
+         f'form: {problem} (set {VARIABLE}=eager to choose that silently)',
+         RuntimeWarning)
 
 
 def has_memory(x: Tensor) -> bool:

@@ -204,7 +204,9 @@ def test_without_a_compiler(tmp_path):
     done = run_python(USE_TWICE, **environment)
     assert done.stdout.count('torch.Size') == 2
     assert "('auto', 'eager')" in done.stdout
+    # At the line of the program.
     assert done.stderr.count('RuntimeWarning') == 1
+    assert '<string>:5: RuntimeWarning' in done.stderr
     assert 'no-such-compiler' in done.stderr and 'CXX' in done.stderr
     done = run_python("""
         import torch

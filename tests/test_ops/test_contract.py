@@ -357,7 +357,7 @@ def test_meta_and_fake_tensors(name):
 @pytest.mark.parametrize('x, got', [
     (torch.zeros(2, dtype=torch.int64), 'int64'),
     (torch.zeros(2, dtype=torch.complex64), 'complex64'),
-    ([0.0, 1.0], 'list: convert it by torch.as_tensor'),
+    ([0.0, 1.0], r'list: make one by torch\.tensor\('),
 ])
 def test_input_that_is_no_floating_point_tensor(function, x, got):
     with pytest.raises(TypeError, match=rf'^(x|logits) must .*{got}'):

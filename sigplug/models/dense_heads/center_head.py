@@ -1,6 +1,5 @@
 """CenterPoint's head with an activation that is chosen by config."""
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from sigplug.models.layers import ClipSigmoid
+from sigplug.ops._checks import warn
 from sigplug.ops._dtypes import upcast_half
 from sigplug.ops.backends import is_traced
 from sigplug.ops.clip_sigmoid import representable_bounds
@@ -162,11 +162,10 @@ class CenterHead(_CenterHead):
             check_test_cfg(self.test_cfg, self.bbox_coder,
                            len(self.num_classes), self.box_size)
         for name in losses_without_act(type(self), CenterHead):
-            warnings.warn(
-                f'{name} uses neither heatmap_act nor that of CenterHead: its '
-                'loss ignores the activation that the config selects. Let it '
-                'call super() or apply self.heatmap_act to the logits',
-                stacklevel=2)
+            warn(f'{name} uses neither heatmap_act nor that of CenterHead: '
+                 'its loss ignores the activation that the config selects. '
+                 'Let it call super() or apply self.heatmap_act to the '
+                 'logits')
         code_weights = (self.train_cfg or {}).get('code_weights')
         if code_weights is None:
             code_weights = [1.0] * (self.box_size + 1)

@@ -1,6 +1,5 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from sigplug.ops._checks import (
     check_number,
     is_integer,
     is_number,
+    warn,
 )
 
 
@@ -99,11 +99,9 @@ class LearnablePower(nn.Module):
             low, high = self.p_range
             if not ((found >= low) & (found <= high)).all():
                 values = [round(value, 4) for value in found.tolist()]
-                warnings.warn(
-                    f'{prefix}p={values} of the checkpoint lies outside '
-                    f'p_range=({low}, {high}): the nearest value within is '
-                    'used. Give another p_range to use p itself.',
-                    stacklevel=2)
+                warn(f'{prefix}p={values} of the checkpoint lies outside '
+                     f'p_range=({low}, {high}): the nearest value within is '
+                     'used. Give another p_range to use p itself.')
 
     def power(self) -> float | Tensor:
         """Return the ``p`` to use: within ``p_range`` if it is trained."""

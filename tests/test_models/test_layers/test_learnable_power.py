@@ -60,6 +60,7 @@ def test_checkpoint_outside_of_the_range(cls, found, p_range, warns):
         model.load_state_dict({'gem.p': torch.tensor(found)})
     assert len(caught) == warns
     if warns:
+        assert caught[0].filename == __file__
         words = str(caught[0].message)
         assert f'gem.p=[{found[0]:.1f}' in words
         assert 'outside p_range=(1.0, 50.0)' in words
