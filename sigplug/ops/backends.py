@@ -71,20 +71,12 @@ def available_backends() -> tuple[str, ...]:
 
 
 def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
-    """Return the form to compute with.
+    """Return the form to compute with: ``plain``, or kernels.
 
     Compilers, exporters, ``torch.func``, forward mode, dispatch modes and
     subclasses of tensors get the plain form, as they have to look inside; so
-    do tensors on several devices, for its error.
-
-    Args:
-        plain (Form): The plain form of the operation.
-        backend (str): One of ``NAMES``.
-        *tensors (Tensor): Inputs. If the first is a floating point tensor,
-            its dtype has to be one that the kernels compute.
-
-    Returns:
-        Form: ``plain``, or kernels for the same operation.
+    do tensors on several devices, for its error. If the first tensor is of
+    floating point numbers, the kernels have to compute its dtype.
 
     Raises:
         ValueError: There is no backend of this name.

@@ -37,14 +37,6 @@ def representable_bounds(min_val: float, max_val: float,
     exactly 1. float32 and float64 round to nearest, as ``torch.clamp`` does,
     and step inside only where that gives 0 or 1.
 
-    Args:
-        min_val (float): Lower bound, in (0, 1).
-        max_val (float): Upper bound, in (``min_val``, 1).
-        dtype (torch.dtype): A floating point type.
-
-    Returns:
-        tuple[float, float]: The lower and the upper bound.
-
     Raises:
         TypeError: A bound is not a number.
         ValueError: The bounds are not ``0 < min_val < max_val < 1``, or they
@@ -60,12 +52,10 @@ def representable_bounds(min_val: float, max_val: float,
 @functools.cache
 def _bounds(min_val: float, max_val: float,
             dtype: torch.dtype) -> tuple[float, float]:
-    if not 0.0 < min_val < 1.0:
-        raise ValueError(f'min_val must lie strictly between 0 and 1, but got '
-                         f'{min_val}')
-    if not 0.0 < max_val < 1.0:
-        raise ValueError(f'max_val must lie strictly between 0 and 1, but got '
-                         f'{max_val}')
+    for name, value in (('min_val', min_val), ('max_val', max_val)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f'{name} must lie strictly between 0 and 1, but '
+                             f'got {value}')
     if min_val >= max_val:
         raise ValueError(f'min_val must be smaller than max_val, but got '
                          f'min_val={min_val} and max_val={max_val}')

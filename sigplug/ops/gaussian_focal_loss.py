@@ -159,16 +159,8 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
                by_cell: bool, divisor: float | Tensor | None = None) -> Tensor:
     """Compute the loss in plain PyTorch; autograd derives its gradient.
 
-    Args:
-        logits (Tensor): Logits of any shape.
-        target (Tensor): The target, of the same shape.
-        options (FocalOptions): The numbers in the formula.
-        by_cell (bool): Return the loss of each cell, not their sum.
-        divisor (float | Tensor, optional): Divides the sum; a tensor of no
-            dims with mmdet's epsilon.
-
-    Returns:
-        Tensor: Of the shape of ``logits``, or a scalar.
+    It is that of each cell for ``by_cell``, else their sum over ``divisor``;
+    to a tensor of no dims mmdet's epsilon is added.
     """
     x = upcast_half(logits)
     t = target.to(x.dtype)

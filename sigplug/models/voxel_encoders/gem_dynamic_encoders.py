@@ -41,11 +41,7 @@ class _GeMDynamicEncoder(GeMEncoder):
     ) -> tuple[PointsByCell, Tensor, Tensor]:
         """Run all layers over the points that lie in a cell.
 
-        Args:
-            features (Tensor): Points, shape ``(M, C_in)``.
-            coors (Tensor): Cell of each point, ``(M, 4)``.
-            fuse (Callable, optional): Changes the features of the points in
-                the last layer.
+        ``fuse`` changes the features of the points in the last layer.
 
         Returns:
             tuple: The cells, the features of their points ``(K, C)``, and
