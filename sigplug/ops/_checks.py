@@ -2,6 +2,7 @@
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -69,12 +70,17 @@ def check_weight(name: str, value: Any) -> None:
             f'{name} must be at least 0 and finite, but got {value}')
 
 
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """Raise an error unless ``value`` is a number inside of an interval."""
+    check_number(name, value)
+    if not low < value < high:
+        raise ValueError(f'{name} must lie between {low:g} and {high:g}, but '
+                         f'got {value}')
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise an error unless ``value`` is a finite number above 0."""
-    check_number(name, value)
-    if not 0.0 < value < math.inf:
-        raise ValueError(
-            f'{name} must be above 0 and finite, but got {value}')
+    check_between(name, value, 0.0, math.inf)
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -108,6 +114,13 @@ def check_device(name: str, value: Tensor, x: Tensor) -> None:
                                      or value.device.type != 'cpu'):
         raise ValueError(f'{name} must be on {x.device} as the input is, but '
                          f'is on {value.device}')
+
+
+def check_shape(name: str, value: Tensor, shape: Sequence[int]) -> None:
+    """Raise a ``ValueError`` unless ``value`` has this shape."""
+    if value.shape != tuple(shape):
+        raise ValueError(f'{name} must have the shape {tuple(shape)}, but has '
+                         f'{tuple(value.shape)}')
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:

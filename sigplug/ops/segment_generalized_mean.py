@@ -7,6 +7,7 @@ from ._checks import (
     check_input,
     check_integer,
     check_integer_tensor,
+    check_shape,
     find_range,
     fits_into,
     prepare_power,
@@ -59,10 +60,9 @@ def segment_generalized_mean(x: Tensor,
     """
     check_input(x, eps)
     check_integer_tensor('index', index)
-    if x.dim() < 1 or index.shape != x.shape[:1]:
-        raise ValueError('index must hold one segment for each row of x, but '
-                         f'got index of shape {tuple(index.shape)} and x of '
-                         f'shape {tuple(x.shape)}')
+    if x.dim() < 1:
+        raise ValueError('x must hold rows, but is a scalar')
+    check_shape('index', index, x.shape[:1])
     check_device('index', index, x)
     check_integer('num_segments', num_segments, 0)
     p = prepare_power(p, x)

@@ -79,17 +79,6 @@ def test_compile(name):
                      torch.autograd.grad(expected, parameters))
 
 
-@every_module
-def test_export_with_an_open_batch(name):
-    module, inputs = build(name)
-    batch = torch.export.Dim('batch')
-    program = torch.export.export(
-        module, tuple(inputs), dynamic_shapes=tuple({0: batch}
-                                                    for _ in inputs))
-    larger = [torch.cat([x, x, x.flip(0)]) for x in inputs]
-    assert_close(program.module()(*larger), module(*larger))
-
-
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @every_module
 def test_trace(name):

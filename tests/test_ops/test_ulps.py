@@ -59,15 +59,6 @@ def test_clip_sigmoid_on_a_sweep_of_float32(low, high):
     assert clip_sigmoid_ulps(x, low, high) <= limit
 
 
-def test_clip_sigmoid_on_a_sweep_of_float64():
-    x = torch.cat([torch.linspace(-40, 40, 100001), torch.tensor(
-        [-1e300, -745.2, -709.8, 709.8, 1e300])]).double()
-    for low, high in ((1e-4, 1 - 1e-4), (1e-300, 1 - 2**-53)):
-        # torch's own sigmoid is off by 2.2 ulp.
-        assert clip_sigmoid_ulps(x, low, high) <= max(
-            2, torch_sigmoid_ulps(x, low, high))
-
-
 # --- the generalised mean -------------------------------------------------
 
 
@@ -129,15 +120,6 @@ def test_generalized_mean(kind, p):
                 y = generalized_mean(x, power, 0, eps=None)
                 assert y.dtype == dtype
                 assert pooled_ulps(y, x, power) <= limit, (dtype, n, power)
-
-
-@pytest.mark.parametrize('p', [1.0001, 3.0, 100.0])
-@pytest.mark.parametrize('kind', [
-    'uniform', 'one huge, many zeros', 'all equal'])
-def test_generalized_mean_of_a_million(kind, p):
-    x = draw(kind, 10**6, torch.float32)
-    y = generalized_mean(x, p, 0, eps=None)
-    assert pooled_ulps(y, x, p) <= 4
 
 
 @every_power

@@ -62,10 +62,6 @@ class GeMContext(InnerNeck):
         inner (dict | list[dict], optional): Config of the inner neck.
             Defaults to None.
 
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
-
     Examples:
         >>> x = torch.rand(2, 32, 4, 4)
         >>> GeMContext(32)(x).equal(x)

@@ -28,18 +28,10 @@ class TokenGeM(LearnablePower):
     Args:
         p (float | Sequence[float]): The (initial) power; a sequence holds one
             for each group. Defaults to 3.0.
-        eps (float): Lower clamp of the tokens. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained, see
-            :class:`sigplug.models.GeM`. Defaults to True.
+        eps (float): See :class:`sigplug.models.GeM`, as for ``p_trainable``
+            and ``p_range``.
         groups (int): Number of groups, of equally many channels; the number
             of channels gives one ``p`` per channel. Defaults to 1.
-        p_range (tuple[float, float]): Range in which a trained ``p`` is used.
-            Defaults to (1.0, 50.0).
-
-    Raises:
-        TypeError: ``p`` or ``eps`` is not a number, or ``p_trainable`` not a
-            bool.
-        ValueError: An argument is out of its range.
 
     Examples:
         >>> taken = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -101,22 +93,8 @@ class TokenGeM(LearnablePower):
 class SegmentGeM(LearnablePower):
     """Generalised mean of ragged sets, such as the points of each cell.
 
-    See :func:`sigplug.ops.segment_generalized_mean`, and
-    :class:`sigplug.models.GeM` for the arguments.
-
-    Args:
-        p (float | Sequence[float]): The (initial) power. Defaults to 3.0.
-        eps (float): Lower clamp of the elements. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        channels (int, optional): Number of channels, for one ``p`` per
-            channel. Defaults to None.
-        p_range (tuple[float, float]): Range in which a trained ``p`` is used.
-            Defaults to (1.0, 50.0).
-
-    Raises:
-        TypeError: ``p`` or ``eps`` is not a number, or ``p_trainable`` not a
-            bool.
-        ValueError: An argument is out of its range.
+    See :func:`sigplug.ops.segment_generalized_mean`. The arguments are those
+    of :class:`sigplug.models.GeM`.
 
     Examples:
         >>> SegmentGeM()(torch.rand(3, 8), torch.tensor([0, 0, 2]), 4).shape

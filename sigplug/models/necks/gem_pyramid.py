@@ -48,10 +48,6 @@ class GeMPyramid(InnerNeck):
         inner (dict | list[dict], optional): Config of the neck whose levels
             come first. Defaults to None.
 
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
-
     Examples:
         >>> outs = GeMPyramid(num_outs=3)([torch.rand(2, 8, 7, 10)])
         >>> [tuple(out.shape) for out in outs]

@@ -85,10 +85,6 @@ class GeMPillarFeatureNet(GeMEncoder, PillarFeatureNet):
         p_range (tuple[float, float]): Range in which a trained ``p`` is used.
             Defaults to (1.0, 50.0).
         **kwargs: Those of mmdet3d's ``PillarFeatureNet`` except ``mode``.
-
-    Raises:
-        TypeError: One of these arguments is of another type.
-        ValueError: ``mode`` is given, or one of them is out of its range.
     """
 
     def _add_gems(self: Any, make_gem: Callable[[int], SegmentGeM]) -> None:

@@ -104,19 +104,6 @@ def test_losses_and_gradients_are_finite(kind, counts):
     assert all(b.isfinite().all() for b in model.buffers())
 
 
-@KINDS
-def test_features_of_an_empty_sample_are_those_of_an_empty_map(kind):
-    """Behind the voxel encoder, beside a sample that has points."""
-    model = build(kind).eval()
-    maps = []
-    model.pts_middle_encoder.register_forward_hook(
-        lambda module, inputs, output: maps.append(output))
-    data = model.data_preprocessor(batch(900, 0), False)
-    model.extract_feat(data['inputs'], [{}] * 2)
-    assert maps[0].shape[0] == 2
-    assert maps[0][0].any() and not maps[0][1].any()
-
-
 @pytest.mark.parametrize('encoder', [
     dict(type='HardSimpleVFE', num_features=4),
     dict(type='PillarFeatureNet', in_channels=4, feat_channels=[8],

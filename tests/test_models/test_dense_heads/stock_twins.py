@@ -37,9 +37,6 @@ class Case(NamedTuple):
     act: str = 'Sigmoid'
     scope: str = 'mmdet'
     num_heatmaps: int = 1  # how many of its outputs are heatmaps
-    positional: tuple = ()
-    # What is not given by position.
-    others: dict = {}
 
 
 CORNER_TEST = dict(
@@ -89,24 +86,18 @@ CASES = dict(
              max_pool_nms=False, min_radius=[4, 12], score_threshold=0.1,
              out_size_factor=4, voxel_size=[0.25, 0.25], nms_type='rotate',
              pre_max_size=50, post_max_size=30, nms_thr=0.2),
-        'ClipSigmoid', 'mmdet3d',
-        positional=(CHANNELS, TASKS, CODER, CENTER['common_heads']),
-        others={key: CENTER[key] for key in (
-            'share_conv_channel', 'separate_head', 'loss_bbox')}),
+        'ClipSigmoid', 'mmdet3d'),
     CenterNetHead=Case(
         dict(in_channels=CHANNELS, feat_channels=CHANNELS,
              num_classes=NUM_CLASSES), 'loss_center_heatmap', [32],
-        dict(topk=30, local_maximum_kernel=3, max_per_img=30, nms=NMS),
-        positional=(CHANNELS, 4, NUM_CLASSES,
-                    dict(type='GaussianFocalLoss', loss_weight=3.0))),
+        dict(topk=30, local_maximum_kernel=3, max_per_img=30, nms=NMS)),
     CornerHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS), 'loss_heatmap',
-        [16, 16], CORNER_TEST, num_heatmaps=2,
-        positional=(NUM_CLASSES, CHANNELS, 1, 2)),
+        [16, 16], CORNER_TEST, num_heatmaps=2),
     CentripetalHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
              corner_emb_channels=0), 'loss_heatmap', [16, 16], CORNER_TEST,
-        num_heatmaps=2, positional=(NUM_CLASSES, CHANNELS, 1, 0)),
+        num_heatmaps=2),
     CenterNetUpdateHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
              feat_channels=CHANNELS, stacked_convs=1,
@@ -114,15 +105,10 @@ CASES = dict(
              norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
         'loss_cls', [16, 8, 4, 2, 1],
         dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=NMS,
-             max_per_img=30), 'ClipSigmoid',
-        positional=(NUM_CLASSES, 32, ((0, 80), (64, 1e9)), 2),
-        others=dict(strides=[8, 16])),
+             max_per_img=30), 'ClipSigmoid'),
     SMOKEMono3DHead=Case(
         dict(SMOKE, num_classes=NUM_CLASSES, in_channels=CHANNELS),
-        'loss_cls', [32], dict(), 'ClipSigmoid', 'mmdet3d',
-        positional=(NUM_CLASSES, CHANNELS, [3, 4, 5], [6, 7]),
-        others={key: value for key, value in SMOKE.items()
-                if not key.endswith('_channel')}))
+        'loss_cls', [32], dict(), 'ClipSigmoid', 'mmdet3d'))
 
 every_head = pytest.mark.parametrize('name', CASES)
 focal = dict(type='mmdet.GaussianFocalLoss')
@@ -194,6 +180,16 @@ def compute_losses(name, head, outs, batch) -> dict[str, torch.Tensor]:
     return {f'{key}.{i}': loss for key, value in losses.items()
             for i, loss in enumerate(
                 [value] if isinstance(value, torch.Tensor) else value)}
+
+
+def predict(name, head, outs) -> list[tuple[torch.Tensor, ...]]:
+    """Return scores, labels and boxes of each sample."""
+    if name in ('CenterHead', MONO):
+        found = (head.predict_by_feat(outs, METAS) if name == 'CenterHead' else
+                 head.predict_by_feat(*outs, MONO_METAS))
+        return [(r.scores_3d, r.labels_3d, r.bboxes_3d.tensor) for r in found]
+    return [(r.scores, r.labels, r.bboxes) for r in head.predict_by_feat(
+        *outs, batch_img_metas=METAS, rescale=True, with_nms=True)]
 
 
 def change_heatmaps(name, outs, change):

@@ -1,6 +1,5 @@
 """Class weights, losses by class, ignored regions, the prior of the bias."""
 import math
-import sys
 
 import pytest
 import torch
@@ -14,12 +13,10 @@ from .center_heads import (
     WIDTH,
     X_MIN,
     Y_MIN,
-    NoWaiting,
     box,
     config,
     features,
     instances,
-    no_peaks,
 )
 
 BATCH = BATCHES['random']
@@ -144,17 +141,3 @@ def test_oriented_gaussians_of_train_cfg():
 def test_refused_values(kwargs, words):
     with pytest.raises(ValueError, match=words):
         build(**kwargs)
-
-
-@pytest.mark.parametrize('loss', LOSSES)
-def test_options_do_not_wait(monkeypatch, loss):
-    monkeypatch.setattr(
-        sys.modules['sigplug.ops.center_targets'], 'gaussian_heatmap',
-        no_peaks)
-    head = build(loss, class_weights=WEIGHTS, log_class_losses=True,
-                 ignore_label=-1)
-    preds = head(features())
-    with NoWaiting():
-        losses = head.loss_by_feat(preds, BATCH)
-        sum(value for key, value in losses.items()
-            if 'loss' in key).backward()
