@@ -180,16 +180,9 @@ def covered_cells(boxes: Sequence[Tensor],
                   out_size_factor: int = 1) -> Tensor:
     """Return the cells whose middle lies inside of a box, seen from above.
 
-    Regions without labels are given as boxes; the loss then gets
-    ``weight=~covered_cells(...).unsqueeze(1)``.
-
-    Args:
-        boxes (Sequence[Tensor]): Those of each sample, ``(N, D)``, as for
-            :func:`center_targets`, with a yaw.
-        grid_size (Sequence[int]): As for :func:`center_targets`.
-        voxel_size (Sequence[float]): As for :func:`center_targets`.
-        point_cloud_range (Sequence[float]): As for :func:`center_targets`.
-        out_size_factor (int): As for :func:`center_targets`.
+    Regions without labels are given as boxes ``(N, D)`` of each sample, with
+    a yaw; the loss then gets ``weight=~covered_cells(...).unsqueeze(1)``. The
+    arguments are those of :func:`center_targets`.
 
     Returns:
         Tensor: A bool map of each sample, ``(B, H, W)``.

@@ -1,4 +1,4 @@
-"""Small detectors of the stack, and images that they learn from."""
+"""A small detector of the stack, and features."""
 from pathlib import Path
 
 import torch
@@ -31,24 +31,3 @@ def retinanet(name: str | None = None) -> nn.Module:
 def features(*shape: int) -> Tensor:
     """Noise, the same for each test."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def centerpoint(pts_neck: dict | None = None) -> nn.Module:
-    """The small CenterPoint of the quickstart with another neck."""
-    cfg = Config.fromfile(
-        CONFIGS / '_base_/models/centerpoint_pillar04_second_secfpn_nus.py')
-    import_modules_from_strings(['mmdet3d.models'])
-    model = cfg.model
-    if pts_neck is not None:
-        model.pts_neck = pts_neck
-    model.pts_bbox_head.in_channels = 96
-    # A quarter of the range.
-    model.pts_middle_encoder.output_shape = (64, 64)
-    area = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
-    model.data_preprocessor.voxel_layer.point_cloud_range = area
-    model.pts_voxel_encoder.point_cloud_range = area
-    model.pts_bbox_head.bbox_coder.pc_range = area[:2]
-    model.train_cfg.pts.update(point_cloud_range=area, grid_size=[64, 64, 1])
-    model.test_cfg.pts.update(pc_range=area[:2])
-    with DefaultScope.overwrite_default_scope('mmdet3d'):
-        return MODELS.build(model)

@@ -65,20 +65,6 @@ def test_heatmaps_against_the_definition(oriented):
     assert targets[1:] == (None, ) * 4
 
 
-def test_a_long_vehicle_is_positive_along_its_body():
-    """12 m x 2.5 m at 45 degrees: ahead of the centre, not beside it."""
-    truck = torch.tensor([[0.1, 0.1, 0, 12, 2.5, 3, math.pi / 4]])
-    heatmap = center_targets(
-        [truck], [torch.tensor([0])], 1, oriented=True, grid_size=(40, 40),
-        voxel_size=(0.5, 0.5), point_cloud_range=(-10, -10)).heatmaps[0, 0]
-    assert heatmap[20, 20] == 1
-    # 3 cells on, of sigma 12 m / 0.5 m / 6 = 4 along, and 5 / 6 across.
-    assert heatmap[23, 23].item() == pytest.approx(
-        gaussian(3 * 2**0.5, 0, 4, 5 / 6))
-    assert heatmap[17, 23].item() == pytest.approx(
-        gaussian(0, 3 * 2**0.5, 4, 5 / 6), abs=1e-7)
-
-
 def test_objects_by_hand():
     """Two tasks of two classes and one; the objects in order of class."""
     sample = torch.tensor([

@@ -222,7 +222,7 @@ def test_second_derivative_behind_kernels(name, cpp):
 
 @every_case
 def test_func(name):
-    """``grad``, ``vmap``, gradients per sample and ``jvp``."""
+    """``grad``, ``vmap`` and gradients per sample."""
     case = CASES[name]
     inputs, constants = case.tensors(WIDE)
     argnums = tuple(range(len(inputs)))
@@ -243,16 +243,6 @@ def test_func(name):
     each = [gradient(*(x[i] for x in batches), *constants) for i in range(3)]
     assert_close(torch.func.vmap(gradient, in_dims)(*batches, *constants),
                  tuple(map(torch.stack, zip(*each))))
-
-    def function(*x):
-        return case.function(*x, *constants)
-
-    tangents = tuple(torch.randn_like(x) for x in inputs)
-    y, along = torch.func.jvp(function, tuple(inputs), tangents)
-    weight = torch.randn_like(y)
-    _, pull = torch.func.vjp(function, *inputs)
-    assert_close((weight * along).sum(), sum(
-        (g * t).sum() for g, t in zip(pull(weight), tangents)))
 
 
 # --- compilers and tracers ---------------------------------------------------

@@ -169,20 +169,3 @@ def test_graph_of_gem():
     powers = [known[node.input[1]].item() for node in model.graph.node
               if node.op_type == 'Pow']
     assert powers == [4.5, np.float32(1 / 4.5).item()]
-
-
-@pytest.mark.parametrize('name', LAYERS)
-def test_torch_export_with_open_sizes(name):
-    """Without float64, which not all runtimes have."""
-    make, expected = LAYERS[name]
-    signed = name != 'no clamp'
-    x = maps(2, 8, 12, 16, dtype=torch.float32, signed=signed)
-    opened = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
-    program = torch.export.export(make(), (x, ), dynamic_shapes=(opened, ))
-    assert torch.float64 not in {
-        value.dtype
-        for value in (node.meta.get('val') for node in program.graph.nodes)
-        if isinstance(value, torch.Tensor)}
-    x = maps(3, 8, 7, 9, dtype=torch.float32, signed=signed)
-    with torch.no_grad():
-        assert_close(program.module()(x), expected(x))

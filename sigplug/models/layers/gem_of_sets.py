@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sigplug.ops import generalized_mean, segment_generalized_mean
-from sigplug.ops._checks import check_integer, check_positive
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower
@@ -46,12 +46,7 @@ class TokenGeM(LearnablePower):
                  groups: int = 1,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         check_integer('groups', groups, 1)
-        if isinstance(p, (tuple, list)) and len(p) not in (1, groups):
-            raise ValueError('p must be one value or one for each of '
-                             f'groups={groups}, but got {p}')
-        super().__init__(p, p_trainable, groups, p_range)
-        check_positive('eps', eps)
-        self.eps = eps
+        super().__init__(p, eps, p_trainable, groups, p_range)
         self.groups = groups
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -87,7 +82,7 @@ class TokenGeM(LearnablePower):
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""
-        return f'{super().extra_repr()}, eps={self.eps}, groups={self.groups}'
+        return f'{super().extra_repr()}, groups={self.groups}'
 
 
 class SegmentGeM(LearnablePower):
@@ -100,16 +95,6 @@ class SegmentGeM(LearnablePower):
         >>> SegmentGeM()(torch.rand(3, 8), torch.tensor([0, 0, 2]), 4).shape
         torch.Size([4, 8])
     """
-
-    def __init__(self,
-                 p: float | Sequence[float] = 3.0,
-                 eps: float = 1e-6,
-                 p_trainable: bool = True,
-                 channels: int | None = None,
-                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
-        super().__init__(p, p_trainable, channels, p_range)
-        check_positive('eps', eps)
-        self.eps = eps
 
     def forward(self, x: Tensor, index: Tensor, num_segments: int) -> Tensor:
         """Reduce the elements ``(K, C)`` of the sets ``index``, ``(K, )``.

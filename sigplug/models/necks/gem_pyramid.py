@@ -73,19 +73,13 @@ class GeMPyramid(InnerNeck):
 
     def forward(self,
                 inputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-        """Append the extra levels.
-
-        Args:
-            inputs (Tensor | Sequence[Tensor]): As for :class:`GeMContext`.
+        """Append the extra levels to the levels as they are.
 
         Returns:
-            tuple[Tensor] | list[Tensor]: The levels as they are, and the
-            extra ones; a list if they came in one.
+            tuple[Tensor] | list[Tensor]: A list if they came in one.
 
         Raises:
-            TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: There are more than ``num_outs``, or none, or one is
-                not a map.
+            ValueError: There are more than ``num_outs``, or none.
         """
         levels = self.compute_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)

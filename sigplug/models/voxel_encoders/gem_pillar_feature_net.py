@@ -35,12 +35,9 @@ class GeMPFNLayer(nn.Module):
         self.last_vfe = stock.last_vfe
 
     def forward(self, inputs: Tensor, num_voxels: Tensor) -> Tensor:
-        """Reduce the points of each pillar.
+        """Reduce the points ``(N, M, C_in)`` of each pillar.
 
-        Args:
-            inputs (Tensor): Point features, shape ``(N, M, C_in)``.
-            num_voxels (Tensor): Number of points in each pillar, ``(N, )``;
-                the remaining rows are padding, which is excluded.
+        The first ``num_voxels``, ``(N, )``, are real; the rest is padding.
 
         Returns:
             Tensor: ``(N, 1, C)`` from the last layer; from the others

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from mmengine.registry import MODELS
-from torch import nn
 
 from sigplug.models import dense_heads
 
@@ -162,33 +161,6 @@ def test_activation_and_loss_run_as_configured(name):
     logits = torch.cat([x.flatten() for x in heatmaps_of(name, outs)])
     torch.testing.assert_close(
         got, logits.sigmoid().clamp(0.3, 0.7).sort()[0])
-
-
-class SquaredError(nn.Module):
-    def forward(self, pred, target, *args, avg_factor=None, **kwargs):
-        return (pred - target).square().sum() / avg_factor
-
-
-class SquaredErrorOfLogits(SquaredError):
-    """A loss that takes logits, and takes the sigmoid itself."""
-
-    from_logits = True
-
-    def forward(self, pred, *args, **kwargs):
-        return super().forward(pred.sigmoid(), *args, **kwargs)
-
-
-@every_head
-def test_losses_of_ones_own(name):
-    losses = []
-    for loss in (SquaredError, SquaredErrorOfLogits):
-        MODELS.register_module(module=loss, force=True)
-        torch.manual_seed(0)
-        head = build(name, loss=dict(type=loss.__name__),
-                     heatmap_act=None if losses else dict(type='Sigmoid'))
-        losses.append(compute_losses(
-            name, head, head(features(name)), instances(name, 5, 3)))
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
 
 
 @every_head

@@ -2,19 +2,23 @@
 import copy
 import math
 import random
-import warnings
 
 import pytest
 import torch
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from sigplug.models.dense_heads import (
-    CenterHead,
-    center_decoding,
-)
+from sigplug.models.dense_heads import CenterHead, center_decoding
 
-from .center_heads import CLASSES, HEIGHT, WIDTH, NoReading, both, config
+from .center_heads import (
+    CLASSES,
+    HEIGHT,
+    WIDTH,
+    NoReading,
+    both,
+    config,
+    cuda_waits,
+)
 
 METAS = [dict(box_type_3d=LiDARInstance3DBoxes)] * 2
 WIDE = config()['bbox_coder']['post_center_range']
@@ -184,14 +188,9 @@ def test_waits_at_most_twice_for_cuda(nms_type):
         head.test_cfg['nms_type'] = nms_type
     expected = predict(stock, preds)
     assert_equal(predict(ours, preds), expected)
-    torch.cuda.set_sync_debug_mode('warn')
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            ours.predict_by_feat(preds, METAS)
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
-    assert sum('synchron' in str(w.message) for w in caught) <= 2
+    with cuda_waits() as waits:
+        ours.predict_by_feat(preds, METAS)
+    assert len(waits) <= 2
 
 
 @pytest.mark.parametrize('rounds', [1, 16])
@@ -203,18 +202,15 @@ def test_a_type_of_nms_for_each_task(heads, way, rounds, monkeypatch):
     for kind in ('circle', 'rotate'):
         stock.test_cfg['nms_type'] = kind
         of_kind[kind] = predict(stock, preds)
-    kind_of_class = [kind for kind, names in zip(kinds, CLASSES, strict=True)
-                     for _ in names]
+    # The classes of a task follow one another, and so do its boxes.
     expected = []
-    for both_kinds in zip(of_kind['circle'], of_kind['rotate'], strict=True):
-        # The classes of a task follow one another, and so do its boxes.
-        chosen = dict(zip(('circle', 'rotate'), both_kinds, strict=True))
-        parts = []
-        for names in CLASSES:
-            first = sum(map(len, CLASSES[:CLASSES.index(names)]))
-            values = chosen[kind_of_class[first]]
+    for sample in range(2):
+        parts, first = [], 0
+        for kind, names in zip(kinds, CLASSES, strict=True):
+            values = of_kind[kind][sample]
             own = (values[2] >= first) & (values[2] < first + len(names))
             parts.append([value[own] for value in values])
+            first += len(names)
         expected.append([torch.cat(part) for part in zip(*parts)])
     ours.test_cfg['nms_type'] = kinds
     assert_equal(predict(ours, preds), expected)

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from sigplug.models.dense_heads import CenterHead
+from sigplug.models.dense_heads.center_targets import GRID_KEYS
+from sigplug.ops import covered_cells
 
 from .center_heads import (
     BATCHES,
     CLASSES,
-    HEIGHT,
-    WIDTH,
     X_MIN,
     Y_MIN,
     box,
@@ -85,14 +85,10 @@ def test_ignored_regions(loss, clip):
     batch = [instances(BATCH[0].bboxes_3d.tensor.tolist() + regions,
                        BATCH[0].labels_3d.tolist() + [-1, -1]),
              BATCH[1]]
-    ignored = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
-    for x0, y0, _, dx, dy, _, yaw, *_ in regions:
-        for row in range(HEIGHT):
-            for column in range(WIDTH):
-                x, y = column + X_MIN + 0.5 - x0, row + Y_MIN + 0.5 - y0
-                ignored[0, row, column] |= (
-                    abs(x * math.cos(yaw) + y * math.sin(yaw)) <= dx / 2
-                    and abs(y * math.cos(yaw) - x * math.sin(yaw)) <= dy / 2)
+    grid = {key: config()['train_cfg'][key] for key in GRID_KEYS}
+    ignored = covered_cells(
+        [torch.tensor(regions), torch.zeros(0, 9)], **grid)
+    assert ignored.any()
     head = build(loss, ignore_label=-1)
     preds = head(features())
     for pred, in preds:
