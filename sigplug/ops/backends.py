@@ -83,7 +83,7 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
         BackendError: The requested backend cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or is_traced() or not all(map(has_memory, tensors)):
+    if name == 'eager' or needs_plain(*tensors):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     for x in tensors:
@@ -114,8 +114,12 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
 def wants_plain_backward(*tensors: Tensor) -> bool:
     """Return whether a backward pass is itself differentiated or mapped."""
-    return (torch.is_grad_enabled() or is_traced()
-            or not all(map(has_memory, tensors)))
+    return torch.is_grad_enabled() or needs_plain(*tensors)
+
+
+def needs_plain(*tensors: Tensor) -> bool:
+    """Return whether somebody looks inside of the operation."""
+    return is_traced() or not all(map(has_memory, tensors))
 
 
 def check_backend(backend: str) -> None:
@@ -166,12 +170,10 @@ def _warn_once(name: str, problem: str) -> None:
 
 def has_memory(x: Tensor) -> bool:
     """Return whether kernels may read the memory of a tensor as it is."""
-    if (type(x) not in (Tensor, torch.nn.Parameter)
-            or x.layout is not torch.strided
-            # The memory of a negative view has the other sign.
-            or x.is_neg() or unpack_dual(x).tangent is not None):
-        return False
-    return True
+    # The memory of a negative view has the other sign.
+    return (type(x) in (Tensor, torch.nn.Parameter)
+            and x.layout is torch.strided and not x.is_neg()
+            and unpack_dual(x).tangent is None)
 
 
 def is_traced() -> bool:

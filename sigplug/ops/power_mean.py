@@ -31,13 +31,7 @@ from torch import Tensor
 from ._checks import PowerLike, find_range
 from ._dtypes import upcast_half
 from ._tracing import is_exporting
-from .backends import (
-    Form,
-    has_memory,
-    is_traced,
-    select,
-    wants_plain_backward,
-)
+from .backends import Form, needs_plain, select, wants_plain_backward
 
 
 @dataclass(frozen=True)
@@ -245,8 +239,7 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
         sets = form.prepare(sets)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         # Compilers and transforms derive the backward of the plain form.
-        if form is not PLAIN or not (
-                is_traced() or not all(map(has_memory, tensors))):
+        if form is not PLAIN or not needs_plain(*tensors):
             return _PowerMean.apply(x, p, sets, eps, form)
     return form.forward(x, p, sets, eps)
 
