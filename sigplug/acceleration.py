@@ -179,25 +179,30 @@ def _replace(module: nn.Module, recipe: _Recipe,
     new = type(old.__name__, (recipe.part, old), {
         name: getattr(old, name) for name in KEPT} | {
             '__module__': old.__module__})
-    before = _attributes(module)
+    spaces = [getattr(module, space) for space in SPACES]
+    before = [dict(space) for space in spaces]
     persistence = {*module._non_persistent_buffers_set}
 
-    def restore(changes: dict[tuple[str, str], Any]) -> None:
+    def restore(after: list[dict[str, Any]]) -> None:
+        """Take back what is another one after the change, and no more."""
         module.__class__ = old
-        for (space, name), value in changes.items():
-            if value is ABSENT:
-                getattr(module, space).pop(name, None)
-            else:
-                getattr(module, space)[name] = value
+        for space, was, now in zip(spaces, before, after, strict=True):
+            for name in {**was, **now}:
+                if was.get(name, ABSENT) is now.get(name, ABSENT):
+                    continue
+                if name in was:
+                    space[name] = was[name]
+                else:
+                    space.pop(name, None)
         module._non_persistent_buffers_set = persistence
 
     try:
         module.__class__ = new
         words = _set_up(module, recipe.loss)
     except Exception:
-        restore(_changes(before, module))
+        restore([dict(space) for space in spaces])
         raise
-    undo.append(functools.partial(restore, _changes(before, module)))
+    undo.append(functools.partial(restore, [dict(x) for x in spaces]))
     return words
 
 
@@ -215,20 +220,6 @@ def _set_up(module: nn.Module, name: str | None) -> str:
     head: Any = module
     head.set_up()
     return words
-
-
-def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return what a module is made of, by kind and name."""
-    return {(space, name): value for space in SPACES
-            for name, value in getattr(module, space).items()}
-
-
-def _changes(before: dict[tuple[str, str], Any],
-             module: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return the old value of each attribute that is another one now."""
-    after = _attributes(module)
-    return {key: before.get(key, ABSENT) for key in {**before, **after}
-            if before.get(key, ABSENT) is not after.get(key, ABSENT)}
 
 
 def _is_focal_loss(loss: Any) -> bool:

@@ -96,6 +96,15 @@ assert 'CenterHead needs mmdet3d and mmcv' in message, message
 """, tmp_path)
 
 
+def test_ops_without_torch_say_what_to_install(tmp_path):
+    run("""
+for name in ('mmengine', 'torch'):
+    sys.modules[name] = None
+assert 'pip install torch' in message_of(
+    ImportError, __import__, 'sigplug.ops')
+""", tmp_path)
+
+
 def test_bare_names_after_a_light_import(tmp_path):
     """mmengine's and mmcv's scope, with mmdet3d not even imported."""
     run("""

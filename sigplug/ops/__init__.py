@@ -3,6 +3,11 @@
 Nothing of OpenMMLab is imported from here, so that
 ``from sigplug.ops import clip_sigmoid`` works in any PyTorch project.
 """
+from importlib.util import find_spec
+
+if find_spec('torch') is None:
+    raise ImportError('sigplug.ops needs PyTorch: pip install torch')
+
 from .backends import available_backends
 from .center_targets import CenterTargets, center_targets, covered_cells
 from .clip_sigmoid import clip_sigmoid

@@ -1,5 +1,8 @@
 """Checks of arguments that several operations take."""
 import math
+import sys
+import warnings
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +17,15 @@ INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8,
 
 # The power of a generalised mean.
 PowerLike = float | Tensor
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user that led here, behind all packages."""
+    level = 1
+    while sys._getframe(level).f_globals.get('__name__', '').split('.')[0] in (
+            'sigplug', 'torch', 'mmengine'):
+        level += 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def check_number(name: str, value: object) -> None:
@@ -58,20 +70,25 @@ def check_weight(name: str, value: Any) -> None:
             f'{name} must be at least 0 and finite, but got {value}')
 
 
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """Raise an error unless ``value`` is a number inside of an interval."""
+    check_number(name, value)
+    if not low < value < high:
+        raise ValueError(f'{name} must lie between {low:g} and {high:g}, but '
+                         f'got {value}')
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise an error unless ``value`` is a finite number above 0."""
-    check_number(name, value)
-    if not 0.0 < value < math.inf:
-        raise ValueError(
-            f'{name} must be above 0 and finite, but got {value}')
+    check_between(name, value, 0.0, math.inf)
 
 
 def check_tensor(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
-            f'{name} must be a tensor, but got {type(value).__name__}: '
-            'convert it by torch.as_tensor()')
+            f'{name} must be a tensor, but got {type(value).__name__}: make '
+            'one by torch.tensor(...)')
 
 
 def check_float_tensor(name: str, value: Any) -> None:
@@ -97,6 +114,13 @@ def check_device(name: str, value: Tensor, x: Tensor) -> None:
                                      or value.device.type != 'cpu'):
         raise ValueError(f'{name} must be on {x.device} as the input is, but '
                          f'is on {value.device}')
+
+
+def check_shape(name: str, value: Tensor, shape: Sequence[int]) -> None:
+    """Raise a ``ValueError`` unless ``value`` has this shape."""
+    if value.shape != tuple(shape):
+        raise ValueError(f'{name} must have the shape {tuple(shape)}, but has '
+                         f'{tuple(value.shape)}')
 
 
 def find_range(x: Tensor) -> tuple[float, float] | None:

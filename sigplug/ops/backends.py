@@ -17,7 +17,6 @@ fast in its plain form, which is then used.
 import functools
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from ._checks import warn
 from ._tracing import is_compiling
 
 # The device and the package of each backend.
@@ -71,27 +71,19 @@ def available_backends() -> tuple[str, ...]:
 
 
 def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
-    """Return the form to compute with.
+    """Return the form to compute with: ``plain``, or kernels.
 
     Compilers, exporters, ``torch.func``, forward mode, dispatch modes and
     subclasses of tensors get the plain form, as they have to look inside; so
-    do tensors on several devices, for its error.
-
-    Args:
-        plain (Form): The plain form of the operation.
-        backend (str): One of ``NAMES``.
-        *tensors (Tensor): Inputs. If the first is a floating point tensor,
-            its dtype has to be one that the kernels compute.
-
-    Returns:
-        Form: ``plain``, or kernels for the same operation.
+    do tensors on several devices, for its error. If the first tensor is of
+    floating point numbers, the kernels have to compute its dtype.
 
     Raises:
         ValueError: There is no backend of this name.
         BackendError: The requested backend cannot compute these tensors.
     """
     name = _resolve(backend)
-    if name == 'eager' or is_traced() or not all(map(has_memory, tensors)):
+    if name == 'eager' or needs_plain(*tensors):
         return plain
     device, dtype = tensors[0].device, tensors[0].dtype
     for x in tensors:
@@ -122,8 +114,12 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
 def wants_plain_backward(*tensors: Tensor) -> bool:
     """Return whether a backward pass is itself differentiated or mapped."""
-    return (torch.is_grad_enabled() or is_traced()
-            or not all(map(has_memory, tensors)))
+    return torch.is_grad_enabled() or needs_plain(*tensors)
+
+
+def needs_plain(*tensors: Tensor) -> bool:
+    """Return whether somebody looks inside of the operation."""
+    return is_traced() or not all(map(has_memory, tensors))
 
 
 def check_backend(backend: str) -> None:
@@ -167,21 +163,17 @@ def _load(name: str) -> _Kernels:
 
 @functools.cache
 def _warn_once(name: str, problem: str) -> None:
-    warnings.warn(
-        f'sigplug computes without its {name} kernels, in the slower eager '
-        f'form: {problem} (set {VARIABLE}=eager to choose that silently)',
-        RuntimeWarning,
-        stacklevel=2)
+    warn(f'sigplug computes without its {name} kernels, in the slower eager '
+         f'form: {problem} (set {VARIABLE}=eager to choose that silently)',
+         RuntimeWarning)
 
 
 def has_memory(x: Tensor) -> bool:
     """Return whether kernels may read the memory of a tensor as it is."""
-    if (type(x) not in (Tensor, torch.nn.Parameter)
-            or x.layout is not torch.strided
-            # The memory of a negative view has the other sign.
-            or x.is_neg() or unpack_dual(x).tangent is not None):
-        return False
-    return True
+    # The memory of a negative view has the other sign.
+    return (type(x) in (Tensor, torch.nn.Parameter)
+            and x.layout is torch.strided and not x.is_neg()
+            and unpack_dual(x).tangent is None)
 
 
 def is_traced() -> bool:

@@ -13,6 +13,7 @@ from ._checks import (
     check_integer,
     check_integer_tensor,
     check_positive,
+    check_shape,
     check_weight,
 )
 from .gaussian_heatmap import gaussian_heatmap, gaussian_radius
@@ -94,11 +95,6 @@ def center_targets(boxes: Sequence[Tensor],
 
     Returns:
         CenterTargets: The heatmaps and, with ``max_objs``, the objects.
-
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: The shapes or devices do not fit together, or an argument
-            is out of its range.
 
     Examples:
         >>> box = torch.tensor([[2.5, 1.0, 0.0, 1.0, 1.0, 1.0]])
@@ -184,23 +180,12 @@ def covered_cells(boxes: Sequence[Tensor],
                   out_size_factor: int = 1) -> Tensor:
     """Return the cells whose middle lies inside of a box, seen from above.
 
-    Regions without labels are given as boxes; the loss then gets
-    ``weight=~covered_cells(...).unsqueeze(1)``.
-
-    Args:
-        boxes (Sequence[Tensor]): Those of each sample, ``(N, D)``, as for
-            :func:`center_targets`, with a yaw.
-        grid_size (Sequence[int]): As for :func:`center_targets`.
-        voxel_size (Sequence[float]): As for :func:`center_targets`.
-        point_cloud_range (Sequence[float]): As for :func:`center_targets`.
-        out_size_factor (int): As for :func:`center_targets`.
+    Regions without labels are given as boxes ``(N, D)`` of each sample, with
+    a yaw; the loss then gets ``weight=~covered_cells(...).unsqueeze(1)``. The
+    arguments are those of :func:`center_targets`.
 
     Returns:
         Tensor: A bool map of each sample, ``(B, H, W)``.
-
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: A shape, or an argument is out of its range.
     """
     _check_boxes(boxes, 7)
     width, height = _map_size(grid_size, voxel_size, out_size_factor)
@@ -257,10 +242,7 @@ def _flatten(boxes: Sequence[Tensor],
             zip(boxes, labels, strict=True)):
         check_integer_tensor('labels', classes)
         check_device('labels', classes, values)
-        if classes.shape != values.shape[:1]:
-            raise ValueError(
-                f'labels must have the shape ({len(values)}, ) like the boxes '
-                f'of the sample, but got {tuple(classes.shape)}')
+        check_shape('labels', classes, values.shape[:1])
         samples.append(torch.full_like(classes, sample, dtype=torch.long))
     return (torch.cat([*boxes]).float(), torch.cat([*labels]).long(),
             torch.cat(samples))

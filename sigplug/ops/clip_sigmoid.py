@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_flag, check_float_tensor, check_number
+from ._checks import check_between, check_flag, check_float_tensor
 from ._dtypes import upcast_half
 from ._tracing import is_compiling
 from .backends import check_backend
@@ -37,21 +37,13 @@ def representable_bounds(min_val: float, max_val: float,
     exactly 1. float32 and float64 round to nearest, as ``torch.clamp`` does,
     and step inside only where that gives 0 or 1.
 
-    Args:
-        min_val (float): Lower bound, in (0, 1).
-        max_val (float): Upper bound, in (``min_val``, 1).
-        dtype (torch.dtype): A floating point type.
-
-    Returns:
-        tuple[float, float]: The lower and the upper bound.
-
     Raises:
         TypeError: A bound is not a number.
         ValueError: The bounds are not ``0 < min_val < max_val < 1``, or they
             cross once they are rounded to ``dtype``.
     """
-    check_number('min_val', min_val)
-    check_number('max_val', max_val)
+    check_between('min_val', min_val, 0.0, 1.0)
+    check_between('max_val', max_val, 0.0, 1.0)
     # Compilers look through a cache, and warn of it.
     find = _bounds.__wrapped__ if is_compiling() else _bounds
     return find(min_val, max_val, dtype)
@@ -60,12 +52,6 @@ def representable_bounds(min_val: float, max_val: float,
 @functools.cache
 def _bounds(min_val: float, max_val: float,
             dtype: torch.dtype) -> tuple[float, float]:
-    if not 0.0 < min_val < 1.0:
-        raise ValueError(f'min_val must lie strictly between 0 and 1, but got '
-                         f'{min_val}')
-    if not 0.0 < max_val < 1.0:
-        raise ValueError(f'max_val must lie strictly between 0 and 1, but got '
-                         f'{max_val}')
     if min_val >= max_val:
         raise ValueError(f'min_val must be smaller than max_val, but got '
                          f'min_val={min_val} and max_val={max_val}')
@@ -80,13 +66,6 @@ def _bounds(min_val: float, max_val: float,
             f'min_val={min_val} and max_val={max_val} cross when rounded to '
             f'{dtype}: move them further apart or use a wider dtype')
     return low, high
-
-
-def check_grad_mode(grad: str) -> None:
-    """Raise a ``ValueError`` unless ``grad`` is a known gradient mode."""
-    if grad not in GRAD_MODES:
-        raise ValueError(
-            f'grad must be one of {GRAD_MODES}, but got {grad!r}')
 
 
 def clip_sigmoid(x: Tensor,
@@ -136,7 +115,9 @@ def clip_sigmoid(x: Tensor,
         tensor([0.0100, 0.5000, 0.9900])
     """
     check_float_tensor('x', x)
-    check_grad_mode(grad)
+    if grad not in GRAD_MODES:
+        raise ValueError(
+            f'grad must be one of {GRAD_MODES}, but got {grad!r}')
     check_flag('inplace', inplace)
     check_backend(backend)
     low, high = representable_bounds(min_val, max_val, x.dtype)

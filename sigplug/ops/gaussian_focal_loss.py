@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import (
+    check_between,
     check_device,
     check_float_tensor,
-    check_number,
+    check_shape,
     check_tensor,
     check_weight,
     fits_into,
@@ -44,10 +45,7 @@ class FocalOptions:
         for name in ('alpha', 'gamma', 'pos_weight', 'neg_weight'):
             check_weight(name, getattr(self, name))
         if self.clip is not None:
-            check_number('clip', self.clip)
-            if not 0.0 < self.clip < 0.5:
-                raise ValueError('clip must lie between 0 and 0.5 or be None, '
-                                 f'but got {self.clip}')
+            check_between('clip', self.clip, 0.0, 0.5)
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
         """Return the bounds of the probability; 0 and 1 without a clip."""
@@ -159,16 +157,8 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
                by_cell: bool, divisor: float | Tensor | None = None) -> Tensor:
     """Compute the loss in plain PyTorch; autograd derives its gradient.
 
-    Args:
-        logits (Tensor): Logits of any shape.
-        target (Tensor): The target, of the same shape.
-        options (FocalOptions): The numbers in the formula.
-        by_cell (bool): Return the loss of each cell, not their sum.
-        divisor (float | Tensor, optional): Divides the sum; a tensor of no
-            dims with mmdet's epsilon.
-
-    Returns:
-        Tensor: Of the shape of ``logits``, or a scalar.
+    It is that of each cell for ``by_cell``, else their sum over ``divisor``;
+    to a tensor of no dims mmdet's epsilon is added.
     """
     x = upcast_half(logits)
     t = target.to(x.dtype)
@@ -253,10 +243,7 @@ def _check_tensors(logits: Tensor, target: Tensor,
                    weight: Tensor | None) -> None:
     check_float_tensor('logits', logits)
     check_tensor('target', target)
-    if target.shape != logits.shape:
-        raise ValueError(f'target must have the shape of logits '
-                         f'{tuple(logits.shape)}, but has '
-                         f'{tuple(target.shape)}')
+    check_shape('target', target, logits.shape)
     if target.is_complex():
         raise TypeError('target must hold real numbers, but is of '
                         f'{target.dtype}')

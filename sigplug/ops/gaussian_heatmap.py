@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    check_between,
     check_device,
     check_flag,
     check_float_tensor,
     check_integer,
     check_integer_tensor,
-    check_number,
+    check_shape,
     check_tensor,
     find_range,
     is_integer,
@@ -57,15 +58,9 @@ def gaussian_radius(height: Tensor,
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f'{name} must hold real numbers, but is of '
                             f'{value.dtype}')
-    if height.shape != width.shape:
-        raise ValueError('width must have the shape of height '
-                         f'{tuple(height.shape)}, but has '
-                         f'{tuple(width.shape)}')
+    check_shape('width', width, height.shape)
     check_device('width', width, height)
-    check_number('min_overlap', min_overlap)
-    if not 0.0 < min_overlap < 1.0:
-        raise ValueError('min_overlap must lie strictly between 0 and 1, but '
-                         f'got {min_overlap}')
+    check_between('min_overlap', min_overlap, 0.0, 1.0)
     check_flag('exact', exact)
     total, area = height + width, width * height
     sign = -1 if exact else 1
@@ -133,18 +128,11 @@ def gaussian_heatmap(centers: Tensor,
             label, ``num_classes`` or ``size`` is out of its range.
         BackendError: The requested backend cannot be used.
     """
-    for name, value in (('centers', centers), ('radii', radii), ('labels',
-                                                                 labels)):
+    for name, value, shape in (('centers', centers, (2, )),
+                               ('radii', radii, ()), ('labels', labels, ())):
         check_integer_tensor(name, value)
         check_device(name, value, centers)
-    if centers.dim() != 2 or centers.shape[1] != 2:
-        raise ValueError('centers must have the shape (K, 2), but got '
-                         f'{tuple(centers.shape)}')
-    num_objects = len(centers)
-    for name, value in (('radii', radii), ('labels', labels)):
-        if value.shape != (num_objects, ):
-            raise ValueError(f'{name} must have the shape ({num_objects}, ) '
-                             f'like centers, but got {tuple(value.shape)}')
+        check_shape(name, value, (*centers.shape[:1], *shape))
     check_integer('num_classes', num_classes, 0)
     if (not isinstance(size, (tuple, list)) or len(size) != 2
             or not all(is_integer(side, 0) for side in size)):
@@ -161,10 +149,7 @@ def gaussian_heatmap(centers: Tensor,
         return form.forward(centers, radii, labels, num_classes, size)
     check_float_tensor('ellipses', ellipses)
     check_device('ellipses', ellipses, centers)
-    if ellipses.shape != (len(centers), 3):
-        raise ValueError('ellipses must have the shape (K, 3) = '
-                         f'({len(centers)}, 3), two sigmas and an angle, but '
-                         f'has {tuple(ellipses.shape)}')
+    check_shape('ellipses', ellipses, (len(centers), 3))
     return draw_heatmap(centers, radii, labels, num_classes, size, ellipses)
 
 

@@ -13,10 +13,7 @@ from ._checks import (
     fits_into,
     prepare_power,
 )
-from .power_mean import (
-    Dims,
-    power_mean,
-)
+from .power_mean import Dims, power_mean
 
 
 def generalized_mean(x: Tensor,

@@ -63,23 +63,14 @@ def voxelize_batch(
         batch: list[Tensor], voxel_size: Sequence[float],
         point_cloud_range: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Return what :func:`hard_voxelize` does, and the voxels per sample.
-
-    Args:
-        batch (list[Tensor]): Points of each sample.
-        voxel_size (Sequence[float]): As there.
-        point_cloud_range (Sequence[float]): As there.
-        max_points (int): As there.
-        max_voxels (int): As there.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor, list[int]]: Voxels, coordinates, counts,
-        and the number of voxels of each sample.
-    """
+    """Return what :func:`hard_voxelize` does, and the voxels per sample."""
     if not batch:
         raise ValueError('points must hold at least one sample, but is empty')
-    for sample in batch:
-        _check_points(sample)
+    for points in batch:
+        check_float_tensor('points', points)
+        if points.dim() != 2 or points.shape[1] < 3:
+            raise ValueError('points must have the shape (N, C) with (x, y, '
+                             f'z) first, but got {tuple(points.shape)}')
     check_integer('max_points', max_points, 1)
     check_integer('max_voxels', max_voxels, 1)
     x = torch.cat(batch)
@@ -141,13 +132,6 @@ def voxelize_batch(
                       torch.ones_like(voxel, dtype=torch.int32))
     return (voxels[:-1].view(count, max_points, x.shape[1]), result[:-1],
             counts[:-1].clamp(max=max_points), num_voxels)
-
-
-def _check_points(points: Tensor) -> None:
-    check_float_tensor('points', points)
-    if points.dim() != 2 or points.shape[1] < 3:
-        raise ValueError('points must have the shape (N, C) with (x, y, z) '
-                         f'first, but got {tuple(points.shape)}')
 
 
 def _read_grid(

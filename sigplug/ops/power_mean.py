@@ -31,13 +31,7 @@ from torch import Tensor
 from ._checks import PowerLike, find_range
 from ._dtypes import upcast_half
 from ._tracing import is_exporting
-from .backends import (
-    Form,
-    has_memory,
-    is_traced,
-    select,
-    wants_plain_backward,
-)
+from .backends import Form, needs_plain, select, wants_plain_backward
 
 
 @dataclass(frozen=True)
@@ -148,17 +142,9 @@ def power_mean_forward(x: Tensor, p: PowerLike, sets: Sets,
     """Compute the power mean in plain PyTorch.
 
     Sums and roots are in float64, but in float32 for exporters, whose
-    runtimes may lack it: by some 1e-6 off in place of 1e-7.
-
-    Args:
-        x (Tensor): Floating point input.
-        p (float | Tensor): The power; a tensor broadcasts against the
-            result.
-        sets (Dims | Segments): The elements that are pooled together.
-        eps (float, optional): Lower clamp of the input.
-
-    Returns:
-        Tensor: One value per set, float32 for half-precision dtypes.
+    runtimes may lack it: by some 1e-6 off in place of 1e-7. The result has
+    one value per set, float32 for half-precision dtypes; a tensor ``p``
+    broadcasts against it.
     """
     c = sets.keep(clamp(x, eps))
     dtype = c.dtype
@@ -202,18 +188,8 @@ def power_mean_backward(
         wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """Compute the gradients of ``x`` and ``p`` by the closed form.
 
-    Args:
-        grad_y (Tensor): The gradient of the result.
-        x (Tensor): As for :func:`power_mean_forward`.
-        p (float | Tensor): As there.
-        sets (Dims | Segments): As there.
-        eps (float, optional): As there.
-        y (Tensor): The result.
-        wants_x (bool): Whether the gradient of ``x`` is wanted.
-        wants_p (bool): Whether that of ``p`` is.
-
-    Returns:
-        tuple[Tensor | None, Tensor | None]: Those of ``x`` and of ``p``.
+    ``y`` is the result of :func:`power_mean_forward`, and ``grad_y`` its
+    gradient.
     """
     c = sets.keep(clamp(x, eps))
     finite = without_inf(p)
@@ -253,19 +229,7 @@ PLAIN = Form('power_mean', power_mean_forward, power_mean_backward)
 
 def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
                backend: str = 'auto') -> Tensor:
-    """Compute a power mean by the best form, and make it differentiable.
-
-    Args:
-        x (Tensor): As for :func:`power_mean_forward`.
-        p (float | Tensor): As there.
-        sets (Dims | Segments): As there.
-        eps (float, optional): As there.
-        backend (str): See :mod:`sigplug.ops.backends`. Defaults to
-            ``'auto'``.
-
-    Returns:
-        Tensor: One value per set.
-    """
+    """Compute a power mean by the best form, and make it differentiable."""
     tensors = [t for t in (x, p, sets.members) if isinstance(t, Tensor)]
     form = select(PLAIN, backend, *tensors)
     if not isinstance(p, Tensor) and not 1 <= p < math.inf:
@@ -275,8 +239,7 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
         sets = form.prepare(sets)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         # Compilers and transforms derive the backward of the plain form.
-        if form is not PLAIN or not (
-                is_traced() or not all(map(has_memory, tensors))):
+        if form is not PLAIN or not needs_plain(*tensors):
             return _PowerMean.apply(x, p, sets, eps, form)
     return form.forward(x, p, sets, eps)
 

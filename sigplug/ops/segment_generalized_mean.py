@@ -1,5 +1,4 @@
 """Generalised mean of ragged sets."""
-import torch
 from torch import Tensor
 
 from ._checks import (
@@ -7,15 +6,13 @@ from ._checks import (
     check_device,
     check_input,
     check_integer,
-    check_tensor,
+    check_integer_tensor,
+    check_shape,
     find_range,
     fits_into,
     prepare_power,
 )
-from .power_mean import (
-    Segments,
-    power_mean,
-)
+from .power_mean import Segments, power_mean
 
 
 def segment_generalized_mean(x: Tensor,
@@ -62,38 +59,22 @@ def segment_generalized_mean(x: Tensor,
                 [5.]])
     """
     check_input(x, eps)
-    check_tensor('index', index)
-    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8,
-                           torch.int8):
-        raise TypeError('index must be an integer tensor, but got '
-                        f'{index.dtype}')
-    if x.dim() < 1 or index.shape != x.shape[:1]:
-        raise ValueError('index must hold one segment for each row of x, but '
-                         f'got index of shape {tuple(index.shape)} and x of '
-                         f'shape {tuple(x.shape)}')
+    check_integer_tensor('index', index)
+    if x.dim() < 1:
+        raise ValueError('x must hold rows, but is a scalar')
+    check_shape('index', index, x.shape[:1])
     check_device('index', index, x)
     check_integer('num_segments', num_segments, 0)
-    p = _check_row_power(p, x)
+    p = prepare_power(p, x)
+    if isinstance(p, Tensor) and p.numel() > 1 and not fits_into(
+            p.shape, x.shape[1:]):
+        raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
+                         f'against a row of x, of shape {tuple(x.shape[1:])}')
     index = index.long()
-    _check_index(index, num_segments)
-    y = power_mean(x, p, Segments(num_segments, index), eps, backend)
-    return y.to(x.dtype)
-
-
-def _check_index(index: Tensor, num_segments: int) -> None:
     values = find_range(index)
     if values and not 0 <= values[0] <= values[1] < num_segments:
         raise ValueError(
             f'index must lie in [0, num_segments={num_segments}), but has '
             f'values from {values[0]} to {values[1]}')
-
-
-def _check_row_power(p: PowerLike, x: Tensor) -> PowerLike:
-    """A float, or a tensor that broadcasts against one row of ``x``."""
-    p = prepare_power(p, x)
-    if not isinstance(p, Tensor) or p.numel() == 1:
-        return p
-    if not fits_into(p.shape, x.shape[1:]):
-        raise ValueError(f'p of shape {tuple(p.shape)} does not broadcast '
-                         f'against a row of x, of shape {tuple(x.shape[1:])}')
-    return p
+    y = power_mean(x, p, Segments(num_segments, index), eps, backend)
+    return y.to(x.dtype)

@@ -1,12 +1,10 @@
-"""Small detectors of the stack, and images that they learn from."""
+"""A small detector of the stack, and features."""
 from pathlib import Path
 
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 
@@ -33,61 +31,3 @@ def retinanet(name: str | None = None) -> nn.Module:
 def features(*shape: int) -> Tensor:
     """Noise, the same for each test."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def images() -> tuple[Tensor, list[DetDataSample]]:
-    """Two noise images, of an odd number of cells, with two boxes each."""
-    shape = (96, 160)
-    samples = []
-    for i in range(2):
-        sample = DetDataSample(metainfo=dict(
-            img_shape=shape, ori_shape=shape, pad_shape=shape,
-            batch_input_shape=shape, scale_factor=(1.0, 1.0)))
-        sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([[8., 8, 40, 44], [60, 30, 150, 90]]) + i,
-            labels=torch.tensor([i, 2]))
-        samples.append(sample)
-    return features(2, 3, *shape), samples
-
-
-def centerpoint(pts_neck: dict | None = None) -> nn.Module:
-    """The small CenterPoint of the quickstart with another neck."""
-    cfg = Config.fromfile(
-        CONFIGS / '_base_/models/centerpoint_pillar04_second_secfpn_nus.py')
-    import_modules_from_strings(['mmdet3d.models'])
-    model = cfg.model
-    if pts_neck is not None:
-        model.pts_neck = pts_neck
-    model.pts_bbox_head.in_channels = 96
-    # A quarter of the range.
-    model.pts_middle_encoder.output_shape = (64, 64)
-    area = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
-    model.data_preprocessor.voxel_layer.point_cloud_range = area
-    model.pts_voxel_encoder.point_cloud_range = area
-    model.pts_bbox_head.bbox_coder.pc_range = area[:2]
-    model.train_cfg.pts.update(point_cloud_range=area, grid_size=[64, 64, 1])
-    model.test_cfg.pts.update(pc_range=area[:2])
-    with DefaultScope.overwrite_default_scope('mmdet3d'):
-        return MODELS.build(model)
-
-
-def total(losses: dict) -> Tensor:
-    """The sum of all losses."""
-    return sum(
-        sum(value) if isinstance(value, list) else value
-        for key, value in losses.items() if 'loss' in key)
-
-
-def overfit(model: nn.Module, inputs, samples, steps: int,
-            lr: float = 2e-3) -> list[float]:
-    """Losses of a short training on one batch."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for _ in range(steps):
-        loss = total(model.loss(inputs, samples))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses

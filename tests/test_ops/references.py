@@ -368,24 +368,6 @@ def dense_sets(shape, dims, mask=None, p_places=None) -> Sets:
     return sets
 
 
-def window_sets(shape, kernel, stride, padding, per_channel) -> Sets:
-    """Of ``gem_pool`` on ``(N, C, *spatial)``; padding counts."""
-    spatial = len(kernel)
-    places = np.arange(int(np.prod(shape))).reshape(shape)
-    places = np.pad(places, [(0, 0)] * 2 + [(q, q) for q in padding],
-                    constant_values=-1)
-    sizes = tuple((places.shape[2 + d] - kernel[d]) // stride[d] + 1
-                  for d in range(spatial))
-    sets = Sets((*shape[:2], *sizes))
-    for n, channel, *corner in np.ndindex(sets.shape):
-        window = places[(n, channel, *(
-            slice(i * s, i * s + k)
-            for i, s, k in zip(corner, stride, kernel)))].reshape(-1)
-        sets.add(window[window >= 0], len(window),
-                 channel if per_channel else 0)
-    return sets
-
-
 def segment_sets(shape, index, num_segments, per_column) -> Sets:
     """Of ``segment_generalized_mean`` on rows of any shape."""
     columns = int(np.prod(shape[1:]))

@@ -7,7 +7,7 @@ from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 
 from sigplug.ops import clip_sigmoid
 
-from .tolerances import DTYPES, TOLERANCES, ulps_apart
+from .tolerances import DTYPES, ulps_apart
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -34,13 +34,6 @@ def test_worked_examples(logits, bounds, expected):
     assert [round(value, 4) for value in y.tolist()] == expected
 
 
-def test_derivative_peaks_at_a_quarter():
-    x = torch.linspace(-8, 8, 16001, dtype=torch.float64)
-    _, slope = value_and_grad(clip_sigmoid, x)
-    assert slope.max().item() == pytest.approx(0.25, abs=1e-12)
-    assert x[slope.argmax()].item() == pytest.approx(0, abs=1e-9)
-
-
 def test_float32_equals_mmdet3d():
     edge = math.log(1e4 - 1)
     x = torch.cat([
@@ -55,24 +48,6 @@ def test_float32_equals_mmdet3d():
     assert ulps_apart(slope, stock_slope) <= 1
     # The sweep reaches both bounds and the zero gradient beyond them.
     assert (slope == 0).any() and (y == y.min()).sum() > 1000
-
-
-@pytest.mark.parametrize('eps', [1e-4, 1e-2, 0.3])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_slope_equals_float64_formula(dtype, eps):
-    """For the values see ``test_ulps.py``."""
-    x = torch.linspace(-15, 15, 30001).to(dtype)
-    y, slope = value_and_grad(clip_sigmoid, x, min_val=eps, max_val=1 - eps)
-    assert slope.dtype == dtype
-    inside = (y > y.min()) & (y < y.max())
-    # y (1 - y) of autograd cancels where y is close to 1.
-    torch.testing.assert_close(
-        slope[inside].double(), float64_sigmoid_slope(x)[inside],
-        rtol=TOLERANCES[dtype]['rtol'],
-        atol=2.0**-52 if dtype == torch.float64 else 2.0**-23)
-    sigmoid = torch.sigmoid(x.double())
-    beyond = (sigmoid < 0.99 * eps) | (1 - sigmoid < 0.99 * eps)
-    assert (slope[beyond] == 0).all()
 
 
 @pytest.mark.parametrize('bounds', [
@@ -120,24 +95,6 @@ def test_gradient_at_the_bounds_is_clamps():
         _, expected = value_and_grad(
             torch.clamp, torch.full((1, ), 0.5), min=bounds[0], max=bounds[1])
         assert slope.item() == 0.25 * expected.item()
-
-
-@pytest.mark.parametrize('sign', [-1, 1], ids=['low', 'high'])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_straight_through_gradient_is_the_sigmoids(dtype, sign):
-    """Also far outside, on both sides: a wrong cell can recover."""
-    x = sign * torch.linspace(0, 60, 601).to(dtype)
-    y, slope = value_and_grad(clip_sigmoid, x, grad='straight_through')
-    assert y.dtype == dtype and y.equal(clip_sigmoid(x))
-    expected = float64_sigmoid_slope(x)
-    tolerance = dict(TOLERANCES[dtype])
-    # Several float32 operations, and in fp16 subnormal results.
-    tolerance['rtol'] = max(tolerance['rtol'], 4e-6)
-    if dtype == torch.float64:
-        tolerance = dict(rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(slope.double(), expected, **tolerance)
-    if dtype in (torch.float32, torch.bfloat16):
-        assert (slope > 0).all()
 
 
 @pytest.mark.parametrize('inplace', [False, True])

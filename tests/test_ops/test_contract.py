@@ -5,7 +5,6 @@ hold it against mathematics. Here are the dtypes, layouts and sizes that all
 of them take, with and without kernels, and PyTorch's transformations, which
 take the plain form.
 """
-import inspect
 import re
 
 import pytest
@@ -151,25 +150,7 @@ def test_without_gradient_and_each_gradient_alone(name, backend):
     assert all(map(torch.equal, inputs, before))
 
 
-@every_backend
-@pytest.mark.parametrize('shape', [(), (0, ), (2, 0, 3)])
-@pytest.mark.parametrize('function, value', [
-    (clip_sigmoid, 0.5),
-    (lambda x: clip_sigmoid(x, grad='straight_through'), 0.5),
-    (lambda x: gaussian_focal_loss_with_logits(
-        x, torch.zeros(x.shape), reduction='none'), 0.25 * 0.6931472),
-    (lambda x: gaussian_focal_loss_with_logits(
-        x, torch.zeros(x.shape), clip=1e-4, reduction='none'),
-     0.25 * 0.6931472),
-])
-def test_elementwise_of_no_dims_and_no_elements(
-        function, value, shape, backend):
-    y, (dx, ) = value_and_grads(function, [torch.zeros(shape)], [])
-    assert y.shape == dx.shape == shape
-    assert_close(y, torch.full(shape, value))
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize('name', [
     # Windows are held as they are, a straight slope is autograd's.
     name for name in CASES if not re.search('gem_pool|straight', name)])
@@ -241,7 +222,7 @@ def test_second_derivative_behind_kernels(name, cpp):
 
 @every_case
 def test_func(name):
-    """``grad``, ``vmap``, gradients per sample and ``jvp``."""
+    """``grad``, ``vmap`` and gradients per sample."""
     case = CASES[name]
     inputs, constants = case.tensors(WIDE)
     argnums = tuple(range(len(inputs)))
@@ -262,16 +243,6 @@ def test_func(name):
     each = [gradient(*(x[i] for x in batches), *constants) for i in range(3)]
     assert_close(torch.func.vmap(gradient, in_dims)(*batches, *constants),
                  tuple(map(torch.stack, zip(*each))))
-
-    def function(*x):
-        return case.function(*x, *constants)
-
-    tangents = tuple(torch.randn_like(x) for x in inputs)
-    y, along = torch.func.jvp(function, tuple(inputs), tangents)
-    weight = torch.randn_like(y)
-    _, pull = torch.func.vjp(function, *inputs)
-    assert_close((weight * along).sum(), sum(
-        (g * t).sum() for g, t in zip(pull(weight), tangents)))
 
 
 # --- compilers and tracers ---------------------------------------------------
@@ -357,20 +328,8 @@ def test_meta_and_fake_tensors(name):
 @pytest.mark.parametrize('x, got', [
     (torch.zeros(2, dtype=torch.int64), 'int64'),
     (torch.zeros(2, dtype=torch.complex64), 'complex64'),
-    ([0.0, 1.0], 'list: convert it by torch.as_tensor'),
+    ([0.0, 1.0], r'list: make one by torch\.tensor\('),
 ])
 def test_input_that_is_no_floating_point_tensor(function, x, got):
     with pytest.raises(TypeError, match=rf'^(x|logits) must .*{got}'):
         function(x)
-
-
-@pytest.mark.parametrize('name', ops.__all__)
-def test_every_operation_is_documented_and_its_backend_is_chosen(name):
-    operation = getattr(ops, name)
-    assert inspect.getdoc(operation)
-    backend = inspect.signature(operation).parameters.get('backend')
-    # Those of which there is one form.
-    assert backend is None if name in (
-        'available_backends', 'gaussian_radius', 'hard_voxelize',
-        'center_targets', 'covered_cells',
-        'CenterTargets') else backend.default == 'auto'

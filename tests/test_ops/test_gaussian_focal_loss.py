@@ -1,6 +1,5 @@
 """The focal loss of logits, against mmdet's and against float64."""
 import itertools
-import math
 
 import pytest
 import torch
@@ -108,6 +107,8 @@ def test_a_confidently_wrong_cell_keeps_its_gradient(dtype):
 
 
 @pytest.mark.parametrize('kwargs, message', [
+    (dict(alpha='2'), "alpha must be a number, but got '2'"),
+    (dict(clip='1e-4'), "clip must be a number, but got '1e-4'"),
     (dict(alpha=-1.0), 'alpha must be at least 0 and finite, but got -1.0'),
     (dict(gamma=float('nan')), 'gamma must be .* finite, but got nan'),
     (dict(clip=0.5), 'clip must lie between 0 and 0.5'),
@@ -115,9 +116,9 @@ def test_a_confidently_wrong_cell_keeps_its_gradient(dtype):
 ])
 def test_bad_arguments(kwargs, message):
     logits, target = heatmaps()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         gaussian_focal_loss_with_logits(logits, target, **kwargs)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         GaussianFocalLossWithLogits(**kwargs)
 
 
@@ -128,11 +129,3 @@ def test_bad_tensors():
     with pytest.raises(ValueError, match='avg_factor does not go with'):
         gaussian_focal_loss_with_logits(
             logits, target, reduction='sum', avg_factor=2.0)
-
-
-def test_weight_beyond_float32():
-    """(1 - target)^gamma = 1e42 is infinite, not some number."""
-    target = torch.full((1, 1, 1, 1), -1e12)
-    loss = gaussian_focal_loss_with_logits(
-        torch.zeros_like(target), target, gamma=3.5, reduction='none')
-    assert loss.item() == math.inf

@@ -7,39 +7,13 @@ import torch.nn.functional as F
 
 from sigplug.ops import generalized_mean, segment_generalized_mean
 
-from .pooling import HALF, POWERS, grads, random_input, reference
-from .tolerances import DTYPES, assert_close
+from .pooling import grads, random_input, reference
+from .tolerances import assert_close
 
 
 def textbook(x, p, dims):
     """The usual form, in the dtype of ``x``."""
     return x.clamp(min=1e-6).pow(p).mean(dims).pow(1 / p)
-
-
-@pytest.mark.parametrize('p', [*POWERS, math.inf])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_equals_float64_formula(dtype, p):
-    x = random_input(3, 4, 5, 6, dtype=dtype)
-    for dims in ((-2, -1), (1, ), (0, 2, 3), (3, ), (0, 1, 2, 3)):
-        for power in (p, torch.tensor([p])):
-            y = generalized_mean(x, power, dims)
-            assert y.dtype == dtype
-            assert_close(y, reference(x, p, dims))
-        kept = generalized_mean(x, p, list(dims), keepdim=True)
-        assert kept.dim() == 4 and kept.flatten().equal(
-            generalized_mean(x, p, dims).flatten())
-
-
-@pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('dtype, rtol', [
-    (torch.float32, 5e-5), (torch.float64, 1e-10)])
-def test_gradients_equal_those_of_the_float64_formula(dtype, rtol, p):
-    x, p = random_input(3, 4, 20, dtype=dtype), torch.tensor(p).to(dtype)
-    found = grads(lambda x, p: generalized_mean(x, p, -1), x, p)
-    exact = grads(lambda x, p: reference(x, p, -1), x.double(), p.double())
-    for grad, expected in zip(found, exact):
-        torch.testing.assert_close(
-            grad.double(), expected, rtol=rtol, atol=1e-12)
 
 
 def test_one_is_the_mean_and_inf_the_maximum_exactly():
@@ -100,19 +74,6 @@ def test_dead_channels_have_finite_gradients(p):
         assert not dp.isfinite()
 
 
-def test_fully_masked_gives_zero_and_no_gradient():
-    x, power = random_input(2, 3, 4), torch.full((3, ), 3.0)
-    mask = torch.tensor([True, False]).view(2, 1, 1)
-    assert generalized_mean(x, power, 2, mask=mask)[1].equal(torch.zeros(3))
-    dx, dp = grads(
-        lambda x, p: generalized_mean(x, p, 2, mask=mask), x, power)
-    expected, expected_dp = grads(
-        lambda x, p: generalized_mean(x, p, 2), x[:1], power)
-    torch.testing.assert_close(dx[:1], expected)
-    torch.testing.assert_close(dp, expected_dp)
-    assert (dx[1] == 0).all()
-
-
 @pytest.mark.parametrize('shape', [(2, 3, 4, 5), (2, 1, 4, 5), (4, 5),
                                    (3, 1, 1), (5, )])
 def test_mask_broadcasts(shape):
@@ -149,18 +110,6 @@ def test_power_layouts(layout):
         # The channels are the dim of size 3.
         p = p.view([-1 if size == 3 else 1 for size in shape])
     assert_close(y, reference(x, p, dims, keepdim=True))
-
-
-@pytest.mark.parametrize('dtype', HALF)
-def test_half_power_is_computed_in_float32(dtype):
-    """A module cast to half holds a half p, but 1/p must not round."""
-    x = torch.zeros(1, 4, 128, 128, dtype=dtype)
-    x[:, :, 0, 0] = 30.0
-    p = torch.tensor([1.125, 1.5, 1.75, 3.5], dtype=dtype)
-    for c in range(4):
-        expected = reference(x[:, c], p[c].item(), (1, 2))
-        assert_close(generalized_mean(x, p)[:, c], expected)
-        assert_close(generalized_mean(x[:, c:c + 1], p[c])[:, 0], expected)
 
 
 def test_other_power_dtypes():

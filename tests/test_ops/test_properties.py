@@ -14,8 +14,6 @@ from sigplug.ops import (
     clip_sigmoid,
     gaussian_focal_loss_with_logits,
     gaussian_heatmap,
-    gaussian_radius,
-    gem_pool,
     generalized_mean,
     segment_generalized_mean,
 )
@@ -147,28 +145,6 @@ def test_gaussian_heatmap(data):
         np.float32(expected) == 1).tolist()
 
 
-@given(st.data())
-def test_gaussian_radius(data):
-    """The smallest larger root of CornerNet's three quadratics."""
-    count = data.draw(st.integers(0, 5))
-    sizes = data.draw(st.lists(
-        st.tuples(*[st.floats(0.01, 1e4)] * 2), min_size=count,
-        max_size=count))
-    dtype = data.draw(st.sampled_from((torch.float32, torch.float64)))
-    overlap = data.draw(st.floats(0.05, 0.95))
-    height, width = torch.tensor(sizes, dtype=dtype).reshape(-1, 2).t()
-    got = gaussian_radius(height, width, overlap)
-    h, w, o = exact(height), exact(width), LD(overlap)
-    expected = np.min([
-        (b + np.sqrt(b**2 - 4 * a * c)) / 2 for a, b, c in (
-            (1, h + w, w * h * (1 - o) / (1 + o)),
-            (4, 2 * (h + w), (1 - o) * w * h),
-            (4 * o, -2 * o * (h + w), (o - 1) * w * h))], axis=0)
-    # The third one is a difference of close numbers for a thin box.
-    scale = np.maximum(h + w, expected)
-    assert_within(got, expected, 64 * references.rounding(dtype) * scale)
-
-
 # --- the generalised mean -------------------------------------------------
 
 
@@ -261,24 +237,6 @@ def test_masked_generalized_mean(data):
     for value, other in zip(changed, run(function, x, p)):
         assert value.equal(other)
     assert (changed[1][~mask] == 0).all()
-
-
-@given(st.data())
-def test_gem_pool(data):
-    spatial = data.draw(st.integers(1, 3))
-    eps = data.draw(strategies.EPSILONS)
-    x = draw_features(data, eps, spatial + 2, spatial + 2)
-    extent = x.shape[2:]
-    assume(all(extent))
-    kernel = tuple(data.draw(st.integers(1, size)) for size in extent)
-    stride = tuple(data.draw(st.integers(1, 3)) for _ in kernel)
-    padding = tuple(data.draw(st.integers(0, size // 2)) for size in kernel)
-    p, per_channel = draw_power(data, x, x.shape[1])
-    sets = references.window_sets(
-        x.shape, kernel, stride, padding, per_channel)
-    check_pooled(
-        lambda x, p=p: gem_pool(x, p, kernel, stride, padding, eps=eps),
-        x, p, sets, eps, data)
 
 
 @given(st.data())

@@ -6,8 +6,8 @@ import torch
 
 from sigplug.ops import segment_generalized_mean
 
-from .pooling import POWERS, grads, random_input, reference
-from .tolerances import DTYPES, assert_close
+from .pooling import grads, random_input, reference
+from .tolerances import assert_close
 
 
 def random_segments(count, num_segments):
@@ -25,23 +25,16 @@ def loop(x, index, num_segments, p):
             x.shape[1:], dtype=torch.float64) for row in rows])
 
 
-@pytest.mark.parametrize('p', [*POWERS, math.inf])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_equals_loop(dtype, p):
+@pytest.mark.parametrize('shape', [(60, ), (60, 3), (60, 3, 2)])
+@pytest.mark.parametrize('p', [0.5, 1.0, 3.0, 50.0])
+def test_equals_loop(shape, p):
+    """In its values and gradients, of which an empty segment has none."""
+    x, p = random_input(*shape), torch.tensor(p)
     index = random_segments(60, 12)
-    for shape in ((60, ), (60, 3), (60, 3, 2)):
-        x = random_input(*shape, dtype=dtype)
-        y = segment_generalized_mean(x, index, 12, p)
-        assert y.dtype == dtype and y.shape == (12, *shape[1:])
-        assert_close(y, loop(x, index, 12, p))
-        assert (y[0] == 0).all() and (y[11] == 0).all()
-
-
-@pytest.mark.parametrize('p', [
-    0.5, 1.0, 3.0, 20.0, [3.0], [1.0, 2.5, 8.0]], ids=str)
-def test_gradients_equal_those_of_the_loop(p):
-    x, p = random_input(60, 3), torch.tensor(p)
-    index = random_segments(60, 12)
+    y = segment_generalized_mean(x, index, 12, p)
+    assert y.shape == (12, *shape[1:])
+    assert_close(y, loop(x, index, 12, p))
+    assert (y[0] == 0).all() and (y[11] == 0).all()
     found = grads(
         lambda x, p: segment_generalized_mean(x, index, 12, p), x, p)
     exact = grads(

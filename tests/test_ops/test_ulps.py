@@ -24,13 +24,6 @@ def clip_sigmoid_ulps(x, low, high):
                  np.clip(sigmoid(exact(x)), lo, hi)).max()
 
 
-def torch_sigmoid_ulps(x, low, high):
-    """What PyTorch's own sigmoid is off by between the bounds."""
-    y = sigmoid(exact(x))
-    inside = (y > low) & (y < high)
-    return steps(torch.sigmoid(x)[torch.from_numpy(inside)], y[inside]).max()
-
-
 every_bound = pytest.mark.parametrize('low, high', [
     (1e-4, 1 - 1e-4), (0.011, 0.7), (1e-37, 1 - 2**-53)])
 
@@ -41,31 +34,6 @@ def test_clip_sigmoid_on_every_half(dtype, low, high):
     """One ulp: computed in float32 and rounded once."""
     x = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
     assert clip_sigmoid_ulps(x[~x.isnan()], low, high) <= 1
-
-
-@every_bound
-def test_clip_sigmoid_on_a_sweep_of_float32(low, high):
-    """Of bit patterns, of ordinary logits, and around the bounds."""
-    edge = torch.log(torch.tensor([low, 1 - high]).double())
-    patterns = torch.arange(-2**31, 2**31, 8191).to(torch.int32).view(
-        torch.float32)
-    x = torch.cat([
-        patterns[~patterns.isnan()],
-        torch.linspace(-105, 105, 400001),
-        *(torch.linspace(e - 1e-3, e + 1e-3, 20001)
-          for e in (*edge.tolist(), *(-edge).tolist()))])
-    # Only for scores far below 1e-4 is torch's sigmoid off by 2.2 ulp.
-    limit = 2 if low > 1e-30 else max(2, torch_sigmoid_ulps(x, low, high))
-    assert clip_sigmoid_ulps(x, low, high) <= limit
-
-
-def test_clip_sigmoid_on_a_sweep_of_float64():
-    x = torch.cat([torch.linspace(-40, 40, 100001), torch.tensor(
-        [-1e300, -745.2, -709.8, 709.8, 1e300])]).double()
-    for low, high in ((1e-4, 1 - 1e-4), (1e-300, 1 - 2**-53)):
-        # torch's own sigmoid is off by 2.2 ulp.
-        assert clip_sigmoid_ulps(x, low, high) <= max(
-            2, torch_sigmoid_ulps(x, low, high))
 
 
 # --- the generalised mean -------------------------------------------------
@@ -129,15 +97,6 @@ def test_generalized_mean(kind, p):
                 y = generalized_mean(x, power, 0, eps=None)
                 assert y.dtype == dtype
                 assert pooled_ulps(y, x, power) <= limit, (dtype, n, power)
-
-
-@pytest.mark.parametrize('p', [1.0001, 3.0, 100.0])
-@pytest.mark.parametrize('kind', [
-    'uniform', 'one huge, many zeros', 'all equal'])
-def test_generalized_mean_of_a_million(kind, p):
-    x = draw(kind, 10**6, torch.float32)
-    y = generalized_mean(x, p, 0, eps=None)
-    assert pooled_ulps(y, x, p) <= 4
 
 
 @every_power

@@ -48,16 +48,9 @@ class Det3DDataPreprocessor(_Det3DDataPreprocessor):
 
     def voxelize(self, points: list[Tensor],
                  data_samples: list | None) -> dict[str, Tensor]:
-        """Voxelise the points of each sample.
+        """Voxelise the points ``(M, C)`` of each sample, as upstream does.
 
-        Args:
-            points (list[Tensor]): Points of each sample, ``(M, C)``.
-            data_samples (list[Det3DDataSample], optional): Their data
-                samples.
-
-        Returns:
-            dict[str, Tensor]: As upstream's; ``coors`` always ends in a row
-            of the last sample.
+        ``coors`` always ends in a row of the last sample.
         """
         for sample, own in zip(data_samples or (), points):
             if len(own) == 0:

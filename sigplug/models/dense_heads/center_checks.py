@@ -12,13 +12,8 @@ from .heatmap_loss import names_in
 def losses_without_act(cls: type, base: type) -> list[str]:
     """Return the losses of a subclass that leave ``heatmap_act`` out.
 
-    Args:
-        cls (type): The class of a head.
-        base (type): The class of sigplug that it derives from.
-
-    Returns:
-        list[str]: ``class.method`` of those that call neither the method of
-        ``base`` nor its activation.
+    That is ``class.method`` of those that call neither the method of ``base``
+    nor its activation.
     """
     found = []
     for kind in cls.__mro__[:cls.__mro__.index(base)]:
@@ -71,14 +66,7 @@ def per_task(value: Any, num_tasks: int) -> list:
 
 def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
                    num_tasks: int, box_size: int) -> None:
-    """Raise a ``ValueError`` if what only predictions read cannot work.
-
-    Args:
-        cfg (dict[str, Any]): The ``test_cfg`` of the head.
-        coder (CenterPointBBoxCoder): Its ``bbox_coder``.
-        num_tasks (int): The number of its tasks.
-        box_size (int): The number of values of its boxes, 7 or 9.
-    """
+    """Raise a ``ValueError`` if what only predictions read cannot work."""
     def numbers(count: int) -> Any:
         return lambda value: (
             isinstance(value, (list, tuple)) and len(value) >= count

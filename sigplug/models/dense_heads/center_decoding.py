@@ -59,9 +59,6 @@ def decode(preds: list[dict[str, Tensor]], coder: CenterPointBBoxCoder,
             ``dim``, ``rot`` and, if there is one, ``vel``.
         coder (CenterPointBBoxCoder): Grid and limits.
         norm_bbox (bool): Whether ``dim`` is the logarithm of the size.
-
-    Returns:
-        Candidates: The boxes.
     """
     keys = ['reg', 'height', 'dim', 'rot'] + ['vel'] * ('vel' in preds[0])
     width = preds[0]['heatmap'].shape[3]
@@ -273,14 +270,9 @@ def _read(x: Tensor) -> np.ndarray:
 def _is_near(bev: Tensor, radius: Tensor) -> Tensor:
     """Return which boxes lie near an earlier one.
 
-    In the arithmetic of upstream's loop: float32, compared in float64.
-
-    Args:
-        bev (Tensor): Boxes of each task, ``(B, T, K, 5)``.
-        radius (Tensor): Squared distance of each task, ``(T, )``, float64.
-
-    Returns:
-        Tensor: Shape ``(B, T, earlier, later)``.
+    In the arithmetic of upstream's loop: float32, compared in float64. Boxes
+    are ``(B, T, K, 5)``, squared radii ``(T, )``, the result ``(B, T,
+    earlier, later)``.
     """
     x, y = bev[..., 0], bev[..., 1]
     squared = ((x.unsqueeze(3) - x.unsqueeze(2))**2

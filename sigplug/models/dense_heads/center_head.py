@@ -1,6 +1,5 @@
 """CenterPoint's head with an activation that is chosen by config."""
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from sigplug.models.layers import ClipSigmoid
+from sigplug.ops._checks import check_between, warn
 from sigplug.ops._dtypes import upcast_half
 from sigplug.ops.backends import is_traced
 from sigplug.ops.clip_sigmoid import representable_bounds
@@ -123,9 +123,8 @@ class CenterHead(_CenterHead):
                  ignore_label: int | None = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if heatmap_prior is not None and not 0 < heatmap_prior < 1:
-            raise ValueError('heatmap_prior must be a score between 0 and 1, '
-                             f'but is {heatmap_prior}')
+        if heatmap_prior is not None:
+            check_between('heatmap_prior', heatmap_prior, 0.0, 1.0)
         if ignore_label in range(sum(self.num_classes)):
             raise ValueError(
                 'ignore_label must be the label of no class, such as '
@@ -162,11 +161,10 @@ class CenterHead(_CenterHead):
             check_test_cfg(self.test_cfg, self.bbox_coder,
                            len(self.num_classes), self.box_size)
         for name in losses_without_act(type(self), CenterHead):
-            warnings.warn(
-                f'{name} uses neither heatmap_act nor that of CenterHead: its '
-                'loss ignores the activation that the config selects. Let it '
-                'call super() or apply self.heatmap_act to the logits',
-                stacklevel=2)
+            warn(f'{name} uses neither heatmap_act nor that of CenterHead: '
+                 'its loss ignores the activation that the config selects. '
+                 'Let it call super() or apply self.heatmap_act to the '
+                 'logits')
         code_weights = (self.train_cfg or {}).get('code_weights')
         if code_weights is None:
             code_weights = [1.0] * (self.box_size + 1)
@@ -245,14 +243,7 @@ class CenterHead(_CenterHead):
                      **kwargs: Any) -> dict[str, Tensor]:
         """Compute the heatmap loss and the box loss of each task.
 
-        Args:
-            preds_dicts (tuple[list[dict]]): For each task a list whose first
-                entry is a dict of predictions, shape ``(B, channels, H, W)``;
-                left as they are.
-            batch_gt_instances_3d (list[InstanceData]): ``bboxes_3d`` and
-                ``labels_3d`` of each sample.
-            *args: Ignored, as upstream.
-            **kwargs: Ignored, as upstream.
+        The arguments are upstream's; the predictions are left as they are.
 
         Returns:
             dict[str, Tensor]: ``task{i}.loss_heatmap`` and
@@ -330,13 +321,7 @@ class CenterHead(_CenterHead):
     def predict_by_feat(self, preds_dicts: tuple[list[dict]],
                         batch_input_metas: list[dict], *args: Any,
                         **kwargs: Any) -> list[InstanceData]:
-        """Return the boxes of each sample.
-
-        Args:
-            preds_dicts (tuple[list[dict]]): As for ``loss_by_feat``.
-            batch_input_metas (list[dict]): The ``metainfo`` of each sample.
-            *args: As upstream's.
-            **kwargs: As upstream's.
+        """Return the boxes of each sample, from upstream's arguments.
 
         Returns:
             list[InstanceData]: ``bboxes_3d``, ``scores_3d`` and

@@ -29,7 +29,7 @@ def head_targets(
         cfg (dict, optional): The ``train_cfg`` of the head.
         num_classes (list[int]): The number of classes of each task.
         box_size (int): The number of box values that are learnt, 7 or 9.
-        norm_bbox (bool): Learn the logarithm of the size. Defaults to True.
+        norm_bbox (bool): Learn the logarithm of the size.
 
     Returns:
         tuple[list[Tensor]]: One entry per task, with ``K`` the largest
@@ -81,13 +81,7 @@ def label_weights(batch_gt_instances_3d: list[InstanceData],
                   cfg: dict[str, Any], ignore_label: int) -> Tensor:
     """Return 0 for cells inside of a box of ``ignore_label``, and 1 else.
 
-    Args:
-        batch_gt_instances_3d (list[InstanceData]): As for ``head_targets``.
-        cfg (dict): The ``train_cfg`` of the head.
-        ignore_label (int): The label of regions without labels.
-
-    Returns:
-        Tensor: Float32, ``(B, 1, H, W)``.
+    The map is of float32, ``(B, 1, H, W)``.
     """
     regions = []
     for gt, values in zip(batch_gt_instances_3d,

@@ -16,7 +16,7 @@ from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS
 
 from .heatmap_loss import (
-    build_heatmap_act,
+    SelectableAct,
     check_reductions,
     count_peaks,
     heatmap_loss,
@@ -25,7 +25,7 @@ from .image_targets import CenterNetTargets, CornerTargets
 
 
 @MODELS.register_module()
-class CenterNetHead(CenterNetTargets, _CenterNetHead):
+class CenterNetHead(SelectableAct, CenterNetTargets, _CenterNetHead):
     """Drop-in for mmdet's ``CenterNetHead`` with a selectable activation.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
@@ -42,21 +42,10 @@ class CenterNetHead(CenterNetTargets, _CenterNetHead):
             ``loss_center_heatmap``. Defaults to ``dict(type='Sigmoid')``, and
             to none where the loss takes logits.
         **kwargs: Those of mmdet's ``CenterNetHead``.
-
-    Raises:
-        ValueError: ``heatmap_act`` is given and ``loss_center_heatmap`` takes
-            logits, or the reduction of a loss is not ``'mean'``.
     """
 
-    def __init__(self,
-                 *args: Any,
-                 heatmap_act: dict | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_reductions(
-            self, 'loss_center_heatmap', 'loss_wh', 'loss_offset')
-        self.heatmap_act = build_heatmap_act(
-            heatmap_act, self.loss_center_heatmap, 'Sigmoid')
+    default_act = 'Sigmoid'
+    averaged = 'loss_center_heatmap', 'loss_wh', 'loss_offset'
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the heatmap of one level as logits, sizes and offsets."""
@@ -77,7 +66,7 @@ class CenterNetHead(CenterNetTargets, _CenterNetHead):
 
 
 @MODELS.register_module()
-class CenterNetUpdateHead(_CenterNetUpdateHead):
+class CenterNetUpdateHead(SelectableAct, _CenterNetUpdateHead):
     """Drop-in for mmdet's ``CenterNetUpdateHead``, with logits.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
@@ -96,20 +85,9 @@ class CenterNetUpdateHead(_CenterNetUpdateHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet's ``CenterNetUpdateHead``.
-
-    Raises:
-        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
-            the reduction of a loss is not ``'mean'``.
     """
 
-    def __init__(self,
-                 *args: Any,
-                 heatmap_act: dict | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_reductions(self, 'loss_cls', 'loss_bbox')
-        self.heatmap_act = build_heatmap_act(
-            heatmap_act, self.loss_cls, 'ClipSigmoid')
+    averaged = 'loss_cls', 'loss_bbox'
 
     def loss_by_feat(
             self,
@@ -179,7 +157,7 @@ def _to_rows(levels: list[Tensor]) -> Tensor:
 
 
 @MODELS.register_module()
-class CornerHead(CornerTargets, _CornerHead):
+class CornerHead(SelectableAct, CornerTargets, _CornerHead):
     """Drop-in for mmdet's ``CornerHead`` with a selectable activation.
 
     Arguments, parameter names, losses and predictions are those of mmdet 3.3
@@ -193,20 +171,10 @@ class CornerHead(CornerTargets, _CornerHead):
             ``loss_heatmap``, for both corners. Defaults to
             ``dict(type='Sigmoid')``, and to none where the loss takes logits.
         **kwargs: Those of mmdet's ``CornerHead``.
-
-    Raises:
-        ValueError: ``heatmap_act`` is given and ``loss_heatmap`` takes
-            logits, or the reduction of a loss is not ``'mean'``.
     """
 
-    def __init__(self,
-                 *args: Any,
-                 heatmap_act: dict | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_reductions(self, 'loss_heatmap', 'loss_offset')
-        self.heatmap_act = build_heatmap_act(
-            heatmap_act, self.loss_heatmap, 'Sigmoid')
+    default_act = 'Sigmoid'
+    averaged = 'loss_heatmap', 'loss_offset'
 
     def loss_by_feat_single(self, tl_hmp: Tensor, br_hmp: Tensor,
                             tl_emb: Tensor | None, br_emb: Tensor | None,
@@ -251,9 +219,6 @@ class CentripetalHead(_CentripetalHead, CornerHead):
         *args: Those of mmdet's ``CentripetalHead``.
         heatmap_act (dict, optional): As for :class:`CornerHead`.
         **kwargs: Those of mmdet's ``CentripetalHead``.
-
-    Raises:
-        ValueError: See :class:`CornerHead`.
     """
 
     def __init__(self,

@@ -13,20 +13,37 @@ from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS, check_config
 
 
-def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module | None,
+class SelectableAct:
+    """Take ``heatmap_act`` in front of the arguments of a stock head.
+
+    The sum of each loss in ``averaged``, that of the heatmap first, has to be
+    divided by ``avg_factor``.
+    """
+
+    default_act = 'ClipSigmoid'
+    averaged: tuple[str, ...] = ('loss_cls', )
+    heatmap_act: nn.Module
+
+    def __init__(self,
+                 *args: Any,
+                 heatmap_act: dict | None = None,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_up(heatmap_act)
+
+    def set_up(self: Any, heatmap_act: dict | None = None) -> None:
+        """Check the parts of the stock head, and build what it lacks."""
+        check_reductions(self, *self.averaged)
+        self.heatmap_act = build_heatmap_act(
+            heatmap_act, getattr(self, self.averaged[0]), self.default_act)
+
+
+def build_heatmap_act(heatmap_act: dict | None, loss: nn.Module,
                       default: str) -> nn.Module:
     """Build the activation in front of a heatmap loss.
 
-    Args:
-        heatmap_act (dict, optional): Config of the activation, None for the
-            default.
-        loss (nn.Module, optional): The loss; one that takes logits has an
-            attribute ``from_logits`` that is true.
-        default (str): Type of the activation for a loss of probabilities.
-
-    Returns:
-        nn.Module: The activation, which leaves its input as it is; the
-        identity where ``loss`` takes logits.
+    It leaves its input as it is, and is the identity where ``loss`` takes
+    logits, which its attribute ``from_logits`` says.
 
     Raises:
         TypeError: ``heatmap_act`` is not a config.
@@ -54,38 +71,20 @@ def heatmap_loss(act: nn.Module, loss: nn.Module, logits: Tensor,
     """Compute the loss of a heatmap, at least in float32.
 
     Half-precision dtypes have no numbers close to 1, nor do they sum
-    thousands of cells well.
-
-    Args:
-        act (nn.Module): From :func:`build_heatmap_act`.
-        loss (nn.Module): Loss of what ``act`` returns.
-        logits (Tensor): Logits of any shape; left as they are.
-        target (Tensor): The target, of the same shape.
-        **kwargs: Further arguments of ``loss``, such as ``avg_factor``.
-
-    Returns:
-        Tensor: The loss.
+    thousands of cells well. The logits are left as they are.
     """
     return loss(act(upcast_half(logits)), target, **kwargs)
 
 
 def class_losses(act: nn.Module, loss: nn.Module, logits: Tensor,
                  target: Tensor, weight: Tensor | None) -> Tensor:
-    """Compute the loss of each class of a heatmap.
+    """Compute the loss of each class of a heatmap, ``(classes, )``.
 
-    Args:
-        act (nn.Module): From :func:`build_heatmap_act`.
-        loss (nn.Module): Loss with the arguments ``weight`` and
-            ``reduction_override`` of mmdet's.
-        logits (Tensor): Logits, ``(B, classes, H, W)``.
-        target (Tensor): The target, of the same shape.
-        weight (Tensor, optional): Weight of each cell, 0 for a cell to
-            ignore, ``(B, 1, H, W)``.
-
-    Returns:
-        Tensor: The sum over the cells, divided by the number of peaks of all
-        classes that are not ignored, ``(classes, )``. Its own sum is what
-        ``heatmap_loss`` returns.
+    It is the sum over the cells, divided by the number of peaks of all
+    classes that are not ignored: the sum of the losses is what
+    ``heatmap_loss`` returns. Logits and target are ``(B, classes, H, W)``,
+    ``weight`` is 0 for a cell to ignore, ``(B, 1, H, W)``, and ``loss`` takes
+    ``weight`` and ``reduction_override`` as mmdet's do.
     """
     cells = heatmap_loss(act, loss, logits, target, weight=weight,
                          reduction_override='none')
@@ -99,17 +98,10 @@ def count_peaks(target: Tensor) -> Tensor:
 
 
 def check_reductions(head: nn.Module, *names: str) -> None:
-    """Check that losses of a head divide their sum by ``avg_factor``.
+    """Raise a ``ValueError`` unless losses of a head have ``'mean'``.
 
     With ``reduction='none'`` mmdet's losses ignore ``avg_factor``, and
     mmengine averages the map that they return: silently another scale.
-
-    Args:
-        head (nn.Module): The head.
-        *names (str): Names of its losses.
-
-    Raises:
-        ValueError: A loss has another reduction than ``'mean'``.
     """
     for name in names:
         reduction = getattr(getattr(head, name), 'reduction', 'mean')

@@ -53,7 +53,6 @@ class JointBranches:
         tasks (nn.ModuleList): mmdet3d's ``SeparateHead`` of each task.
 
     Attributes:
-        tasks (nn.ModuleList): As above.
         branches (list[_Branch]): All branches; empty where they are not of
             one kind, as mmdet3d builds them, and have to run one by one.
     """
@@ -81,14 +80,7 @@ class JointBranches:
                 and all(branch.is_free() for branch in self.branches))
 
     def __call__(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """Return the maps of each task.
-
-        Args:
-            x (Tensor): The features that all branches see, ``(B, C, H, W)``.
-
-        Returns:
-            list[dict[str, Tensor]]: ``(B, outputs, H, W)`` by branch.
-        """
+        """Return the maps of each task by branch, ``(B, outputs, H, W)``."""
         convs, norms, _, finals, *_ = zip(*self.branches, strict=True)
         bias = None if convs[0].bias is None else _cat(convs, 'bias')
         hidden = F.conv2d(x, _cat(convs, 'weight'), bias, convs[0].stride,

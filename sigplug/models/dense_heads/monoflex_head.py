@@ -20,18 +20,13 @@ from torch import Tensor, nn
 from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS
 
-from .heatmap_loss import (
-    build_heatmap_act,
-    check_reductions,
-    count_peaks,
-    heatmap_loss,
-)
+from .heatmap_loss import SelectableAct, count_peaks, heatmap_loss
 from .image_targets import ImageCells, box_radius, sample_of, scale_of
 from .smoke_head import as_scores
 
 
 @MODELS.register_module()
-class MonoFlexHead(_MonoFlexHead):
+class MonoFlexHead(SelectableAct, _MonoFlexHead):
     """mmdet3d's ``MonoFlexHead``, completed so that it trains and predicts.
 
     Arguments, parameter names and the forward pass are those of mmdet3d 1.4,
@@ -55,21 +50,7 @@ class MonoFlexHead(_MonoFlexHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet3d's ``MonoFlexHead``.
-
-    Raises:
-        TypeError: ``heatmap_act`` is not a config.
-        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
-            its reduction is not ``'mean'``.
     """
-
-    def __init__(self,
-                 *args: Any,
-                 heatmap_act: dict | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_reductions(self, 'loss_cls')
-        self.heatmap_act = build_heatmap_act(
-            heatmap_act, self.loss_cls, 'ClipSigmoid')
 
     def init_weights(self) -> None:
         """Initialise as upstream means to, which looks for absent layers."""

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sigplug.ops._dtypes import upcast_half
 from sigplug.registry import MODELS
 
-from .heatmap_loss import build_heatmap_act, check_reductions, count_peaks
+from .heatmap_loss import SelectableAct, count_peaks
 from .image_targets import ImageCells, box_radius, sample_of, scale_of
 
 
@@ -22,9 +22,8 @@ def as_scores(logits: list[Tensor],
             [upcast_half(x) for x in boxes])
 
 
-
 @MODELS.register_module()
-class SMOKEMono3DHead(_SMOKEMono3DHead):
+class SMOKEMono3DHead(SelectableAct, _SMOKEMono3DHead):
     """Drop-in for mmdet3d's ``SMOKEMono3DHead``, with logits.
 
     Arguments, parameter names, losses and predictions are those of mmdet3d
@@ -42,25 +41,7 @@ class SMOKEMono3DHead(_SMOKEMono3DHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet3d's ``SMOKEMono3DHead``.
-
-    Raises:
-        TypeError: ``heatmap_act`` is not a config.
-        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
-            its reduction is not ``'mean'``.
     """
-
-    def __init__(self,
-                 *args: Any,
-                 heatmap_act: dict | None = None,
-                 **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.set_up(heatmap_act)
-
-    def set_up(self, heatmap_act: dict | None = None) -> None:
-        """Check the parts of the stock head, and build what it lacks."""
-        check_reductions(self, 'loss_cls')
-        self.heatmap_act = build_heatmap_act(
-            heatmap_act, self.loss_cls, 'ClipSigmoid')
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the heatmap of one level as logits, and the boxes."""

@@ -3,7 +3,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from sigplug.ops import clip_sigmoid
-from sigplug.ops._checks import check_number
+from sigplug.ops._checks import check_between
 from sigplug.registry import register_everywhere
 
 # To torch.fx the operation is one node: it looks at its input.
@@ -44,9 +44,7 @@ class ClipSigmoid(nn.Module):
                  grad: str = 'zero',
                  inplace: bool = False) -> None:
         super().__init__()
-        check_number('eps', eps)
-        if not 0.0 < eps < 0.5:
-            raise ValueError(f'eps must lie between 0 and 0.5, but got {eps}')
+        check_between('eps', eps, 0.0, 0.5)
         self.min_val = eps if min_val is None else min_val
         self.max_val = 1 - eps if max_val is None else max_val
         self.grad = grad

@@ -5,7 +5,7 @@ import torch.fx
 from torch import Tensor
 
 from sigplug.ops import gem_pool
-from sigplug.ops._checks import check_flag, check_positive
+from sigplug.ops._checks import check_flag
 from sigplug.ops.gem_pool import check_windows
 from sigplug.registry import register_everywhere
 
@@ -73,11 +73,9 @@ class GeM(LearnablePower):
                  padding: int | Sequence[int] = 0,
                  p_range: tuple[float, float] = (1.0, 50.0),
                  output_size: int | Sequence[int] | None = None) -> None:
-        super().__init__(p, p_trainable, channels, p_range)
-        check_positive('eps', eps)
+        super().__init__(p, eps, p_trainable, channels, p_range)
         check_flag('clamp', clamp)
         check_windows(kernel_size, stride, padding, output_size)
-        self.eps = eps
         self.clamp = clamp
         self.kernel_size = kernel_size
         self.stride = stride
@@ -97,7 +95,6 @@ class GeM(LearnablePower):
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""
-        return (f'{super().extra_repr()}, eps={self.eps}, '
-                f'clamp={self.clamp}, kernel_size={self.kernel_size}, '
-                f'stride={self.stride}, padding={self.padding}, '
-                f'output_size={self.output_size}')
+        return (f'{super().extra_repr()}, clamp={self.clamp}, '
+                f'kernel_size={self.kernel_size}, stride={self.stride}, '
+                f'padding={self.padding}, output_size={self.output_size}')

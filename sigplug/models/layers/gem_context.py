@@ -62,10 +62,6 @@ class GeMContext(InnerNeck):
         inner (dict | list[dict], optional): Config of the inner neck.
             Defaults to None.
 
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
-
     Examples:
         >>> x = torch.rand(2, 32, 4, 4)
         >>> GeMContext(32)(x).equal(x)
@@ -111,16 +107,10 @@ class GeMContext(InnerNeck):
     ) -> Tensor | Sequence[Tensor]:
         """Apply the context to each level; shapes and dtypes are kept.
 
-        Args:
-            inputs (Tensor | Sequence[Tensor]): Inputs of the inner neck.
-                Its outputs, or the inputs without an inner neck, are the
-                levels: a map ``(N, C, H, W)``, or a tuple or list of them.
-
-        Returns:
-            Tensor | tuple[Tensor] | list[Tensor]: The levels.
+        The outputs of the inner neck, or the inputs without one, are the
+        levels: a map ``(N, C, H, W)``, or a tuple or list of them.
 
         Raises:
-            TypeError: The levels are neither a tensor nor a tuple or list.
             ValueError: They do not have the channels of ``in_channels``.
         """
         levels = self.compute_levels(inputs)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sigplug.ops import generalized_mean, segment_generalized_mean
-from sigplug.ops._checks import check_integer, check_positive
+from sigplug.ops._checks import check_integer
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower
@@ -28,18 +28,10 @@ class TokenGeM(LearnablePower):
     Args:
         p (float | Sequence[float]): The (initial) power; a sequence holds one
             for each group. Defaults to 3.0.
-        eps (float): Lower clamp of the tokens. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained, see
-            :class:`sigplug.models.GeM`. Defaults to True.
+        eps (float): See :class:`sigplug.models.GeM`, as for ``p_trainable``
+            and ``p_range``.
         groups (int): Number of groups, of equally many channels; the number
             of channels gives one ``p`` per channel. Defaults to 1.
-        p_range (tuple[float, float]): Range in which a trained ``p`` is used.
-            Defaults to (1.0, 50.0).
-
-    Raises:
-        TypeError: ``p`` or ``eps`` is not a number, or ``p_trainable`` not a
-            bool.
-        ValueError: An argument is out of its range.
 
     Examples:
         >>> taken = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -54,12 +46,7 @@ class TokenGeM(LearnablePower):
                  groups: int = 1,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         check_integer('groups', groups, 1)
-        if isinstance(p, (tuple, list)) and len(p) not in (1, groups):
-            raise ValueError('p must be one value or one for each of '
-                             f'groups={groups}, but got {p}')
-        super().__init__(p, p_trainable, groups, p_range)
-        check_positive('eps', eps)
-        self.eps = eps
+        super().__init__(p, eps, p_trainable, groups, p_range)
         self.groups = groups
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -95,43 +82,19 @@ class TokenGeM(LearnablePower):
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""
-        return f'{super().extra_repr()}, eps={self.eps}, groups={self.groups}'
+        return f'{super().extra_repr()}, groups={self.groups}'
 
 
 class SegmentGeM(LearnablePower):
     """Generalised mean of ragged sets, such as the points of each cell.
 
-    See :func:`sigplug.ops.segment_generalized_mean`, and
-    :class:`sigplug.models.GeM` for the arguments.
-
-    Args:
-        p (float | Sequence[float]): The (initial) power. Defaults to 3.0.
-        eps (float): Lower clamp of the elements. Defaults to 1e-6.
-        p_trainable (bool): Whether ``p`` is trained. Defaults to True.
-        channels (int, optional): Number of channels, for one ``p`` per
-            channel. Defaults to None.
-        p_range (tuple[float, float]): Range in which a trained ``p`` is used.
-            Defaults to (1.0, 50.0).
-
-    Raises:
-        TypeError: ``p`` or ``eps`` is not a number, or ``p_trainable`` not a
-            bool.
-        ValueError: An argument is out of its range.
+    See :func:`sigplug.ops.segment_generalized_mean`. The arguments are those
+    of :class:`sigplug.models.GeM`.
 
     Examples:
         >>> SegmentGeM()(torch.rand(3, 8), torch.tensor([0, 0, 2]), 4).shape
         torch.Size([4, 8])
     """
-
-    def __init__(self,
-                 p: float | Sequence[float] = 3.0,
-                 eps: float = 1e-6,
-                 p_trainable: bool = True,
-                 channels: int | None = None,
-                 p_range: tuple[float, float] = (1.0, 50.0)) -> None:
-        super().__init__(p, p_trainable, channels, p_range)
-        check_positive('eps', eps)
-        self.eps = eps
 
     def forward(self, x: Tensor, index: Tensor, num_segments: int) -> Tensor:
         """Reduce the elements ``(K, C)`` of the sets ``index``, ``(K, )``.

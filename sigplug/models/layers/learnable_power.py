@@ -1,6 +1,5 @@
 """The power ``p`` of the generalised mean, fixed or trained."""
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +8,16 @@ from torch import Tensor, nn
 
 from sigplug.ops._checks import (
     check_flag,
+    check_integer,
     check_number,
-    is_integer,
+    check_positive,
     is_number,
+    warn,
 )
 
 
 class LearnablePower(nn.Module):
-    """Hold the power ``p`` of a GeM module.
+    """Hold the power ``p`` and the clamp ``eps`` of a GeM module.
 
     A trained ``p`` is a parameter of shape ``(1, )`` or ``(channels, )``. The
     optimiser moves it freely; its projection onto ``p_range`` is used, with
@@ -31,14 +32,16 @@ class LearnablePower(nn.Module):
 
     def __init__(self,
                  p: float | Sequence[float] = 3.0,
+                 eps: float = 1e-6,
                  p_trainable: bool = True,
                  channels: int | None = None,
                  p_range: tuple[float, float] = (1.0, 50.0)) -> None:
         super().__init__()
+        check_positive('eps', eps)
         check_flag('p_trainable', p_trainable)
-        if channels is not None and not is_integer(channels, 1):
-            raise ValueError('channels must be an integer of at least 1 or '
-                             f'None, but got {channels!r}')
+        if channels is not None:
+            check_integer('channels', channels, 1)
+        self.eps = eps
         self.p_trainable = p_trainable
         self.p_range = _check_range(p_range)
         self.initial_p = self._check_values(p, channels)
@@ -56,8 +59,8 @@ class LearnablePower(nn.Module):
             check_number('p', value)
         size = channels or 1
         if len(values) not in (1, size):
-            raise ValueError(f'p must be one value or one for each of '
-                             f'channels={channels}, but got {len(values)}')
+            raise ValueError(f'p must be one value or {size}, one for each '
+                             f'channel, level or group, but got {p}')
         if not all(value > 0 for value in values):
             raise ValueError(f'p must be above 0, but got {p}')
         low, high = self.p_range
@@ -99,11 +102,9 @@ class LearnablePower(nn.Module):
             low, high = self.p_range
             if not ((found >= low) & (found <= high)).all():
                 values = [round(value, 4) for value in found.tolist()]
-                warnings.warn(
-                    f'{prefix}p={values} of the checkpoint lies outside '
-                    f'p_range=({low}, {high}): the nearest value within is '
-                    'used. Give another p_range to use p itself.',
-                    stacklevel=2)
+                warn(f'{prefix}p={values} of the checkpoint lies outside '
+                     f'p_range=({low}, {high}): the nearest value within is '
+                     'used. Give another p_range to use p itself.')
 
     def power(self) -> float | Tensor:
         """Return the ``p`` to use: within ``p_range`` if it is trained."""
@@ -121,7 +122,8 @@ class LearnablePower(nn.Module):
         p = '?' if self.p.is_meta else [
             round(value, 4) for value in self.p.tolist()]
         trained = f', p_range={self.p_range}' if self.p_trainable else ''
-        return f'p={p}, p_trainable={self.p_trainable}{trained}'
+        return (f'p={p}, eps={self.eps}, '
+                f'p_trainable={self.p_trainable}{trained}')
 
 
 def _check_range(p_range: Any) -> tuple[float, float]:

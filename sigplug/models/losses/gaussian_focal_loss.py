@@ -30,10 +30,6 @@ class GaussianFocalLossWithLogits(nn.Module):
         neg_weight (float): Weight of all other cells. Defaults to 1.0.
         clip (float, optional): Clip of the probability; ``None`` is the
             exact loss. Defaults to None.
-
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
     """
 
     # A head passes its logits as they are.

@@ -90,9 +90,6 @@ class GeMNeck(GeM):
         sizes: Any = channels
         if num_levels is not None:
             check_integer('num_levels', num_levels, 1)
-            if isinstance(p, (tuple, list)) and len(p) not in (1, num_levels):
-                raise ValueError('p must be one value or one for each of '
-                                 f'num_levels={num_levels}, but got {p}')
             sizes = [1] * num_levels
         several = isinstance(sizes, (tuple, list))
         if several:

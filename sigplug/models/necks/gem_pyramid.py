@@ -48,10 +48,6 @@ class GeMPyramid(InnerNeck):
         inner (dict | list[dict], optional): Config of the neck whose levels
             come first. Defaults to None.
 
-    Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is out of its range.
-
     Examples:
         >>> outs = GeMPyramid(num_outs=3)([torch.rand(2, 8, 7, 10)])
         >>> [tuple(out.shape) for out in outs]
@@ -77,19 +73,13 @@ class GeMPyramid(InnerNeck):
 
     def forward(self,
                 inputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-        """Append the extra levels.
-
-        Args:
-            inputs (Tensor | Sequence[Tensor]): As for :class:`GeMContext`.
+        """Append the extra levels to the levels as they are.
 
         Returns:
-            tuple[Tensor] | list[Tensor]: The levels as they are, and the
-            extra ones; a list if they came in one.
+            tuple[Tensor] | list[Tensor]: A list if they came in one.
 
         Raises:
-            TypeError: The levels are neither a tensor nor a tuple or list.
-            ValueError: There are more than ``num_outs``, or none, or one is
-                not a map.
+            ValueError: There are more than ``num_outs``, or none.
         """
         levels = self.compute_levels(inputs)
         outs = [levels] if isinstance(levels, Tensor) else list(levels)

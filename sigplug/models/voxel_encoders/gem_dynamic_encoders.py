@@ -41,11 +41,7 @@ class _GeMDynamicEncoder(GeMEncoder):
     ) -> tuple[PointsByCell, Tensor, Tensor]:
         """Run all layers over the points that lie in a cell.
 
-        Args:
-            features (Tensor): Points, shape ``(M, C_in)``.
-            coors (Tensor): Cell of each point, ``(M, 4)``.
-            fuse (Callable, optional): Changes the features of the points in
-                the last layer.
+        ``fuse`` changes the features of the points in the last layer.
 
         Returns:
             tuple: The cells, the features of their points ``(K, C)``, and
@@ -110,14 +106,11 @@ class GeMDynamicPillarFeatureNet(_GeMDynamicEncoder, DynamicPillarFeatureNet):
 
     def forward(self, features: Tensor, coors: Tensor, *args: Any,
                 **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Encode the points of each pillar.
+        """Encode the points ``(M, C_in)`` of each pillar.
 
-        Args:
-            features (Tensor): Points, shape ``(M, C_in)``.
-            coors (Tensor): Pillar of each point, ``(sample, z, y, x)``, with
-                a negative one if it is out of range, shape ``(M, 4)``.
-            *args: Further inputs of multi-modal detectors; not needed.
-            **kwargs: As ``args``.
+        ``coors`` are ``(sample, z, y, x)`` of each point, shape ``(M, 4)``,
+        with a negative one if it is out of range. Further inputs, which
+        multi-modal detectors give, are not needed.
 
         Returns:
             tuple[Tensor, Tensor]: Features of the pillars, shape ``(N, C)``,
@@ -146,20 +139,10 @@ class GeMDynamicVFE(_GeMDynamicEncoder, DynamicVFE):
                 img_metas: Sequence[dict] | None = None,
                 *args: Any,
                 **kwargs: Any) -> tuple[Tensor, Tensor] | Tensor:
-        """Encode the points of each voxel.
+        """Encode the points ``(M, C_in)`` of each voxel.
 
-        Args:
-            features (Tensor): Points, shape ``(M, C_in)``.
-            coors (Tensor): Voxel of each point, ``(sample, z, y, x)``, with
-                a negative one if it is out of range, shape ``(M, 4)``.
-            points (Sequence[Tensor], optional): The points of each sample,
-                for a fusion layer. Defaults to None.
-            img_feats (Sequence[Tensor], optional): Feature maps of images,
-                for a fusion layer. Defaults to None.
-            img_metas (Sequence[dict], optional): Meta information of the
-                images. Defaults to None.
-            *args: Further inputs of multi-modal detectors; not needed.
-            **kwargs: As ``args``.
+        ``coors`` as for :class:`GeMDynamicPillarFeatureNet`; ``points`` of
+        each sample, ``img_feats`` and ``img_metas`` are for a fusion layer.
 
         Returns:
             tuple[Tensor, Tensor] | Tensor: Features of the voxels, shape

@@ -35,12 +35,9 @@ class GeMPFNLayer(nn.Module):
         self.last_vfe = stock.last_vfe
 
     def forward(self, inputs: Tensor, num_voxels: Tensor) -> Tensor:
-        """Reduce the points of each pillar.
+        """Reduce the points ``(N, M, C_in)`` of each pillar.
 
-        Args:
-            inputs (Tensor): Point features, shape ``(N, M, C_in)``.
-            num_voxels (Tensor): Number of points in each pillar, ``(N, )``;
-                the remaining rows are padding, which is excluded.
+        The first ``num_voxels``, ``(N, )``, are real; the rest is padding.
 
         Returns:
             Tensor: ``(N, 1, C)`` from the last layer; from the others
@@ -85,10 +82,6 @@ class GeMPillarFeatureNet(GeMEncoder, PillarFeatureNet):
         p_range (tuple[float, float]): Range in which a trained ``p`` is used.
             Defaults to (1.0, 50.0).
         **kwargs: Those of mmdet3d's ``PillarFeatureNet`` except ``mode``.
-
-    Raises:
-        TypeError: One of these arguments is of another type.
-        ValueError: ``mode`` is given, or one of them is out of its range.
     """
 
     def _add_gems(self: Any, make_gem: Callable[[int], SegmentGeM]) -> None:

@@ -33,15 +33,10 @@ class PointPillarsScatter(_PointPillarsScatter):
 
     def forward_batch(self, voxel_features: Tensor, coors: Tensor,
                       batch_size: int | Tensor) -> Tensor:
-        """Scatter features to their cells.
+        """Scatter the features ``(N, C)`` of pillars to their cells.
 
-        Args:
-            voxel_features (Tensor): Features of the pillars, ``(N, C)``.
-            coors (Tensor): Their cells ``(sample, z, y, x)``, ``(N, 4)``.
-            batch_size (int | Tensor): Number of samples.
-
-        Returns:
-            Tensor: The map, ``(batch_size, C, ny, nx)``; 0 without a pillar.
+        ``coors`` are ``(sample, z, y, x)``, ``(N, 4)``. The map is
+        ``(batch_size, C, ny, nx)``, 0 without a pillar.
         """
         sample, _, y, x = coors.long().unbind(1)
         shape = int(batch_size), self.ny, self.nx

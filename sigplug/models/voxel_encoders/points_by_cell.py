@@ -38,12 +38,6 @@ def sort_by_cell(coors: Tensor) -> PointsByCell:
         coors (Tensor): Integer coordinates ``(sample, z, y, x)`` of each
             point, shape ``(M, 4)``. A negative one is mmcv's mark of a point
             that is out of range; it belongs to no cell.
-
-    Returns:
-        PointsByCell: The other points, and their cells.
-
-    Raises:
-        ValueError: ``coors`` is not as described.
     """
     if coors.dim() != 2 or coors.shape[1] != 4 or coors.is_floating_point():
         raise ValueError('coors must hold 4 integers for each point, but got '

@@ -162,13 +162,13 @@ void compute_all(const CellsOf& cells, const T* logits, const float* target,
 }  // namespace sigplug
 
 // The loss of each cell, their sum, and the derivative of each cell.
-extern "C" bool gaussian_focal_loss(int dtype, const void* logits,
+extern "C" void gaussian_focal_loss(int dtype, const void* logits,
                                     const float* target, int64_t size,
                                     const float* options, float* losses,
                                     double* sum, float* slopes,
                                     int threads) {
   const sigplug::Focal f = sigplug::read(options);
-  return sigplug::dispatch(dtype, [&](auto type) {
+  sigplug::dispatch(dtype, [&](auto type) {
     sigplug::choose_cells(f, [&](const auto& cells) {
       sigplug::compute_all(cells, static_cast<const decltype(type)*>(logits),
                            target, size, losses, sum, slopes, threads);

@@ -31,8 +31,7 @@ FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',
          '-fno-trapping-math', '-fopenmp', '-fPIC', '-shared', '-Wno-psabi')
 TIMEOUT = 600
 
-# The dtypes of the kernels, by the number that the C++ knows them by; float16
-# joins them where the compiler has it.
+# The dtypes of the kernels, by the number that the C++ knows them by.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 # With fewer elements, a further thread costs more than it gives.

@@ -227,12 +227,12 @@ struct Powers {
 using namespace sigplug;
 
 // y is (sets, columns).
-extern "C" bool power_mean_forward(
+extern "C" void power_mean_forward(
     int dtype, const void* x, const bool* mask, int64_t num, int64_t members,
     int64_t columns, const int64_t* offsets, const int64_t* list,
     const double* p, int64_t p_set, int64_t p_column, float eps, float* y,
     int threads) {
-  return dispatch(dtype, [&](auto type) {
+  dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     const Sets<T> sets{static_cast<const T*>(x), mask, num, members, columns,
                        offsets, list, eps};
@@ -246,13 +246,13 @@ extern "C" bool power_mean_forward(
 }
 
 // grad_x and grad_p, (sets, columns), may be null.
-extern "C" bool power_mean_backward(
+extern "C" void power_mean_backward(
     int dtype, const void* x, const bool* mask, int64_t num, int64_t members,
     int64_t columns, const int64_t* offsets, const int64_t* list,
     const double* p, int64_t p_set, int64_t p_column, float eps,
     const float* y, const float* grad_y, void* grad_x, float* grad_p,
     int threads) {
-  return dispatch(dtype, [&](auto type) {
+  dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     const Sets<T> sets{static_cast<const T*>(x), mask, num, members, columns,
                        offsets, list, eps};

@@ -91,22 +91,6 @@ SIGPLUG_INLINE void store(Vec x, BFloat16* out) {
   std::memcpy(out, &half, sizeof half);
 }
 
-#ifdef __FLT16_MANT_DIG__
-using Float16 = _Float16;
-
-SIGPLUG_INLINE Vec load(const Float16* x) {
-  Float16 half __attribute__((vector_size(2 * kWidth)));
-  std::memcpy(&half, x, sizeof half);
-  return __builtin_convertvector(half, Vec);
-}
-
-SIGPLUG_INLINE void store(Vec x, Float16* out) {
-  typedef Float16 Half __attribute__((vector_size(2 * kWidth)));
-  const Half half = __builtin_convertvector(x, Half);
-  std::memcpy(out, &half, sizeof half);
-}
-#endif
-
 // The first n < kWidth elements of a vector; the others are 0.
 template <typename T>
 SIGPLUG_INLINE Vec load(const T* x, int64_t n) {
@@ -170,25 +154,10 @@ SIGPLUG_INLINE bool any(IntVec x) {
   return found != 0;
 }
 
-// Calls function(T{}) with the type that the Python side names by a number;
-// returns false if this compiler does not know it.
+// Calls function(T{}) with the type that the Python side names by a number.
 template <typename Function>
-bool dispatch(int dtype, const Function& function) {
-  switch (dtype) {
-    case 0:
-      function(float{});
-      return true;
-    case 1:
-      function(BFloat16{});
-      return true;
-#ifdef __FLT16_MANT_DIG__
-    case 2:
-      function(Float16{});
-      return true;
-#endif
-    default:
-      return false;
-  }
+void dispatch(int dtype, const Function& function) {
+  dtype == 0 ? function(float{}) : function(BFloat16{});
 }
 
 }  // namespace sigplug

@@ -1,6 +1,8 @@
 """Small CenterPoint heads, their batches, and what waits for a GPU."""
 import copy
 import math
+import warnings
+from contextlib import contextmanager
 
 import torch
 from mmdet3d.models.dense_heads import CenterHead as StockHead
@@ -175,6 +177,20 @@ class NoReading(NoWaiting):
             self.arrays += 1
             return func(*args)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@contextmanager
+def cuda_waits():
+    """Collect what waits for a GPU."""
+    found = []
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            yield found
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    found += [w for w in caught if 'synchron' in str(w.message)]
 
 
 def no_peaks(centers, radii, labels, num_classes, size, **_):

@@ -10,8 +10,11 @@ from mmengine.structures import InstanceData
 
 try:
     from mmdet3d.structures import CameraInstance3DBoxes, LiDARInstance3DBoxes
+
+    from .center_heads import config as center_config
 except ModuleNotFoundError:  # mmdet's heads do without
     CameraInstance3DBoxes = LiDARInstance3DBoxes = None
+    center_config = dict
 
 NUM_CLASSES, CHANNELS, SIZE = 3, 8, 128
 NMS = dict(type='nms', iou_threshold=0.5)
@@ -32,39 +35,16 @@ class Case(NamedTuple):
     cfg: dict
     loss: str  # the name of its heatmap loss
     # Of the feature maps, all of the same stride for CornerHead.
-    sizes: list[int]
+    sizes: list
     test_cfg: dict
     act: str = 'Sigmoid'
     scope: str = 'mmdet'
     num_heatmaps: int = 1  # how many of its outputs are heatmaps
-    positional: tuple = ()
-    # What is not given by position.
-    others: dict = {}
 
 
 CORNER_TEST = dict(
     corner_topk=100, local_maximum_kernel=3, distance_threshold=50.0,
     score_thr=0.01, max_per_img=30, nms=NMS)
-LIMITS = [-18.0, -18.0, -10.0, 18.0, 18.0, 10.0]
-TASKS = [dict(num_class=1, class_names=['car']),
-         dict(num_class=2, class_names=['truck', 'bus'])]
-CODER = dict(
-    type='CenterPointBBoxCoder', pc_range=[-16.0, -16.0],
-    post_center_range=LIMITS, max_num=60, score_threshold=0.1,
-    out_size_factor=4, voxel_size=[0.25, 0.25], code_size=9)
-CENTER = dict(
-    common_heads=dict(
-        reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
-    share_conv_channel=CHANNELS,
-    separate_head=dict(
-        type='SeparateHead', init_bias=-2.19, final_kernel=3,
-        head_conv=CHANNELS),
-    loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
-    train_cfg=dict(
-        grid_size=[128, 128, 40], voxel_size=[0.25, 0.25, 0.2],
-        out_size_factor=4, dense_reg=1, gaussian_overlap=0.1, max_objs=12,
-        min_radius=2, point_cloud_range=[-16.0, -16.0, -5.0, 16.0, 16.0, 3.0],
-        code_weights=[1.0] * 8 + [0.2] * 2))
 SMOKE = dict(
     dim_channel=[3, 4, 5], ori_channel=[6, 7], stacked_convs=0,
     feat_channels=CHANNELS, use_direction_classifier=False,
@@ -83,30 +63,19 @@ SMOKE = dict(
     loss_bbox=dict(type='mmdet.L1Loss', reduction='sum', loss_weight=1 / 300))
 CASES = dict(
     CenterHead=Case(
-        dict(CENTER, in_channels=CHANNELS, tasks=TASKS, bbox_coder=CODER),
-        'loss_cls', [32],
-        dict(post_center_limit_range=LIMITS, max_per_img=60,
-             max_pool_nms=False, min_radius=[4, 12], score_threshold=0.1,
-             out_size_factor=4, voxel_size=[0.25, 0.25], nms_type='rotate',
-             pre_max_size=50, post_max_size=30, nms_thr=0.2),
-        'ClipSigmoid', 'mmdet3d',
-        positional=(CHANNELS, TASKS, CODER, CENTER['common_heads']),
-        others={key: CENTER[key] for key in (
-            'share_conv_channel', 'separate_head', 'loss_bbox')}),
+        center_config(), 'loss_cls', [(24, 32)],
+        center_config().get('test_cfg', {}), 'ClipSigmoid', 'mmdet3d'),
     CenterNetHead=Case(
         dict(in_channels=CHANNELS, feat_channels=CHANNELS,
              num_classes=NUM_CLASSES), 'loss_center_heatmap', [32],
-        dict(topk=30, local_maximum_kernel=3, max_per_img=30, nms=NMS),
-        positional=(CHANNELS, 4, NUM_CLASSES,
-                    dict(type='GaussianFocalLoss', loss_weight=3.0))),
+        dict(topk=30, local_maximum_kernel=3, max_per_img=30, nms=NMS)),
     CornerHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS), 'loss_heatmap',
-        [16, 16], CORNER_TEST, num_heatmaps=2,
-        positional=(NUM_CLASSES, CHANNELS, 1, 2)),
+        [16, 16], CORNER_TEST, num_heatmaps=2),
     CentripetalHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
              corner_emb_channels=0), 'loss_heatmap', [16, 16], CORNER_TEST,
-        num_heatmaps=2, positional=(NUM_CLASSES, CHANNELS, 1, 0)),
+        num_heatmaps=2),
     CenterNetUpdateHead=Case(
         dict(num_classes=NUM_CLASSES, in_channels=CHANNELS,
              feat_channels=CHANNELS, stacked_convs=1,
@@ -114,15 +83,10 @@ CASES = dict(
              norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
         'loss_cls', [16, 8, 4, 2, 1],
         dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=NMS,
-             max_per_img=30), 'ClipSigmoid',
-        positional=(NUM_CLASSES, 32, ((0, 80), (64, 1e9)), 2),
-        others=dict(strides=[8, 16])),
+             max_per_img=30), 'ClipSigmoid'),
     SMOKEMono3DHead=Case(
         dict(SMOKE, num_classes=NUM_CLASSES, in_channels=CHANNELS),
-        'loss_cls', [32], dict(), 'ClipSigmoid', 'mmdet3d',
-        positional=(NUM_CLASSES, CHANNELS, [3, 4, 5], [6, 7]),
-        others={key: value for key, value in SMOKE.items()
-                if not key.endswith('_channel')}))
+        'loss_cls', [32], dict(), 'ClipSigmoid', 'mmdet3d'))
 
 every_head = pytest.mark.parametrize('name', CASES)
 focal = dict(type='mmdet.GaussianFocalLoss')
@@ -157,8 +121,9 @@ def both(name, stock_loss=None, dtype=torch.float32, scale=2, **kwargs):
 
 
 def features(name, dtype=torch.float32):
-    return tuple(torch.randn(2, CHANNELS, size, size, dtype=dtype)
-                 for size in CASES[name].sizes)
+    return tuple(torch.randn(
+        2, CHANNELS, *(size if isinstance(size, tuple) else (size, size)),
+        dtype=dtype) for size in CASES[name].sizes)
 
 
 def instances(name, *counts, dtype=torch.float32):
@@ -194,6 +159,16 @@ def compute_losses(name, head, outs, batch) -> dict[str, torch.Tensor]:
     return {f'{key}.{i}': loss for key, value in losses.items()
             for i, loss in enumerate(
                 [value] if isinstance(value, torch.Tensor) else value)}
+
+
+def predict(name, head, outs) -> list[tuple[torch.Tensor, ...]]:
+    """Return scores, labels and boxes of each sample."""
+    if name in ('CenterHead', MONO):
+        found = (head.predict_by_feat(outs, METAS) if name == 'CenterHead' else
+                 head.predict_by_feat(*outs, MONO_METAS))
+        return [(r.scores_3d, r.labels_3d, r.bboxes_3d.tensor) for r in found]
+    return [(r.scores, r.labels, r.bboxes) for r in head.predict_by_feat(
+        *outs, batch_img_metas=METAS, rescale=True, with_nms=True)]
 
 
 def change_heatmaps(name, outs, change):

@@ -2,20 +2,23 @@
 import copy
 import math
 import random
-import warnings
 
 import pytest
 import torch
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from mmdet3d.structures import LiDARInstance3DBoxes
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigplug.models.dense_heads import (
-    CenterHead,
-    center_decoding,
+from sigplug.models.dense_heads import CenterHead, center_decoding
+
+from .center_heads import (
+    CLASSES,
+    HEIGHT,
+    WIDTH,
+    NoReading,
+    both,
+    config,
+    cuda_waits,
 )
-
-from .center_heads import CLASSES, HEIGHT, WIDTH, NoReading, both, config
 
 METAS = [dict(box_type_3d=LiDARInstance3DBoxes)] * 2
 WIDE = config()['bbox_coder']['post_center_range']
@@ -149,16 +152,6 @@ def test_long_chains_of_boxes(heads, nms_type, monkeypatch):
         assert_equal(predict(ours, preds), expected)
 
 
-class Rounds(TorchDispatchMode):
-    """Count the rounds of the suppression, each of which has one ``~``."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket.__name__ == 'bitwise_not'
-        return func(*args, **(kwargs or {}))
-
-
 @NMS_TYPES
 @pytest.mark.parametrize('equal', [False, True])
 def test_reads_values_at_most_twice(heads, nms_type, equal, monkeypatch):
@@ -178,10 +171,8 @@ def test_reads_values_at_most_twice(heads, nms_type, equal, monkeypatch):
                         lambda *args: torch.zeros(1).long().numpy())
     ours.predict_by_feat(preds, METAS)  # which keeps the constants
     reads.clear()
-    with NoReading() as mode, Rounds() as rounds:
+    with NoReading() as mode:
         ours.predict_by_feat(preds, METAS)
-    # And one to see where scores are equal.
-    assert rounds.count <= center_decoding.ROUNDS + len(CLASSES)
     assert len(reads) == (2 if equal and nms_type == 'circle' else 1)
     # What was read comes back, as rows.
     assert mode.arrays == len(reads)
@@ -197,14 +188,9 @@ def test_waits_at_most_twice_for_cuda(nms_type):
         head.test_cfg['nms_type'] = nms_type
     expected = predict(stock, preds)
     assert_equal(predict(ours, preds), expected)
-    torch.cuda.set_sync_debug_mode('warn')
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            ours.predict_by_feat(preds, METAS)
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
-    assert sum('synchron' in str(w.message) for w in caught) <= 2
+    with cuda_waits() as waits:
+        ours.predict_by_feat(preds, METAS)
+    assert len(waits) <= 2
 
 
 @pytest.mark.parametrize('rounds', [1, 16])
@@ -216,18 +202,15 @@ def test_a_type_of_nms_for_each_task(heads, way, rounds, monkeypatch):
     for kind in ('circle', 'rotate'):
         stock.test_cfg['nms_type'] = kind
         of_kind[kind] = predict(stock, preds)
-    kind_of_class = [kind for kind, names in zip(kinds, CLASSES, strict=True)
-                     for _ in names]
+    # The classes of a task follow one another, and so do its boxes.
     expected = []
-    for both_kinds in zip(of_kind['circle'], of_kind['rotate'], strict=True):
-        # The classes of a task follow one another, and so do its boxes.
-        chosen = dict(zip(('circle', 'rotate'), both_kinds, strict=True))
-        parts = []
-        for names in CLASSES:
-            first = sum(map(len, CLASSES[:CLASSES.index(names)]))
-            values = chosen[kind_of_class[first]]
+    for sample in range(2):
+        parts, first = [], 0
+        for kind, names in zip(kinds, CLASSES, strict=True):
+            values = of_kind[kind][sample]
             own = (values[2] >= first) & (values[2] < first + len(names))
             parts.append([value[own] for value in values])
+            first += len(names)
         expected.append([torch.cat(part) for part in zip(*parts)])
     ours.test_cfg['nms_type'] = kinds
     assert_equal(predict(ours, preds), expected)

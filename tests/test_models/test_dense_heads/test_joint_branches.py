@@ -67,42 +67,26 @@ def test_a_deep_copy_has_its_own_branches(head):
     assert len(head._joint_branches.branches) == 36
 
 
-def break_hook(head):
-    head.task_heads[1].reg[0].conv.register_forward_hook(lambda *args: None)
+def put(modules, name, change):
+    modules[name] = change(modules[name])
 
 
-def break_task_hook(head):
-    head.task_heads[2].register_forward_pre_hook(lambda *args: None)
+CHANGES = dict(
+    hook=lambda tasks: tasks[1].reg[0].conv.register_forward_hook(print),
+    task_hook=lambda tasks: tasks[2].register_forward_pre_hook(print),
+    frozen=lambda tasks: tasks[1].reg.eval(),
+    norm=lambda tasks: put(
+        tasks, 0, nn.SyncBatchNorm.convert_sync_batchnorm),
+    branch=lambda tasks: put(tasks[4]._modules, 'reg', copy.deepcopy),
+    task=lambda tasks: put(tasks, 4, copy.deepcopy),
+    final=lambda tasks: put(tasks[5].reg, 1, lambda conv: nn.Identity()))
 
 
-def break_frozen(head):
-    head.task_heads[1].reg.eval()
-
-
-def break_norm(head):
-    head.task_heads[0] = nn.SyncBatchNorm.convert_sync_batchnorm(
-        head.task_heads[0])
-
-
-def break_branch(head):
-    head.task_heads[4].reg = copy.deepcopy(head.task_heads[4].reg)
-
-
-def break_task(head):
-    head.task_heads[4] = copy.deepcopy(head.task_heads[4])
-
-
-def break_final(head):
-    head.task_heads[5].reg[1] = nn.Identity()
-
-
-@pytest.mark.parametrize('change', [
-    break_hook, break_task_hook, break_frozen, break_norm, break_branch,
-    break_task, break_final])
-def test_what_differs_in_one_branch_keeps_them_apart(head, change):
+@pytest.mark.parametrize('name', CHANGES)
+def test_what_differs_in_one_branch_keeps_them_apart(head, name):
     head = copy.deepcopy(head)
     assert head._joint_branches.are_free()
-    change(head)
+    CHANGES[name](head.task_heads)
     assert not head._joint_branches.are_free()
 
 

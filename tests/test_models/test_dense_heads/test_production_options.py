@@ -1,25 +1,22 @@
 """Class weights, losses by class, ignored regions, the prior of the bias."""
 import math
-import sys
 
 import pytest
 import torch
 
 from sigplug.models.dense_heads import CenterHead
+from sigplug.models.dense_heads.center_targets import GRID_KEYS
+from sigplug.ops import covered_cells
 
 from .center_heads import (
     BATCHES,
     CLASSES,
-    HEIGHT,
-    WIDTH,
     X_MIN,
     Y_MIN,
-    NoWaiting,
     box,
     config,
     features,
     instances,
-    no_peaks,
 )
 
 BATCH = BATCHES['random']
@@ -88,14 +85,10 @@ def test_ignored_regions(loss, clip):
     batch = [instances(BATCH[0].bboxes_3d.tensor.tolist() + regions,
                        BATCH[0].labels_3d.tolist() + [-1, -1]),
              BATCH[1]]
-    ignored = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
-    for x0, y0, _, dx, dy, _, yaw, *_ in regions:
-        for row in range(HEIGHT):
-            for column in range(WIDTH):
-                x, y = column + X_MIN + 0.5 - x0, row + Y_MIN + 0.5 - y0
-                ignored[0, row, column] |= (
-                    abs(x * math.cos(yaw) + y * math.sin(yaw)) <= dx / 2
-                    and abs(y * math.cos(yaw) - x * math.sin(yaw)) <= dy / 2)
+    grid = {key: config()['train_cfg'][key] for key in GRID_KEYS}
+    ignored = covered_cells(
+        [torch.tensor(regions), torch.zeros(0, 9)], **grid)
+    assert ignored.any()
     head = build(loss, ignore_label=-1)
     preds = head(features())
     for pred, in preds:
@@ -144,17 +137,3 @@ def test_oriented_gaussians_of_train_cfg():
 def test_refused_values(kwargs, words):
     with pytest.raises(ValueError, match=words):
         build(**kwargs)
-
-
-@pytest.mark.parametrize('loss', LOSSES)
-def test_options_do_not_wait(monkeypatch, loss):
-    monkeypatch.setattr(
-        sys.modules['sigplug.ops.center_targets'], 'gaussian_heatmap',
-        no_peaks)
-    head = build(loss, class_weights=WEIGHTS, log_class_losses=True,
-                 ignore_label=-1)
-    preds = head(features())
-    with NoWaiting():
-        losses = head.loss_by_feat(preds, BATCH)
-        sum(value for key, value in losses.items()
-            if 'loss' in key).backward()

@@ -44,17 +44,6 @@ def test_padded_sequences():
     assert pool.p.grad.isfinite().all() and pool.p.grad.all()
 
 
-def test_gradients():
-    pool = TokenGeM([2.0, 3.0], groups=2).double()
-    x = (features(2, 5, 4).double().abs() + 0.1).requires_grad_()
-    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 1, 0, 1]]).bool()
-
-    def function(x, p):
-        return torch.func.functional_call(pool, dict(p=p), (x, mask))
-
-    assert torch.autograd.gradcheck(function, (x, pool.p))
-
-
 @pytest.mark.parametrize('p, channels', [(2.5, None), ([1.5, 4.0, 6.0], 3)])
 def test_segments(p, channels):
     x, index = features(7, 3), torch.tensor([3, 0, 1, 0, 0, 3, 1])
@@ -69,7 +58,7 @@ def test_segments(p, channels):
 @pytest.mark.parametrize('cls, kwargs, error, words', [
     (TokenGeM, dict(groups=0), ValueError, 'groups .*0'),
     (TokenGeM, dict(groups=3, p=[1.0, 2.0]), ValueError,
-     r'p .*groups=3, .*\[1.0, 2.0\]'),
+     r'p .* 3, .*\[1.0, 2.0\]'),
     (TokenGeM, dict(eps=0.0), ValueError, 'eps .*0.0'),
     (SegmentGeM, dict(eps=None), TypeError, 'eps .*None')])
 def test_bad_arguments(cls, kwargs, error, words):
@@ -85,7 +74,3 @@ def test_bad_tokens(shape, mask, words):
     with pytest.raises(ValueError, match=words):
         TokenGeM(groups=2)(
             features(*shape), mask and torch.ones(mask, dtype=torch.bool))
-
-
-def test_names():
-    assert 'groups=4' in repr(TokenGeM(groups=4))

@@ -60,6 +60,7 @@ def test_checkpoint_outside_of_the_range(cls, found, p_range, warns):
         model.load_state_dict({'gem.p': torch.tensor(found)})
     assert len(caught) == warns
     if warns:
+        assert caught[0].filename == __file__
         words = str(caught[0].message)
         assert f'gem.p=[{found[0]:.1f}' in words
         assert 'outside p_range=(1.0, 50.0)' in words
@@ -80,13 +81,6 @@ def test_checkpoint(p_trainable, found):
     torch.testing.assert_close(layer(x), gem_pool(x, 4.0))
 
 
-def test_checkpoint_with_a_power_per_channel_into_a_shared_one():
-    for gem in GeM(p_trainable=False), GeM(), GeMNeck(p_trainable=False):
-        with pytest.raises(RuntimeError, match='size mismatch for p: .*3'):
-            gem.load_state_dict(dict(p=torch.ones(3)))
-        assert gem(features(2, 3, 4, 4)).isfinite().all()
-
-
 @pytest.mark.parametrize('trained', [False, True])
 def test_on_the_meta_device(trained):
     with torch.device('meta'):
@@ -104,9 +98,10 @@ def test_on_the_meta_device(trained):
     (dict(p='3'), TypeError, "p .*'3'"),
     (dict(p=math.inf), ValueError, r'p_range=\(1.0, 50.0\).* p=inf'),
     (dict(p=0.5), ValueError, r'p_range=\(1.0, 50.0\).* p=0.5'),
-    (dict(p=[2.0, 3.0]), ValueError, 'channels=None, but got 2'),
-    (dict(p=[2.0, 3.0], channels=3), ValueError, 'channels=3, but got 2'),
-    (dict(p=[]), ValueError, 'p .* got 0'),
+    (dict(p=[2.0, 3.0]), ValueError, r'one value or 1, .*\[2.0, 3.0\]'),
+    (dict(p=[2.0, 3.0], channels=3), ValueError,
+     r'one value or 3, .*\[2.0, 3.0\]'),
+    (dict(p=[]), ValueError, r'p .* got \[\]'),
     (dict(channels=0), ValueError, 'channels .*0'),
     (dict(p_trainable=1), TypeError, 'p_trainable .*1'),
     (dict(p_range=3.0), ValueError, 'p_range .*3.0'),

@@ -69,23 +69,6 @@ def test_losses_of_the_cells_hold_those_of_their_peaks(num_peaks):
                           reduction_override='sum'))
 
 
-@pytest.mark.parametrize('clip', [None, 1e-4])
-@pytest.mark.parametrize('dtype', [
-    torch.float16, torch.bfloat16, torch.float32])
-def test_peaks_by_index_are_finite_for_confident_logits(dtype, clip):
-    loss = GaussianFocalLossWithLogits(clip=clip, **WEIGHTS)
-    for value in (-200.0, 200.0):
-        logits, target, rows, labels = case(dtype=dtype)
-        logits.data.fill_(value)
-        got = loss(logits, target, rows, labels, avg_factor=12)
-        assert got.isfinite() and got > 0
-        got.backward()
-        assert logits.grad.isfinite().all()
-        # With value < 0 the peaks are wrong, else the background.
-        assert bool(logits.grad[rows, labels].any() if value < 0 else
-                    logits.grad.any()) == (clip is None)
-
-
 @pytest.mark.parametrize('clip', [None, 0.02])
 @pytest.mark.parametrize('override', [None, 'sum'])
 def test_loss_of_heatmaps_is_that_of_the_operation(clip, override):
@@ -112,15 +95,3 @@ def test_peaks_by_index_need_rows(kwargs):
                      pos_labels=labels)
     with pytest.raises(ValueError, match='pos_inds .*pos_labels.*weight'):
         GaussianFocalLossWithLogits()(**dict(arguments, **kwargs))
-
-
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(pos_weight=-1), ValueError, 'pos_weight.*at least 0.*-1'),
-    (dict(alpha='2'), TypeError, "alpha.*number.*'2'"),
-    (dict(loss_weight=float('nan')), ValueError, 'loss_weight.*finite.*nan'),
-    (dict(clip=0.5), ValueError, 'clip.*0 and 0.5.*0.5'),
-    (dict(clip='1e-4'), TypeError, "clip.*'1e-4'"),
-    (dict(reduction='avg'), ValueError, "reduction.*'avg'")])
-def test_bad_arguments(kwargs, error, words):
-    with pytest.raises(error, match=words):
-        GaussianFocalLossWithLogits(**kwargs)

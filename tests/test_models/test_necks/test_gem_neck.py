@@ -129,17 +129,6 @@ def test_strips(shape, bins):
         assert parts.mT.flatten(1).equal(y)
 
 
-@pytest.mark.parametrize('rows', [4, 5])
-def test_gradients_of_strips(rows):
-    neck = GeMNeck([2.0, 3.0], channels=2, bins=(1, 2)).double()
-    x = (features(2, 2, rows, 3).double().abs() + 0.1).requires_grad_()
-
-    def function(x, p):
-        return torch.func.functional_call(neck, dict(p=p), (x, ))
-
-    assert torch.autograd.gradcheck(function, (x, neck.p))
-
-
 @pytest.mark.parametrize('kwargs, shapes, words', [
     (dict(num_levels=3), [(2, 3, 4), (2, 3, 2)], '3 levels, .* has 2'),
     (dict(channels=[3, 2]), [(2, 3, 4)], '2 levels, .* has 1'),
@@ -165,12 +154,12 @@ def test_bad_inputs(inputs):
     (dict(eps=0.0), ValueError, 'eps .*0.0'),
     (dict(num_levels=0), ValueError, 'num_levels .*0'),
     (dict(num_levels=2, p=[1.0, 2.0, 3.0]), ValueError,
-     r'p .*num_levels=2, .*\[1.0, 2.0, 3.0\]'),
+     r'p .* 2, .*\[1.0, 2.0, 3.0\]'),
     (dict(num_levels=2, channels=[3, 4]), ValueError,
      r'num_levels=2 .*channels=\[3, 4\]'),
     (dict(channels=[]), TypeError, r'channels .*\[\]'),
     (dict(channels=[3, 0]), ValueError, 'channels .*0'),
-    (dict(channels=[3, 2], p=[1.0, 2.0]), ValueError, 'channels=5, .*2'),
+    (dict(channels=[3, 2], p=[1.0, 2.0]), ValueError, r'p .* 5, .*\[1.0'),
     (dict(keep_parts=1), TypeError, 'keep_parts .*1'),
     (dict(bins=4), TypeError, 'bins .*4'),
     (dict(bins=()), TypeError, r'bins .*\(\)'),

@@ -6,14 +6,17 @@ from sigplug.models.voxel_encoders.points_by_cell import sort_by_cell
 
 
 @pytest.mark.parametrize('dtype', [torch.int32, torch.int64])
-def test_means(dtype):
-    """For the cells and their order see the random grids."""
+def test_cells_and_means(dtype):
     # Few cells in no order, a fifth of the points out of range.
     coors = torch.randint(0, 4, (200, 4)).to(dtype)
     coors[torch.rand(200) < 0.2, 2] = -1
     cells = sort_by_cell(coors)
     assert cells.coors.dtype == dtype
-    assert cells.coors[cells.index].equal(coors[cells.rows])
+    inside = sorted((coor, i) for i, coor in enumerate(coors.tolist())
+                    if min(coor) >= 0)
+    assert cells.rows.tolist() == [i for _, i in inside]
+    assert cells.coors[cells.index].tolist() == [coor for coor, _ in inside]
+    assert cells.counts.equal(cells.index.bincount())
     x = torch.randn(len(cells.rows), 3, dtype=torch.float64)
     expected = torch.cat([group.mean(0).expand(len(group), -1)
                           for group in x.split(cells.counts.tolist())])

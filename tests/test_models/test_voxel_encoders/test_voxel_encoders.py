@@ -25,7 +25,6 @@ NETS = dict(hard=(GeMPillarFeatureNet, PillarFeatureNet),
             pfn=(GeMDynamicPillarFeatureNet, DynamicPillarFeatureNet),
             vfe=(GeMDynamicVFE, DynamicVFE))
 ALL = pytest.mark.parametrize('kind', NETS)
-DYNAMIC = pytest.mark.parametrize('kind', ['pfn', 'vfe'])
 LAYERS = pytest.mark.parametrize('feat_channels', [(8, ), (8, 6)])
 TRAINING = pytest.mark.parametrize('training', [False, True])
 
@@ -214,49 +213,6 @@ def test_state_dict(kind, feat_channels):
     channels = build(kind, feat_channels, per_channel=True).state_dict()
     assert [channels[name].shape for name in names] == [
         linear.weight.shape[:1] for linear, _ in layers_of(trained)]
-
-
-@TRAINING
-@LAYERS
-@DYNAMIC
-def test_order_and_points_out_of_range_do_not_matter(
-        kind, feat_channels, training):
-    points, coors = voxelize(clouds(), kind)
-    kept = (coors >= 0).all(1)
-    assert not kept[0] and not kept.all()
-    net = build(kind, feat_channels).train(training)
-    expected, cells = net(points[kept], coors[kept])
-    points[~kept] = math.nan
-    order = torch.randperm(len(points))
-    y, found = net(points[order], coors[order])
-    assert found.equal(cells) and found.dtype == coors.dtype
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-
-
-@LAYERS
-def test_padding_does_not_matter(feat_channels):
-    net = build('hard', feat_channels).eval()
-    expected, _ = encode('hard', net, voxelize(clouds(), 'hard', 64))
-    y, _ = encode('hard', net, voxelize(clouds(), 'hard', 80))
-    assert y.equal(expected)
-    layer, counts = net.pfn_layers[0], torch.tensor([3, 1])
-    inputs = torch.randn(2, 3, layer.linear.in_features)
-    expected = layer(inputs, counts)
-    inputs[1, 1:] = math.nan
-    assert layer(inputs, counts).equal(expected)
-
-
-@ALL
-def test_each_layer_and_channel_has_its_own_power(kind):
-    inputs = voxelize(clouds(), kind)
-    net = build(kind, (8, 6), per_channel=True).eval()
-    expected, _ = encode(kind, net, inputs)
-    first, last = gems_of(net)
-    last.p.data[2] = 9.0
-    y, _ = encode(kind, net, inputs)
-    assert (y != expected).any(0).tolist() == [i == 2 for i in range(6)]
-    first.p.data[:] = 9.0
-    assert (encode(kind, net, inputs)[0] != y).any(0).sum() > 1
 
 
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
