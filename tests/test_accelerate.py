@@ -1,20 +1,26 @@
 """Stock heads give the same numbers before, while and after."""
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmdet3d.models.utils import clip_sigmoid
-from mmengine.registry import HOOKS
+from mmdet3d.registry import MODELS
+from mmengine.runner import Runner
+from test_configs_run import load, mono_scene, random_scene, shrink
 from test_models.test_dense_heads.stock_twins import (
+    CASES,
+    METAS,
     MONO,
+    MONO_METAS,
     build,
     compute_losses,
     features,
     instances,
-    predict,
     stock_of,
 )
 from torch import nn
+from torch.utils.data import Dataset
 
 import sigplug
 from sigplug.models.losses import GaussianFocalLossWithLogits
@@ -42,7 +48,14 @@ def compute(name, head, x, batch):
     grads = {key: param.grad.clone() for key, param in
              head.named_parameters() if param.grad is not None}
     with torch.no_grad():
-        return losses, grads, predict(name, head, head(x))
+        results = (
+            head.predict_by_feat(head(x), METAS) if name == 'CenterHead' else
+            head.predict_by_feat(*head(x), MONO_METAS) if name == MONO else
+            head.predict_by_feat(*head(x), batch_img_metas=METAS,
+                                 rescale=True, with_nms=True))
+    boxes = [(r.scores_3d, r.bboxes_3d.tensor) if hasattr(r, 'scores_3d')
+             else (r.scores, r.bboxes) for r in results]
+    return losses, grads, boxes
 
 
 def state(head):
@@ -82,6 +95,73 @@ def test_numbers_stay_and_all_is_undone(name):
                for key, value in expected[0].items())
 
 
+# Whole models of the packages: their config, its changes, and a batch.
+DETECTORS = {
+    'CenterPoint': ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
+                    '8xb4-cyclic-20e_nus-3d.py'),
+    'SMOKE': ('mmdet3d::smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_'
+              'kitti-mono3d.py'),
+    'CenterNet': 'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py'}
+
+
+def make_detector(name, folder):
+    """A stock model, and a batch of its own kind."""
+    (folder / 'config.py').write_text(f"_base_ = '{DETECTORS[name]}'")
+    cfg = load(folder / 'config.py')
+    if name == 'CenterPoint':
+        shrink(cfg.model, 8)
+        cfg.model.pts_bbox_head.bbox_coder.max_num = 50
+        batch = random_scene(cfg.model)
+    else:
+        cfg.model.backbone.init_cfg = None  # no weights from elsewhere
+        batch = mono_scene() if name == 'SMOKE' else demo_mm_inputs(
+            2, [[3, 128, 128]] * 2, num_items=[3, 2])
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model), batch
+
+
+def losses_and_boxes(model, batch):
+    """As in a training step and in a test step."""
+    with torch.no_grad():
+        losses = model(**model.data_preprocessor(
+            copy.deepcopy(batch), True), mode='loss')
+        model.eval()
+        for sample in batch['data_samples']:
+            sample.set_metainfo(dict(border=[0, 128, 0, 128]))
+        samples = model(**model.data_preprocessor(
+            copy.deepcopy(batch), False), mode='predict')
+    model.train()
+    found = [getattr(sample, 'pred_instances_3d', None)
+             or sample.pred_instances for sample in samples]
+    return losses, [x.tensor if hasattr(x, 'tensor') else x
+                    for boxes in found for x in boxes.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETECTORS)
+def test_whole_models(name, tmp_path):
+    model, batch = make_detector(name, tmp_path)
+    statistics = copy.deepcopy(model.state_dict())
+
+    def compute():
+        model.load_state_dict(statistics)
+        return losses_and_boxes(model, batch)
+
+    losses, boxes = compute()
+    kinds = [type(module) for module in model.modules()]
+    assert boxes and sum(map(len, boxes)) > 0
+    done = sigplug.accelerate(model)
+    assert len(done.replaced) == 1 and not done.left
+    found, same_boxes = compute()
+    torch.testing.assert_close(found, losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(same_boxes, boxes, rtol=1e-6, atol=0)
+    done.undo()
+    assert [type(module) for module in model.modules()] == kinds
+    found, same_boxes = compute()
+    torch.testing.assert_close(found, losses, rtol=0, atol=0)
+    torch.testing.assert_close(same_boxes, boxes, rtol=0, atol=0)
+
+
 def test_initialisation_is_the_stock_heads():
     """sigplug.CenterHead sets the bias, which the stock head leaves."""
     head = stock('CenterHead')
@@ -90,6 +170,20 @@ def test_initialisation_is_the_stock_heads():
     head.init_weights()
     assert all(task.heatmap[-1].bias.equal(bias)
                for task, bias in zip(head.task_heads, biases))
+
+
+def test_a_copy_is_a_model_of_its_own():
+    """As an average of weights makes one."""
+    head = stock('CenterHead')
+    done = sigplug.accelerate(head)
+    twin = copy.deepcopy(head)
+    done.undo()
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
+    assert type(twin) is not type(head)
+    torch.testing.assert_close(
+        compute_losses('CenterHead', twin, twin(x), batch),
+        compute_losses('CenterHead', head, head(x), batch),
+        rtol=1e-6, atol=0)
 
 
 def grow(head, **methods):
@@ -227,14 +321,52 @@ def test_a_reduction_that_does_not_fit_leaves_the_losses(name):
     assert state(head) == before
 
 
-def test_hook_of_a_config():
-    model = nn.ModuleDict(dict(head=stock('CenterNetHead')))
-    kind, logged = type(model['head']), []
-    runner = SimpleNamespace(
-        model=model, logger=SimpleNamespace(info=logged.append))
-    hook = HOOKS.build(dict(type='sigplug.AccelerateHook'))
-    hook.before_run(runner)
-    assert type(model['head']) is not kind
-    assert 'head: targets without a loop over boxes' in logged[0]
-    hook.after_run(runner)
-    assert type(model['head']) is kind
+class Noise(Dataset):
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.full((1, ), float(index))
+
+
+class Detector(nn.Module):
+    """What a runner needs of a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = stock('CenterNetHead')
+        self.seen = []
+
+    def train_step(self, data, optim_wrapper):
+        self.seen.append(type(self.head))
+        x, batch = features('CenterNetHead'), instances('CenterNetHead', 2, 1)
+        losses = compute_losses('CenterNetHead', self.head, self.head(x),
+                                batch)
+        optim_wrapper.update_params(sum(losses.values()))
+        return {}
+
+
+def test_hook_of_a_config(tmp_path):
+    model = Detector()
+    kind = type(model.head)
+    runner = Runner(
+        model=model, work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=Noise(), batch_size=1, num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        custom_hooks=[dict(type='sigplug.AccelerateHook')],
+        experiment_name='accelerate')
+    runner.train()
+    assert len(model.seen) == 2
+    assert all(issubclass(seen, kind) and seen is not kind
+               for seen in model.seen)
+    assert type(model.head) is kind
+    log, = tmp_path.glob('*/*.log')
+    assert 'head: targets without a loop over boxes' in log.read_text()
+
+
+def test_every_case_is_known():
+    assert set(NAMES) | {'CenterNetUpdateHead'} == set(CASES)

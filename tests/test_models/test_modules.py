@@ -1,5 +1,7 @@
 """What holds for every module: copies, compilers, exporters, tracers."""
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -46,6 +48,25 @@ def build(name):
 
 
 @every_module
+@pytest.mark.parametrize('duplicate', [
+    copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))
+], ids=['deepcopy', 'pickle'])
+def test_copies(name, duplicate):
+    """Also in the middle of a training, with gradients and a changed p."""
+    module, inputs = build(name)
+    for parameter in module.parameters():
+        parameter.data.mul_(1.1)
+        parameter.grad = torch.ones_like(parameter)
+    other = duplicate(module)
+    assert other(*inputs).equal(module(*inputs))
+    assert repr(other) == repr(module)
+    for parameter in other.parameters():
+        parameter.data.mul_(2)
+    if list(module.parameters()):
+        assert not other(*inputs).equal(module(*inputs))
+
+
+@every_module
 def test_compile(name):
     """One graph, forward and backward."""
     torch._dynamo.reset()
@@ -56,6 +77,17 @@ def test_compile(name):
     if parameters := list(module.parameters()):
         assert_close(torch.autograd.grad(loss, parameters),
                      torch.autograd.grad(expected, parameters))
+
+
+@every_module
+def test_export_with_an_open_batch(name):
+    module, inputs = build(name)
+    batch = torch.export.Dim('batch')
+    program = torch.export.export(
+        module, tuple(inputs), dynamic_shapes=tuple({0: batch}
+                                                    for _ in inputs))
+    larger = [torch.cat([x, x, x.flip(0)]) for x in inputs]
+    assert_close(program.module()(*larger), module(*larger))
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')

@@ -1,8 +1,12 @@
 """Voxels against mmcv's deterministic operator, bit for bit."""
 import math
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from mmcv.ops import Voxelization
 
 from sigplug.ops import hard_voxelize
@@ -84,6 +88,11 @@ def test_adversarial_clouds_equal_mmcvs(name, size):
         check(ADVERSARIAL[name].clone(), size, *limits)
 
 
+FRAMES = sorted(Path(
+    os.environ.get('SIGPLUG_REAL_FRAMES')
+    or REPOSITORY.parent / 'shared/real_frames').glob('kitti/*.bin'))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_equals_the_cpu_and_mmcv_on_cuda(size):
@@ -102,6 +111,23 @@ def test_equals_the_cpu_and_mmcv_on_cuda(size):
                 torch.testing.assert_close(
                     ours.cpu(), x, rtol=0, atol=0, equal_nan=True)
                 assert found.equal(theirs)
+
+
+@pytest.mark.skipif(not FRAMES, reason='no real frames: SIGPLUG_REAL_FRAMES')
+@pytest.mark.parametrize('size, max_points, max_voxels', [
+    ((0.16, 0.16, 4.0), 32, 16000), ((0.2, 0.2, 8.0), 20, 30000),
+    ((0.1, 0.1, 0.4), 10, 90000)], ids=str)
+def test_real_frames_equal_mmcvs(size, max_points, max_voxels):
+    grid = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    frames = [torch.from_numpy(np.fromfile(path, np.float32).reshape(-1, 4))
+              for path in FRAMES]
+    each = [check(points, size, max_points, max_voxels, grid)
+            for points in frames]
+    assert all(len(voxels) > 1000 for voxels, _, _ in each)
+    voxels, _, counts = hard_voxelize(
+        frames, size, grid, max_points, max_voxels)
+    assert voxels.equal(torch.cat([found[0] for found in each]))
+    assert counts.equal(torch.cat([found[2] for found in each]))
 
 
 @pytest.mark.parametrize('channels', [3, 5])

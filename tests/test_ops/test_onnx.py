@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
+from sigplug.ops import generalized_mean, segment_generalized_mean
 
 from .pooling import reference
 from .tolerances import assert_close
@@ -25,6 +26,17 @@ AXES = {0: 'batch', 2: 'height', 3: 'width'}
 @pytest.fixture(scope='module', autouse=True)
 def backend():
     """Exporters take the eager form, whatever is chosen."""
+
+
+class Function(nn.Module):
+    """What exporters take."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
 
 
 def export(module, tensors, axes):
@@ -71,6 +83,10 @@ def windows(x, p, eps=1e-6):
     c = nn.functional.pad(x.double().clamp(min=eps), (1, ) * 4)
     c = c.unfold(2, 3, 2).unfold(3, 3, 2)
     return (c**p).mean((-2, -1))**(1 / p)
+
+
+every_dtype = pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float16], ids=str)
 
 
 @pytest.mark.parametrize('dtype, grad', [
@@ -128,6 +144,7 @@ LAYERS = {
             (x, x[:, :, :(x.shape[2] + 1) // 2], x[:, :, x.shape[2] // 2:])
         ], 1)),
 }
+every_layer = pytest.mark.parametrize('name', LAYERS)
 
 
 def maps(*shape, dtype, signed=True):
@@ -159,13 +176,82 @@ def test_gem(name, dtype):
         assert_close(y, LAYERS[name][1](x))
 
 
-def test_graph_of_gem():
+@every_dtype
+def test_graph_of_gem(dtype):
     """Few nodes, a constant power, and no trace of a size."""
-    model = exported('shared')
+    model = exported('shared', dtype)
+    casts = ['Cast'] if dtype == torch.float16 else []
     assert operators(model) == [
-        'Clip', 'ReduceMax', 'Clip', 'Div', 'Pow', 'ReduceMean', 'Pow', 'Mul']
+        *casts, 'Clip', 'ReduceMax', 'Clip', 'Div', 'Pow', 'ReduceMean',
+        'Pow', 'Mul', *casts]
     known = {tensor.name: onnx.numpy_helper.to_array(tensor)
              for tensor in model.graph.initializer}
     powers = [known[node.input[1]].item() for node in model.graph.node
               if node.op_type == 'Pow']
     assert powers == [4.5, np.float32(1 / 4.5).item()]
+
+
+def test_windows_are_slices():
+    """No shape is computed, and no element is gathered by an index."""
+    names = operators(exported('windows'))
+    assert not {'Shape', 'Gather', 'Range', 'Loop'} & set(names)
+    assert len(names) <= 48
+
+
+@every_dtype
+def test_masked(dtype):
+    model = export(
+        Function(lambda x, mask: generalized_mean(x, 3.0, mask=mask)),
+        (maps(2, 8, 12, 16, dtype=dtype), torch.rand(2, 1, 12, 16) > 0.5),
+        ((AXES, AXES), ))
+    x = maps(3, 8, 7, 9, dtype=dtype)
+    mask = torch.rand(3, 1, 7, 9) > 0.5
+    mask[0] = False
+    c = x.double().clamp(min=np.float32(1e-6).item())
+    mean = (c**3 * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
+    assert_close(run(model, (x, mask)), mean**(1 / 3))
+
+
+@pytest.mark.parametrize('p, dtype', [
+    (1.0, torch.float32), (3.0, torch.float16), (INF, torch.float32),
+    (torch.linspace(1, 8, 4), torch.float32)], ids=str)
+def test_segments(p, dtype):
+    """Standard operators too, for which a runtime needs ScatterElements."""
+    model = export(
+        Function(lambda x, index: segment_generalized_mean(x, index, 5, p)),
+        (torch.rand(20, 4, dtype=dtype), torch.arange(20) % 5),
+        (({0: 'rows'}, {0: 'rows'}), ))
+    x = (100 * torch.rand(300, 4)).to(dtype)
+    index = torch.arange(300) % 7 % 4
+    wanted = torch.zeros(5, 4, dtype=torch.float64)
+    for i in range(4):
+        wanted[i] = reference(x[index == i], p, 0)
+    assert_close(run(model, (x, index)), wanted)
+
+
+@every_layer
+def test_torch_export_with_open_sizes(name):
+    """Without float64, which not all runtimes have."""
+    make, expected = LAYERS[name]
+    signed = name != 'no clamp'
+    x = maps(2, 8, 12, 16, dtype=torch.float32, signed=signed)
+    opened = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
+    program = torch.export.export(make(), (x, ), dynamic_shapes=(opened, ))
+    assert torch.float64 not in {
+        value.dtype
+        for value in (node.meta.get('val') for node in program.graph.nodes)
+        if isinstance(value, torch.Tensor)}
+    x = maps(3, 8, 7, 9, dtype=torch.float32, signed=signed)
+    with torch.no_grad():
+        assert_close(program.module()(x), expected(x))
+
+
+def test_gradient_of_an_exported_program():
+    """It may be trained: a set of zeros has a gradient of 0."""
+    layer = GeM(clamp=False)
+    x = maps(2, 8, 6, 5, dtype=torch.float32, signed=False).requires_grad_()
+    program = torch.export.export(layer, (x, )).module()
+    grads = [torch.autograd.grad(function(x).sum(), x)[0]
+             for function in (program, layer)]
+    assert (grads[0][:, 0] == 0).all()
+    torch.testing.assert_close(*grads)

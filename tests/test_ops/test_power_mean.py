@@ -113,3 +113,38 @@ def test_kernels_treat_special_numbers_as_the_plain_form(p, eps, mask):
             results.append((y.detach(), grad[finite]))
         torch.testing.assert_close(*results, rtol=2e-6, atol=0,
                                    equal_nan=True)
+
+
+@pytest.fixture
+def restore():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('columns', [1, 16])
+@pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor([2.5])],
+                         ids=str)
+def test_segments_give_equal_bits_in_every_run(p, columns, restore):
+    """With many ties, and where determinism is demanded.
+
+    From one number of threads to another PyTorch's own pow may differ by an
+    ulp, as the ends of the shares of the threads are computed without SIMD.
+    """
+    torch.use_deterministic_algorithms(True)
+    x = torch.randn(40000, columns).mul(4).round().abs() + torch.randn(
+        40000, 1).clamp(min=0)
+    x.requires_grad_()
+    # Few segments: their rows are spread over all threads.
+    index = torch.randint(0, 7, (40000, ))
+
+    def run():
+        y = segment_generalized_mean(x, index, 8, p)
+        return y.detach(), *torch.autograd.grad(
+            y, x, torch.linspace(1, 2, y.numel()).view(y.shape))
+
+    for threads in (4, 3, 1):
+        torch.set_num_threads(threads)
+        first, second = run(), run()
+        assert all(map(torch.equal, first, second))

@@ -303,3 +303,17 @@ def test_takes_features_in_the_layout_of_convolutions():
         for name, maps in ours.items():
             assert maps.is_contiguous()
             torch.testing.assert_close(maps, plain[name])
+
+
+def test_predictions_without_velocity_equal_the_stock_heads():
+    results = []
+    for head in both(velocity=False):
+        with torch.no_grad():
+            results.append(head.eval().predict_by_feat(
+                head(features()), METAS))
+    for expected, got in zip(*results, strict=True):
+        assert len(expected.scores_3d) > 10
+        assert expected.bboxes_3d.tensor.shape[1] == 7
+        assert got.bboxes_3d.tensor.equal(expected.bboxes_3d.tensor)
+        assert got.scores_3d.equal(expected.scores_3d)
+        assert got.labels_3d.equal(expected.labels_3d)
