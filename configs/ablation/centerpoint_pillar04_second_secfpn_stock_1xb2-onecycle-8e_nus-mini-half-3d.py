@@ -1,5 +1,5 @@
-# The stock twin of the quickstart with more layers and channels, on every other
-# key frame, which are one second apart: many trainings are to be compared.
+# The stock twin of the quickstart, larger, on every other key frame, which are
+# one second apart: many trainings are to be compared.
 _base_ = [
     '../_base_/datasets/nus-mini-3d.py',
     '../_base_/models/centerpoint_pillar04_second_secfpn_nus.py',

@@ -37,6 +37,7 @@ def test_flags_reach_the_training(tool, tmp_path, monkeypatch, run_here):
         assert json.loads((tmp_path / 'arguments.json').read_text()) == [
             'c.py', '--work-dir', 'work_dirs/quickstart', *given,
             '--cfg-options', 'randomness.seed=0',
+            'train_cfg.val_begin=1000',
             # What the training says where it is stopped.
             "make quickstart ARGS='--config c.py "
             f"{'--amp ' * bool(given)}--resume'"]
