@@ -249,7 +249,7 @@ def test_models_by_stage(run_tool, tmp_path, what):
     (results / 'cpu.json').rename(results / 'cuda.json')
     table = page.stage_table(case)
     assert '| waits for the GPU | 0 | 5 | 0 |' in table
-    assert '- head failed: why' in table
+    assert '- `head` failed: why' in table
     assert 'waits at `a.py:3`, `b.py:5`' in table
     assert page.summary_rows([case])[0][2] == 'failed'
     assert page.write(results, tmp_path / 'page.md') == [

@@ -117,13 +117,13 @@ def stage_table(case: Record) -> str:
     for name, text in (('loss', 'first loss'), ('boxes', 'boxes')):
         if any(name in row for row in rows):
             cells.append([text, *(f'{row[name]:.6g}' for row in rows)])
-    notes = [f"- {row['config']} {row['error']}" for row in case['rows']
+    notes = [f"- `{row['config']}` {row['error']}" for row in case['rows']
              if 'error' in row]
     if any(row['waits'] for row in rows):
         cells.append(['waits for the GPU', *(
             str(sum(row['waits'].values())) for row in rows)])
         # Of more, a reader wants no more than the number.
-        notes += [f"- {row['config']} waits at " + ', '.join(
+        notes += [f"- `{row['config']}` waits at " + ', '.join(
             f'`{place}`' for place in row['waits'])
             for row in rows if 0 < sum(row['waits'].values()) <= 8]
     table = markdown(['stage, ms', *(row['config'] for row in rows)], cells)
