@@ -76,4 +76,4 @@ def test_print_config(run_here, tmp_path):
     (tmp_path / 'printed.py').write_text(printed.out)
     cfg = Config.fromfile(tmp_path / 'printed.py')
     assert cfg.model.pts_voxel_encoder.p == 4.5
-    assert cfg.train_dataloader.batch_size == 4
+    assert cfg.train_dataloader.batch_size == 2
