@@ -25,7 +25,7 @@ TOOLS = REPOSITORY / 'tools'
 sys.path.append(str(TOOLS / 'analysis_tools'))
 QUICKSTART = REPOSITORY / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_nus-mini-3d.py')
 
 # The quickstart in epochs of two iterations, without validation. The worker of
 # the data loader starts anew in each epoch, so that the augmentation does not

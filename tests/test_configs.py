@@ -16,7 +16,7 @@ from sigplug.models.layers.learnable_power import LearnablePower
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-SMALL = 'centerpoint_pillar04_second_secfpn_{}_1xb2-onecycle-6e_nus-mini-3d.py'
+SMALL = 'centerpoint_pillar04_second_secfpn_{}_1xb2-onecycle-5e_nus-mini-3d.py'
 
 each_config = pytest.mark.parametrize(
     'path', CONFIGS, ids=lambda path: path.stem)

@@ -146,7 +146,7 @@ def test_tools_of_the_wheel_find_their_parts(site, tmp_path, command, option):
 
 @pytest.mark.slow
 def test_mim_makes_data_trains_and_tests_from_the_wheel(site, tmp_path):
-    config = ('centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_'
+    config = ('centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_'
               'nus-mini-3d.py')
     environment = dict(
         os.environ, OMP_NUM_THREADS='1', SIGPLUG_DATA_ROOT='made/',

@@ -17,7 +17,7 @@ from sigplug.cli.stages import hide_unusable_gpus, relative, run_stage
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_nus-mini-3d.py')
 DATA_SEED = 0
 
 

@@ -22,7 +22,7 @@ import psutil
 TOOLS = Path(__file__).resolve().parent.parent
 QUICKSTART = TOOLS.parent / (
     'configs/centerpoint/'
-    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py')
+    'centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_nus-mini-3d.py')
 # Workers that live for one epoch, so that a leaked one would be seen.
 CONFIG = f"""
 _base_ = [{str(QUICKSTART)!r}]

@@ -18,7 +18,7 @@ AREA = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
 
 def build(kind, preprocessor='sigplug.Det3DDataPreprocessor'):
     cfg = Config.fromfile(CONFIGS / 'centerpoint' / (
-        f'centerpoint_{kind}04_second_secfpn_gem_1xb2-onecycle-6e_'
+        f'centerpoint_{kind}04_second_secfpn_gem_1xb2-onecycle-5e_'
         'nus-mini-3d.py'))
     init_default_scope(cfg.default_scope)
     import_modules_from_strings(['mmdet3d.models'])

@@ -35,7 +35,7 @@ SMALL, CIRCLE, ROTATE, VOXEL = (
     'voxel0075, circle NMS')
 CONFIGS = {
     SMALL: OWN / ('centerpoint_pillar04_second_secfpn_stock_'
-                  '1xb2-onecycle-6e_nus-mini-3d.py'),
+                  '1xb2-onecycle-5e_nus-mini-3d.py'),
     CIRCLE: MMDET3D / ('centerpoint_pillar02_second_secfpn_head-circlenms_'
                        '8xb4-cyclic-20e_nus-3d.py'),
     ROTATE: MMDET3D / ('centerpoint_pillar02_second_secfpn_'

@@ -1,7 +1,7 @@
 # The quickstart with voxels of 0.1 x 0.1 x 0.2 m in place of pillars: GeM over
 # all points of a voxel, then sparse convolution, which needs spconv on a CPU.
 # The heatmap keeps its cells of 0.8 m.
-_base_ = './centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py'  # noqa: E501
+_base_ = './centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_nus-mini-3d.py'  # noqa: E501
 
 voxel_size = [0.1, 0.1, 0.2]
 out_size_factor = 8

@@ -2,7 +2,7 @@
 # heatmap loss; a sample without points is no error. All the rest computes what
 # the stock twin does.
 _base_ = [
-    './centerpoint_pillar04_second_secfpn_stock_1xb2-onecycle-6e_nus-mini-3d.py',  # noqa: E501
+    './centerpoint_pillar04_second_secfpn_stock_1xb2-onecycle-5e_nus-mini-3d.py',  # noqa: E501
     '../_base_/schedules/gem-power.py',
 ]
 

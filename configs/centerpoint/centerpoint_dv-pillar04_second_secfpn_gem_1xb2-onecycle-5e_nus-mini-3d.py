@@ -1,6 +1,6 @@
 # The quickstart with dynamic voxelisation: GeM over all points of a pillar,
 # none cut off, on the CPU too.
-_base_ = './centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-6e_nus-mini-3d.py'  # noqa: E501
+_base_ = './centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_nus-mini-3d.py'  # noqa: E501
 
 model = dict(
     type='DynamicMVXFasterRCNN',

@@ -1,6 +1,6 @@
 # One cycle over a short training: the rate rises for a quarter of it. Its ends
 # are ratios, so that every parameter keeps its lr_mult.
-max_epochs = 6
+max_epochs = 5
 lr = 3e-4
 optim_wrapper = dict(
     type='OptimWrapper',
