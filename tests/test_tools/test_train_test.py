@@ -61,8 +61,8 @@ def test_amp_trains_on_the_cpu(folder, run_here):
         '--work-dir', 'amp', '--resume', '--cfg-options',
         'train_cfg.max_epochs=1', cwd=folder)
     assert code == 0 and 'starts from the beginning' in printed.out
-    # base_batch_size is 4 and the batch size 1.
-    assert 'Scaling the original LR by 0.25' in printed.out
+    # base_batch_size is 2 and the batch size 1.
+    assert 'Scaling the original LR by 0.5' in printed.out
     checkpoint = load_safely(folder / 'amp/epoch_1.pth')
     losses = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
