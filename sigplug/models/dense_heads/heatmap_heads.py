@@ -42,6 +42,10 @@ class CenterNetHead(SelectableAct, CenterNetTargets, _CenterNetHead):
             ``loss_center_heatmap``. Defaults to ``dict(type='Sigmoid')``, and
             to none where the loss takes logits.
         **kwargs: Those of mmdet's ``CenterNetHead``.
+
+    Raises:
+        ValueError: ``heatmap_act`` is given and ``loss_center_heatmap`` takes
+            logits, or the reduction of a loss is not ``'mean'``.
     """
 
     default_act = 'Sigmoid'
@@ -85,6 +89,10 @@ class CenterNetUpdateHead(SelectableAct, _CenterNetUpdateHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet's ``CenterNetUpdateHead``.
+
+    Raises:
+        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
+            the reduction of a loss is not ``'mean'``.
     """
 
     averaged = 'loss_cls', 'loss_bbox'
@@ -171,6 +179,10 @@ class CornerHead(SelectableAct, CornerTargets, _CornerHead):
             ``loss_heatmap``, for both corners. Defaults to
             ``dict(type='Sigmoid')``, and to none where the loss takes logits.
         **kwargs: Those of mmdet's ``CornerHead``.
+
+    Raises:
+        ValueError: ``heatmap_act`` is given and ``loss_heatmap`` takes
+            logits, or the reduction of a loss is not ``'mean'``.
     """
 
     default_act = 'Sigmoid'
@@ -219,6 +231,9 @@ class CentripetalHead(_CentripetalHead, CornerHead):
         *args: Those of mmdet's ``CentripetalHead``.
         heatmap_act (dict, optional): As for :class:`CornerHead`.
         **kwargs: Those of mmdet's ``CentripetalHead``.
+
+    Raises:
+        ValueError: See :class:`CornerHead`.
     """
 
     def __init__(self,

@@ -50,6 +50,11 @@ class MonoFlexHead(SelectableAct, _MonoFlexHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet3d's ``MonoFlexHead``.
+
+    Raises:
+        TypeError: ``heatmap_act`` is not a config.
+        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
+            its reduction is not ``'mean'``.
     """
 
     def init_weights(self) -> None:

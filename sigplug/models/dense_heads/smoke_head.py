@@ -41,6 +41,11 @@ class SMOKEMono3DHead(SelectableAct, _SMOKEMono3DHead):
             ``loss_cls``. Defaults to ``dict(type='ClipSigmoid')``, and to
             none where ``loss_cls`` takes logits.
         **kwargs: Those of mmdet3d's ``SMOKEMono3DHead``.
+
+    Raises:
+        TypeError: ``heatmap_act`` is not a config.
+        ValueError: ``heatmap_act`` is given and ``loss_cls`` takes logits, or
+            its reduction is not ``'mean'``.
     """
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
