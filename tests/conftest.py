@@ -56,6 +56,12 @@ settings.register_profile(
 settings.load_profile('test')
 
 
+# Beside OneDL's forks mmdet3d can be imported by sigplug alone.
+SWITCH = 'SIGPLUG_MMDET3D_BESIDE_ONEDL'
+mmdet3d_comes_first = pytest.mark.skipif(
+    os.environ.get(SWITCH) == '1', reason='imports mmdet3d before sigplug, '
+    "which it refuses beside OneDL's forks")
+
 # What old versions of torch cannot do, as they say it themselves.
 NOT_IN_OLD_TORCH = {
     'AutocastCPU only support|needs torch 2.3 or later|GradScaler':

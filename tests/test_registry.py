@@ -8,6 +8,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from conftest import SWITCH, mmdet3d_comes_first
+
 PACKAGE_PARENT = Path(find_spec('sigplug').origin).parents[1]
 
 # What every case may use.
@@ -34,7 +36,8 @@ def run(code, cwd):
         [sys.executable, '-c', PRELUDE + code],
         cwd=cwd,
         env=dict(
-            os.environ, PYTHONPATH=str(PACKAGE_PARENT), OMP_NUM_THREADS='1'),
+            os.environ, PYTHONPATH=str(PACKAGE_PARENT), OMP_NUM_THREADS='1',
+            **{SWITCH: ''}),
         capture_output=True,
         text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -201,6 +204,7 @@ CASES = {{name: partial(exec, code, globals())
 """, len(WITHOUT), tmp_path)
 
 
+@mmdet3d_comes_first
 def test_prefixed_names_without_any_import(tmp_path):
     """The first look-up from each scope, each in a fork of one start."""
     run_forks('''

@@ -1,5 +1,6 @@
 """What the fixes change outside sigplug, and what they leave alone."""
 import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from conftest import Attack
+from conftest import SWITCH, Attack
 from mmengine.runner import CheckpointLoader
 from toy_training import make_runner
 
@@ -132,7 +133,8 @@ assert np.__version__ > '2' or not hasattr(np, 'long')
 heavy = {'mmcv', 'mmdet', 'mmdet3d', 'mmengine.runner', 'mmengine.optim'}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-    subprocess.run([sys.executable, '-c', code], check=True)
+    subprocess.run([sys.executable, '-c', code], check=True,
+                   env=os.environ | {SWITCH: ''})
 
 
 def test_mmdet3d_beside_onedl(monkeypatch):
