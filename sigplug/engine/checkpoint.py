@@ -1,4 +1,5 @@
 """Read mmengine's checkpoints without running code that they may contain."""
+import codecs
 import pickle
 import re
 from collections.abc import Callable
@@ -154,7 +155,9 @@ def _restricted_pickle() -> SimpleNamespace:
     Like torch's own, it is written in Python to check what a checkpoint sets.
     """
     from torch._weights_only_unpickler import _get_allowed_globals
-    known = dict(_get_allowed_globals(), **allowed_globals())
+    # Later versions of torch know how pickle writes bytes themselves.
+    known = {'_codecs.encode': codecs.encode, **_get_allowed_globals(),
+             **allowed_globals()}
     fillable = (torch.Tensor, np.ndarray, np.dtype, HistoryBuffer, dict)
 
     # Not among the type hints of pickle.

@@ -78,7 +78,8 @@ def globals_in(path):
                  if name.endswith('data.pkl'))
     names = {arg.replace(' ', '.').replace('__builtin__', 'builtins')
              for op, arg, _ in pickletools.genops(data) if op.name == 'GLOBAL'}
-    return names - set(_get_allowed_globals())
+    # Torch before 2.2 does not list the first one.
+    return names - {'_codecs.encode'} - set(_get_allowed_globals())
 
 
 def test_allows_nothing_that_mmengine_does_not_write(path):

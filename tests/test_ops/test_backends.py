@@ -1,4 +1,5 @@
 """Which code computes an operation, and what happens where it is missing."""
+import importlib
 import os
 import subprocess
 import sys
@@ -158,19 +159,24 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
 
 def test_triton_that_cannot_launch(monkeypatch):
     """It wants a C compiler, which it looks for at its first launch."""
-    kernels = pytest.importorskip('sigplug.ops.cuda_kernels')
+    pytest.importorskip('triton', minversion='3.0')
+    from sigplug.ops import cuda_kernels
 
     def fail(*args, **kwargs):
         raise RuntimeError('Failed to find C compiler.')
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch, 'zeros', fail)
-    monkeypatch.setattr(kernels.triton, '__version__', '3.0.0')
     with pytest.raises(OSError, match='Failed to find C compiler'):
-        kernels.prepare()
-    monkeypatch.setattr(kernels.triton, '__version__', '2.3.1')
-    with pytest.raises(OSError, match='need Triton 3.* here is 2.3.1'):
-        kernels.prepare()
+        cuda_kernels.prepare()
+
+
+def test_triton_that_is_too_old(monkeypatch):
+    triton = pytest.importorskip('triton')
+    monkeypatch.setattr(triton, '__version__', '2.3.1')
+    monkeypatch.delitem(sys.modules, 'sigplug.ops.cuda_kernels', False)
+    with pytest.raises(ImportError, match='need Triton 3.* here is 2.3.1'):
+        importlib.import_module('sigplug.ops.cuda_kernels')
 
 
 def run_python(code, **environment):

@@ -6,7 +6,12 @@ waits for the device.
 import torch
 import triton
 
-from . import gaussian_focal_loss, gaussian_heatmap, power_mean
+if int(triton.__version__.split('.')[0]) < 3:
+    # What the modules below import, it has not.
+    raise ImportError('the kernels need Triton 3, which torch 2.4 and later '
+                      f'bring along, but here is {triton.__version__}')
+
+from . import gaussian_focal_loss, gaussian_heatmap, power_mean  # noqa: E402
 
 # The dtypes that the kernels load and store.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -22,9 +27,6 @@ def prepare() -> None:
     Triton finds out at a launch that it has no C compiler or no Python
     headers for it, or that the device is too old for it: this is one.
     """
-    if int(triton.__version__.split('.')[0]) < 3:
-        raise OSError('the kernels need Triton 3, which torch 2.4 and later '
-                      f'bring along, but here is {triton.__version__}')
     if not torch.cuda.is_available():
         raise OSError('PyTorch finds no CUDA device: see '
                       'torch.cuda.is_available()')
