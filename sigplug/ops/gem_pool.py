@@ -14,6 +14,8 @@ from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
 IntOrTuple = int | Sequence[int | None] | None
+# About the cells that fit into the cache of a processor several times.
+CACHED = 2**20
 
 
 def gem_pool(x: Tensor,
@@ -100,6 +102,14 @@ def gem_pool(x: Tensor,
                              f'and padding={pad}')
     dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
     p = check_power(p, x, dims)
+    overlap = any(step < size for size, step in zip(kernel, steps))
+    if (overlap and x.device.type == 'cpu' and x.dim() == spatial + 2
+            and not is_traced() and x.numel() > CACHED and len(x) > 1):
+        # Copies of the cells for each window, of all samples, would not stay
+        # in the cache of a processor.
+        return torch.cat([
+            gem_pool(sample, p, kernel, steps, pad, eps=eps, backend=backend)
+            for sample in x.split(1)])
     full = [margin == 0 and _is_full(k, size)
             for k, size, margin in zip(kernel, extent, pad)]
     # A window of one cell along a dim takes a slice; of all, one is left.
@@ -118,7 +128,7 @@ def gem_pool(x: Tensor,
             x = torch.where(x < eps, eps, x)
         eps = None
         x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
-    elif any(step < size for size, step in zip(kernel, steps)):
+    elif overlap:
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
     whole = tuple(d for d, is_full in zip(dims, full)

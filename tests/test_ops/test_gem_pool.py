@@ -1,4 +1,5 @@
 """Generalised-mean pooling against torch's pools and float64."""
+import importlib
 import math
 
 import pytest
@@ -188,3 +189,17 @@ def test_the_gradient_passes_at_eps(padding):
     x = torch.full((1, 1, 4, 4), 0.5, requires_grad=True)
     gem_pool(x, 1.0, 2, 2, padding, eps=0.5).sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 0.25))
+
+
+@pytest.mark.parametrize('p', [2.5, torch.tensor([1.5, 4.0])])
+def test_sample_by_sample(p, monkeypatch):
+    """Large inputs with overlapping windows, on a CPU."""
+    x = random_input(3, 2, 9, 8)
+
+    def pool(x):
+        return gem_pool(x, p, (3, None), (1, None), (1, 0))
+
+    whole = pool(x), grads(pool, x)[0]
+    monkeypatch.setattr(
+        importlib.import_module('sigplug.ops.gem_pool'), 'CACHED', 10)
+    assert whole[0].equal(pool(x)) and whole[1].equal(grads(pool, x)[0])

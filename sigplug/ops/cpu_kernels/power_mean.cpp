@@ -118,10 +118,24 @@ SIGPLUG_INLINE Log2 log_ratio(Vec c, Log2 m) {
   return {log.exponent - m.exponent, log.fraction - m.fraction};
 }
 
+// A power and what the formulas make of it.
+struct Power {
+  explicit Power(DoubleVec value)
+      : p(to_float(value)),
+        is_one(!any(p != 1.0f)),
+        power(factor(value)),
+        less_one(factor(value - 1.0)),
+        root(factor(1.0 / value)) {}
+
+  Vec p;
+  bool is_one;
+  Factor<Vec> power, less_one, root;
+};
+
 template <template <typename, bool> class Set, typename T, bool kPositive>
-Vec mean_of(const Set<T, kPositive>& set, DoubleVec p) {
+SIGPLUG_INLINE Vec mean_of(const Set<T, kPositive>& set, const Power& by) {
   const DoubleVec count = count_of(set);
-  if (!any(to_float(p) != 1.0f)) {
+  if (by.is_one) {
     return to_float(
         sum_of(set, [](Vec, Vec c, IntVec, int64_t, int64_t) { return c; }) /
         count);
@@ -136,34 +150,33 @@ Vec mean_of(const Set<T, kPositive>& set, DoubleVec p) {
   const DoubleVec valid =
       Set<T, kPositive>::sum(to_double(invalid));
   const Log2 scale = log2(m);
-  const Factor<Vec> power = factor(p);
   const DoubleVec total = sum_of(
       set, [&](Vec, Vec c, IntVec, int64_t, int64_t) {
-        const Vec term = exp2_of_product(log_ratio<kPositive>(c, scale), power);
+        const Vec term =
+            exp2_of_product(log_ratio<kPositive>(c, scale), by.power);
         return c > 0.0f ? term : Vec{};
       });
   const Vec mean = to_float(total / count);
-  const Vec y = m * exp2_of_product(log2(mean), factor(1.0 / p));
-  const IntVec usual = (m > 0.0f) & (m < INFINITY) & (to_float(p) < INFINITY);
+  const Vec y = m * exp2_of_product(log2(mean), by.root);
+  const IntVec usual = (m > 0.0f) & (m < INFINITY) & (by.p < INFINITY);
   return (usual ? y : max(m, Vec{})) + to_float(valid);
 }
 
 // Writes grad * dy/dx where `out` is given; returns dy/dp if it is wanted.
 template <bool kWantsP, template <typename, bool> class Set, typename T,
           bool kPositive>
-Vec slopes_of(const Set<T, kPositive>& set, DoubleVec p, Vec y, Vec grad,
-              T* out) {
+SIGPLUG_INLINE Vec slopes_of(const Set<T, kPositive>& set, const Power& by,
+                             Vec y, Vec grad, T* out) {
   const Vec count = to_float(count_of(set));
   const Log2 scale = log2(y);
-  const Factor<Vec> power = factor(p - 1.0);
   // NaN if y is not finite.
   const Vec each = grad / count + (y - y);
-  const Vec at_zero = to_float(p) == 1.0f ? each : Vec{};
+  const Vec at_zero = by.p == 1.0f ? each : Vec{};
   const Vec inverse = min(1.0f / y, all(FLT_MAX));
   const DoubleVec total = sum_of(
       set, [&](Vec values, Vec c, IntVec counts, int64_t place, int64_t n) {
         const Log2 ratio = log_ratio<kPositive>(c, scale);
-        const Vec slope = exp2_of_product(ratio, power);  // u^(p-1)
+        const Vec slope = exp2_of_product(ratio, by.less_one);  // u^(p-1)
         if (out) {
           const Vec by_x = c > 0.0f ? slope * each : at_zero;
           const IntVec passes = counts & (values >= set.sets.eps);
@@ -174,7 +187,7 @@ Vec slopes_of(const Set<T, kPositive>& set, DoubleVec p, Vec y, Vec grad,
         return c > 0.0f ? slope * (c * inverse) * log_u : Vec{};
       });
   // dy/dp = (y/p) mean(u^p ln u).
-  const Vec by_p = y / to_float(p) *
+  const Vec by_p = y / by.p *
       to_float(total * M_LN2 / to_double(count));
   return y == 0.0f ? Vec{} : by_p;
 }
@@ -208,16 +221,20 @@ void choose(const Sets<T>& sets, int threads, const Function& function) {
   }
 }
 
+// One power for all sets, without steps, or one of each.
 struct Powers {
   const double* p;
   int64_t set_step, column_step;
+  bool shared = !set_step && !column_step;
+  Power first = Power(DoubleVec{} + (shared ? p[0] : 1.0));
 
-  DoubleVec load(int64_t set, int64_t column, int64_t n) const {
+  Power load(int64_t set, int64_t column, int64_t n) const {
+    if (shared) return first;
     DoubleVec out = DoubleVec{} + p[set * set_step + column * column_step];
     for (int64_t i = 1; i < n; ++i) {
       out[i] = p[set * set_step + (column + i) * column_step];
     }
-    return out;
+    return Power(out);
   }
 };
 
@@ -264,7 +281,7 @@ extern "C" void power_mean_backward(
       const bool row = columns == 1;
       const Vec grad = row ? all(grad_y[place]) : load_upto(grad_y + place, n);
       const Vec result = row ? all(y[place]) : load_upto(y + place, n);
-      const DoubleVec power = powers.load(k, column, n);
+      const Power power = powers.load(k, column, n);
       T* const out = static_cast<T*>(grad_x);
       if (grad_p) {
         const Vec by_p = slopes_of<true>(set, power, result, grad, out);
