@@ -244,10 +244,19 @@ def test_the_library_is_built_once(tmp_path, quick_compiler):
     variables = dict(SIGPLUG_CACHE=str(cache), CXX=quick_compiler)
     environment = os.environ | variables | {
         'PYTHONPATH': os.pathsep.join(sys.path)}
-    code = textwrap.dedent(USE_TWICE)
-    both = [subprocess.Popen([sys.executable, '-c', code], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env=environment) for _ in range(2)]
+    # Their imports may take longer than the compiler.
+    code = textwrap.dedent('''
+        import sys, time, sigplug.ops
+        from pathlib import Path
+        ready = Path(sys.argv[1])
+        ready.touch()
+        while len(list(ready.parent.glob('ready*'))) < 2:
+            time.sleep(0.05)
+    ''') + textwrap.dedent(USE_TWICE)
+    both = [subprocess.Popen(
+        [sys.executable, '-c', code, tmp_path / f'ready{k}'], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        for k in range(2)]
     output = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], output
     built, = cache.glob('*.so')
