@@ -175,5 +175,5 @@ def prepare_power(p: PowerLike, x: Tensor) -> PowerLike:
     if values and not values[0] > 0:
         raise ValueError(f'p must be above 0, but got {p.tolist()}')
     check_device('p', p, x)
-    p = p.to(torch.promote_types(x.dtype, torch.float32))
+    p = p.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     return p.reshape(()) if p.numel() == 1 and p.dim() > 1 else p

@@ -1,4 +1,5 @@
 """The Gaussian focal loss of heatmap heads, computed from logits."""
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from ._checks import (
     is_number,
 )
 from ._dtypes import upcast_half
-from .backends import Form, select, wants_plain_backward
+from .backends import Form, is_traced, select, wants_plain_backward
 from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
@@ -52,6 +53,10 @@ class FocalOptions:
         if self.clip is None:
             return 0.0, 1.0
         return representable_bounds(self.clip, 1 - self.clip, dtype)
+
+
+# Checked once: a head gives the same numbers each time.
+_kept_options = functools.lru_cache(maxsize=64, typed=True)(FocalOptions)
 
 
 def gaussian_focal_loss_with_logits(
@@ -124,7 +129,8 @@ def gaussian_focal_loss_with_logits(
         >>> gaussian_focal_loss_with_logits(logits, target, reduction='none')
         tensor([  0.0000, 100.0000,   0.1733])
     """
-    options = FocalOptions(alpha, gamma, pos_weight, neg_weight, clip)
+    options = (FocalOptions if is_traced() else _kept_options)(
+        alpha, gamma, pos_weight, neg_weight, clip)
     check_reduction('reduction', reduction)
     _check_tensors(logits, target, weight)
     _check_avg_factor(avg_factor, reduction)

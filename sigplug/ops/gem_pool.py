@@ -1,6 +1,8 @@
 """Generalised-mean pooling over windows."""
+import functools
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -86,39 +88,20 @@ def gem_pool(x: Tensor,
     if output_size is not None:
         check_windows(kernel_size, stride, padding, output_size)
         return _pool_adaptively(x, p, output_size, eps, backend)
-    spatial = _num_spatial_dims('kernel_size', kernel_size, x)
-    extent = x.shape[-spatial:]
-    kernel = _window('kernel_size', kernel_size, spatial, extent)
-    steps = _window('stride', stride, spatial, kernel)
-    pad = _window('padding', padding, spatial, ())
-    _check_extent(extent, x)
-    for k, size, margin in zip(kernel, extent, pad):
-        if 2 * margin > k:
-            raise ValueError('padding must be at most half of kernel_size, '
-                             f'but got padding={pad}, kernel_size={kernel}')
-        if k > size + 2 * margin:
-            raise ValueError(f'kernel_size {kernel} must fit into the padded '
-                             f'input, but x has the shape {tuple(x.shape)} '
-                             f'and padding={pad}')
-    dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
-    p = check_power(p, x, dims)
-    overlap = any(step < size for size, step in zip(kernel, steps))
-    if (overlap and x.device.type == 'cpu' and x.dim() == spatial + 2
-            and not is_traced() and x.numel() > CACHED and len(x) > 1):
+    plan = _plan(kernel_size, stride, padding, x.shape)
+    dtype = x.dtype
+    p = check_power(p, x, plan.dims)
+    if (plan.overlap and x.device.type == 'cpu' and x.numel() > CACHED
+            and x.dim() == len(plan.dims) + 2 and len(x) > 1
+            and not is_traced()):
         # Copies of the cells for each window, of all samples, would not stay
         # in the cache of a processor.
         return torch.cat([
-            gem_pool(sample, p, kernel, steps, pad, eps=eps, backend=backend)
-            for sample in x.split(1)])
-    full = [margin == 0 and _is_full(k, size)
-            for k, size, margin in zip(kernel, extent, pad)]
-    # A window of one cell along a dim takes a slice; of all, one is left.
-    pooled = [dim for dim, k in zip(dims, kernel)
-              if not (isinstance(k, int) and k == 1)] or dims[-1:]
-    for dim, step in zip(dims, steps):
-        if dim not in pooled and step != 1:
-            x = x[(slice(None), ) * dim + (slice(None, None, step), )]
-    if any(pad):
+            gem_pool(sample, p, kernel_size, stride, padding, eps=eps,
+                     backend=backend) for sample in x.split(1)])
+    for dim, step in plan.slices:
+        x = x[(slice(None), ) * dim + (slice(None, None, step), )]
+    if plan.margins:
         # Padded cells are 0 behind the clamp. That of torch passes the
         # gradient at eps before 2.14 alone, which no export needs.
         if eps is None or is_exporting():
@@ -127,31 +110,99 @@ def gem_pool(x: Tensor,
             x = clamp(x, None)
             x = torch.where(x < eps, eps, x)
         eps = None
-        x = F.pad(x, [m for margin in reversed(pad) for m in (margin, margin)])
-    elif overlap:
+        x = F.pad(x, plan.margins)
+    elif plan.overlap:
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
-    whole = tuple(d for d, is_full in zip(dims, full)
-                  if is_full and d in pooled)
-    if whole:
-        x, eps = _pool(x, p, whole, eps, backend)
+    if plan.whole:
+        x, eps = _pool(x, p, plan.whole, eps, backend)
     # The mean of equal sets is the mean of their means: dim by dim, a window
     # of k by k cells costs 2 k in place of k^2.
-    for dim, is_full, size, step in zip(dims, full, kernel, steps):
-        if dim in pooled and not is_full:
-            x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
-                           backend)
-            x = x.squeeze(0)
+    for dim, size, step in plan.cuts:
+        x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
+                       backend)
+        x = x.squeeze(0)
     return x.to(dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is done to the spatial dims of an input of some shape.
+
+    Attributes:
+        dims (tuple[int, ...]): The spatial dims.
+        slices (tuple): Dims with windows of one cell, and their steps.
+        margins (tuple[int, ...]): Padding as of ``F.pad``, empty without.
+        whole (tuple[int, ...]): Dims of which one window takes in all.
+        cuts (tuple): The other dims, with the size and the step of windows.
+        overlap (bool): Whether a cell is in several windows.
+    """
+
+    dims: tuple[int, ...]
+    slices: tuple[tuple[int, int], ...]
+    margins: tuple[int, ...]
+    whole: tuple[int, ...]
+    cuts: tuple[tuple[int, int, int], ...]
+    overlap: bool
+
+
+def _plan(kernel_size: IntOrTuple, stride: IntOrTuple,
+          padding: int | Sequence[int], shape: torch.Size) -> _Plan:
+    """Check the windows and plan them, once for each shape."""
+    if not is_traced():
+        try:
+            return _kept_plan(*(tuple(v) if isinstance(v, list) else v
+                                for v in (kernel_size, stride, padding)),
+                              shape)
+        except TypeError:
+            pass  # What cannot be hashed is refused below.
+    return _new_plan(kernel_size, stride, padding, shape)
+
+
+def _new_plan(kernel_size: IntOrTuple, stride: IntOrTuple,
+              padding: int | Sequence[int], shape: torch.Size) -> _Plan:
+    spatial = _num_spatial_dims('kernel_size', kernel_size, shape)
+    extent = shape[-spatial:]
+    kernel = _window('kernel_size', kernel_size, spatial, extent)
+    steps = _window('stride', stride, spatial, kernel)
+    pad = _window('padding', padding, spatial, ())
+    _check_extent(extent, shape)
+    for k, size, margin in zip(kernel, extent, pad):
+        if 2 * margin > k:
+            raise ValueError('padding must be at most half of kernel_size, '
+                             f'but got padding={pad}, kernel_size={kernel}')
+        if k > size + 2 * margin:
+            raise ValueError(f'kernel_size {kernel} must fit into the padded '
+                             f'input, but x has the shape {tuple(shape)} '
+                             f'and padding={pad}')
+    dims = tuple(range(len(shape) - spatial, len(shape)))
+    # A window of one cell along a dim takes a slice; of all, one is left.
+    pooled = [dim for dim, k in zip(dims, kernel)
+              if not (isinstance(k, int) and k == 1)] or dims[-1:]
+    whole = tuple(
+        dim for dim, k, size, margin in zip(dims, kernel, extent, pad)
+        if dim in pooled and margin == 0 and _is_full(k, size))
+    return _Plan(
+        dims,
+        tuple((dim, step) for dim, step in zip(dims, steps)
+              if dim not in pooled and step != 1),
+        tuple(m for m in reversed(pad) for _ in range(2)) if any(pad) else (),
+        whole,
+        tuple((dim, k, step) for dim, k, step in zip(dims, kernel, steps)
+              if dim in pooled and dim not in whole),
+        any(step < k for k, step in zip(kernel, steps)))
+
+
+_kept_plan = functools.lru_cache(maxsize=1024, typed=True)(_new_plan)
 
 
 def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
                      eps: float | None, backend: str) -> Tensor:
     """Pool dim by dim, and those that are left with one cell at the end."""
-    spatial = _num_spatial_dims('output_size', output_size, x)
+    spatial = _num_spatial_dims('output_size', output_size, x.shape)
     extent = x.shape[-spatial:]
     counts = _window('output_size', output_size, spatial, ())
-    _check_extent(extent, x)
+    _check_extent(extent, x.shape)
     dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
     p = check_power(p, x, dims)
     whole = tuple(d for d, count in zip(dims, counts) if count == 1)
@@ -208,10 +259,10 @@ def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:
             for i in range(count)]
 
 
-def _check_extent(extent: Sequence[int], x: Tensor) -> None:
+def _check_extent(extent: Sequence[int], shape: torch.Size) -> None:
     if min(extent) < 1:
         raise ValueError('x must not be empty along the pooled dims, but has '
-                         f'the shape {tuple(x.shape)}')
+                         f'the shape {tuple(shape)}')
 
 
 def _is_full(size: int, extent: int) -> bool:
@@ -221,20 +272,21 @@ def _is_full(size: int, extent: int) -> bool:
     return not isinstance(size, int)
 
 
-def _num_spatial_dims(name: str, value: IntOrTuple, x: Tensor) -> int:
+def _num_spatial_dims(name: str, value: IntOrTuple, shape: torch.Size) -> int:
+    dims = len(shape)
     if isinstance(value, (tuple, list)):
         spatial = len(value)
-        if 1 <= spatial <= 3 and x.dim() in (spatial + 1, spatial + 2):
-            if x.dim() == spatial + 2 or spatial == 2:
+        if 1 <= spatial <= 3 and dims in (spatial + 1, spatial + 2):
+            if dims == spatial + 2 or spatial == 2:
                 return spatial
         raise ValueError(f'{name} {tuple(value)} has {spatial} entries, which '
-                         f'does not fit x of shape {tuple(x.shape)}')
-    if x.dim() == 3:
+                         f'does not fit x of shape {tuple(shape)}')
+    if dims == 3:
         return 1 if value is None else 2
-    if x.dim() in (4, 5):
-        return x.dim() - 2
+    if dims in (4, 5):
+        return dims - 2
     raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
-                     f'three more), but got the shape {tuple(x.shape)}')
+                     f'three more), but got the shape {tuple(shape)}')
 
 
 def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,

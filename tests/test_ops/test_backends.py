@@ -245,14 +245,14 @@ def test_the_library_is_built_once(tmp_path, quick_compiler):
     environment = os.environ | variables | {
         'PYTHONPATH': os.pathsep.join(sys.path)}
     # Their imports may take longer than the compiler.
-    code = textwrap.dedent('''
+    code = textwrap.dedent("""
         import sys, time, sigplug.ops
         from pathlib import Path
         ready = Path(sys.argv[1])
         ready.touch()
         while len(list(ready.parent.glob('ready*'))) < 2:
             time.sleep(0.05)
-    ''') + textwrap.dedent(USE_TWICE)
+    """) + textwrap.dedent(USE_TWICE)
     both = [subprocess.Popen(
         [sys.executable, '-c', code, tmp_path / f'ready{k}'], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)

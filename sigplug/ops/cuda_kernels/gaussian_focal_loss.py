@@ -57,12 +57,17 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions,
         _loss_of_all[(programs, )](
             logits, target, loss, slopes, sums, divisor, size, chunk,
             options.alpha, options.gamma, options.pos_weight * scale,
-            options.neg_weight * scale, *options.bounds(torch.float32),
-            LOG_EPS, AVG_FACTOR_EPS, BLOCK=BLOCK, **_variant(options))
+            options.neg_weight * scale, *_bounds(options), LOG_EPS,
+            AVG_FACTOR_EPS, BLOCK=BLOCK, **_variant(options))
     return loss
 
 
 FORM = Form('gaussian_focal_loss', forward)
+
+
+@functools.cache
+def _bounds(options: FocalOptions) -> tuple[float, float]:
+    return options.bounds(torch.float32)
 
 
 @functools.cache
