@@ -93,11 +93,12 @@ def explain_build_errors(cfg: Config) -> AbstractContextManager[None]:
     """Name the key of a part of a config that cannot be built.
 
     Raises:
-        UserError: Its type is not registered, or its class refuses a value.
+        UserError: Its type is not registered, or its class refuses a value;
+            or the nuScenes devkit has nothing to evaluate.
     """
     return _explaining(lambda error: (
         _explain_type(error, cfg) or _explain_argument(error, cfg)
-        or _explain_value(error, cfg)))
+        or _explain_value(error, cfg) or _explain_evaluation(error)))
 
 
 def _explain_type(error: Exception, cfg: Config) -> str | None:
@@ -181,6 +182,16 @@ def _explain_value(error: Exception, cfg: Config) -> str | None:
     name = text.partition(' ')[0]
     return (' and '.join(f'{key}.{name}' if name in node else key
                          for key, node in places) + f': {text}')
+
+
+def _explain_evaluation(error: Exception) -> str | None:
+    # What the devkit says of no box at all.
+    if str(error) != 'Error: Invalid box type: None':
+        return None
+    return ('The model has found no box within the ranges of the classes, and '
+            'the nuScenes devkit does not evaluate nothing. Train for longer '
+            'before the first evaluation (train_cfg.val_begin), or lower '
+            "score_threshold in the model's test_cfg.")
 
 
 def _iter_parts(cfg: Config) -> Iterator[tuple[str, dict]]:

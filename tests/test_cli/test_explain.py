@@ -14,6 +14,8 @@ from mmengine.registry import (
     init_default_scope,
 )
 from mmengine.runner import Runner
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import filter_eval_boxes
 from torch import nn
 
 from sigplug.cli import explain, preflight
@@ -119,6 +121,14 @@ def test_value_that_is_refused(mine, key, value, message):
     cfg.merge_from_dict({key: value})
     assert explained(cfg, lambda: build_parts(cfg)).startswith(
         f'{key}: {message}')
+
+
+def test_nothing_to_evaluate():
+    boxes = EvalBoxes()
+    boxes.add_boxes('sample', [])
+    message = explained(
+        Config(), lambda: filter_eval_boxes(None, boxes, {}))
+    assert 'no box' in message and 'train_cfg.val_begin' in message
 
 
 def test_fault_of_ones_own_keeps_its_traceback(mine):
