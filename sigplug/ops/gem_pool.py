@@ -3,6 +3,7 @@ import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from ._checks import PowerLike, check_input
 from ._dtypes import upcast_half
 from ._tracing import is_exporting
-from .backends import is_traced
+from .backends import is_traced, needs_plain
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
@@ -239,11 +240,33 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
         count = x.shape[dim] // size
         return x.narrow(dim, 0, count * size).unflatten(
             dim, (count, size)).movedim(dim + 1, 0)
-    # Slices, which every compiler and runtime has.
+    if needs_plain(x):
+        # Slices, which every compiler and runtime has.
+        return torch.stack(_slices(x, dim, size, step))
+    return _Windows.apply(x, dim, size, step)
+
+
+def _slices(x: Tensor, dim: int, size: int, step: int) -> list[Tensor]:
+    """Return the first cell of each window, the second, and so on."""
     before = (slice(None), ) * dim
-    return torch.stack([
-        x[before + (slice(k, k + 1 - size or None, step), )]
-        for k in range(size)])
+    return [x[before + (slice(k, k + 1 - size or None, step), )]
+            for k in range(size)]
+
+
+class _Windows(torch.autograd.Function):
+    """Slices whose gradients are added up in one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *cut: int) -> Tensor:
+        ctx.shape, ctx.cut = x.shape, cut
+        return torch.stack(_slices(x, *cut))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        total = grad.new_zeros(ctx.shape)
+        for part, share in zip(_slices(total, *ctx.cut), grad):
+            part += share
+        return total, None, None, None
 
 
 def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:

@@ -120,6 +120,7 @@ SIGPLUG_INLINE Log2 log_ratio(Vec c, Log2 m) {
 
 // A power and what the formulas make of it.
 struct Power {
+  Power() = default;
   explicit Power(DoubleVec value)
       : p(to_float(value)),
         is_one(!any(p != 1.0f)),
@@ -197,17 +198,17 @@ SIGPLUG_INLINE Vec slopes_of(const Set<T, kPositive>& set, const Power& by,
 template <bool kPositive, typename T, typename Function>
 void for_each_set(const Sets<T>& sets, int threads, const Function& function) {
   const bool rows = sets.columns == 1 && !sets.list;
-  const int64_t slices = (sets.columns + kWidth - 1) / kWidth;
-#pragma omp parallel for num_threads(threads)
-  for (int64_t k = 0; k < sets.num * slices; ++k) {
-    const int64_t set = k / slices, column = k % slices * kWidth;
-    const int64_t first = sets.first(set), size = sets.size(set);
-    if (rows) {
-      function(Row<T, kPositive>{sets, first, size}, set, 0, 1);
-    } else {
-      const int64_t n = std::min<int64_t>(kWidth, sets.columns - column);
-      function(Columns<T, kPositive>{sets, first, size, column, n}, set,
-               column, n);
+#pragma omp parallel for collapse(2) num_threads(threads)
+  for (int64_t set = 0; set < sets.num; ++set) {
+    for (int64_t column = 0; column < sets.columns; column += kWidth) {
+      const int64_t first = sets.first(set), size = sets.size(set);
+      if (rows) {
+        function(Row<T, kPositive>{sets, first, size}, set, 0, 1);
+      } else {
+        const int64_t n = std::min<int64_t>(kWidth, sets.columns - column);
+        function(Columns<T, kPositive>{sets, first, size, column, n}, set,
+                 column, n);
+      }
     }
   }
 }
@@ -228,13 +229,14 @@ struct Powers {
   bool shared = !set_step && !column_step;
   Power first = Power(DoubleVec{} + (shared ? p[0] : 1.0));
 
-  Power load(int64_t set, int64_t column, int64_t n) const {
+  const Power& load(int64_t set, int64_t column, int64_t n,
+                    Power& own) const {
     if (shared) return first;
     DoubleVec out = DoubleVec{} + p[set * set_step + column * column_step];
     for (int64_t i = 1; i < n; ++i) {
       out[i] = p[set * set_step + (column + i) * column_step];
     }
-    return Power(out);
+    return own = Power(out);
   }
 };
 
@@ -256,7 +258,8 @@ extern "C" void power_mean_forward(
     const Powers powers{p, p_set, p_column};
     choose(sets, threads, [&](const auto& set, int64_t k, int64_t column,
                               int64_t n) {
-      store_upto(mean_of(set, powers.load(k, column, n)),
+      Power own;
+      store_upto(mean_of(set, powers.load(k, column, n, own)),
                  y + k * columns + column, n);
     });
   });
@@ -281,7 +284,8 @@ extern "C" void power_mean_backward(
       const bool row = columns == 1;
       const Vec grad = row ? all(grad_y[place]) : load_upto(grad_y + place, n);
       const Vec result = row ? all(y[place]) : load_upto(y + place, n);
-      const Power power = powers.load(k, column, n);
+      Power own;
+      const Power& power = powers.load(k, column, n, own);
       T* const out = static_cast<T*>(grad_x);
       if (grad_p) {
         const Vec by_p = slopes_of<true>(set, power, result, grad, out);

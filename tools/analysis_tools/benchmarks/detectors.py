@@ -49,7 +49,7 @@ KINDS = ('stock', '+ sigplug head', '+ voxels, scatter', '+ logits loss, GeM')
 STAGES = (
     ('data_preprocessor', 'forward', 'voxelise'),
     ('pts_voxel_encoder', 'forward', 'encoder'),
-    ('pts_middle_encoder', 'forward', 'scatter'),
+    ('pts_middle_encoder', 'forward', 'middle encoder'),
     ('pts_backbone', 'forward', 'backbone'),
     ('pts_neck', 'forward', 'neck'),
     ('pts_bbox_head', 'forward', 'head'),

@@ -17,7 +17,7 @@ RESULTS = Path('work_dirs/bench')
 UNKNOWN = '*Not measured yet.*'
 # Of the results: operations, iterations and predictions.
 PARTS = ('ops', 'train', 'frame')
-STAGES = ('voxelise', 'encoder', 'scatter', 'backbone', 'neck', 'head',
+STAGES = ('voxelise', 'encoder', 'middle encoder', 'backbone', 'neck', 'head',
           'targets', 'loss', 'decode + NMS', 'backward', 'optimizer', 'other',
           'total')
 # What a form is measured by, and its column.

@@ -9,7 +9,7 @@ from sigplug.visualization.figure import INK, new_figure, style_axes
 
 from . import COLORS, WIDTH
 
-NETWORK = ('encoder', 'scatter', 'backbone', 'neck')
+NETWORK = ('encoder', 'middle encoder', 'backbone', 'neck')
 
 
 def merge(stages: dict[str, float]) -> dict[str, float]:
@@ -28,7 +28,8 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
     Rows without stages have failed.
     """
     groups = [dict(group, rows=rows) for group in groups
-              if (rows := [dict(row, stages=merge(row['stages']))
+              if (rows := [dict(row, stages=merge(row['stages']),
+                                total=row['stages']['total'])
                            for row in group['rows'] if 'stages' in row])]
     bars = sum(len(group['rows']) for group in groups)
     figure = new_figure((WIDTH, 130 * len(groups) + 80 * bars))
@@ -50,9 +51,10 @@ def draw_stages(groups: Sequence[dict[str, Any]]) -> Figure:
             ax.barh(range(len(left)), width, left=left, height=0.6,
                     color=colors[name])
             left += width
-        for row, total in enumerate(left):
-            ax.text(total, row, f' {total:.3g}', va='center', fontsize=9,
-                    color=INK)
+        # The median of all, which is not the sum of those of the stages.
+        for place, (end, row) in enumerate(zip(left, group['rows'])):
+            ax.text(end, place, f' {1e3 * row["total"]:.3g}', va='center',
+                    fontsize=9, color=INK)
         ax.set_yticks(range(len(left)), [r['config'] for r in group['rows']])
         ax.set_ylim(len(left) - 0.5, -0.5)
         ax.set_xlim(0, 1.08 * left.max())
