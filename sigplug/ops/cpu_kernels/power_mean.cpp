@@ -67,7 +67,7 @@ struct Row {
     return all(reduce(m, [](float a, float b) { return a > b ? a : b; }));
   }
   static DoubleVec sum(DoubleVec total) {
-    return DoubleVec{} + sigplug::sum(total);
+    return all(sigplug::sum(total));
   }
 };
 
@@ -92,9 +92,9 @@ struct Columns {
 // Sums are in double: a float would lose small terms beside a large one.
 template <typename Set, typename Function>
 SIGPLUG_INLINE DoubleVec sum_of(const Set& set, const Function& function) {
-  DoubleVec total = {};
+  DoubleVec total = all(0.0);
   set.each([&](Vec values, Vec c, IntVec counts, int64_t place, int64_t n) {
-    total += to_double(function(values, c, counts, place, n));
+    total = total + to_double(function(values, c, counts, place, n));
   });
   return Set::sum(total);
 }
@@ -102,12 +102,13 @@ SIGPLUG_INLINE DoubleVec sum_of(const Set& set, const Function& function) {
 template <typename Set>
 DoubleVec count_of(const Set& set) {
   if (!set.sets.mask) {
-    return DoubleVec{} + static_cast<double>(std::max<int64_t>(set.size, 1));
+    return all(static_cast<double>(std::max<int64_t>(set.size, 1)));
   }
   IntVec found = {};
   set.each([&](Vec, Vec, IntVec counts, int64_t, int64_t) { found -= counts; });
-  const DoubleVec count = Set::sum(to_double(to_float(found)));
-  return count > 1.0 ? count : DoubleVec{} + 1.0;
+  // Whole numbers that a float holds.
+  return to_double(max(to_float(Set::sum(to_double(to_float(found)))),
+                       all(1.0f)));
 }
 
 // log2(c) - log2(m), with c = 0 left to the caller. kPositive: all members
@@ -125,8 +126,8 @@ struct Power {
       : p(to_float(value)),
         is_one(!any(p != 1.0f)),
         power(factor(value)),
-        less_one(factor(value - 1.0)),
-        root(factor(1.0 / value)) {}
+        less_one(factor(value - all(1.0))),
+        root(factor(all(1.0) / value)) {}
 
   Vec p;
   bool is_one;
@@ -189,7 +190,7 @@ SIGPLUG_INLINE Vec slopes_of(const Set<T, kPositive>& set, const Power& by,
       });
   // dy/dp = (y/p) mean(u^p ln u).
   const Vec by_p = y / by.p *
-      to_float(total * M_LN2 / to_double(count));
+      to_float(total * all(M_LN2) / to_double(count));
   return y == 0.0f ? Vec{} : by_p;
 }
 
@@ -227,15 +228,18 @@ struct Powers {
   const double* p;
   int64_t set_step, column_step;
   bool shared = !set_step && !column_step;
-  Power first = Power(DoubleVec{} + (shared ? p[0] : 1.0));
+  Power first = Power(all(shared ? p[0] : 1.0));
 
   const Power& load(int64_t set, int64_t column, int64_t n,
                     Power& own) const {
     if (shared) return first;
-    DoubleVec out = DoubleVec{} + p[set * set_step + column * column_step];
-    for (int64_t i = 1; i < n; ++i) {
-      out[i] = p[set * set_step + (column + i) * column_step];
+    double each[kWidth];
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const int64_t k = column + std::min(i, n - 1);
+      each[i] = p[set * set_step + k * column_step];
     }
+    DoubleVec out;
+    std::memcpy(&out, each, sizeof out);
     return own = Power(out);
   }
 };

@@ -21,7 +21,30 @@ typedef float Vec __attribute__((vector_size(4 * kWidth)));
 // What comparisons give: all bits set where true.
 typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
 
-typedef double DoubleVec __attribute__((vector_size(8 * kWidth)));
+// As many doubles, in two halves: a vector beyond the registers of the machine
+// would be kept in memory.
+struct DoubleVec {
+  typedef double Half __attribute__((vector_size(4 * kWidth)));
+  Half low, high;
+};
+
+SIGPLUG_INLINE DoubleVec all(double x) {
+  const DoubleVec::Half half = DoubleVec::Half{} + x;
+  return {half, half};
+}
+
+SIGPLUG_INLINE DoubleVec operator+(DoubleVec a, DoubleVec b) {
+  return {a.low + b.low, a.high + b.high};
+}
+SIGPLUG_INLINE DoubleVec operator-(DoubleVec a, DoubleVec b) {
+  return {a.low - b.low, a.high - b.high};
+}
+SIGPLUG_INLINE DoubleVec operator*(DoubleVec a, DoubleVec b) {
+  return {a.low * b.low, a.high * b.high};
+}
+SIGPLUG_INLINE DoubleVec operator/(DoubleVec a, DoubleVec b) {
+  return {a.low / b.low, a.high / b.high};
+}
 
 SIGPLUG_INLINE Vec all(float x) { return Vec{} + x; }
 
@@ -36,11 +59,20 @@ SIGPLUG_INLINE To cast_bits(From from) {
 SIGPLUG_INLINE Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
 SIGPLUG_INLINE IntVec to_int(Vec x) { return __builtin_convertvector(x, IntVec); }
 
+typedef float HalfVec __attribute__((vector_size(2 * kWidth)));
+
 SIGPLUG_INLINE DoubleVec to_double(Vec x) {
-  return __builtin_convertvector(x, DoubleVec);
+  HalfVec halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  return {__builtin_convertvector(halves[0], DoubleVec::Half),
+          __builtin_convertvector(halves[1], DoubleVec::Half)};
 }
 SIGPLUG_INLINE Vec to_float(DoubleVec x) {
-  return __builtin_convertvector(x, Vec);
+  const HalfVec halves[2] = {__builtin_convertvector(x.low, HalfVec),
+                             __builtin_convertvector(x.high, HalfVec)};
+  Vec out;
+  std::memcpy(&out, halves, sizeof out);
+  return out;
 }
 
 SIGPLUG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -49,7 +81,7 @@ SIGPLUG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 // Of all elements, by halves: in a chain each step would wait for the last.
 template <typename V, typename Function>
 SIGPLUG_INLINE auto reduce(V x, const Function& function) {
-  for (int half = kWidth / 2; half > 0; half /= 2) {
+  for (int half = sizeof x / sizeof x[0] / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) x[i] = function(x[i], x[i + half]);
   }
   return x[0];
@@ -59,6 +91,8 @@ template <typename V>
 SIGPLUG_INLINE auto sum(V x) {
   return reduce(x, [](auto a, auto b) { return a + b; });
 }
+
+SIGPLUG_INLINE double sum(DoubleVec x) { return sum(x.low + x.high); }
 
 struct BFloat16 {
   uint16_t bits;
