@@ -32,17 +32,10 @@ def resume_command(target: str | None = None) -> str:
 
     Where make has started it, that is its target of ``make``.
     """
-    arguments = []
-    given = iter(sys.argv[1:])
-    for argument in given:
-        if argument == '--resume':
-            # Its value, if it has one.
-            argument = next(given, '--resume')
-            if not argument.startswith('-'):
-                continue
-        if not argument.startswith('--resume'):
-            arguments.append(argument)
-    arguments.append('--resume')
+    arguments = sys.argv[1:]
+    # Of several the last one counts, which takes the last checkpoint.
+    if arguments[-1:] != ['--resume']:
+        arguments.append('--resume')
     if target and 'MAKELEVEL' in os.environ:
         return f'make {target} ARGS={shlex.quote(shlex.join(arguments))}'
     return shlex.join(
