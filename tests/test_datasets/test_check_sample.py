@@ -102,15 +102,9 @@ def test_box_is_named(path, place, value):
     assert check(sample(path, box=box, label=-1)) is not None
 
 
-@pytest.mark.parametrize('options, words', [
-    (dict(load_dim=2), 'load_dim must be at least 3, but got 2'),
-    (dict(on_bad='ignore'), "on_bad must be .* got 'ignore'"),
-    (dict(max_bad=2), r'max_bad must lie in \[0, 1\], but got 2'),
-])
-def test_bad_arguments(options, words):
-    with pytest.raises(ValueError, match=words):
-        TRANSFORMS.build(
-            dict(dict(type='sigplug.CheckSample', load_dim=5), **options))
+def test_bad_argument():
+    with pytest.raises(ValueError, match="on_bad must be .* got 'ignore'"):
+        CheckSample(load_dim=5, on_bad='ignore')
 
 
 # -- on_bad='skip' ----------------------------------------------------------
