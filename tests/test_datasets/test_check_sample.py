@@ -10,7 +10,7 @@ from conftest import QUICKSTART, replace
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from sigplug.datasets import check_sample
