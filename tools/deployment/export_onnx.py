@@ -156,19 +156,16 @@ def difference(name: str, found: dict[str, torch.Tensor],
     task, dot, what = name.rpartition('.')
     if what not in ('boxes', 'labels'):
         return (found[name] - wanted[name]).abs().max().item()
-    errors = [np.zeros(1)]
     names = [f'{task}{dot}{part}' for part in ('boxes', 'scores', 'labels')]
+    error = 0.0
     for i in range(len(wanted[name])):
         one, other = (Detections(*(values[key][i].numpy() for key in names))
                       for values in (found, wanted))
         sure = other.scores > other.scores[-1] + tolerance
-        distance = box_distances(one, other)
-        nearest = distance.min(axis=0)
-        if what == 'labels':
-            nearest = np.abs(
-                one.labels[distance.argmin(axis=0)] - other.labels)
-        errors.append(nearest[sure])
-    return float(np.concatenate(errors).max())
+        nearest = box_distances(one, other).min(axis=0)
+        # Of the two, NaN.
+        error = np.maximum(error, nearest[sure].max(initial=0))
+    return float(error)
 
 
 def check_packages() -> None:
