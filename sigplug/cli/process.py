@@ -77,12 +77,9 @@ def run_tool(main: Callable[[], None]) -> int:
             main()
             sys.stdout.flush()
     except UserError as error:
-        if is_rank_zero():
-            print(f'error: {error}', file=sys.stderr, flush=True)
         # In a distributed run it may concern one of the processes alone.
-        elif torch.distributed.is_initialized():
-            print(f'error in process {torch.distributed.get_rank()}: {error}',
-                  file=sys.stderr, flush=True)
+        if is_rank_zero() or torch.distributed.is_initialized():
+            print(f'error: {error}', file=sys.stderr, flush=True)
         return 2
     # Nobody reads what is printed, as behind `| head`.
     except BrokenPipeError:
