@@ -6,7 +6,6 @@ keeps TensorBoard from starting where a system library is missing. Options of
 TensorBoard, such as --port 6007, follow the work dir and are passed on.
 """
 import argparse
-import os
 import sys
 
 from sigplug.cli import process
@@ -23,9 +22,6 @@ def main() -> None:
     parser.add_argument(
         'options', nargs=argparse.REMAINDER, help='of TensorBoard')
     args = parser.parse_args()
-    if not os.path.isdir(args.work_dir):
-        print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
-              flush=True)
     try:
         from tensorboard import default, program
     except ImportError as error:
