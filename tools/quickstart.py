@@ -56,10 +56,7 @@ def report(summary: dict[str, Any]) -> None:
     for name, seconds in [*summary['stages'].items(),
                           ('total', summary['seconds'])]:
         print(f'  {name:10s}{seconds:8.1f} s')
-    print('\nFiles')
-    for name, files in summary['files'].items():
-        for path in [files] if isinstance(files, str) else files:
-            print(f'  {name:12s}{path}')
+    print(f'\nFigures, versions and files: {summary["files"]["summary"]}')
 
 
 def main() -> None:
