@@ -92,17 +92,9 @@ def register_unavailable(name: str, error: Exception,
                          package: str = 'mmdet3d') -> type:
     """Register a stand-in for a class whose imports fail.
 
-    Without it a config that names the class would end in a confusing "not in
-    the registry".
-
-    Args:
-        name (str): The class name.
-        error (Exception): Why the class cannot be imported.
-        package (str): The package that the class is built on, beside mmcv.
-            Defaults to ``'mmdet3d'``.
-
-    Returns:
-        type: A class that raises an ``ImportError`` when it is built.
+    It raises an ``ImportError`` when it is built. Without it a config that
+    names the class would end in a confusing "not in the registry". The class
+    is built on ``package`` and mmcv.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

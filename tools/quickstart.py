@@ -51,21 +51,12 @@ def parse_args() -> argparse.Namespace:
 
 def report(summary: dict[str, Any]) -> None:
     metrics = summary['metrics']
-    print('\nnuScenes evaluation')
-    for name, ap in metrics['class_AP'].items():
-        print(f'  {name:22s}AP {ap:.3f}')
-    print(f'  {"mean":22s}AP {metrics["mAP"]:.3f}')
-    errors = '  '.join(
-        f'{name} {value:.3f}' for name, value in metrics['TP_errors'].items())
-    print(f'  NDS {metrics["NDS"]:.3f}  {errors}')
-    print('\nStages')
+    print(f'\nmAP {metrics["mAP"]:.3f}, NDS {metrics["NDS"]:.3f}, car AP '
+          f'{metrics["class_AP"]["car"]:.3f}\n\nStages')
     for name, seconds in [*summary['stages'].items(),
                           ('total', summary['seconds'])]:
         print(f'  {name:10s}{seconds:8.1f} s')
-    print('\nFiles')
-    for name, files in summary['files'].items():
-        for path in [files] if isinstance(files, str) else files:
-            print(f'  {name:12s}{path}')
+    print(f'\nFigures, versions and files: {summary["files"]["summary"]}')
 
 
 def main() -> None:

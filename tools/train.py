@@ -39,7 +39,7 @@ def main() -> None:
     prepare.set_work_dir(cfg, args)
     prepare.set_amp(cfg, args.amp)
     if args.auto_scale_lr:
-        prepare.enable_auto_scale_lr(cfg)
+        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr', {}), enable=True)
     prepare.use_safe_checkpoint_hook(cfg)
     prepare.set_resume(cfg, args.resume)
     process.advise_resume(cfg.work_dir, cfg.get('resume', False))

@@ -84,15 +84,10 @@ def compile_parts(cfg: Config, model: nn.Module) -> None:
 
     mmengine would compile the training step as a whole, where torch's
     compiler stops at the data samples.
-
-    Raises:
-        UserError: This torch compiles no modules.
     """
     options = cfg.pop('compile', None)
     if options is None or options is False:
         return
-    if not hasattr(nn.Module, 'compile'):
-        raise UserError('compile in the config needs torch 2.2 or later.')
     for name, part in model.named_children():
         if name.endswith(('backbone', 'neck')):
             part.compile(**({} if options is True else options))

@@ -3,6 +3,7 @@ import argparse
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import (
     PackageNotFoundError,
@@ -26,21 +27,9 @@ PACKAGES = {
 }
 
 
-class Report:
-    """Lines that are printed at once, and the number of problems."""
-
-    problems = 0
-
-    def line(self, name: str, text: str, problem: object = '') -> None:
-        """Print a line, and the problem with it, if any."""
-        print(f'  {name:14s}{text}', flush=True)
-        if problem:
-            self.problem(problem)
-
-    def problem(self, text: object) -> None:
-        """Print and count a problem."""
-        self.problems += 1
-        print(f'  {"PROBLEM":14s}{text}', flush=True)
+def show(name: str, text: object) -> None:
+    """Print a line of the report."""
+    print(f'  {name:14s}{text}', flush=True)
 
 
 def main() -> int:
@@ -57,51 +46,51 @@ def main() -> int:
         help='compile the CPU kernels if that has not been done')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
-    report = Report()
     machine = describe_machine()
     print(f'sigplug {__version__}, Python {platform.python_version()}, '
           f'{machine["system"]}, {machine["cores"]} cores of {machine["cpu"]}')
-    print('packages')
-    report_packages(report)
+    parts = [('packages', report_packages())]
     if find_spec('torch'):
-        print('GPU and operators', flush=True)
-        report_devices(report)
-        print('kernels')
-        report_kernels(report, args.compile)
-    print(f'{report.problems} problems' if report.problems != 1 else
-          '1 problem')
-    return bool(report.problems)
+        parts += [('GPU and operators', report_devices()),
+                  ('kernels', report_kernels(args.compile))]
+    count = 0
+    for title, problems in parts:
+        print(title, flush=True)
+        for problem in problems:
+            show('PROBLEM', problem)
+            count += 1
+    print(f'{count} problems' if count != 1 else '1 problem')
+    return bool(count)
 
 
-def report_packages(report: Report) -> None:
-    """Compare what is installed with the versions sigplug is made for."""
+def report_packages() -> Iterator[str]:
+    """Compare versions with those sigplug is made for; yield problems."""
     packages = list_packages()
     if not packages:
-        report.line('sigplug', 'is not installed, or packaging: the ranges '
-                    'of versions are unknown')
+        show('sigplug', 'is not installed, or packaging: the ranges of '
+             'versions are unknown')
     ranges = {package.module: package.bounds for package in packages}
     distributions = packages_distributions()
     for name, use in PACKAGES.items():
         if not find_spec(name):
-            report.line(name, f'missing; for {use}',
-                        'install it: https://pytorch.org'
-                        if name == 'torch' else '')
+            show(name, f'missing; for {use}')
+            if name == 'torch':
+                yield 'install it: https://pytorch.org'
             continue
         try:
             # Such as mmcv-lite, or spconv-cu120.
             found = version(distributions.get(name, [name])[0])
         except PackageNotFoundError:
             found = 'of unknown version'
-        report.line(name, f'{found} ({ranges.get(name, "any")})')
-    for problem in find_misfits(packages):
-        report.problem(problem)
+        show(name, f'{found} ({ranges.get(name, "any")})')
+    yield from find_misfits(packages)
 
 
-def report_devices(report: Report) -> None:
-    """Look for GPUs and for operators that can use them."""
+def report_devices() -> Iterator[str]:
+    """Look for GPUs and operators that can use them; yield problems."""
     import torch
     found = torch.cuda.is_available()
-    report.line(
+    show(
         'CUDA', ', '.join(torch.cuda.get_device_name(i) for i in range(
             torch.cuda.device_count())) if found else
         'no GPU: this torch is built without CUDA' if not torch.version.cuda
@@ -114,54 +103,49 @@ def report_devices(report: Report) -> None:
             module = import_module(name)
         # mmdet3d asserts the versions of the others.
         except (ImportError, AssertionError, OSError) as error:
-            report.line(name, 'cannot be imported', f'{error}. mmcv has to be '
-                        f'compiled for torch {torch.__version__}: make env')
+            show(name, 'cannot be imported')
+            yield (f'{error}. mmcv has to be compiled for torch '
+                   f'{torch.__version__}: make env')
             continue
-        text = 'imported'
-        problem = ''
-        if name == 'mmcv.ops':
-            cuda = module.get_compiling_cuda_version()
-            text = f'compiled for CUDA: {cuda}'
-            if found and cuda == 'not available':
-                problem = ('the GPU cannot be used: compile mmcv with '
-                           'FORCE_CUDA=1')
-        report.line(name, text, problem)
+        if name == 'mmdet3d':
+            show(name, 'imported')
+            continue
+        cuda = module.get_compiling_cuda_version()
+        show(name, f'compiled for CUDA: {cuda}')
+        if found and cuda == 'not available':
+            yield 'the GPU cannot be used: compile mmcv with FORCE_CUDA=1'
 
 
-def report_kernels(report: Report, may_compile: bool) -> None:
-    """Say which backend computes on each device, and why not another."""
+def report_kernels(may_compile: bool) -> Iterator[str]:
+    """Say which backend computes where, and why not another."""
     import torch
 
     from sigplug.ops import backends
     from sigplug.ops.cpu_kernels import library
     chosen = os.environ.get(backends.VARIABLE)
     if chosen:
-        report.line(backends.VARIABLE, chosen, '' if chosen in backends.NAMES
-                    else f'must be one of {", ".join(backends.NAMES)}')
+        show(backends.VARIABLE, chosen)
+        if chosen not in backends.NAMES:
+            yield f'must be one of {", ".join(backends.NAMES)}'
     try:
-        folder = library.cache_folder()
-        report.line('cache', f'{folder}')
+        show('cache', library.cache_folder())
     except RuntimeError as error:
-        report.line('cache', f'none ({error}): set SIGPLUG_CACHE to a folder')
-    found = library.find_library()
-    problem = ''
-    if found is None and not may_compile:
+        show('cache', f'none ({error}): set SIGPLUG_CACHE to a folder')
+    slower = 'eager, which is slower: '
+    if library.find_library() is None and not may_compile:
         try:
-            compiler = library.find_compiler()
-            report.line('CPU', f'cpp, once {compiler[0]} has compiled the '
-                        'kernels: at the first call, or now by '
-                        '`sigplug doctor --compile`')
+            show('CPU', f'cpp, once {library.find_compiler()[0]} has compiled '
+                 'the kernels: at the first call, or now by `sigplug doctor '
+                 '--compile`')
         except backends.BackendError as error:
-            problem = str(error)
+            show('CPU', f'{slower}{error}')
+    elif problem := backends._load('cpp').problem:
+        show('CPU', f'{slower}{problem}')
     else:
-        problem = backends._load('cpp').problem
-        if not problem:
-            report.line('CPU', f'cpp, {library.load()._name}')
-    if problem:
-        report.line('CPU', f'eager, which is slower: {problem}')
-    if torch.cuda.is_available():
-        problem = backends._load('triton').problem
-        report.line('CUDA', f'eager, which is slower: {problem}' if problem
-                    else 'triton')
+        show('CPU', f'cpp, {library.load()._name}')
+    if not torch.cuda.is_available():
+        show('CUDA', 'no GPU')
+    elif problem := backends._load('triton').problem:
+        show('CUDA', f'{slower}{problem}')
     else:
-        report.line('CUDA', 'no GPU')
+        show('CUDA', 'triton')

@@ -1,6 +1,6 @@
 """A check that the built parts of a LiDAR heatmap detector fit together."""
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,37 +68,21 @@ def _unwrap(dataset: Any) -> Iterator[Any]:
 
 def _check_classes(head: str, names: list[str], split: str,
                    dataset: Any) -> None:
-    """Compare the class names of a head and of a pipeline with the labels."""
+    """Compare the class names of a head with the labels.
+
+    A name that only one of them has does not matter.
+    """
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes = list(metainfo.get('classes') or ())
-    where = f'the {split} data ({type(dataset).__name__})'
-    if _misplaced(names, classes):
+    if any(name in classes and classes.index(name) != place
+           for place, name in enumerate(names)):
         raise UserError(
-            f'Labels of {where} are indices into its classes {classes}, but '
-            f'{head} has the class_names {names}. Give both the same names in '
-            'the same order: metainfo=dict(classes=...) of the data set, and '
-            'the tasks of the head.')
-    pipeline = getattr(dataset, 'pipeline', None)
-    for step in getattr(pipeline, 'transforms', ()):
-        # It labels what it pastes by its own list.
-        sampler: Any = getattr(step, 'db_sampler', None)
-        pasted = getattr(sampler, 'classes', None) or []
-        if _is_stock(sampler, 'sample_all') and _misplaced(
-                pasted, classes, sampler.sample_classes):
-            raise UserError(
-                f'{type(step).__name__} in the pipeline of {where} has the '
-                f'classes {pasted}, but labels are indices into the classes '
-                f'of the data set, {classes}. Give both the same.')
+            f'Labels of the {split} data ({type(dataset).__name__}) are '
+            f'indices into its classes {classes}, but {head} has the '
+            f'class_names {names}. Give both the same names in the same '
+            'order: metainfo=dict(classes=...) of the data set, and the tasks '
+            'of the head.')
 
-
-def _misplaced(names: list[str], classes: list[str],
-               used: Iterable[str] | None = None) -> bool:
-    """Return whether a name, if used, has another place in ``classes``.
-
-    A name in only one of the lists does not matter.
-    """
-    return any(name in classes and classes.index(name) != names.index(name)
-               for name in (names if used is None else used))
 
 
 def _iter_grids(model: Any, name: str, head: Any,
@@ -182,18 +166,11 @@ def _has_stock_flow(model: Any) -> bool:
 
 
 def _check_detector(model: Any) -> None:
-    """Name the detector that dynamic voxels need."""
+    """Name the detector that an encoder of dynamic voxels needs."""
     encoder = _find(model, 'voxel_encoder')[1]
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    setting = "voxel_type='dynamic' in model.data_preprocessor"
-    if _is_stock(encoder, 'forward') and (
-            hasattr(encoder, 'pfn_scatter') or hasattr(encoder,
-                                                       'vfe_scatter')):
-        cause = type(encoder).__name__
-    elif _is_stock(preprocessor, 'voxelize') and getattr(
-            preprocessor, 'voxel_type', None) == 'dynamic':
-        cause = setting
-    else:
+    if not _is_stock(encoder, 'forward') or not (
+            hasattr(encoder, 'pfn_scatter')
+            or hasattr(encoder, 'vfe_scatter')):
         return
     bases = {base.__name__ for base in type(model).__mro__}
     for hard, remedy in DYNAMIC.items():
@@ -201,8 +178,9 @@ def _check_detector(model: Any) -> None:
                 and _has_stock_flow(model)):
             raise UserError(
                 f"model.type = '{type(model).__name__}' is for hard voxels, "
-                f"of a limited number of points each; {cause} needs "
-                f"type='{remedy}' and {setting}.")
+                'of a limited number of points each; '
+                f"{type(encoder).__name__} needs type='{remedy}' and "
+                "voxel_type='dynamic' in model.data_preprocessor.")
 
 
 def _check_strides(model: Any, head: Any) -> None:

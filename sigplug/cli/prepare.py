@@ -2,7 +2,6 @@
 import os
 import os.path as osp
 import signal
-import sys
 from argparse import Namespace
 from datetime import timedelta
 from glob import escape, glob
@@ -60,16 +59,6 @@ def set_amp(cfg: Config, amp: bool) -> None:
         wrapper.pop(key, None)
     if wrapper.get('dtype') is None:
         wrapper.pop('dtype', None)
-
-
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate to the actual batch size."""
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise UserError(
-            '--auto-scale-lr needs the batch size that the learning rate of '
-            'the config is meant for: auto_scale_lr = dict(enable=False, '
-            'base_batch_size=...).')
-    cfg.auto_scale_lr.enable = True
 
 
 def use_safe_checkpoint_hook(cfg: Config) -> None:
@@ -158,25 +147,6 @@ def _find_last_checkpoint(work_dir: str) -> tuple[str | None, dict]:
     return None, {}
 
 
-def enable_visualization(cfg: Config, args: Namespace) -> None:
-    """Switch mmdet3d's visualization hook on."""
-    if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
-        raise UserError(
-            '--show and --show-dir draw in an Open3D window, which needs a '
-            'display. Pictures without one: python '
-            f'tools/analysis_tools/visualize_bev.py {args.config} '
-            f'{args.checkpoint} --out-dir DIR')
-    hooks = cfg.get('default_hooks') or {}
-    cfg.default_hooks = dict(hooks, visualization=dict(
-        hooks.get('visualization') or dict(type='Det3DVisualizationHook'),
-        draw=True,
-        show=args.show,
-        wait_time=args.wait_time,
-        score_thr=args.score_thr,
-        vis_task=args.task,
-        test_out_dir=args.show_dir))
-
-
 def write_predictions(cfg: Config, path: str) -> None:
     """Add a metric that writes the predictions to a file."""
     evaluators = cfg.test_evaluator
@@ -212,11 +182,6 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             'tools/dist_test.sh.')
     if get_device() != 'cpu':
         return
-    if launcher != 'pytorch':
-        raise UserError(
-            f'--launcher {launcher} needs a GPU, and torch finds none. On '
-            'the CPU, start the processes by tools/dist_train.sh or '
-            'tools/dist_test.sh (--launcher pytorch).')
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     # torch 2.1 takes no None.
     options: dict[str, Any] = (

@@ -32,17 +32,10 @@ def resume_command(target: str | None = None) -> str:
 
     Where make has started it, that is its target of ``make``.
     """
-    arguments = []
-    given = iter(sys.argv[1:])
-    for argument in given:
-        if argument == '--resume':
-            # Its value, if it has one.
-            argument = next(given, '--resume')
-            if not argument.startswith('-'):
-                continue
-        if not argument.startswith('--resume'):
-            arguments.append(argument)
-    arguments.append('--resume')
+    arguments = sys.argv[1:]
+    # Of several the last one counts, which takes the last checkpoint.
+    if arguments[-1:] != ['--resume']:
+        arguments.append('--resume')
     if target and 'MAKELEVEL' in os.environ:
         return f'make {target} ARGS={shlex.quote(shlex.join(arguments))}'
     return shlex.join(
@@ -84,12 +77,9 @@ def run_tool(main: Callable[[], None]) -> int:
             main()
             sys.stdout.flush()
     except UserError as error:
-        if is_rank_zero():
-            print(f'error: {error}', file=sys.stderr, flush=True)
         # In a distributed run it may concern one of the processes alone.
-        elif torch.distributed.is_initialized():
-            print(f'error in process {torch.distributed.get_rank()}: {error}',
-                  file=sys.stderr, flush=True)
+        if is_rank_zero() or torch.distributed.is_initialized():
+            print(f'error: {error}', file=sys.stderr, flush=True)
         return 2
     # Nobody reads what is printed, as behind `| head`.
     except BrokenPipeError:

@@ -58,7 +58,7 @@ class CheckSample:
         backend_args (dict, optional): As for ``LoadPointsFromFile``.
 
     Raises:
-        ValueError: One of the arguments is out of its range.
+        ValueError: ``on_bad`` is neither.
         BadSampleError: When called, for a bad sample.
     """
 
@@ -68,14 +68,9 @@ class CheckSample:
                  on_bad: str = 'raise',
                  max_bad: float = 0.1,
                  backend_args: dict | None = None) -> None:
-        if load_dim < 3:
-            raise ValueError(f'load_dim must be at least 3, but got '
-                             f'{load_dim}')
         if on_bad not in ('raise', 'skip'):
             raise ValueError(f"on_bad must be 'raise' or 'skip', but got "
                              f'{on_bad!r}')
-        if not 0 <= max_bad <= 1:
-            raise ValueError(f'max_bad must lie in [0, 1], but got {max_bad}')
         self.load_dim = load_dim
         self.sweeps_num = sweeps_num
         self.on_bad = on_bad

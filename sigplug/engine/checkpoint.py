@@ -81,28 +81,20 @@ class _OneCycle:
     """
 
 
-# The attributes that mmengine's checkpoints refer to, and no others.
-_ATTRIBUTES = {
-    HistoryBuffer: ('min', 'max', 'current', 'mean'),
-    _OneCycle: ('_annealing_cos', '_annealing_linear'),
-}
-
-
 def _getattr(owner: Any, name: str) -> Callable:
-    """Stand for ``builtins.getattr``, limited to :data:`_ATTRIBUTES`.
+    """Stand for ``builtins.getattr``, limited to what mmengine refers to.
 
     Pickle writes a function that lives in a class as ``getattr(cls, name)``.
     The real ``getattr`` would lead from there to the globals of a module, and
     so around the whole protection.
     """
-    if not any(owner is known and name in names
-               for known, names in _ATTRIBUTES.items()):
-        raise AttributeError(
-            f'A checkpoint may not read the attribute {name!r} of {owner!r}.')
-    if owner is _OneCycle:
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    if owner is _OneCycle and name in ('_annealing_cos', '_annealing_linear'):
         from mmengine.optim.scheduler import param_scheduler
-        owner = param_scheduler.OneCycleParamScheduler
-    return getattr(owner, name)
+        return getattr(param_scheduler.OneCycleParamScheduler, name)
+    raise AttributeError(
+        f'A checkpoint may not read the attribute {name!r} of {owner!r}.')
 
 
 class _NDArray(np.ndarray):

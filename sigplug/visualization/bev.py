@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from .bev_boxes import BEVBoxes, bev_corners, check_boxes
+from .bev_boxes import BEVBoxes, bev_corners, gather_boxes
 from .figure import (
     HEAT_CMAP,
     INK,
     MUTED,
-    check_array,
     check_scores,
     new_figure,
     style_axes,
@@ -87,16 +86,10 @@ def draw_bev(points: np.ndarray,
         Figure: The drawing, for :func:`sigplug.visualization.save_png`.
 
     Raises:
-        ValueError: An argument has a wrong shape, length or value.
+        ValueError: A score is not in [0, 1].
     """
-    points = check_array('points', points, ndim=2)
-    if points.shape[1] < 3:
-        raise ValueError(
-            f'points must have the shape (N, >=3), but have {points.shape}')
-    gt = check_boxes('gt', gt_bboxes, gt_labels, len(class_names),
-                     num_points=gt_num_points)
-    pred = check_boxes('pred', pred_bboxes, pred_labels, len(class_names),
-                       scores=pred_scores)
+    gt = gather_boxes(gt_bboxes, gt_labels, gt_num_points)
+    pred = gather_boxes(pred_bboxes, pred_labels, scores=pred_scores)
     if bev_range is None:
         bev_range = heatmap_extent
     if bev_range is None:
@@ -110,7 +103,7 @@ def draw_bev(points: np.ndarray,
     style_axes(ax, title, xlabel='x (m)', ylabel='y (m)')
     ax.set(xlim=(x_min, x_max), ylim=(y_min, y_max), aspect='equal')
     if heatmap is not None and heatmap_extent is not None:
-        _draw_heatmap(ax, check_scores('heatmap', heatmap, ndim=2),
+        _draw_heatmap(ax, check_scores('heatmap', heatmap),
                       heatmap_extent)
     _draw_points(ax, points, bev_range)
     # A triangle points up at the angle 0.

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .figure import check_array, check_scores
+from .figure import check_scores
 
 
 class BEVBoxes(NamedTuple):
-    """The checked boxes of the ground truth, or of the predictions."""
+    """The boxes of the ground truth, or of the predictions."""
     bboxes: np.ndarray
     labels: np.ndarray
     num_points: np.ndarray | None = None
@@ -35,14 +35,7 @@ def bev_corners(bboxes: np.ndarray) -> np.ndarray:
     Returns:
         np.ndarray: Shape ``(M, 4, 2)``: front left, front right, rear right,
         rear left.
-
-    Raises:
-        ValueError: ``bboxes`` is not as described.
     """
-    bboxes = check_array('bboxes', bboxes, ndim=2)
-    if bboxes.shape[1] < 7:
-        raise ValueError(
-            f'bboxes must have the shape (M, >=7), but have {bboxes.shape}')
     signs = np.array([[0.5, 0.5], [0.5, -0.5], [-0.5, -0.5], [-0.5, 0.5]])
     local = signs * bboxes[:, None, 3:5]
     cos, sin = np.cos(bboxes[:, 6:7]), np.sin(bboxes[:, 6:7])
@@ -51,29 +44,13 @@ def bev_corners(bboxes: np.ndarray) -> np.ndarray:
     return np.stack([x, y], axis=-1) + bboxes[:, None, :2]
 
 
-def check_boxes(name: str, bboxes: Any, labels: Any, num_classes: int,
-                num_points: Any = None, scores: Any = None) -> BEVBoxes | None:
-    """Check the boxes of the ground truth ("gt") or predictions ("pred").
-
-    Return None without boxes; see ``draw_bev`` for shapes and errors.
-    """
+def gather_boxes(bboxes: Any, labels: Any, num_points: Any = None,
+                 scores: Any = None) -> BEVBoxes | None:
+    """Return arguments of ``draw_bev`` as arrays, None without boxes."""
     if bboxes is None:
         return None
-    bboxes = check_array(f'{name}_bboxes', bboxes, ndim=2)
-    if bboxes.shape[1] not in (7, 9):
-        raise ValueError(f'{name}_bboxes must have the shape (M, 7) or (M, 9),'
-                         f' but have {bboxes.shape}')
-    if not np.isin(labels, np.arange(num_classes)).all():
-        raise ValueError(
-            f'{name}_labels must be indices of the {num_classes} class_names,'
-            f' but are {np.unique(labels).tolist()}')
-    boxes = BEVBoxes(
-        bboxes, np.asarray(labels, dtype=np.int64),
+    return BEVBoxes(
+        np.asarray(bboxes, dtype=np.float64),
+        np.asarray(labels, dtype=np.int64),
         None if num_points is None else np.asarray(num_points),
-        None if scores is None else check_scores(f'{name}_scores', scores, 1))
-    for key, value in boxes._asdict().items():
-        if value is not None and len(value) != len(bboxes):
-            raise ValueError(
-                f'{name}_{key} must have one value for each of the '
-                f'{len(bboxes)} boxes, but has {len(value)}')
-    return boxes
+        None if scores is None else check_scores('pred_scores', scores))

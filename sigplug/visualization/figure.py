@@ -1,5 +1,6 @@
 """Figures of a fixed size in pixels, drawn without a display."""
 import os
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -79,19 +80,9 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
                        bbox_inches=figure.bbox_inches)
 
 
-def check_array(name: str, value: object, ndim: int) -> np.ndarray:
-    """Return numbers as a float64 array of the right number of dimensions."""
-    array = np.asarray(value)
-    if array.ndim != ndim or array.dtype.kind not in 'fiu':
-        raise ValueError(
-            f'{name} must be numbers in {ndim} dimensions, but has the shape '
-            f'{array.shape} and the dtype {array.dtype}')
-    return array.astype(np.float64)
-
-
-def check_scores(name: str, value: object, ndim: int) -> np.ndarray:
+def check_scores(name: str, value: Any) -> np.ndarray:
     """Return probabilities as an array; refuse logits and NaN."""
-    array = check_array(name, value, ndim)
+    array = np.asarray(value, dtype=np.float64)
     if array.size and not 0 <= array.min() <= array.max() <= 1:
         raise ValueError(
             f'{name} must lie in [0, 1], but reaches from {array.min():.4g} '

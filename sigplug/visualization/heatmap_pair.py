@@ -29,11 +29,8 @@ def draw_heatmap_pair(predicted: np.ndarray,
     Raises:
         ValueError: The maps differ in shape, or hold no scores.
     """
-    predicted = check_scores('predicted', predicted, ndim=2)
-    target = check_scores('target', target, ndim=2)
-    if predicted.shape != target.shape:
-        raise ValueError('predicted and target must have one shape, but have '
-                         f'{predicted.shape} and {target.shape}')
+    predicted = check_scores('predicted', predicted)
+    target = check_scores('target', target)
     cell = max(1, round(SIDE / max(target.shape)))
     height, width = cell * target.shape[0], cell * target.shape[1]
     image = np.full((height + 2 * FRAME, 2 * width + 3 * FRAME, 3),

@@ -2,8 +2,6 @@
 import pytest
 from conftest import QUICKSTART
 from mmdet3d.datasets import CBGSDataset, NuScenesDataset
-from mmdet3d.datasets.transforms import ObjectSample
-from mmdet3d.datasets.transforms.dbsampler import DataBaseSampler
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.dataset import (
@@ -125,22 +123,6 @@ def test_classes_that_only_one_of_them_has(model, classes):
     check(model, data(classes))
 
 
-@pytest.mark.parametrize('classes, used, fits', [
-    (CLASSES, CLASSES, True), (OWN, OWN, False),
-    # It pastes none of those that stand elsewhere.
-    (OWN, ['car', 'truck'], True), (['pedestrian'], ['pedestrian'], False),
-])
-def test_classes_of_what_is_pasted(model, classes, used, fits):
-    step = ObjectSample.__new__(ObjectSample)
-    step.db_sampler = DataBaseSampler.__new__(DataBaseSampler)
-    step.db_sampler.classes, step.db_sampler.sample_classes = classes, used
-    if fits:
-        check(model, data(CLASSES, step))
-    else:
-        assert 'ObjectSample in the pipeline of the train data' in refused(
-            model, data(CLASSES, step))
-
-
 # -- grids ------------------------------------------------------------------
 @pytest.mark.parametrize('option, value, words', [
     ('train_cfg.pts.voxel_size', [0.2, 0.2, 8], 'model.train_cfg.pts gives'),
@@ -235,19 +217,18 @@ def test_strides_behind_sparse_convolutions(shape, fits):
 
 
 # -- detectors --------------------------------------------------------------
-def test_detector_for_hard_voxels():
-    message = refused(type='CenterPoint', pts_voxel_encoder=dict(
+@pytest.mark.parametrize('method', [
+    None, 'extract_feat', 'extract_pts_feat'])
+def test_detector_for_hard_voxels(method):
+    """Features of the user's own are left alone."""
+    model = build(type='CenterPoint', pts_voxel_encoder=dict(
         type='sigplug.GeMDynamicPillarFeatureNet', _delete_=True,
         in_channels=4, feat_channels=[32], voxel_size=[0.4, 0.4, 8],
         point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3]))
-    assert "'CenterPoint' is for hard voxels" in message
-    assert "type='DynamicMVXFasterRCNN'" in message
-
-
-@pytest.mark.parametrize('method', ['extract_feat', 'extract_pts_feat'])
-def test_detector_with_features_of_its_own(method):
-    model = build(**{'data_preprocessor.voxel_type': 'dynamic'})
-    assert "each; voxel_type='dynamic' in model.data_preprocessor needs" in (
-        refused(model))
-    own(model, method)
-    check(model)
+    if method:
+        own(model, method)
+        check(model)
+    else:
+        message = refused(model)
+        assert "'CenterPoint' is for hard voxels" in message
+        assert "type='DynamicMVXFasterRCNN'" in message

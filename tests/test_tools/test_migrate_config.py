@@ -169,7 +169,7 @@ def test_heads_anywhere(write, load):
         f'head = {CENTER_HEAD}\n'
         "custom_imports = dict(imports=['json'], allow_failed_imports=True)\n"
         "model = dict(type='Wrapper', limit=float('inf'),\n"
-        f"    roi=dict(heads=[dict(type='Stage', limits=(float('inf'), )),\n"
+        f"    roi=dict(heads=[dict(type='Stage', limits=(1, )),\n"
         f"        {CENTER_HEAD}], limits=[float('nan')]))\n"
         f"tta_model = dict(type='TTA', module=dict(head={CENTER_HEAD}))")
     text, changes = migrate(base)

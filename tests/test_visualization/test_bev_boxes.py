@@ -3,7 +3,7 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 
 from sigplug.visualization import bev_corners
-from sigplug.visualization.bev_boxes import check_boxes
+from sigplug.visualization.bev_boxes import gather_boxes
 
 
 def test_corners_are_those_of_mmdet3d():
@@ -24,8 +24,8 @@ def test_inside_keeps_what_reaches_into_the_range():
         [11.5, 0, 0, 4, 2, 1, 0],
         [11.5, 0, 0, 4, 2, 1, np.pi / 2],
     ])
-    kept = check_boxes('gt', bboxes, [0, 1, 2], 3, num_points=[5, 6, 7]
-                       ).inside((-10, -10, 10, 10))
+    kept = gather_boxes(bboxes, [0, 1, 2], num_points=[5, 6, 7]).inside(
+        (-10, -10, 10, 10))
     np.testing.assert_array_equal(kept.bboxes, bboxes[:2])
     np.testing.assert_array_equal(kept.labels, [0, 1])
     np.testing.assert_array_equal(kept.num_points, [5, 6])

@@ -6,9 +6,7 @@ keeps TensorBoard from starting where a system library is missing. Options of
 TensorBoard, such as --port 6007, follow the work dir and are passed on.
 """
 import argparse
-import os
 import sys
-from importlib.util import find_spec
 
 from sigplug.cli import process
 from sigplug.errors import UserError
@@ -24,13 +22,10 @@ def main() -> None:
     parser.add_argument(
         'options', nargs=argparse.REMAINDER, help='of TensorBoard')
     args = parser.parse_args()
-    if not os.path.isdir(args.work_dir):
-        print(f'{args.work_dir} is not there yet: TensorBoard will wait.',
-              flush=True)
-    if find_spec('tensorboard') is None:
-        raise UserError(
-            'TensorBoard is not installed: pip install tensorboard.')
-    from tensorboard import default, program
+    try:
+        from tensorboard import default, program
+    except ImportError as error:
+        raise UserError(f'{error}: pip install tensorboard') from error
     server = program.TensorBoard(plugins=default.get_static_plugins())
     server.configure(
         ['tensorboard', '--logdir', args.work_dir, '--samples_per_plugin',

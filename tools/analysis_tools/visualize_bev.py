@@ -60,11 +60,7 @@ def parse_args() -> argparse.Namespace:
         '--device', default=get_device(),
         help='where the model runs (default: %(default)s)')
     arguments.add_cfg_options(parser)
-    args = arguments.parse_args(parser)
-    if args.bev_range and not (args.bev_range[0] < args.bev_range[2]
-                               and args.bev_range[1] < args.bev_range[3]):
-        parser.error(f'--bev-range must have min < max, got {args.bev_range}')
-    return args
+    return arguments.parse_args(parser)
 
 
 def dataset_config(cfg: Config, split: str) -> ConfigDict:
@@ -118,11 +114,7 @@ def main() -> None:
             f'--indices {" ".join(map(str, outside))}: the split '
             f'{args.split!r} has the samples 0 to {len(dataset) - 1}.')
     for index in indices:
-        try:
-            data = dataset[index]
-        except FileNotFoundError as error:
-            raise UserError(
-                f'A file of sample {index} is missing: {error}') from error
+        data = dataset[index]
         title, found = f'{args.split} sample {index}', {}
         if model is not None:
             title += f': predictions with score \u2265 {args.score_thr:g}'

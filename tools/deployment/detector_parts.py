@@ -70,19 +70,16 @@ class DensePart(nn.Module):
         Levels of different strides only meet again where each of them divides
         evenly.
         """
-        problem = None
-        for self.divisor in (1, 2, 4, 8, 16, 32, 64, 128):
+        self.divisor = 1
+        while True:
             try:
                 self(torch.zeros(
                     1, self.in_channels, *sizes_of(self.divisor)))
-            except RuntimeError as error:
-                problem = error
-            else:
                 return self.divisor
-        raise UserError(
-            'The backbone, neck and head do not fit each other, in no size of '
-            f'the input with {self.in_channels} channels: {problem}'
-        ) from problem
+            except RuntimeError:
+                if self.divisor == 128:
+                    raise
+                self.divisor *= 2
 
     def sample(self, batch: int, step: int) -> tuple[Tensor, dict]:
         """Return a random input and what the model makes of it."""

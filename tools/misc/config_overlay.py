@@ -1,11 +1,8 @@
 """The difference between two configs, as a config on top of the first."""
 from collections.abc import Iterator
-from math import isfinite
 from typing import Any
 
 from yapf.yapflib.yapf_api import FormatCode
-
-from sigplug.errors import UserError
 
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
@@ -56,7 +53,7 @@ def child_text(base: str, overlay: dict) -> str:
 
 
 def to_code(value: Any) -> str:
-    """Return a value as Python code, also an infinite number."""
+    """Return a value as Python code."""
     if isinstance(value, dict):
         if all(isinstance(key, str) and key.isidentifier() for key in value):
             return 'dict({})'.format(', '.join(
@@ -66,11 +63,4 @@ def to_code(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         items = ''.join(f'{to_code(item)}, ' for item in value)
         return f'[{items[:-2]}]' if isinstance(value, list) else f'({items})'
-    if isinstance(value, float) and not isfinite(value):
-        return f"float('{value}')"
-    if isinstance(value, (str, bytes, int, float, type(None))):
-        return repr(value)
-    raise UserError(
-        f'{value!r} cannot be written down, but would have to be repeated in '
-        'the new config, beside what is changed in the same list or dict. '
-        'Change the config by hand.')
+    return repr(value)

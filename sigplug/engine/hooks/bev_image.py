@@ -15,7 +15,6 @@ from sigplug.engine.bev_frame import (
     predictions,
     space_evenly,
 )
-from sigplug.ops._checks import check_integer, check_number
 from sigplug.registry import HOOKS
 
 from .interval import unwrap
@@ -40,19 +39,9 @@ class BEVImageHook(Hook):
         num_samples (int): Number of pictures. Defaults to 4.
         score_thr (float): Draw predictions with at least this score. Defaults
             to 0.3.
-
-    Raises:
-        TypeError: ``score_thr`` is not a number.
-        ValueError: ``num_samples`` is not an integer of at least 1, or
-            ``score_thr`` not in [0, 1].
     """
 
     def __init__(self, num_samples: int = 4, score_thr: float = 0.3) -> None:
-        check_integer('num_samples', num_samples, 1)
-        check_number('score_thr', score_thr)
-        if not 0 <= score_thr <= 1:
-            raise ValueError(
-                f'score_thr must lie in [0, 1], but got {score_thr}')
         self.num_samples = num_samples
         self.score_thr = score_thr
         self._warned = False
@@ -99,9 +88,11 @@ class BEVImageHook(Hook):
                 and 'points' in inputs and index is not None
                 and hasattr(sample, 'pred_instances_3d')):
             if not self._warned:
-                _warn('no pictures, since the validation has no LiDAR points '
-                      'or no boxes in space, or its data set is wrapped in '
-                      f'another ({type(dataset).__name__}).')
+                print_log(
+                    'BEVImageHook: no pictures, since the validation has no '
+                    'LiDAR points or no boxes in space, or its data set is '
+                    f'wrapped in another ({type(dataset).__name__}).',
+                    logger='current', level=logging.WARNING)
             self._warned = True
             return
         # A validation outside of a training has no training loop.
@@ -110,18 +101,9 @@ class BEVImageHook(Hook):
         found = predictions(sample, self.score_thr)
         if self._reader is not None:
             found |= self._reader.read(place)
-        try:
-            figure = draw_sample(
-                dataset, index, inputs['points'][place], found,
-                f'val sample {index}, iteration {step}: predictions with '
-                f'score \u2265 {self.score_thr:g}')
-        except ValueError as error:
-            _warn(f'no picture of the sample {index}: {error}')
-            return
+        figure = draw_sample(
+            dataset, index, inputs['points'][place], found,
+            f'val sample {index}, iteration {step}: predictions with '
+            f'score \u2265 {self.score_thr:g}')
         from sigplug.visualization import to_image
         runner.visualizer.add_image(f'bev_val_{index}', to_image(figure), step)
-
-
-def _warn(text: str) -> None:
-    print_log(f'BEVImageHook: {text}', logger='current',
-              level=logging.WARNING)

@@ -28,9 +28,6 @@ class GeMPowerHook(IntervalHook):
         ValueError: ``interval`` is not an integer of at least 1.
     """
 
-    def __init__(self, interval: int = 50) -> None:
-        super().__init__(interval)
-
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:

@@ -44,13 +44,14 @@ class IntervalHook(Hook):
 
     Args:
         interval (int): The number of iterations. A shorter epoch counts at
-            its end, as for mmengine's ``LoggerHook``.
+            its end, as for mmengine's ``LoggerHook``, whose default is 50,
+            too.
 
     Raises:
         ValueError: ``interval`` is not an integer of at least 1.
     """
 
-    def __init__(self, interval: int) -> None:
+    def __init__(self, interval: int = 50) -> None:
         check_integer('interval', interval, 1)
         self.interval = interval
 

@@ -24,30 +24,8 @@ def losses_without_act(cls: type, base: type) -> list[str]:
     return found
 
 
-def check_branches(branches: dict) -> None:
-    """Raise a ``ValueError`` unless the branches give a box."""
-    wanted = dict(reg=2, height=1, dim=3, rot=2)
-    if 'vel' in branches:
-        wanted['vel'] = 2
-    for name, channels in wanted.items():
-        found = branches.get(name)
-        if found is None or found[0] != channels:
-            raise ValueError(
-                f'common_heads.{name} must be ({channels}, number of '
-                f'convolutions), but is {found}')
-
-
-def check_train_cfg(cfg: dict, code_size: int) -> None:
-    """Raise a ``ValueError`` at values that give no targets.
-
-    Values that are missing are left to the targets: inference needs none.
-    """
-    for name, least in (('max_objs', 1), ('dense_reg', 1),
-                        ('out_size_factor', 1), ('min_radius', 0)):
-        value = cfg.get(name)
-        if value is not None and not value >= least:
-            raise ValueError(f'train_cfg.{name} must be at least {least}, '
-                             f'but is {value}')
+def check_code_weights(cfg: dict, code_size: int) -> None:
+    """Raise a ``ValueError`` unless there is a weight of each value."""
     weights = cfg.get('code_weights')
     if weights is not None and (
             len(weights) != code_size

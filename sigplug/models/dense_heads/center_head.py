@@ -20,9 +20,8 @@ from sigplug.ops.gaussian_focal_loss import AVG_FACTOR_EPS
 from sigplug.registry import MODELS
 
 from .center_checks import (
-    check_branches,
+    check_code_weights,
     check_test_cfg,
-    check_train_cfg,
     losses_without_act,
 )
 from .center_decoding import decode, suppress
@@ -149,13 +148,11 @@ class CenterHead(_CenterHead):
                                               None]] = []
         # DCNSeparateHead keeps its regression branches one level down.
         first = self.task_heads[0]
-        branches = getattr(first, 'task_head', first).heads
-        self.with_velocity = 'vel' in branches
+        self.with_velocity = 'vel' in getattr(first, 'task_head', first).heads
         # A box is (x, y, z, dx, dy, dz, yaw[, vx, vy]); the targets encode
         # the yaw as (sin, cos).
         self.box_size = 9 if self.with_velocity else 7
-        check_branches(branches)
-        check_train_cfg(self.train_cfg or {}, self.box_size + 1)
+        check_code_weights(self.train_cfg or {}, self.box_size + 1)
         if (self.test_cfg and self._decodes_itself
                 and type(self).predict_by_feat is CenterHead.predict_by_feat):
             check_test_cfg(self.test_cfg, self.bbox_coder,

@@ -62,23 +62,19 @@ class TokenGeM(LearnablePower):
             Tensor: Shape ``(N, C)``, in the dtype of ``x``.
 
         Raises:
-            ValueError: ``x`` or ``mask`` is not as described, or the channels
-                cannot be divided into the groups.
+            ValueError: ``x`` is not as described, or its channels cannot be
+                divided into the groups.
         """
         if x.dim() != 3 or x.shape[2] % self.groups:
             raise ValueError(
                 'x must be tokens of the shape (N, T, C), with C a multiple '
                 f'of groups={self.groups}, but has {tuple(x.shape)}')
-        if mask is not None:
-            if mask.shape != x.shape[:2]:
-                raise ValueError(
-                    f'mask must have the shape {tuple(x.shape[:2])}, one '
-                    f'value for each token, but has {tuple(mask.shape)}')
-            mask = mask.unsqueeze(2)
         p = self.power()
         if isinstance(p, Tensor) and self.groups > 1:
             p = p.repeat_interleave(x.shape[2] // self.groups)
-        return generalized_mean(x, p, 1, eps=self.eps, mask=mask)
+        return generalized_mean(
+            x, p, 1, eps=self.eps,
+            mask=None if mask is None else mask.unsqueeze(2))
 
     def extra_repr(self) -> str:
         """Return the arguments that ``print(module)`` shows."""

@@ -34,25 +34,8 @@ class InnerNeck(nn.Module):
     def compute_levels(
         self, inputs: Tensor | Sequence[Tensor]
     ) -> Tensor | Sequence[Tensor]:
-        """Return the outputs of the inner neck.
-
-        Raises:
-            TypeError: They are neither a tensor nor a tuple or list.
-            ValueError: One of them is not a map ``(N, C, H, W)``.
-        """
-        name, levels = 'inputs', inputs
-        if self.inner is not None:
-            name = f'the output of inner={type(self.inner).__name__}'
-            levels = self.inner(inputs)
-        if not isinstance(levels, (Tensor, tuple, list)):
-            raise TypeError(f'{name} must be a tensor, or a tuple or list of '
-                            f'tensors, but got {type(levels).__name__}')
-        for x in [levels] if isinstance(levels, Tensor) else levels:
-            if not isinstance(x, Tensor) or x.dim() != 4:
-                got = tuple(x.shape) if isinstance(x, Tensor) else x
-                raise ValueError(f'{name} must consist of maps of the shape '
-                                 f'(N, C, H, W), but got {got!r}')
-        return levels
+        """Return the outputs of the inner neck, or the inputs without one."""
+        return inputs if self.inner is None else self.inner(inputs)
 
     def init_weights(self) -> None:
         """Initialise the inner neck, as mmengine's modules do."""

@@ -122,24 +122,14 @@ class GeMNeck(GeM):
             ``keep_parts`` of the shape ``(N, C, sum(bins))``.
 
         Raises:
-            TypeError: ``inputs`` is neither a tensor nor a tuple or list.
-            ValueError: One is not a map, or the number of levels, or of their
-                channels, is not that of ``p``.
+            ValueError: The number of levels, or of their channels, is not
+                that of ``p``.
         """
         if isinstance(inputs, Tensor):
             return self._pool_levels((inputs, ))[0]
-        if isinstance(inputs, (tuple, list)):
-            return self._pool_levels(inputs)
-        raise TypeError('inputs must be a tensor, or a tuple or list of '
-                        f'tensors, but got {type(inputs).__name__}')
+        return self._pool_levels(inputs)
 
     def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        for x in levels:
-            if not isinstance(x, Tensor) or x.dim() < 3:
-                got = tuple(x.shape) if isinstance(x, Tensor) else x
-                raise ValueError(
-                    'inputs must consist of maps of the shape '
-                    f'(N, C, *spatial), but got {got!r} (bins={self.bins})')
         power = self.power()
         powers: Sequence[float | Tensor] = [power] * len(levels)
         if self._sizes is not None:

@@ -39,9 +39,6 @@ def sort_by_cell(coors: Tensor) -> PointsByCell:
             point, shape ``(M, 4)``. A negative one is mmcv's mark of a point
             that is out of range; it belongs to no cell.
     """
-    if coors.dim() != 2 or coors.shape[1] != 4 or coors.is_floating_point():
-        raise ValueError('coors must hold 4 integers for each point, but got '
-                         f'shape {tuple(coors.shape)} of {coors.dtype}')
     rows = (coors >= 0).all(1).nonzero().squeeze(1)
     kept = coors.index_select(0, rows).long()
     # One number for each cell: rows of numbers are slow to compare.

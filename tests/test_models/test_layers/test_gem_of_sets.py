@@ -66,11 +66,8 @@ def test_bad_arguments(cls, kwargs, error, words):
         cls(**kwargs)
 
 
-@pytest.mark.parametrize('shape, mask, words', [
-    ((2, 6), None, r'\(N, T, C\).*\(2, 6\)'),
-    ((2, 5, 7), None, r'groups=2.*\(2, 5, 7\)'),
-    ((2, 5, 6), (2, 6), r'mask .*\(2, 5\).*\(2, 6\)')])
-def test_bad_tokens(shape, mask, words):
-    with pytest.raises(ValueError, match=words):
-        TokenGeM(groups=2)(
-            features(*shape), mask and torch.ones(mask, dtype=torch.bool))
+@pytest.mark.parametrize('shape', [(2, 6), (2, 5, 7)])
+def test_bad_tokens(shape):
+    with pytest.raises(ValueError, match=r'\(N, T, C\).* groups=2') as error:
+        TokenGeM(groups=2)(features(*shape))
+    assert str(shape) in str(error.value)

@@ -174,8 +174,7 @@ def loss_case(shape: tuple[int, ...], device: torch.device,
 def gem_case(shape: tuple[int, ...], device: torch.device,
              **changes: Any) -> Work:
     x, p = features(shape, device, **changes), power(device)
-    average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean',
-                   (x, ))
+    average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean')
 
     def formula(x: Tensor, p: Tensor) -> Tensor:
         return stock_forms.gem(x.float(), p)
@@ -193,9 +192,9 @@ def window_case(kernel: int, stride: int, shape: tuple[int, ...],
         *stock(TEXTBOOK, partial(stock_forms.gem, eps=GEM_EPS, **windows)),
         *ours(partial(gem_pool, **windows)),
         Form('torch avg_pool2d', lambda x, p: F.avg_pool2d(x, **windows),
-             'mean', (x, )),
+             'mean'),
         Form('torch max_pool2d', lambda x, p: F.max_pool2d(x, **windows),
-             'max', (x, )),
+             'max'),
     ], (x, p), tolerance=2e-3)
 
 
@@ -215,7 +214,7 @@ def segment_case(rows: int, num: int, device: torch.device) -> Work:
     return Work([
         *stock(PYG, partial(stock_forms.power_mean_aggregation, index=index,
                             num_segments=num)),
-        *ours(mean), Form(AMAX, amax, 'max', (x, ))
+        *ours(mean), Form(AMAX, amax, 'max')
     ], (x, p), tolerance=2e-3)
 
 

@@ -26,15 +26,12 @@ class Form:
     """One way to compute a case.
 
     Forms with the same ``answer`` are compared with each other; any other
-    than ``''`` is another function, there for scale. ``leaves`` are the
-    tensors to differentiate by, by default the arguments that require a
-    gradient.
+    than ``''`` is another function, there for scale.
     """
 
     name: str
     call: Callable[..., Any]
     answer: str = ''
-    leaves: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,16 @@ class Timer:
 
     def __init__(self, form: Form, args: tuple, device: torch.device) -> None:
         self.form, self.args, self.device = form, args, device
-        self.leaves = form.leaves
-        if self.leaves is None:
-            self.leaves = tuple(arg for arg in args if isinstance(arg, Tensor)
-                                and arg.requires_grad)
+        self.leaves = tuple(arg for arg in args if isinstance(arg, Tensor)
+                            and arg.requires_grad)
         self.gradient: Tensor | None = None
         self.calls = 1
 
-    def backward(self, out: Any) -> tuple[Tensor, ...]:
+    def backward(self, out: Any) -> tuple[Tensor | None, ...]:
+        # Forms that are there for scale have no p.
         return torch.autograd.grad(
-            out, self.leaves, self.gradient) if self.leaves else ()
+            out, self.leaves, self.gradient,
+            allow_unused=True) if self.leaves else ()
 
     def step(self) -> None:
         self.backward(self.form.call(*self.args))
@@ -76,8 +73,8 @@ class Timer:
             generator = torch.Generator(out.device).manual_seed(0)
             self.gradient = torch.rand(out.shape, generator=generator,
                                        device=out.device).to(out.dtype)
-        return [value.detach() for value in (*tree_flatten(out)[0],
-                                             *self.backward(out))]
+        return [value.detach() for value in (
+            *tree_flatten(out)[0], *self.backward(out)) if value is not None]
 
     def time(self) -> dict[str, float]:
         """Return mean seconds.

@@ -92,18 +92,13 @@ def _needs_writing(out: Path, config: GeneratorConfig, force: bool) -> bool:
         raise ValueError(
             f'out={out} exists and is not a data set made by this tool; it '
             'stays untouched. Choose another folder.') from None
-    differing = [
-        f'{name} is {found.get(name)}, not {value}'
-        for name, value in _arguments(config).items()
-        if found.get(name) != value
-    ]
-    if not differing and found.get('size') != _size(out):
-        differing = ['files are missing or changed']
-    if differing and not force:
+    wanted = _arguments(config)
+    same = found == dict(wanted, size=_size(out))
+    if not same and not force:
         raise ValueError(
-            f'out={out} holds another synthetic data set '
-            f'({"; ".join(differing)}). Choose another folder, or replace it '
-            'with --force (force=True).')
+            f'out={out} holds another synthetic data set, of the arguments '
+            f'{found}, not {wanted}, or files are missing or changed. Choose '
+            'another folder, or replace it with --force (force=True).')
     return force
 
 
