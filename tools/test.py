@@ -13,6 +13,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', metavar='FILE.pkl',
         help='also write the predictions to this pickle file')
+    parser.add_argument(
+        '--show', action='store_true',
+        help='show the predictions in an Open3D window')
+    parser.add_argument(
+        '--show-dir',
+        help='write pictures of the Open3D window to this folder below '
+        '<work dir>/<time stamp>/')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.1,
+        help='show predictions with at least this score (default: 0.1)')
+    parser.add_argument(
+        '--wait-time', type=float, default=2,
+        help='seconds for which a sample is shown (default: 2)')
+    parser.add_argument(
+        '--task', default='lidar_det', choices=(
+            'lidar_det', 'mono_det', 'multi-view_det', 'multi-modality_det'),
+        help='what is shown (default: lidar_det)')
     arguments.add_common_arguments(parser)
     return arguments.parse_args(parser)
 
@@ -24,6 +41,8 @@ def main() -> None:
     preflight.check_checkpoint(args.checkpoint, 'checkpoint')
     cfg.load_from, cfg.resume = args.checkpoint, False
     prepare.set_work_dir(cfg, args)
+    if args.show or args.show_dir:
+        prepare.enable_visualization(cfg, args)
     if args.out:
         prepare.write_predictions(cfg, args.out)
     prepare.set_launcher(cfg, args.launcher)

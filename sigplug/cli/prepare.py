@@ -2,6 +2,7 @@
 import os
 import os.path as osp
 import signal
+import sys
 from argparse import Namespace
 from datetime import timedelta
 from glob import escape, glob
@@ -145,6 +146,25 @@ def _find_last_checkpoint(work_dir: str) -> tuple[str | None, dict]:
         raise UserError(f'{failures[0]}\nThere is no other one to continue '
                         f'from in {work_dir!r}: train without --resume.')
     return None, {}
+
+
+def enable_visualization(cfg: Config, args: Namespace) -> None:
+    """Switch mmdet3d's visualization hook on."""
+    if sys.platform == 'linux' and 'DISPLAY' not in os.environ:
+        raise UserError(
+            '--show and --show-dir draw in an Open3D window, which needs a '
+            'display. Pictures without one: python '
+            f'tools/analysis_tools/visualize_bev.py {args.config} '
+            f'{args.checkpoint} --out-dir DIR')
+    hooks = cfg.get('default_hooks') or {}
+    cfg.default_hooks = dict(hooks, visualization=dict(
+        hooks.get('visualization') or dict(type='Det3DVisualizationHook'),
+        draw=True,
+        show=args.show,
+        wait_time=args.wait_time,
+        score_thr=args.score_thr,
+        vis_task=args.task,
+        test_out_dir=args.show_dir))
 
 
 def write_predictions(cfg: Config, path: str) -> None:

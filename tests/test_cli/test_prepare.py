@@ -151,3 +151,18 @@ def test_predictions():
         prepare.write_predictions(cfg, 'p.pkl')
         assert cfg.test_evaluator == [
             metric, dict(type='DumpResults', out_file_path='p.pkl')]
+
+
+def test_visualization(monkeypatch):
+    args = Namespace(
+        config='c.py', checkpoint='a.pth', show=False, show_dir='pictures',
+        wait_time=2, score_thr=0.1, task='lidar_det')
+    monkeypatch.setenv('DISPLAY', ':0')
+    cfg = Config()
+    prepare.enable_visualization(cfg, args)
+    hook = cfg.default_hooks.visualization
+    assert hook.type == 'Det3DVisualizationHook' and hook.draw
+    assert hook.test_out_dir == 'pictures'
+    monkeypatch.delenv('DISPLAY')
+    with pytest.raises(UserError, match='needs a display.*visualize_bev.py'):
+        prepare.enable_visualization(cfg, args)

@@ -101,9 +101,15 @@ class BEVImageHook(Hook):
         found = predictions(sample, self.score_thr)
         if self._reader is not None:
             found |= self._reader.read(place)
-        figure = draw_sample(
-            dataset, index, inputs['points'][place], found,
-            f'val sample {index}, iteration {step}: predictions with '
-            f'score \u2265 {self.score_thr:g}')
+        try:
+            figure = draw_sample(
+                dataset, index, inputs['points'][place], found,
+                f'val sample {index}, iteration {step}: predictions with '
+                f'score \u2265 {self.score_thr:g}')
+        except Exception as error:  # No picture is worth a training.
+            print_log(
+                f'BEVImageHook: no picture of the sample {index}: {error}',
+                logger='current', level=logging.WARNING)
+            return
         from sigplug.visualization import to_image
         runner.visualizer.add_image(f'bev_val_{index}', to_image(figure), step)

@@ -82,3 +82,12 @@ def test_another_kind_of_data_is_named_once(said, dataset, names, word):
         assert validate(hook, dataset, **names) == []
     text, = said
     assert word in text
+
+
+def test_what_cannot_be_drawn_does_not_end_the_training(said, monkeypatch):
+    def fail(*args, **kwargs):
+        raise IndexError('no colour')
+
+    monkeypatch.setattr('sigplug.visualization.draw_bev', fail)
+    assert validate(BEVImageHook(num_samples=1), Dataset()) == []
+    assert said == ['BEVImageHook: no picture of the sample 5: no colour']
