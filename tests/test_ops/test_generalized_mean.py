@@ -131,19 +131,12 @@ def test_small_powers_tend_to_the_geometric_mean(p):
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(x=torch.zeros(2, 2, dtype=torch.int64)), TypeError, ['x', 'int64']),
-    (dict(x=[[1.0]]), TypeError, ['x', 'list']),
     (dict(p=0.0), ValueError, ['p', '0.0']),
-    (dict(p=-2.0), ValueError, ['p', '-2.0']),
     (dict(p=math.nan), ValueError, ['p', 'nan']),
     (dict(p='3'), ValueError, ['p', "'3'"]),
     (dict(p=torch.ones(7)), ValueError, ['p', '(7,)', '(2, 3, 1, 1)']),
-    (dict(p=torch.ones(5, 1, 1, 1, 1)), ValueError,
-     ['p', '(5, 1, 1, 1, 1)']),
     (dict(p=torch.ones(2, 3, 4, 1)), ValueError, ['p', '(2, 3, 4, 1)']),
     (dict(eps=0.0), ValueError, ['eps', '0.0']),
-    (dict(eps=-1e-6), ValueError, ['eps', '-1e-06']),
-    (dict(eps=math.inf), ValueError, ['eps', 'inf']),
     (dict(eps=math.nan), ValueError, ['eps', 'nan']),
     (dict(dim=4), ValueError, ['dim', '4']),
     (dict(dim=(1, -3)), ValueError, ['dim', '(1, -3)']),
@@ -151,8 +144,6 @@ def test_small_powers_tend_to_the_geometric_mean(p):
     (dict(mask=torch.ones(2, 3, 4, 5)), TypeError, ['mask', 'float32']),
     (dict(mask=torch.ones(7, dtype=torch.bool)), ValueError,
      ['mask', '(7,)']),
-    (dict(mask=torch.ones(9, 2, 3, 4, 5, dtype=torch.bool)), ValueError,
-     ['mask', '(9, 2, 3, 4, 5)']),
     (dict(x=torch.zeros(2, 3, 0, 5)), ValueError, ['x', '(2, 3, 0, 5)']),
 ])
 def test_bad_arguments(kwargs, error, words):
