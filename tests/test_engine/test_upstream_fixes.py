@@ -1,8 +1,6 @@
 """What the fixes change outside sigplug, and what they leave alone."""
 import importlib
-import os
 import pickle
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -13,7 +11,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from conftest import SWITCH, Attack
+from conftest import Attack
 from mmengine.runner import CheckpointLoader
 from toy_training import make_runner
 
@@ -121,20 +119,6 @@ def test_sparse_convolution_is_dense_convolution(kind, options):
         torch.autograd.grad(out.features, [values, conv.weight], weights),
         torch.autograd.grad(expected, [values, conv.weight], weights),
         rtol=1e-5, atol=1e-4)
-
-
-def test_import_of_sigplug_changes_the_allow_list_alone():
-    code = """
-import numpy as np, sys, torch
-load = torch.load
-import sigplug
-assert torch.load is load
-assert np.__version__ > '2' or not hasattr(np, 'long')
-heavy = {'mmcv', 'mmdet', 'mmdet3d', 'mmengine.runner', 'mmengine.optim'}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-    subprocess.run([sys.executable, '-c', code], check=True,
-                   env=os.environ | {SWITCH: ''})
 
 
 def test_mmdet3d_beside_onedl(monkeypatch):
