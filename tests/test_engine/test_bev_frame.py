@@ -18,7 +18,6 @@ from torch import nn
 
 from sigplug.engine.bev_frame import (
     HeatmapReader,
-    ego_yaw,
     ground_truth,
     predictions,
 )
@@ -80,15 +79,6 @@ def test_boxes_of_a_camera_are_drawn_where_the_points_are():
         [[z, -x, -y, length, width, height, -angle - np.pi / 2]], rtol=1e-6)
     assert drawn['gt_labels'] == [2] and drawn['gt_num_points'] is counts
     assert ground_truth(object(), {}) == {}
-
-
-@pytest.mark.parametrize('yaw', [0.0, np.pi / 2, -2.5])
-def test_ego_yaw(yaw):
-    from pyquaternion import Quaternion
-    ego2lidar = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
-    info = dict(lidar_points=dict(lidar2ego=np.linalg.inv(ego2lidar)))
-    assert ego_yaw(info) == pytest.approx(yaw)
-    assert ego_yaw({}) is None
 
 
 def test_predictions_are_sure_and_finite():

@@ -1,9 +1,10 @@
 """The tools on damaged data and on files that want to run code."""
+import os
 import pickle
 
 import pytest
 import torch
-from conftest import Attack, replace
+from conftest import Call, replace
 
 
 # -- security ---------------------------------------------------------------
@@ -12,7 +13,8 @@ def attack(tmp_path):
     """A malicious checkpoint, and the file it would make."""
     marker = tmp_path / 'marker'
     torch.save(dict(state_dict={}, meta={}, message_hub={}, optimizer={},
-                    other=Attack(marker)), tmp_path / 'bad.pth')
+                    other=Call(os.system, f'touch {marker}')),
+               tmp_path / 'bad.pth')
     yield tmp_path / 'bad.pth'
     assert not marker.exists()
 
