@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from mmengine.utils import digit_version
 
 from sigplug.engine.checkpoint import load_safely
+from sigplug.files import lock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
@@ -134,12 +135,19 @@ def seed() -> None:
 
 @pytest.fixture(scope='session')
 def synthetic_nuscenes(tmp_path_factory) -> Path:
-    """A data set by the real generator: ten scenes of three key frames."""
-    root = tmp_path_factory.mktemp('data') / 'synthetic_nuscenes'
-    subprocess.run(
-        tool_command('dataset_converters/create_synthetic_nuscenes.py',
-                     '--out', root, '--seed', 0, '--samples-per-scene', 3),
-        check=True)
+    """A data set by the real generator: ten scenes of three key frames.
+
+    The processes of pytest-xdist share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    root = folder / 'synthetic_nuscenes'
+    with lock(folder / '.lock', lambda: None):
+        if not root.exists():
+            subprocess.run(tool_command(
+                'dataset_converters/create_synthetic_nuscenes.py', '--out',
+                root, '--seed', 0, '--samples-per-scene', 3), check=True)
     return root
 
 

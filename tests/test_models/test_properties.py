@@ -14,6 +14,8 @@ from mmengine.structures import InstanceData
 
 from sigplug.models.dense_heads import CenterHead
 
+from .test_dense_heads.center_heads import config
+
 SEEDS = st.integers(0, 2**31 - 1)
 
 
@@ -42,38 +44,27 @@ class Setup:
             self.weights[8:] = [0.0, 0.0]
         self.heads = dict(reg=(2, between(1, 2)), height=(1, 2), dim=(3, 1),
                           rot=(2, 2), vel=(2, 1))
-        limits = [-40.0, -40.0, -10.0, 40.0, 40.0, 10.0]
         shared = dict(out_size_factor=factor, voxel_size=voxel)
         self.focal = dict(alpha=one_of(2.0, 1.0), gamma=one_of(4.0, 2.0),
                           loss_weight=one_of(1.0, 0.25))
-        self.cfg = dict(
-            in_channels=4,
+        self.cfg = config(
+            in_channels=4, share_conv_channel=4,
             tasks=[dict(num_class=n, class_names=[
                 f'task{i}_{j}' for j in range(n)])
                 for i, n in enumerate(classes)],
-            share_conv_channel=4, num_heatmap_convs=between(1, 2),
-            bbox_coder=dict(
-                type='CenterPointBBoxCoder', pc_range=self.low,
-                post_center_range=limits, max_num=9, score_threshold=0.1,
-                **shared),
-            separate_head=dict(
+            num_heatmap_convs=between(1, 2), separate_head=dict(
                 type='SeparateHead', init_bias=-2.19,
                 final_kernel=one_of(1, 3), head_conv=4),
-            loss_bbox=dict(type='mmdet.L1Loss', reduction='mean',
-                           loss_weight=one_of(0.25, 2.0)),
-            norm_bbox=one_of(False, True),
-            train_cfg=dict(
-                grid_size=[*grid, 40], voxel_size=[*voxel, 0.2],
-                out_size_factor=factor, dense_reg=between(1, 2),
-                gaussian_overlap=one_of(0.1, 0.5, 0.7),
-                # Often fewer than there are.
-                max_objs=one_of(1, 1, 2, 6), min_radius=between(0, 3),
-                point_cloud_range=[*self.low, -5.0, *high, 3.0]),
-            test_cfg=dict(
-                post_center_limit_range=limits, max_per_img=20,
-                max_pool_nms=False, min_radius=[1.0] * len(classes),
-                score_threshold=0.1, nms_type='circle', pre_max_size=20,
-                post_max_size=10, nms_thr=0.2, **shared))
+            norm_bbox=one_of(False, True))
+        self.cfg['bbox_coder'].update(shared, pc_range=self.low)
+        self.cfg['loss_bbox']['loss_weight'] = one_of(0.25, 2.0)
+        self.cfg['train_cfg'].update(
+            grid_size=[*grid, 40], voxel_size=[*voxel, 0.2],
+            out_size_factor=factor, dense_reg=between(1, 2),
+            gaussian_overlap=one_of(0.1, 0.5, 0.7),
+            # Often fewer than there are.
+            max_objs=one_of(1, 1, 2, 6), min_radius=between(0, 3),
+            point_cloud_range=[*self.low, -5.0, *high, 3.0])
         self.seed, self.scale = data.draw(SEEDS), one_of(2.0, 4.0)
         self.samples = [self.draw_boxes(data.draw, sum(classes))
                         for _ in range(between(1, 2))]
@@ -116,8 +107,8 @@ class Setup:
         cfg['bbox_coder']['code_size'] = size - 1
         cfg['train_cfg']['code_weights'] = self.weights[:size]
         loss = loss or dict(type='mmdet.GaussianFocalLoss', reduction='mean')
-        return cls(common_heads=heads,
-                   loss_cls=dict(loss, **self.focal), **cfg)
+        return cls(**dict(cfg, common_heads=heads,
+                          loss_cls=dict(loss, **self.focal)))
 
     def both(self, loss=None):
         """The stock head, and ours, with the same weights."""
