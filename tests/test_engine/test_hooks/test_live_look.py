@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from test_configs_run import shrink
 from toy_training import make_runner
 
 import sigplug.visualization
@@ -65,6 +66,7 @@ def training(tmp_path_factory, synthetic_nuscenes):
         patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
         patch.setattr(sigplug.visualization, 'draw_bev', spy)
         cfg = Config.fromfile(QUICKSTART)
+        shrink(cfg.model, 2)
         # Of this name alone: mmengine keeps visualizers by their names.
         cfg.visualizer.name = 'live look'
         work_dir = tmp_path_factory.mktemp('live')
