@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from mmengine.utils import digit_version
 
 from sigplug.engine.checkpoint import load_safely
+from sigplug.files import lock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / 'tools'
@@ -136,12 +137,19 @@ def seed() -> None:
 
 @pytest.fixture(scope='session')
 def synthetic_nuscenes(tmp_path_factory) -> Path:
-    """A data set by the real generator: ten scenes of three key frames."""
-    root = tmp_path_factory.mktemp('data') / 'synthetic_nuscenes'
-    subprocess.run(
-        tool_command('dataset_converters/create_synthetic_nuscenes.py',
-                     '--out', root, '--seed', 0, '--samples-per-scene', 3),
-        check=True)
+    """A data set by the real generator: ten scenes of three key frames.
+
+    The processes of pytest-xdist share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    root = folder / 'synthetic_nuscenes'
+    with lock(folder / '.lock', lambda: None):
+        if not root.exists():
+            subprocess.run(tool_command(
+                'dataset_converters/create_synthetic_nuscenes.py', '--out',
+                root, '--seed', 0, '--samples-per-scene', 3), check=True)
     return root
 
 
@@ -266,14 +274,14 @@ def fail(run_here) -> Callable[..., str]:
     return fail
 
 
-class Attack:
-    """Makes a file where it is unpickled by who trusts it."""
+class Call:
+    """Calls a function where it is unpickled by who trusts it."""
 
-    def __init__(self, marker: Path):
-        self.marker = marker
+    def __init__(self, function: Callable, *args):
+        self.call = function, args
 
     def __reduce__(self):
-        return os.system, (f'touch {self.marker}', )
+        return self.call
 
 
 def differences(a: dict, b: dict, prefix: str = '') -> set[str]:

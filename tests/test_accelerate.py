@@ -6,10 +6,9 @@ import torch
 from mmdet.testing import demo_mm_inputs
 from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.hooks import Hook
 from test_configs_run import load, mono_scene, random_scene, shrink
 from test_models.test_dense_heads.stock_twins import (
-    CASES,
     METAS,
     MONO,
     MONO_METAS,
@@ -20,7 +19,7 @@ from test_models.test_dense_heads.stock_twins import (
     stock_of,
 )
 from torch import nn
-from torch.utils.data import Dataset
+from toy_training import make_runner
 
 import sigplug
 from sigplug.models.losses import GaussianFocalLossWithLogits
@@ -321,52 +320,21 @@ def test_a_reduction_that_does_not_fit_leaves_the_losses(name):
     assert state(head) == before
 
 
-class Noise(Dataset):
+class Witness(Hook):
 
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return torch.full((1, ), float(index))
-
-
-class Detector(nn.Module):
-    """What a runner needs of a model."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = stock('CenterNetHead')
-        self.seen = []
-
-    def train_step(self, data, optim_wrapper):
-        self.seen.append(type(self.head))
-        x, batch = features('CenterNetHead'), instances('CenterNetHead', 2, 1)
-        losses = compute_losses('CenterNetHead', self.head, self.head(x),
-                                batch)
-        optim_wrapper.update_params(sum(losses.values()))
-        return {}
+    def before_train_iter(self, runner, *args, **kwargs):
+        self.seen = type(runner.model.head)
 
 
 def test_hook_of_a_config(tmp_path):
-    model = Detector()
-    kind = type(model.head)
-    runner = Runner(
-        model=model, work_dir=str(tmp_path),
-        train_dataloader=dict(
-            dataset=Noise(), batch_size=1, num_workers=0,
-            sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
-        custom_hooks=[dict(type='sigplug.AccelerateHook')],
-        experiment_name='accelerate')
+    runner = make_runner(
+        tmp_path, epochs=1, log_level='INFO',
+        custom_hooks=[dict(type='sigplug.AccelerateHook')])
+    runner.model.head, witness = stock('CenterNetHead'), Witness()
+    kind = type(runner.model.head)
+    runner.register_hook(witness)
     runner.train()
-    assert len(model.seen) == 2
-    assert all(issubclass(seen, kind) and seen is not kind
-               for seen in model.seen)
-    assert type(model.head) is kind
+    assert issubclass(witness.seen, kind) and witness.seen is not kind
+    assert type(runner.model.head) is kind
     log, = tmp_path.glob('*/*.log')
     assert 'head: targets without a loop over boxes' in log.read_text()
-
-
-def test_every_case_is_known():
-    assert set(NAMES) | {'CenterNetUpdateHead'} == set(CASES)

@@ -190,7 +190,7 @@ def test_training_lowers_the_loss(voxels, frames):
     cfg.model.test_cfg.pts.score_threshold = 0.0
     coder = cfg.model.pts_bbox_head.bbox_coder
     coder.score_threshold = 0.0
-    shrink(cfg.model, 2)
+    shrink(cfg.model, 4)
     model = MODELS.build(cfg.model)
     train(model, frames, 15, 2e-3, 0.6)
     assert all(p.grad is not None and p.grad.isfinite().all()

@@ -1,39 +1,38 @@
 """The examples run, draw, and say what their texts claim."""
-import os
 import re
-import subprocess
-import sys
+import runpy
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import pytest
 from conftest import REPOSITORY, mmdet3d_comes_first
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('examples')
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run an example here, which is quicker; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend('Agg')
 
-    def run(name):
-        done = subprocess.run(
-            [sys.executable, REPOSITORY / 'examples' / f'{name}.py'],
-            cwd=folder, capture_output=True, text=True,
-            env=os.environ | dict(MPLBACKEND='Agg', OMP_NUM_THREADS='1'))
-        assert done.returncode == 0, done.stderr
-        picture = matplotlib.image.imread(folder / f'{name}.png')
+    def run(name, *arguments):
+        path = str(REPOSITORY / f'examples/{name}.py')
+        monkeypatch.setattr('sys.argv', [path, *arguments])
+        runpy.run_path(path, run_name='__main__')
+        picture = matplotlib.image.imread(f'{name}.png')
         assert picture.shape[0] > 300 and picture.std() > 0.1
-        return done.stdout
+        return capsys.readouterr().out
 
-    return run
+    yield run
+    plt.close('all')
 
 
 @pytest.mark.parametrize('name', [
     pytest.param('center_head', marks=mmdet3d_comes_first), 'clip_sigmoid',
     'gem'])
-def test_help_does_not_run_it(name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / 'examples' / f'{name}.py', '--help'],
-        cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and f'{name}.png' in done.stdout
+def test_help_does_not_run_it(name, run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(name, '--help')
+    assert f'{name}.png' in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -63,7 +63,7 @@ class ToyMetric(BaseMetric):
 
 
 def make_runner(work_dir, mib=0, epochs=2, hook=None, metainfo=None,
-                **settings):
+                log_level='ERROR', **settings):
     """A training, with two checkpoints in each epoch: a last and a best."""
     loader = dict(
         dataset=ToyDataset(indices=2, serialize_data=False,
@@ -79,7 +79,7 @@ def make_runner(work_dir, mib=0, epochs=2, hook=None, metainfo=None,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
         default_hooks=dict(checkpoint={**checkpoint, **(hook or {})}),
-        randomness=dict(seed=0), log_level='ERROR',
+        randomness=dict(seed=0), log_level=log_level,
         experiment_name=f'toy{time.time()}', **settings)
 
 

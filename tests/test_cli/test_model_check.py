@@ -1,4 +1,7 @@
 """Parts of a LiDAR heatmap detector that do not fit one another."""
+import copy
+from functools import cache
+
 import pytest
 from conftest import QUICKSTART
 from mmdet3d.datasets import CBGSDataset, NuScenesDataset
@@ -38,9 +41,13 @@ def data(classes=CLASSES, *steps):
     return dataset
 
 
+@cache
+def load(path):
+    return get_config(path) if '::' in str(path) else Config.fromfile(path)
+
+
 def build(path=QUICKSTART, **options):
-    cfg = (get_config(path) if '::' in str(path) else
-           Config.fromfile(path))
+    cfg = copy.deepcopy(load(path))
     cfg.merge_from_dict({
         f'model.{key}': value for key, value in options.items()})
     with DefaultScope.overwrite_default_scope('mmdet3d'):

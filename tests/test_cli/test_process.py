@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from sigplug.cli import process
-from sigplug.errors import UserError
 
 COMMAND = 'python tools/train.py c.py --amp --resume'
 
@@ -116,16 +115,6 @@ def test_nobody_reads_what_is_printed():
         os._exit(code)
     os.close(write)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 141
-
-
-def test_known_error(capsys):
-
-    def tool():
-        raise UserError('no data at x')
-
-    assert process.run_tool(tool) == 2
-    captured = capsys.readouterr()
-    assert captured.err == 'error: no data at x\n' and not captured.out
 
 
 def test_full_disk(capsys, command_line):

@@ -5,14 +5,13 @@ import torch
 from mmcv.ops import box_iou_rotated
 from mmdet3d.models.dense_heads import centerpoint_head
 from mmdet3d.models.layers.box3d_nms import circle_nms
-from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.registry import init_default_scope
+from test_models.test_dense_heads import center_heads
 
 from sigplug.deploy import Detector, boxes
 
 SQUARE = [0, 0, 2, 2, 0]
-LIMITS = [-9.0, -7.0, -5.0, 9.0, 7.0, 5.0]
 
 
 def random_boxes(n):
@@ -71,30 +70,19 @@ def test_boxes_that_are_not_finite_overlap_none():
 
 
 def make_head(nms, norm_bbox=True, vel=True):
-    """A stock head with two tasks, on a map of 24 by 16 cells of 0.8 m."""
+    """A stock head with two tasks, and its description."""
     init_default_scope('mmdet3d')
-    common = dict(reg=(2, 1), height=(1, 1), dim=(3, 1), rot=(2, 1))
-    if vel:
-        common['vel'] = (2, 1)
-    coder = dict(
-        pc_range=[-9.6, -6.4], voxel_size=[0.4, 0.4], out_size_factor=2,
-        max_num=60, score_threshold=0.3, post_center_range=LIMITS)
-    test_cfg = dict(
-        nms_type=nms, min_radius=[1.5, 4.0], nms_thr=0.1, score_threshold=0.35,
-        pre_max_size=50, post_max_size=12, post_center_limit_range=LIMITS)
-    head = MODELS.build(dict(
-        type='CenterHead', in_channels=4, share_conv_channel=4,
-        tasks=[dict(num_class=1, class_names=['car']),
-               dict(num_class=2, class_names=['bus', 'truck'])],
-        common_heads=common, norm_bbox=norm_bbox, test_cfg=test_cfg,
-        bbox_coder=dict(type='CenterPointBBoxCoder', code_size=7 + 2 * vel,
-                        **coder),
-        separate_head=dict(type='SeparateHead', init_bias=-2.19,
-                           final_kernel=3)))
-    about = dict(
-        tasks=[['car'], ['bus', 'truck']], heatmap='logits', nms=test_cfg,
+    coder = dict(center_heads.config(vel)['bbox_coder'], score_threshold=0.3)
+    head, _ = center_heads.both(
+        velocity=vel, norm_bbox=norm_bbox, bbox_coder=coder, tasks=[
+            dict(num_class=1, class_names=['car']),
+            dict(num_class=2, class_names=['bus', 'truck'])])
+    head.test_cfg.update(
+        nms_type=nms, min_radius=[1.5, 4.0], nms_thr=0.1, post_max_size=12,
+        score_threshold=0.35)
+    return head, dict(
+        tasks=[['car'], ['bus', 'truck']], heatmap='logits', nms=head.test_cfg,
         coder=dict(coder, norm_bbox=norm_bbox), box_size=7 + 2 * vel)
-    return head, about
 
 
 @pytest.mark.parametrize('nms', ['rotate', 'circle'])
@@ -106,11 +94,11 @@ def test_predictions_are_those_of_mmdet3d(nms, norm_bbox, vel, monkeypatch):
     outputs = []
     for classes in (1, 2):
         maps = dict(
-            heatmap=torch.randn(1, classes, 16, 24), reg=torch.rand(
-                1, 2, 16, 24), height=3 * torch.randn(1, 1, 16, 24),
-            dim=torch.rand(1, 3, 16, 24), rot=torch.randn(1, 2, 16, 24))
+            heatmap=torch.randn(1, classes, 24, 32), reg=torch.rand(
+                1, 2, 24, 32), height=9 * torch.randn(1, 1, 24, 32),
+            dim=torch.rand(1, 3, 24, 32), rot=torch.randn(1, 2, 24, 32))
         if vel:
-            maps['vel'] = torch.randn(1, 2, 16, 24)
+            maps['vel'] = torch.randn(1, 2, 24, 32)
         outputs.append([maps])
     wanted, = head.predict_by_feat(
         outputs, [dict(box_type_3d=LiDARInstance3DBoxes)])

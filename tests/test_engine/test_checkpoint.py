@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import Call
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from toy_training import make_runner
@@ -114,16 +115,6 @@ def test_reads_what_either_numpy_wrote(path, tmp_path, core):
     assert f'{core.decode()}.multiarray._reconstruct' in globals_in(other)
     losses = load_safely(other)['message_hub']['log_scalars']['train/loss']
     assert losses.data[0].dtype == np.float64
-
-
-class Call:
-    """Pickles as the call of a function."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 def attacks(marker):

@@ -2,7 +2,6 @@
 import importlib
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -13,7 +12,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from conftest import SWITCH, Attack
+from conftest import Call
 from mmengine.runner import CheckpointLoader
 from toy_training import make_runner
 
@@ -66,7 +65,8 @@ def test_mmengine_loads_safely(tmp_path, served, remote):
     folder, url = served
     place = url if remote else folder
     torch.save(dict(state_dict=dict(a=torch.ones(2))), folder / 'good.pth')
-    torch.save(dict(meta=Attack(tmp_path / 'marker')), folder / 'bad.pth')
+    torch.save(dict(meta=Call(
+        os.system, f'touch {tmp_path}/marker')), folder / 'bad.pth')
     load_checkpoints_safely()
     loaded = CheckpointLoader.load_checkpoint(f'{place}/good.pth', 'cpu')
     assert torch.equal(loaded['state_dict']['a'], torch.ones(2))
@@ -121,20 +121,6 @@ def test_sparse_convolution_is_dense_convolution(kind, options):
         torch.autograd.grad(out.features, [values, conv.weight], weights),
         torch.autograd.grad(expected, [values, conv.weight], weights),
         rtol=1e-5, atol=1e-4)
-
-
-def test_import_of_sigplug_changes_the_allow_list_alone():
-    code = """
-import numpy as np, sys, torch
-load = torch.load
-import sigplug
-assert torch.load is load
-assert np.__version__ > '2' or not hasattr(np, 'long')
-heavy = {'mmcv', 'mmdet', 'mmdet3d', 'mmengine.runner', 'mmengine.optim'}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-    subprocess.run([sys.executable, '-c', code], check=True,
-                   env=os.environ | {SWITCH: ''})
 
 
 def test_mmdet3d_beside_onedl(monkeypatch):

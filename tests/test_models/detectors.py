@@ -1,5 +1,9 @@
-"""A small detector of the stack, and features."""
+"""A small detector of the stack, features, and mmpretrain's GeM."""
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from mmengine.config import Config
@@ -31,3 +35,17 @@ def retinanet(name: str | None = None) -> nn.Module:
 def features(*shape: int) -> Tensor:
     """Noise, the same for each test."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def mmpretrain_gem() -> ModuleType:
+    """Of mmpretrain's neck, without the package, which needs torchvision.
+
+    The packages stay: mmengine knows a scope once and for all.
+    """
+    root, = find_spec('mmpretrain').submodule_search_locations
+    for name in ('', '.models', '.models.necks'):
+        if f'mmpretrain{name}' not in sys.modules:
+            package = ModuleType(f'mmpretrain{name}')
+            package.__path__ = [root + name.replace('.', '/')]
+            sys.modules[package.__name__] = package
+    return import_module('mmpretrain.models.necks.gem')

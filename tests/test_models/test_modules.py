@@ -66,9 +66,12 @@ def test_copies(name, duplicate):
         assert not other(*inputs).equal(module(*inputs))
 
 
-@every_module
-def test_compile(name):
-    """One graph, forward and backward."""
+# Those of the operations: test_contract.py; with more open sizes:
+# test_ops/test_onnx.py.
+@pytest.mark.parametrize('name', [
+    'GeM', 'GeMNeck strips', 'TokenGeM', 'GaussianFocalLossWithLogits'])
+def test_compile_and_export(name):
+    """One graph, forward and backward, and one of any batch."""
     torch._dynamo.reset()
     module, inputs = build(name)
     compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
@@ -77,11 +80,6 @@ def test_compile(name):
     if parameters := list(module.parameters()):
         assert_close(torch.autograd.grad(loss, parameters),
                      torch.autograd.grad(expected, parameters))
-
-
-@every_module
-def test_export_with_an_open_batch(name):
-    module, inputs = build(name)
     batch = torch.export.Dim('batch')
     program = torch.export.export(
         module, tuple(inputs), dynamic_shapes=tuple({0: batch}

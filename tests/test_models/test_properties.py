@@ -1,4 +1,4 @@
-"""Random grids, strips and heads: what no chosen example would find.
+"""Random heads and boxes: what no chosen example would find.
 
 ``make fuzz`` runs these tests with many more examples than ``make test``.
 """
@@ -11,35 +11,12 @@ from mmdet3d.models.dense_heads import CenterHead as StockHead
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
-from torch.nn.functional import adaptive_max_pool2d
 
-from sigplug.models import GeMNeck
 from sigplug.models.dense_heads import CenterHead
-from sigplug.models.voxel_encoders.points_by_cell import sort_by_cell
+
+from .test_dense_heads.center_heads import config
 
 SEEDS = st.integers(0, 2**31 - 1)
-
-
-@given(st.lists(st.tuples(*[st.integers(-1, 2)] * 4), max_size=12))
-def test_points_by_cell(coors):
-    cells = sort_by_cell(
-        torch.tensor(coors, dtype=torch.long).reshape(-1, 4))
-    inside = sorted(
-        (coor, i) for i, coor in enumerate(coors) if min(coor) >= 0)
-    assert cells.rows.tolist() == [i for _, i in inside]
-    assert [tuple(c) for c in cells.coors[cells.index].tolist()] == [
-        coor for coor, _ in inside]
-    assert cells.counts.tolist() == cells.index.bincount().tolist()
-
-
-@given(st.integers(1, 40), st.lists(st.integers(1, 9), min_size=1, max_size=3))
-def test_strips(rows, bins):
-    """Those of adaptive pooling, of all heights."""
-    x = torch.rand(1, 2, rows, 3)
-    y = GeMNeck(float('inf'), p_trainable=False, bins=bins)(x)
-    expected = torch.cat(
-        [adaptive_max_pool2d(x, (b, 1)).flatten(2) for b in bins], 2)
-    assert y.equal(expected.mT.flatten(1).clamp(min=1e-6))
 
 
 class Setup:
@@ -67,38 +44,27 @@ class Setup:
             self.weights[8:] = [0.0, 0.0]
         self.heads = dict(reg=(2, between(1, 2)), height=(1, 2), dim=(3, 1),
                           rot=(2, 2), vel=(2, 1))
-        limits = [-40.0, -40.0, -10.0, 40.0, 40.0, 10.0]
         shared = dict(out_size_factor=factor, voxel_size=voxel)
         self.focal = dict(alpha=one_of(2.0, 1.0), gamma=one_of(4.0, 2.0),
                           loss_weight=one_of(1.0, 0.25))
-        self.cfg = dict(
-            in_channels=4,
+        self.cfg = config(
+            in_channels=4, share_conv_channel=4,
             tasks=[dict(num_class=n, class_names=[
                 f'task{i}_{j}' for j in range(n)])
                 for i, n in enumerate(classes)],
-            share_conv_channel=4, num_heatmap_convs=between(1, 2),
-            bbox_coder=dict(
-                type='CenterPointBBoxCoder', pc_range=self.low,
-                post_center_range=limits, max_num=9, score_threshold=0.1,
-                **shared),
-            separate_head=dict(
+            num_heatmap_convs=between(1, 2), separate_head=dict(
                 type='SeparateHead', init_bias=-2.19,
                 final_kernel=one_of(1, 3), head_conv=4),
-            loss_bbox=dict(type='mmdet.L1Loss', reduction='mean',
-                           loss_weight=one_of(0.25, 2.0)),
-            norm_bbox=one_of(False, True),
-            train_cfg=dict(
-                grid_size=[*grid, 40], voxel_size=[*voxel, 0.2],
-                out_size_factor=factor, dense_reg=between(1, 2),
-                gaussian_overlap=one_of(0.1, 0.5, 0.7),
-                # Often fewer than there are.
-                max_objs=one_of(1, 1, 2, 6), min_radius=between(0, 3),
-                point_cloud_range=[*self.low, -5.0, *high, 3.0]),
-            test_cfg=dict(
-                post_center_limit_range=limits, max_per_img=20,
-                max_pool_nms=False, min_radius=[1.0] * len(classes),
-                score_threshold=0.1, nms_type='circle', pre_max_size=20,
-                post_max_size=10, nms_thr=0.2, **shared))
+            norm_bbox=one_of(False, True))
+        self.cfg['bbox_coder'].update(shared, pc_range=self.low)
+        self.cfg['loss_bbox']['loss_weight'] = one_of(0.25, 2.0)
+        self.cfg['train_cfg'].update(
+            grid_size=[*grid, 40], voxel_size=[*voxel, 0.2],
+            out_size_factor=factor, dense_reg=between(1, 2),
+            gaussian_overlap=one_of(0.1, 0.5, 0.7),
+            # Often fewer than there are.
+            max_objs=one_of(1, 1, 2, 6), min_radius=between(0, 3),
+            point_cloud_range=[*self.low, -5.0, *high, 3.0])
         self.seed, self.scale = data.draw(SEEDS), one_of(2.0, 4.0)
         self.samples = [self.draw_boxes(data.draw, sum(classes))
                         for _ in range(between(1, 2))]
@@ -141,8 +107,8 @@ class Setup:
         cfg['bbox_coder']['code_size'] = size - 1
         cfg['train_cfg']['code_weights'] = self.weights[:size]
         loss = loss or dict(type='mmdet.GaussianFocalLoss', reduction='mean')
-        return cls(common_heads=heads,
-                   loss_cls=dict(loss, **self.focal), **cfg)
+        return cls(**dict(cfg, common_heads=heads,
+                          loss_cls=dict(loss, **self.focal)))
 
     def both(self, loss=None):
         """The stock head, and ours, with the same weights."""

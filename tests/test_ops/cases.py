@@ -148,6 +148,9 @@ CASES = {
     'segment 1': Case(
         lambda x, i: segment_generalized_mean(x, i, 4, 1.0), (rows, ),
         (index, )),
+    'segment 0.5': Case(
+        lambda x, i: segment_generalized_mean(x, i, 4, 0.5), (rows, ),
+        (index, )),
     'segment inf': Case(
         lambda x, i: segment_generalized_mean(x, i, 4, float('inf')),
         (rows, ), (index, )),

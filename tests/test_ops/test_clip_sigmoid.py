@@ -7,7 +7,8 @@ from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 
 from sigplug.ops import clip_sigmoid
 
-from .tolerances import DTYPES, ulps_apart
+from .references import exact, steps
+from .tolerances import DTYPES
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -17,11 +18,6 @@ def value_and_grad(function, x, **kwargs):
     # A copy, because mmdet3d's function overwrites what it is given.
     y = function(x.clone(), **kwargs)
     return y.detach(), torch.autograd.grad(y.sum(), x)[0]
-
-
-def float64_sigmoid_slope(x):
-    """Sigmoid's derivative without cancellation: s(x) s(-x)."""
-    return torch.sigmoid(x.double()) * torch.sigmoid(-x.double())
 
 
 @pytest.mark.parametrize('logits, bounds, expected', [
@@ -44,8 +40,8 @@ def test_float32_equals_mmdet3d():
     ])
     y, slope = value_and_grad(clip_sigmoid, x)
     stock_y, stock_slope = value_and_grad(stock_clip_sigmoid, x)
-    assert ulps_apart(y, stock_y) <= 1
-    assert ulps_apart(slope, stock_slope) <= 1
+    assert steps(y, exact(stock_y)).max() <= 1
+    assert steps(slope, exact(stock_slope)).max() <= 1
     # The sweep reaches both bounds and the zero gradient beyond them.
     assert (slope == 0).any() and (y == y.min()).sum() > 1000
 
@@ -95,21 +91,6 @@ def test_gradient_at_the_bounds_is_clamps():
         _, expected = value_and_grad(
             torch.clamp, torch.full((1, ), 0.5), min=bounds[0], max=bounds[1])
         assert slope.item() == 0.25 * expected.item()
-
-
-@pytest.mark.parametrize('inplace', [False, True])
-def test_input_is_left_untouched(inplace):
-    """``inplace`` is what mmcv's ``ConvModule`` passes; it has no effect."""
-    x = torch.randn(4, 3)
-    before = x.clone()
-    y = clip_sigmoid(x, inplace=inplace)
-    assert x.equal(before) and y.data_ptr() != x.data_ptr()
-    # exp keeps its output for its gradient.
-    leaf = torch.randn(5, requires_grad=True)
-    z = leaf.exp()
-    clip_sigmoid(z, inplace=inplace).sum().backward()
-    expected = float64_sigmoid_slope(z.detach()) * z.detach()
-    torch.testing.assert_close(leaf.grad, expected.float())
 
 
 @pytest.mark.parametrize('kwargs, error, words', [

@@ -28,26 +28,6 @@ def test_one_is_the_mean_and_inf_the_maximum_exactly():
     assert dx.equal(expected)
 
 
-@pytest.mark.parametrize('dtype, p, value', [
-    (torch.float16, 3.0, 41.0),
-    (torch.float16, 6.5, 6.0),
-    (torch.float16, 3.0, 65504.0),
-    (torch.bfloat16, 20.0, 100.0),
-    (torch.float32, 20.0, 100.0),
-    (torch.float32, 50.0, 3e38),
-    (torch.float64, 50.0, 1e300),
-])
-def test_finite_where_the_textbook_form_overflows(dtype, p, value):
-    x = (random_input(2, 3, 4, 4, seed=1).abs().clamp(0.01, 1)).double()
-    x = (x / x.amax((-2, -1), keepdim=True) * value).to(dtype)
-    assert textbook(x, p, (-2, -1)).isinf().any()
-    assert_close(generalized_mean(x, p), reference(x, p, (-2, -1)))
-    power = torch.tensor([p], dtype=dtype)
-    # Divided, because the true sum over all outputs may overflow.
-    for gradient in grads(lambda x, p: generalized_mean(x, p) / 64, x, power):
-        assert gradient.isfinite().all()
-
-
 @pytest.mark.parametrize('p', [1.0, 3.0, math.inf, torch.tensor(3.0)])
 def test_what_is_not_finite_stays_visible(p):
     """A NaN or an infinity reaches its own set and no other."""
@@ -131,19 +111,12 @@ def test_small_powers_tend_to_the_geometric_mean(p):
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(x=torch.zeros(2, 2, dtype=torch.int64)), TypeError, ['x', 'int64']),
-    (dict(x=[[1.0]]), TypeError, ['x', 'list']),
     (dict(p=0.0), ValueError, ['p', '0.0']),
-    (dict(p=-2.0), ValueError, ['p', '-2.0']),
     (dict(p=math.nan), ValueError, ['p', 'nan']),
     (dict(p='3'), ValueError, ['p', "'3'"]),
     (dict(p=torch.ones(7)), ValueError, ['p', '(7,)', '(2, 3, 1, 1)']),
-    (dict(p=torch.ones(5, 1, 1, 1, 1)), ValueError,
-     ['p', '(5, 1, 1, 1, 1)']),
     (dict(p=torch.ones(2, 3, 4, 1)), ValueError, ['p', '(2, 3, 4, 1)']),
     (dict(eps=0.0), ValueError, ['eps', '0.0']),
-    (dict(eps=-1e-6), ValueError, ['eps', '-1e-06']),
-    (dict(eps=math.inf), ValueError, ['eps', 'inf']),
     (dict(eps=math.nan), ValueError, ['eps', 'nan']),
     (dict(dim=4), ValueError, ['dim', '4']),
     (dict(dim=(1, -3)), ValueError, ['dim', '(1, -3)']),
@@ -151,8 +124,6 @@ def test_small_powers_tend_to_the_geometric_mean(p):
     (dict(mask=torch.ones(2, 3, 4, 5)), TypeError, ['mask', 'float32']),
     (dict(mask=torch.ones(7, dtype=torch.bool)), ValueError,
      ['mask', '(7,)']),
-    (dict(mask=torch.ones(9, 2, 3, 4, 5, dtype=torch.bool)), ValueError,
-     ['mask', '(9, 2, 3, 4, 5)']),
     (dict(x=torch.zeros(2, 3, 0, 5)), ValueError, ['x', '(2, 3, 0, 5)']),
 ])
 def test_bad_arguments(kwargs, error, words):

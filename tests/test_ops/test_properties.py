@@ -252,7 +252,8 @@ def test_segment_generalized_mean(data):
     if per_column:
         p = p.view(x.shape[1:])
     sets = references.segment_sets(x.shape, index, num_segments, per_column)
-    kind = data.draw(st.sampled_from((torch.int64, torch.int32)))
+    kind = data.draw(st.sampled_from(
+        (torch.int64, torch.int32, torch.int16, torch.uint8)))
     index = torch.from_numpy(index).to(kind)
     check_pooled(
         lambda x, p=p: segment_generalized_mean(

@@ -43,7 +43,7 @@ def test_on_a_gpu():
 
 # Where only the numbers differ, one architecture tells.
 @pytest.mark.parametrize('arch, options', [
-    (80, ('-k', 'not segments')),
+    pytest.param(80, ('-k', 'not segments'), marks=pytest.mark.slow),
     (90, ())])
 def test_compiles_without_a_gpu(arch, options, tmp_path):
     """From scratch, as another cache may hold what no longer compiles."""

@@ -91,7 +91,7 @@ def pooled_ulps(y, x, p):
 def test_generalized_mean(kind, p):
     """By a number as well as by a tensor."""
     for dtype, limit in LIMITS.items():
-        for n in (1, 2, 7, 64, 1000, 30000):
+        for n in (1, 2, 7, 64, 1000, *[30000] * (p in (1.0, 3.0, 50.0))):
             x = draw(kind, n, dtype)
             for power in (p, torch.tensor(p)):
                 y = generalized_mean(x, power, 0, eps=None)

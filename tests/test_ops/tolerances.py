@@ -19,11 +19,3 @@ def assert_close(actual: Tensor, reference: Tensor) -> None:
     assert reference.dtype == torch.float64
     torch.testing.assert_close(actual.double(), reference,
                                **TOLERANCES[actual.dtype])
-
-
-def ulps_apart(a: Tensor, b: Tensor) -> int:
-    """Largest distance of two float32 tensors of equal signs, in steps."""
-    assert a.dtype == b.dtype == torch.float32
-    assert a.shape == b.shape and a.signbit().equal(b.signbit())
-    steps = a.view(torch.int32).long() - b.view(torch.int32).long()
-    return steps.abs().max().item()

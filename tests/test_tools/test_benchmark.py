@@ -118,17 +118,6 @@ def row(form, forward, backward, **changes):
                 ) | changes
 
 
-def test_losses_and_failures_are_shown():
-    rows = [row('stock', 1.0, 3.0), row('sigplug', 2.0, 6.0),
-            row('other', 1.0, 1.0, same_function=False),
-            dict(form='peer', same_function=True, status='failed: why')]
-    assert page.case_table(dict(rows=rows)).splitlines()[2:] == [
-        '| stock | 1000 | 3000 | 4000 | 4000 to 4000 | 1.00 | 2.00 |',
-        '| sigplug | 2000 | 6000 | 8000 | 8000 to 8000 | 0.500 | 2.00 |',
-        '| *other* | 1000 | 1000 | 2000 | 2000 to 2000 | 2.00 | 2.00 |',
-        '| peer (failed: why) | - | - | - | - | - | - |']
-
-
 def test_operation_table():
     """Wall time, time of the GPU alone, and what is not known."""
     rows = [row('stock', 1.0, 3.0), row(operations.COMPILED, 1.0, 1.0),

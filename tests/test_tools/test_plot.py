@@ -138,12 +138,6 @@ def test_picture_of_a_training(tmp_path, run_here):
     assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
 
 
-def test_no_log(tmp_path, fail):
-    assert 'error: No training log in nothing' in fail(
-        'analysis_tools/plot.py', 'training', 'nothing', '--out', 'x.png',
-        cwd=tmp_path)
-
-
 # -- Speed of the operations -------------------------------------------------
 
 
@@ -192,14 +186,6 @@ def test_movie(tmp_path, run_here):
         found.append(movie.convert('RGB').getpixel((10, 10)))
     assert np.abs(np.subtract(
         found, [colors[1], colors[0], colors[2]])).max() < 10
-
-
-@pytest.mark.parametrize('sizes', [[], [(40, 30), (30, 40)]])
-def test_pictures_that_make_no_movie(tmp_path, fail, sizes):
-    for i, size in enumerate(sizes):
-        Image.new('RGB', size).save(tmp_path / f'{i}.png')
-    assert 'PNG files of one size' in fail(
-        'analysis_tools/plot.py', 'movie', tmp_path, '--out', 'movie.gif')
 
 
 # -- The comparison of configs -----------------------------------------------

@@ -73,11 +73,7 @@ def test_amp_trains_on_the_cpu(folder, run_here):
 
 
 @pytest.mark.parametrize('tool, args, words', [
-    ('train.py', ['nothing.py'], "'nothing.py' does not exist"),
-    ('test.py', ['small.py', 'x.pth'], "checkpoint 'x.pth' does not exist"),
     ('train.py', ['small.py', '--new-schedule'], 'add --resume'),
-    ('train.py', ['small.py', '--cfg-options', 'load_from=x.pth'],
-     "'x.pth' does not exist"),
     ('train.py', ['small.py', '--cfg-options',
                   'model.train_cfg.pts.out_size_factor=4'],
      'out_size_factor'),

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
+from test_models.test_dense_heads.center_heads import (
+    config,
+    features,
+    random_instances,
+)
 from torch import nn
 
 from sigplug.engine.hooks import HeatmapSaturationHook
 from sigplug.models.dense_heads import CenterHead
-
-CHANNELS, SIZE = 4, 16
 
 
 def measure(head, train):
@@ -63,31 +64,14 @@ def test_cells_by_hand(clip, scores, target, lower, upper, stuck):
 ])
 def test_stuck_cells_have_no_gradient(clip, kwargs):
     with DefaultScope.overwrite_default_scope('mmdet3d'):
-        head = CenterHead(
-            in_channels=CHANNELS,
-            share_conv_channel=CHANNELS,
-            tasks=[dict(num_class=2, class_names=['truck', 'bus'])],
-            common_heads=dict(
-                reg=(2, 1), height=(1, 1), dim=(3, 1), rot=(2, 1)),
-            separate_head=dict(
-                type='SeparateHead', head_conv=CHANNELS, final_kernel=1),
-            bbox_coder=dict(
-                type='CenterPointBBoxCoder', pc_range=[0, 0],
-                out_size_factor=1, voxel_size=[1, 1]),
-            loss_bbox=dict(type='mmdet.L1Loss', loss_weight=0.1),
-            train_cfg=dict(
-                grid_size=[SIZE, SIZE, 1], voxel_size=[1, 1, 1],
-                point_cloud_range=[0, 0, 0, SIZE, SIZE, 1],
-                out_size_factor=1, dense_reg=1, gaussian_overlap=0.1,
-                max_objs=20, min_radius=2), **kwargs)
-    boxes = torch.rand(12, 7) * torch.tensor(
-        [SIZE, SIZE, 1, 3, 3, 1, 3.]) + 0.5
-    gt = [InstanceData(bboxes_3d=LiDARInstance3DBoxes(boxes),
-                       labels_3d=torch.randint(2, (12, )))]
-    (pred, ), = preds = head([torch.randn(1, CHANNELS, SIZE, SIZE)])
+        head = CenterHead(**config(
+            velocity=False, tasks=[
+                dict(num_class=2, class_names=['truck', 'bus'])], **kwargs))
+    gt = [random_instances(60, size=7)]
+    (pred, ), = preds = head(features(1))
     # So wide that both bounds are reached.
     logits = pred['heatmap'] = (
-        6 * torch.randn(1, 2, SIZE, SIZE)).requires_grad_()
+        6 * torch.randn(pred['heatmap'].shape)).requires_grad_()
     shares = measure(head, lambda: sum(
         head.loss_by_feat(preds, gt).values()).backward())
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from test_configs_run import shrink
 from toy_training import make_runner
 
 import sigplug.visualization
@@ -65,6 +66,7 @@ def training(tmp_path_factory, synthetic_nuscenes):
         patch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
         patch.setattr(sigplug.visualization, 'draw_bev', spy)
         cfg = Config.fromfile(QUICKSTART)
+        shrink(cfg.model, 2)
         # Of this name alone: mmengine keeps visualizers by their names.
         cfg.visualizer.name = 'live look'
         work_dir = tmp_path_factory.mktemp('live')
@@ -148,10 +150,15 @@ def test_views_hold_the_truth_and_the_predictions(training):
         np.testing.assert_array_equal(drawn['points'],
                                       data['inputs']['points'])
         # mmdet3d's own leaves out what has no points.
-        truth = data['data_samples'].eval_ann_info['gt_bboxes_3d']
+        truth = data['data_samples'].eval_ann_info
+        bboxes, seen = truth['gt_bboxes_3d'], drawn['gt_num_points'] > 0
         np.testing.assert_allclose(
-            drawn['gt_bboxes'][drawn['gt_num_points'] > 0][:, :2],
-            truth.bev[:, :2], rtol=1e-5)
+            drawn['gt_bboxes'][seen][:, :2], bboxes.bev[:, :2], rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn['gt_bboxes'][seen][:, 3:], bboxes.tensor[:, 3:], rtol=1e-5,
+            atol=1e-6)
+        np.testing.assert_array_equal(
+            drawn['gt_labels'][seen], truth['gt_labels_3d'])
         scores = training.witness.found[key]
         np.testing.assert_array_equal(
             drawn['pred_scores'], scores[scores >= np.float32(0.1)])
@@ -160,6 +167,7 @@ def test_views_hold_the_truth_and_the_predictions(training):
         # In nuScenes, x of the LiDAR points to the right of the vehicle.
         assert drawn['ego_yaw'] == pytest.approx(np.pi / 2)
     assert sum(len(drawn['pred_scores']) for drawn in training.drawn) > 0
+    assert not all(drawn['gt_num_points'].all() for drawn in training.drawn)
 
 
 def test_each_hook_is_there_once_and_watches_no_longer(training):

@@ -1,4 +1,7 @@
-"""The loss module with the peaks by index, against mmdet's and float64."""
+"""Peaks by index, against mmdet's loss and float64.
+
+The loss of heatmaps: test_ops/test_gaussian_focal_loss.py.
+"""
 import inspect
 
 import pytest
@@ -6,7 +9,6 @@ import torch
 from mmdet.models.losses import GaussianFocalLoss
 
 from sigplug.models import GaussianFocalLossWithLogits
-from sigplug.ops import gaussian_focal_loss_with_logits
 
 ROWS, CLASSES = 40, 5
 WEIGHTS = dict(pos_weight=0.25, neg_weight=0.75, loss_weight=2.0)
@@ -67,23 +69,6 @@ def test_losses_of_the_cells_hold_those_of_their_peaks(num_peaks):
     torch.testing.assert_close(
         cells.sum(), loss(logits, target, rows, labels,
                           reduction_override='sum'))
-
-
-@pytest.mark.parametrize('clip', [None, 0.02])
-@pytest.mark.parametrize('override', [None, 'sum'])
-def test_loss_of_heatmaps_is_that_of_the_operation(clip, override):
-    """For the peaks of a heatmap, with every option handed on."""
-    logits, target = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
-    target[0, 0, 0, 0] = 1
-    options = dict(alpha=1.5, gamma=3.0, pos_weight=0.25, neg_weight=0.75,
-                   clip=clip)
-    loss = GaussianFocalLossWithLogits(
-        reduction='none', loss_weight=2.0, **options)
-    got = loss(logits, target, weight=target, reduction_override=override)
-    expected = 2 * gaussian_focal_loss_with_logits(
-        logits, target, weight=target, reduction=override or 'none',
-        **options)
-    assert got.equal(expected)
 
 
 @pytest.mark.parametrize('kwargs', [

@@ -1,9 +1,4 @@
 """``GeMNeck`` against mmpretrain's neck, and strip by strip."""
-import sys
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
-
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -11,7 +6,7 @@ from test_ops.pooling import reference
 
 from sigplug.models import GeMNeck
 
-from ..detectors import features
+from ..detectors import features, mmpretrain_gem
 
 
 def by_hand(x, p=3.0, bins=(1, )):
@@ -32,17 +27,7 @@ def assert_pooled(y, expected):
 
 @pytest.fixture(scope='module')
 def original():
-    """mmpretrain's neck, without the package, which needs torchvision.
-
-    The packages stay: mmengine knows a scope once and for all.
-    """
-    root, = find_spec('mmpretrain').submodule_search_locations
-    for name in ('', '.models', '.models.necks'):
-        if f'mmpretrain{name}' not in sys.modules:
-            package = ModuleType(f'mmpretrain{name}')
-            package.__path__ = [root + name.replace('.', '/')]
-            sys.modules[package.__name__] = package
-    return import_module('mmpretrain.models.necks.gem').GeneralizedMeanPooling
+    return mmpretrain_gem().GeneralizedMeanPooling
 
 
 @pytest.mark.parametrize('kwargs', [

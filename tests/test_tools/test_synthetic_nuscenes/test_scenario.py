@@ -9,7 +9,6 @@ from synthetic_nuscenes.scenario import (
     EGO_HALF,
     make_scenario,
 )
-from synthetic_nuscenes.tracks import clock
 
 DURATION = 19.5
 # Evaluation range of the nuScenes detection task, in metres.
@@ -56,16 +55,3 @@ def test_classes_are_there_and_near(scenario):
     assert 8 <= counts['car'] <= 18
     assert min(counts.values()) >= 0.6
     assert 25 <= sum(counts.values()) <= 50
-
-
-def test_ego_drives_along_its_lane(scenario):
-    times = clock(DURATION)
-    ego = scenario.ego_poses(times)
-    step = np.diff(ego[:, :2], axis=0)
-    heading = (ego[1:, 3] + ego[:-1, 3]) / 2
-    across = -step[:, 0] * np.sin(heading) + step[:, 1] * np.cos(heading)
-    np.testing.assert_allclose(across, 0, atol=1e-6)
-    assert 30 < np.linalg.norm(step, axis=1).sum() < 250
-    np.testing.assert_array_equal(ego[:, 2], 0)
-    lateral = scenario.road.lateral(ego[:, 0], ego[:, 1])
-    np.testing.assert_allclose(lateral, -1.75, atol=1e-6)
