@@ -128,11 +128,17 @@ def clip_sigmoid(x: Tensor,
     return y.to(x.dtype)
 
 
+def exact_sigmoid(x: Tensor) -> Tensor:
+    """Return the sigmoid, with all digits of its slope also close to 1."""
+    return _with_gradient_of_sigmoid(torch.sigmoid(x), x)
+
+
 def _with_gradient_of_sigmoid(y: Tensor, x: Tensor) -> Tensor:
     r"""Return ``y`` with the gradient :math:`\sigma'(x)` everywhere.
 
-    By way of zeros with the gradient of the smaller tail: :math:`\sigma
-    (1 - \sigma)` vanishes once :math:`\sigma` rounds to 1.
+    By way of zeros with the gradient of the smaller tail: torch's
+    :math:`\sigma (1 - \sigma)` loses its digits as :math:`\sigma` comes
+    close to 1.
     """
     tail = torch.sigmoid(torch.where(x > 0, -x, x))
     tail = torch.where(x > 0, -tail, tail)

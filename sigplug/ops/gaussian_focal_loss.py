@@ -20,7 +20,7 @@ from ._checks import (
 )
 from ._dtypes import upcast_half
 from .backends import Form, is_traced, select, wants_plain_backward
-from .clip_sigmoid import representable_bounds
+from .clip_sigmoid import exact_sigmoid, representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -173,12 +173,7 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
         # beyond the bound, which would meet infinite logarithms.
         bound = 800.0 if x.dtype == torch.float64 else 110.0
         inner = x.clamp(-bound, bound)
-        # Torch's slope of a sigmoid, y (1 - y), is exact for y <= 1/2 alone.
-        high = inner > 0
-        less = torch.sigmoid(torch.where(high, -inner, inner))
-        more = 1 - less
-        q, not_q = (torch.where(high, more, less),
-                    torch.where(high, less, more))
+        q, not_q = map(exact_sigmoid, (inner, -inner))
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     else:
         q = torch.sigmoid(x).clamp(*options.bounds(x.dtype))

@@ -41,7 +41,7 @@ def test_inference_of_a_scan(synthetic_nuscenes, tmp_path):
 
 @pytest.mark.slow
 def test_ema_accumulation_and_scaled_rate(folder, run_here):
-    """Four batches of one sample; the rate is meant for batches of four."""
+    """Four batches of one sample; the rate is meant for batches of two."""
     (folder / 'fit.py').write_text("""
 _base_ = './small.py'
 custom_hooks = [
@@ -58,7 +58,7 @@ param_scheduler = None
     assert code == 0, printed.err
     rates = re.findall(r'\blr: (\S+)', printed.out)
     assert len(rates) == 4
-    assert {float(rate) for rate in rates} == {3e-4 / 4}
+    assert {float(rate) for rate in rates} == {1e-3 / 2}
     saved = load_safely(folder / 'fit/epoch_1.pth')
     assert saved['optimizer']['state'][0]['step'] == 2
     averaged = {key.removeprefix('module.'): value
