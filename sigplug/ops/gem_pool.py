@@ -242,15 +242,17 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
             dim, (count, size)).movedim(dim + 1, 0)
     if needs_plain(x):
         # Slices, which every compiler and runtime has.
-        return torch.stack(_slices(x, dim, size, step))
+        return _stack_slices(x, dim, size, step)
     return _Windows.apply(x, dim, size, step)
 
 
-def _slices(x: Tensor, dim: int, size: int, step: int) -> list[Tensor]:
-    """Return the first cell of each window, the second, and so on."""
-    before = (slice(None), ) * dim
-    return [x[before + (slice(k, k + 1 - size or None, step), )]
-            for k in range(size)]
+def _slice(x: Tensor, dim: int, size: int, step: int, k: int) -> Tensor:
+    """Return cell ``k`` of each window."""
+    return x[(slice(None), ) * dim + (slice(k, k + 1 - size or None, step), )]
+
+
+def _stack_slices(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    return torch.stack([_slice(x, dim, size, step, k) for k in range(size)])
 
 
 class _Windows(torch.autograd.Function):
@@ -259,13 +261,13 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *cut: int) -> Tensor:
         ctx.shape, ctx.cut = x.shape, cut
-        return torch.stack(_slices(x, *cut))
+        return _stack_slices(x, *cut)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         total = grad.new_zeros(ctx.shape)
-        for part, share in zip(_slices(total, *ctx.cut), grad):
-            part += share
+        for k, share in enumerate(grad):
+            _slice(total, *ctx.cut, k).add_(share)
         return total, None, None, None
 
 
