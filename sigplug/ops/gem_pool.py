@@ -266,8 +266,9 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         total = grad.new_zeros(ctx.shape)
+        dim, size, step = ctx.cut
         for k, share in enumerate(grad):
-            _slice(total, *ctx.cut, k).add_(share)
+            _slice(total, dim, size, step, k).add_(share)
         return total, None, None, None
 
 
