@@ -143,8 +143,19 @@ def rewrite(exported, tmp_path, **changes):
     return folder
 
 
+def test_the_checkpoint_must_be_that_of_the_folder(exported, fail, tmp_path):
+    other = tmp_path / 'other.pth'
+    other.write_bytes((exported / 'epoch_1.pth').read_bytes())
+    with other.open('ab') as file:
+        file.write(b'x')
+    message = fail('deployment/test_onnx.py', exported / 'config.py',
+                   exported / 'epoch_1', '--checkpoint', other)
+    assert 'was exported from another checkpoint' in message
+
+
 def test_a_model_from_the_net_needs_its_file(exported, fail, tmp_path):
-    folder = rewrite(exported, tmp_path, checkpoint='https://a/b.pth')
+    folder = rewrite(exported, tmp_path, checkpoint='https://a/b.pth',
+                     checkpoint_sha256=None)
     message = fail('deployment/test_onnx.py', exported / 'config.py', folder)
     assert 'exported from https://a/b.pth' in message
 

@@ -26,6 +26,7 @@ from sigplug.cli import arguments, build, explain, preflight, process
 from sigplug.cli.machine import describe_machine, list_versions
 from sigplug.cli.results import summarize_nuscenes, write_json
 from sigplug.deploy import Detections, Detector
+from sigplug.deploy.folder import checksum
 from sigplug.errors import UserError
 
 # Boxes that are as near as this in every value are the same.
@@ -93,13 +94,20 @@ def same_boxes(a: Detections, b: Detections) -> bool:
 
 def find_checkpoint(args: argparse.Namespace,
                     detectors: dict[str, Detector]) -> str:
-    """Return the checkpoint that was given, or that of the first folder."""
+    """Return the checkpoint that all the folders come from."""
     path = args.checkpoint or next(iter(detectors.values())).about[
         'checkpoint']
     if '://' in path:
         raise UserError(f'The model was exported from {path}: download this '
                         'file and give it as --checkpoint.')
     preflight.check_checkpoint(path, '--checkpoint')
+    for folder, detector in detectors.items():
+        # Of a checkpoint from the net it is not known.
+        digest = detector.about['checkpoint_sha256']
+        if digest not in (None, checksum(path)):
+            raise UserError(
+                f'{folder} was exported from another checkpoint than '
+                f'{path!r}: {detector.about["checkpoint"]!r} as it was then.')
     return path
 
 
