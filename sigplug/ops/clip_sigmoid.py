@@ -128,11 +128,6 @@ def clip_sigmoid(x: Tensor,
     return y.to(x.dtype)
 
 
-def exact_sigmoid(x: Tensor) -> Tensor:
-    """Return the sigmoid, with all digits of its slope also close to 1."""
-    return _with_gradient_of_sigmoid(torch.sigmoid(x), x)
-
-
 def _with_gradient_of_sigmoid(y: Tensor, x: Tensor) -> Tensor:
     r"""Return ``y`` with the gradient :math:`\sigma'(x)` everywhere.
 

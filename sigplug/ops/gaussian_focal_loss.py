@@ -20,7 +20,7 @@ from ._checks import (
 )
 from ._dtypes import upcast_half
 from .backends import Form, is_traced, select, wants_plain_backward
-from .clip_sigmoid import exact_sigmoid, representable_bounds
+from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -173,7 +173,14 @@ def focal_loss(logits: Tensor, target: Tensor, options: FocalOptions,
         # beyond the bound, which would meet infinite logarithms.
         bound = 800.0 if x.dtype == torch.float64 else 110.0
         inner = x.clamp(-bound, bound)
-        q, not_q = map(exact_sigmoid, (inner, -inner))
+        # Torch's slope of a sigmoid, y (1 - y), loses digits as y comes close
+        # to 1: that of the larger one is taken from the smaller one.
+        high = inner > 0
+        away = torch.where(high, -inner, inner)
+        less = torch.sigmoid(away)
+        more = torch.sigmoid(-away).detach() - (less - less.detach())
+        q, not_q = (torch.where(high, more, less),
+                    torch.where(high, less, more))
         log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     else:
         q = torch.sigmoid(x).clamp(*options.bounds(x.dtype))
