@@ -1,5 +1,6 @@
 """Generalised-mean pooling over windows."""
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
 IntOrTuple = int | Sequence[int | None] | None
+# Windows of so many cells take less time at once than dim by dim.
+SMALL = 4
 # About the cells that fit into the cache of a processor several times.
 CACHED = 2**20
 
@@ -39,10 +42,9 @@ def gem_pool(x: Tensor,
     it on positive inputs and ``p = inf`` equals ``max_pool*d``. Padded cells
     hold 0 after the power and count in the mean, as in ``avg_pool*d``.
 
-    Windows are pooled dim by dim, so that with ``p = inf`` equal maxima of
-    one share its gradient evenly by column, and evenly within each column;
-    those of a window of the full extent share it evenly, and ``max_pool*d``
-    gives it to the first.
+    With ``p = inf`` equal maxima of a window share its gradient, where
+    ``max_pool*d`` gives it to the first: by column and then within each
+    column, or evenly in small windows that do not overlap.
 
     Args:
         x (Tensor): Input of shape ``(N, C, L)``, ``(N, C, H, W)`` or
@@ -115,6 +117,13 @@ def gem_pool(x: Tensor,
     elif plan.overlap:
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
+    if plan.at_once and not is_traced():
+        for i, (dim, size, step) in enumerate(plan.cuts):
+            x = _cut_windows(x, dim + i, size, step)
+        sets = tuple(range(len(plan.cuts)))
+        x, _ = _pool(x, p, (*sets, *(len(sets) + d for d in plan.whole)),
+                     eps, backend)
+        return x.squeeze(sets).to(dtype)
     if plan.whole:
         x, eps = _pool(x, p, plan.whole, eps, backend)
     # The mean of equal sets is the mean of their means: dim by dim, a window
@@ -136,6 +145,8 @@ class _Plan:
         margins (tuple[int, ...]): Padding as of ``F.pad``, empty without.
         whole (tuple[int, ...]): Dims of which one window takes in all.
         cuts (tuple): The other dims, with the size and the step of windows.
+        at_once (bool): Whether windows are too small to gain from going dim
+            by dim.
         overlap (bool): Whether a cell is in several windows.
     """
 
@@ -144,6 +155,7 @@ class _Plan:
     margins: tuple[int, ...]
     whole: tuple[int, ...]
     cuts: tuple[tuple[int, int, int], ...]
+    at_once: bool
     overlap: bool
 
 
@@ -183,15 +195,18 @@ def _new_plan(kernel_size: IntOrTuple, stride: IntOrTuple,
     whole = tuple(
         dim for dim, k, size, margin in zip(dims, kernel, extent, pad)
         if dim in pooled and margin == 0 and _is_full(k, size))
+    cuts = tuple((dim, k, step) for dim, k, step in zip(dims, kernel, steps)
+                 if dim in pooled and dim not in whole)
+    overlap = any(step < k for k, step in zip(kernel, steps))
     return _Plan(
         dims,
         tuple((dim, step) for dim, step in zip(dims, steps)
               if dim not in pooled and step != 1),
         tuple(m for m in reversed(pad) for _ in range(2)) if any(pad) else (),
-        whole,
-        tuple((dim, k, step) for dim, k, step in zip(dims, kernel, steps)
-              if dim in pooled and dim not in whole),
-        any(step < k for k, step in zip(kernel, steps)))
+        whole, cuts,
+        bool(cuts) and not overlap
+        and math.prod([k for _, k, _ in cuts]) <= SMALL,
+        overlap)
 
 
 _kept_plan = functools.lru_cache(maxsize=1024, typed=True)(_new_plan)
@@ -238,8 +253,9 @@ def _cut_windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
     """Return the cells of each window along ``dim`` in a new first dim."""
     if step == size and not is_traced():
         count = x.shape[dim] // size
-        return x.narrow(dim, 0, count * size).unflatten(
-            dim, (count, size)).movedim(dim + 1, 0)
+        if count * size < x.shape[dim]:
+            x = x.narrow(dim, 0, count * size)
+        return x.unflatten(dim, (count, size)).movedim(dim + 1, 0)
     if needs_plain(x):
         # Slices, which every compiler and runtime has.
         return _stack_slices(x, dim, size, step)
