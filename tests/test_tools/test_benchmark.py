@@ -145,7 +145,7 @@ def test_operation_table():
 # -- The tool ----------------------------------------------------------------
 
 
-def test_run_and_page(tmp_path, run_here, monkeypatch):
+def test_run_and_page(tmp_path, succeed, monkeypatch):
     work = timing.Work([timing.Form('stock', torch.exp),
                         timing.Form('sigplug', lambda x: x.exp())],
                        (torch.rand(8), ))
@@ -156,21 +156,19 @@ def test_run_and_page(tmp_path, run_here, monkeypatch):
         operations.Case('a', broken_case), operations.Case('b', broken_case),
         operations.Case('ab', lambda device: work)))
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', '')
-    code, printed = run_here(
+    printed = succeed(
         'analysis_tools/benchmark.py', 'ops', '--repeat', 2, '--threads', 1,
         '--filter', 'b', '--out', 'results', cwd=tmp_path)
-    assert code == 0, printed.err
     run = json.loads((tmp_path / 'results/cpu.json').read_text())['ops']
     assert run['threads'] == 1 and run['repeat'] == 2
     failed, case = run['results']
     assert failed['error'] == 'failed: RuntimeError: no such kernel'
-    assert failed['error'] in printed.out
+    assert failed['error'] in printed
     assert case['case'] == 'ab'
     assert [row['status'] for row in case['rows']] == ['ok'] * 2
-    code, printed = run_here(
+    assert succeed(
         'analysis_tools/report.py', 'performance', '--results', 'results',
-        '--out', 'new/page.md')
-    assert printed.out == 'new/page.md\n'
+        '--out', 'new/page.md') == 'new/page.md\n'
     text = (tmp_path / 'new/page.md').read_text()
     assert page.case_table(case) in text
     assert (tmp_path / 'new/images/speedups.png').is_file()
