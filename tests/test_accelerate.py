@@ -161,6 +161,13 @@ def test_whole_models(name, tmp_path):
     torch.testing.assert_close(same_boxes, boxes, rtol=0, atol=0)
 
 
+@pytest.fixture
+def losses_of():
+    """A function that gives the losses of a CenterHead on one batch."""
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
+    return lambda head: compute_losses('CenterHead', head, head(x), batch)
+
+
 def test_initialisation_is_the_stock_heads():
     """sigplug.CenterHead sets the bias, which the stock head leaves."""
     head = stock('CenterHead')
@@ -171,18 +178,15 @@ def test_initialisation_is_the_stock_heads():
                for task, bias in zip(head.task_heads, biases))
 
 
-def test_a_copy_is_a_model_of_its_own():
+def test_a_copy_is_a_model_of_its_own(losses_of):
     """As an average of weights makes one."""
     head = stock('CenterHead')
     done = sigplug.accelerate(head)
     twin = copy.deepcopy(head)
     done.undo()
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
     assert type(twin) is not type(head)
     torch.testing.assert_close(
-        compute_losses('CenterHead', twin, twin(x), batch),
-        compute_losses('CenterHead', head, head(x), batch),
-        rtol=1e-6, atol=0)
+        losses_of(twin), losses_of(head), rtol=1e-6, atol=0)
 
 
 def grow(head, **methods):
@@ -263,15 +267,13 @@ def test_only_what_is_new_moves():
     assert head._code_weights.is_meta and not head.extra.weight.is_meta
 
 
-def test_a_loss_with_hooks_stays():
+def test_a_loss_with_hooks_stays(losses_of):
     head = stock('CenterHead')
     seen, loss = [], head.loss_cls
     loss.register_forward_hook(lambda *args: seen.append(1))
     done = sigplug.accelerate(head)
     assert head.loss_cls is loss and 'is left' in done.replaced['']
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
-    compute_losses('CenterHead', head, head(x), batch)
-    assert seen
+    assert losses_of(head) and seen
 
 
 class OtherHead(nn.Module):
@@ -283,39 +285,31 @@ class OtherHead(nn.Module):
 
 
 def test_what_is_left_is_reported():
-    ours = build('CenterHead')
-    parts = {'ours': ours, 'other': OtherHead(), 'none': nn.Linear(2, 2)}
-    parts['net'] = build('CenterNetHead')
-    parts['twice'] = stock(MONO)
-    parts['targets'] = grow(
-        stock('CenterHead'), loss_by_feat=loss_of_scores)
-    model = nn.ModuleDict(parts)
-    for name in ('twice', 'targets'):
-        assert sigplug.accelerate(parts[name]).replaced
-    done = sigplug.accelerate(model)
-    assert not done.replaced and set(done.left) == {
-        'ours', 'net', 'twice', 'targets', 'other'}
-    for name in ('ours', 'net', 'twice', 'targets'):
-        assert "already sigplug's" in done.left[name]
-    assert 'OtherHead' in done.left['other']
+    twice = stock(MONO)
+    targets = grow(stock('CenterHead'), loss_by_feat=loss_of_scores)
+    for head in (twice, targets):
+        assert sigplug.accelerate(head).replaced
+    done = sigplug.accelerate(nn.ModuleDict(dict(
+        ours=build('CenterHead'), net=build('CenterNetHead'), twice=twice,
+        targets=targets, other=OtherHead(), none=nn.Linear(2, 2))))
+    assert not done.replaced
     assert 'docs/heads.md' in str(done)
+    assert 'OtherHead' in done.left.pop('other')
+    assert set(done.left) == {'ours', 'net', 'twice', 'targets'}
+    assert all("already sigplug's" in why for why in done.left.values())
     assert str(sigplug.accelerate(nn.Linear(2, 2))) == (
         'no heatmap head was found')
 
 
-@pytest.mark.parametrize('name', ['loss_bbox', 'loss_cls'])
-def test_a_reduction_that_does_not_fit_leaves_the_losses(name):
-    kind = dict(loss_bbox='mmdet.L1Loss', loss_cls='mmdet.GaussianFocalLoss')
-    head = stock('CenterHead', **{
-        name: dict(type=kind[name], reduction='none')})
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
-    before = state(head)
-    expected = compute_losses('CenterHead', head, head(x), batch)
+@pytest.mark.parametrize('loss', [
+    dict(loss_bbox=dict(type='mmdet.L1Loss', reduction='none')),
+    dict(loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='none'))])
+def test_a_reduction_that_does_not_fit_leaves_the_losses(losses_of, loss):
+    head = stock('CenterHead', **loss)
+    before, expected = state(head), losses_of(head)
     done = sigplug.accelerate(head)
     assert 'clip' not in str(done) and 'reduction' in str(done)
-    torch.testing.assert_close(
-        compute_losses('CenterHead', head, head(x), batch), expected,
-        rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses_of(head), expected, rtol=1e-6, atol=0)
     done.undo()
     assert state(head) == before
 

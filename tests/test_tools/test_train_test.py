@@ -1,5 +1,4 @@
 """train.py and test.py, mostly run in this process."""
-import json
 import pickle
 import shutil
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from conftest import QUICKSTART, TOOLS, assert_same_training
 
+from sigplug.cli.results import read_nuscenes_metrics
 from sigplug.engine.checkpoint import load_safely
 
 
@@ -37,11 +37,8 @@ def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
     assert 'Per-class results' in succeed(
         'test.py', 'small.py', trained / 'epoch_3.pth', '--work-dir',
         'eval', '--out', 'predictions.pkl', cwd=folder)
-    metrics, = (folder / 'eval').glob('*/*.json')
-    prefix = 'NuScenes metric/pred_instances_3d_NuScenes'
-    metrics = json.loads(metrics.read_text())
-    assert 0 <= metrics[f'{prefix}/mAP'] <= 1
-    assert 0 <= metrics[f'{prefix}/NDS'] <= 1
+    metrics = read_nuscenes_metrics(folder / 'eval')
+    assert 0 <= metrics['mAP'] <= 1 and 0 <= metrics['NDS'] <= 1
     predictions = pickle.loads((folder / 'predictions.pkl').read_bytes())
     # The key frames of the two scenes of mini_val.
     infos = mmengine.load(synthetic_nuscenes / 'nuscenes_infos_val.pkl')
