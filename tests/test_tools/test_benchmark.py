@@ -178,20 +178,18 @@ def test_run_and_page(tmp_path, succeed, monkeypatch):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['ops', '--filter', 'nothing'], "--filter 'nothing' finds none of"),
+    (['benchmark.py', 'ops', '--filter', 'nothing'],
+     "--filter 'nothing' finds none of"),
     pytest.param(
-        ['--device', 'cuda'], '--device cuda: torch finds no GPU here',
+        ['benchmark.py', '--device', 'cuda'],
+        '--device cuda: torch finds no GPU here',
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU')),
+    (['report.py', 'performance', '--out', 'page.md'],
+     'run benchmark.py first'),
 ])
-def test_usage_errors(tmp_path, monkeypatch, fail, args, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in fail('analysis_tools/benchmark.py', *args)
-
-
-def test_a_page_needs_results(tmp_path, fail):
-    assert 'run benchmark.py first' in fail(
-        'analysis_tools/report.py', 'performance', '--out', 'page.md',
-        cwd=tmp_path)
+def test_usage_errors(tmp_path, fail, args, message):
+    tool, *args = args
+    assert message in fail(f'analysis_tools/{tool}', *args, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
