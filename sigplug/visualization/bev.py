@@ -227,18 +227,18 @@ def _label_boxes(ax: Axes, boxes: BEVBoxes,
     """
     frame = ax.get_window_extent()
     placed: list[Bbox] = []
-    order = np.arange(len(boxes.labels))
+    texts = [class_names[label] for label in boxes.labels]
+    order = np.arange(len(texts))
     if boxes.scores is not None:
+        texts = [f'{text} {score:.2f}'
+                 for text, score in zip(texts, boxes.scores)]
         order = np.argsort(-boxes.scores, kind='stable')
-    for index in order:
-        text = class_names[boxes.labels[index]]
-        if boxes.scores is not None:
-            text += f' {boxes.scores[index]:.2f}'
-        x = bev_corners(boxes.bboxes[index:index + 1])[0, :, 0]
-        for place, offset, alignment in ((x.max(), 3, 'left'),
-                                         (x.min(), -3, 'right')):
+    x = bev_corners(boxes.bboxes)[..., 0]
+    for i in order:
+        for place, offset, alignment in ((x[i].max(), 3, 'left'),
+                                         (x[i].min(), -3, 'right')):
             label = ax.annotate(
-                text, (place, boxes.bboxes[index, 1]), (offset, 0),
+                texts[i], (place, boxes.bboxes[i, 1]), (offset, 0),
                 textcoords='offset points', ha=alignment, va='center',
                 fontsize=7.5, color=INK, path_effects=[LABEL_HALO], zorder=9)
             extent = label.get_window_extent()

@@ -9,6 +9,7 @@ from typing import Any
 import stock_forms
 import torch
 import torch.nn.functional as F
+from plots.speedups import COMPILED, OURS
 from torch import Tensor
 
 from sigplug.ops import (
@@ -27,7 +28,7 @@ from .timing import Form, Work
 EPS, GEM_EPS = 1e-4, 1e-6
 # The last value below 1 is far from it in bfloat16.
 TOLERANCES = {torch.bfloat16: 2e-2}
-OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
+EAGER = 'sigplug eager'
 MAP = (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from plots.speedups import draw_speedups
+from plots.speedups import COMPILED, OURS, draw_speedups
 
 from sigplug.errors import UserError
 from sigplug.visualization import save_png
@@ -84,7 +84,6 @@ def case_table(case: Record) -> str:
 
 
 def operation_table(results: list[Record]) -> str:
-    from benchmarks.operations import COMPILED, OURS
     header = ['operation', 'ms', 'times stock', 'times compiled']
     rows = []
     for case in results:
