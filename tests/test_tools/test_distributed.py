@@ -39,7 +39,7 @@ def tools(request):
 
 
 @pytest.mark.slow
-def test_dist_train_and_dist_test(folder, tools, succeed):
+def test_dist_train_and_dist_test(folder, tools, run_here):
     """Three samples: one is drawn twice to give both processes two."""
     printed = run_script(
         tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
@@ -60,8 +60,9 @@ def test_dist_train_and_dist_test(folder, tools, succeed):
         '--work-dir', 'dist_eval', cwd=folder)
     assert printed.count('Per-class results') == 1
 
-    succeed('test.py', 'small.py', 'dist/epoch_1.pth', '--work-dir',
-            'one_eval', cwd=folder)
+    code, _ = run_here('test.py', 'small.py', 'dist/epoch_1.pth',
+                       '--work-dir', 'one_eval', cwd=folder)
+    assert code == 0
     one = read_metrics(folder / 'one_eval')
     both = read_metrics(folder / 'dist_eval')
     metrics = [key for key in one if key.startswith('NuScenes')]
@@ -84,7 +85,9 @@ def test_slurm_command(tools, tmp_path, script, tool, last):
         [tools / script, 'part', 'job', 'c.py', 'd', '--amp', 'a b'],
         env=dict(os.environ, PATH=path, PYTHON='python3', GPUS='16',
                  SRUN_ARGS='--qos high'),
-        check=True, capture_output=True, text=True).stdout.splitlines()
+        check=True,
+        capture_output=True,
+        text=True).stdout.splitlines()
     assert printed == [
         '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16',
         '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1',
