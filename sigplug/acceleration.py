@@ -12,7 +12,6 @@ KEPT = {'__init__', 'init_weights'}
 ENTRIES = {'forward', 'loss', 'predict', 'loss_and_predict'}
 # What a module keeps its attributes in.
 SPACES = ('__dict__', '_modules', '_buffers')
-ABSENT = object()
 
 
 @dataclass
@@ -80,14 +79,13 @@ def accelerate(model: nn.Module) -> Acceleration:
             if not isinstance(module, recipe.stock):
                 continue
             try:
-                reason = recipe.obstacle(module)
-                if not reason:
-                    words = _replace(module, recipe, done._undo)
-                    done.replaced[name] = ' as '.join([words, *reasons])
-                    break
+                recipe.check(module)
+                words = _replace(module, recipe, done._undo)
             except ValueError as error:
-                reason = str(error)
-            reasons.append(reason)
+                reasons.append(str(error))
+                continue
+            done.replaced[name] = ' as '.join([words, *reasons])
+            break
         else:
             if reasons:
                 done.left[name] = f'left, as {reasons[0]}'
@@ -111,12 +109,13 @@ class _Recipe:
     # Losses that the part averages, whatever their reduction.
     averaged: tuple[str, ...] = ()
 
-    def obstacle(self, module: nn.Module) -> str:
-        """Return why the module cannot be changed, or nothing.
+    def check(self, module: nn.Module) -> None:
+        """Raise ValueError, with the reason, if a module must stay."""
+        from sigplug.models.dense_heads.heatmap_loss import (
+            check_reductions,
+            names_in,
+        )
 
-        Raises:
-            ValueError: A loss has a reduction that the part would change.
-        """
         # Up to where the stock head's own code begins.
         mro = type(module).__mro__
         own = [(name, value)
@@ -129,18 +128,17 @@ class _Recipe:
             if callable(getattr(cls, name)) and name[:2] != '__')}
         if self.loss:
             if getattr(getattr(module, self.loss), 'from_logits', False):
-                return f'its {self.loss} takes logits, and gets scores'
+                raise ValueError(
+                    f'its {self.loss} takes logits, and gets scores')
             # So would one that computes scores, or a loss of them.
-            from sigplug.models.dense_heads.heatmap_loss import names_in
             parts = {self.loss, 'heatmap_act', 'clip_sigmoid'}
             names |= ENTRIES | {
                 name for name, value in own if parts & names_in(value)}
         found = sorted(name for name, _ in own if name in names)
         if found:
-            return f'{type(module).__name__} has a {found[0]} of its own'
-        from sigplug.models.dense_heads.heatmap_loss import check_reductions
+            raise ValueError(
+                f'{type(module).__name__} has a {found[0]} of its own')
         check_reductions(module, *self.averaged)
-        return ''
 
 
 def _recipes() -> list[_Recipe]:
@@ -187,13 +185,10 @@ def _replace(module: nn.Module, recipe: _Recipe,
         """Take back what is another one after the change, and no more."""
         module.__class__ = old
         for space, was, now in zip(spaces, before, after, strict=True):
-            for name in {**was, **now}:
-                if was.get(name, ABSENT) is now.get(name, ABSENT):
-                    continue
-                if name in was:
-                    space[name] = was[name]
-                else:
-                    space.pop(name, None)
+            for name in now.keys() - was.keys():
+                space.pop(name, None)
+            space.update((name, value) for name, value in was.items()
+                         if name not in now or now[name] is not value)
         module._non_persistent_buffers_set = persistence
 
     try:
@@ -213,7 +208,12 @@ def _set_up(module: nn.Module, name: str | None) -> str:
         return f'{words}, its loss is left'
     loss = getattr(module, name)
     if _is_focal_loss(loss):
-        setattr(module, name, _fuse(loss))
+        from sigplug.models.losses import GaussianFocalLossWithLogits
+
+        # Behind the stock clip, of logits.
+        setattr(module, name, GaussianFocalLossWithLogits(
+            loss.alpha, loss.gamma, loss.reduction, loss.loss_weight,
+            loss.pos_weight, loss.neg_weight, clip=1e-4))
         words = f'clip and loss in one operation, {words}'
     else:
         words = f'the clip; {type(loss).__name__} is left, {words}'
@@ -228,11 +228,3 @@ def _is_focal_loss(loss: Any) -> bool:
     return type(loss) is GaussianFocalLoss and not (
         loss._forward_hooks or loss._forward_pre_hooks
         or loss._backward_hooks)
-
-
-def _fuse(loss: Any) -> nn.Module:
-    """Return the loss behind the stock clip, of logits."""
-    from sigplug.models.losses import GaussianFocalLossWithLogits
-    return GaussianFocalLossWithLogits(
-        loss.alpha, loss.gamma, loss.reduction, loss.loss_weight,
-        loss.pos_weight, loss.neg_weight, clip=1e-4)

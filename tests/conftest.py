@@ -262,6 +262,18 @@ def run_here(capfd, monkeypatch) -> Callable[..., tuple]:
 
 
 @pytest.fixture
+def succeed(run_here) -> Callable[..., str]:
+    """A function that runs a tool in this process and returns its output."""
+
+    def succeed(*args, **kwargs) -> str:
+        code, printed = run_here(*args, **kwargs)
+        assert code == 0, printed.err
+        return printed.out
+
+    return succeed
+
+
+@pytest.fixture
 def fail(run_here) -> Callable[..., str]:
     """A function that runs a tool whose end is one message, and returns it."""
 

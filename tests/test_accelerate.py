@@ -68,7 +68,8 @@ def state(head):
 def test_numbers_stay_and_all_is_undone(name):
     head = stock(name)
     x, batch = features(name), instances(name, 5, 3)
-    before, expected = state(head), compute(name, head, x, batch)
+    before = state(head)
+    losses, grads, boxes = compute(name, head, x, batch)
     done = sigplug.accelerate(nn.ModuleDict(dict(head=head)))
     assert isinstance(head, before[0]) and type(head) is not before[0]
     assert list(head.state_dict()) == before[2]
@@ -76,22 +77,19 @@ def test_numbers_stay_and_all_is_undone(name):
     assert 'targets' in str(done)
     assert ('clip and loss' in str(done)) == (name in FUSED)
 
-    losses, grads, boxes = compute(name, head, x, batch)
-    for key, value in expected[0].items():
-        torch.testing.assert_close(losses[key], value, rtol=1e-6, atol=0)
-    assert grads.keys() == expected[1].keys()
-    for key, value in expected[1].items():
+    new_losses, new_grads, new_boxes = compute(name, head, x, batch)
+    torch.testing.assert_close(new_losses, losses, rtol=1e-6, atol=0)
+    assert new_grads.keys() == grads.keys()
+    for key, value in grads.items():
         torch.testing.assert_close(
-            grads[key], value, rtol=1e-5, atol=1e-6 * value.abs().max())
-    for got, want in zip(boxes, expected[2]):
-        assert all(x.equal(y) for x, y in zip(got, want))
+            new_grads[key], value, rtol=1e-5, atol=1e-6 * value.abs().max())
+    torch.testing.assert_close(new_boxes, boxes, rtol=0, atol=0)
 
     done.undo()
     done.undo()
     assert state(head) == before
-    again = compute(name, head, x, batch)
-    assert all(again[0][key].equal(value)
-               for key, value in expected[0].items())
+    torch.testing.assert_close(
+        compute(name, head, x, batch)[0], losses, rtol=0, atol=0)
 
 
 # Whole models of the packages: their config, its changes, and a batch.
@@ -146,19 +144,22 @@ def test_whole_models(name, tmp_path):
         model.load_state_dict(statistics)
         return losses_and_boxes(model, batch)
 
-    losses, boxes = compute()
+    expected = compute()
     kinds = [type(module) for module in model.modules()]
-    assert boxes and sum(map(len, boxes)) > 0
+    assert sum(map(len, expected[1])) > 0
     done = sigplug.accelerate(model)
     assert len(done.replaced) == 1 and not done.left
-    found, same_boxes = compute()
-    torch.testing.assert_close(found, losses, rtol=1e-6, atol=0)
-    torch.testing.assert_close(same_boxes, boxes, rtol=1e-6, atol=0)
+    torch.testing.assert_close(compute(), expected, rtol=1e-6, atol=0)
     done.undo()
     assert [type(module) for module in model.modules()] == kinds
-    found, same_boxes = compute()
-    torch.testing.assert_close(found, losses, rtol=0, atol=0)
-    torch.testing.assert_close(same_boxes, boxes, rtol=0, atol=0)
+    torch.testing.assert_close(compute(), expected, rtol=0, atol=0)
+
+
+@pytest.fixture
+def losses_of():
+    """A function that gives the losses of a CenterHead on one batch."""
+    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
+    return lambda head: compute_losses('CenterHead', head, head(x), batch)
 
 
 def test_initialisation_is_the_stock_heads():
@@ -171,18 +172,15 @@ def test_initialisation_is_the_stock_heads():
                for task, bias in zip(head.task_heads, biases))
 
 
-def test_a_copy_is_a_model_of_its_own():
+def test_a_copy_is_a_model_of_its_own(losses_of):
     """As an average of weights makes one."""
     head = stock('CenterHead')
     done = sigplug.accelerate(head)
     twin = copy.deepcopy(head)
     done.undo()
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
     assert type(twin) is not type(head)
     torch.testing.assert_close(
-        compute_losses('CenterHead', twin, twin(x), batch),
-        compute_losses('CenterHead', head, head(x), batch),
-        rtol=1e-6, atol=0)
+        losses_of(twin), losses_of(head), rtol=1e-6, atol=0)
 
 
 def grow(head, **methods):
@@ -263,15 +261,13 @@ def test_only_what_is_new_moves():
     assert head._code_weights.is_meta and not head.extra.weight.is_meta
 
 
-def test_a_loss_with_hooks_stays():
+def test_a_loss_with_hooks_stays(losses_of):
     head = stock('CenterHead')
     seen, loss = [], head.loss_cls
     loss.register_forward_hook(lambda *args: seen.append(1))
     done = sigplug.accelerate(head)
     assert head.loss_cls is loss and 'is left' in done.replaced['']
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
-    compute_losses('CenterHead', head, head(x), batch)
-    assert seen
+    assert losses_of(head) and seen
 
 
 class OtherHead(nn.Module):
@@ -283,39 +279,31 @@ class OtherHead(nn.Module):
 
 
 def test_what_is_left_is_reported():
-    ours = build('CenterHead')
-    parts = {'ours': ours, 'other': OtherHead(), 'none': nn.Linear(2, 2)}
-    parts['net'] = build('CenterNetHead')
-    parts['twice'] = stock(MONO)
-    parts['targets'] = grow(
-        stock('CenterHead'), loss_by_feat=loss_of_scores)
-    model = nn.ModuleDict(parts)
-    for name in ('twice', 'targets'):
-        assert sigplug.accelerate(parts[name]).replaced
-    done = sigplug.accelerate(model)
-    assert not done.replaced and set(done.left) == {
-        'ours', 'net', 'twice', 'targets', 'other'}
-    for name in ('ours', 'net', 'twice', 'targets'):
-        assert "already sigplug's" in done.left[name]
-    assert 'OtherHead' in done.left['other']
+    twice = stock(MONO)
+    targets = grow(stock('CenterHead'), loss_by_feat=loss_of_scores)
+    for head in (twice, targets):
+        assert sigplug.accelerate(head).replaced
+    done = sigplug.accelerate(nn.ModuleDict(dict(
+        ours=build('CenterHead'), net=build('CenterNetHead'), twice=twice,
+        targets=targets, other=OtherHead(), none=nn.Linear(2, 2))))
+    assert not done.replaced
     assert 'docs/heads.md' in str(done)
+    assert 'OtherHead' in done.left.pop('other')
+    assert set(done.left) == {'ours', 'net', 'twice', 'targets'}
+    assert all("already sigplug's" in why for why in done.left.values())
     assert str(sigplug.accelerate(nn.Linear(2, 2))) == (
         'no heatmap head was found')
 
 
-@pytest.mark.parametrize('name', ['loss_bbox', 'loss_cls'])
-def test_a_reduction_that_does_not_fit_leaves_the_losses(name):
-    kind = dict(loss_bbox='mmdet.L1Loss', loss_cls='mmdet.GaussianFocalLoss')
-    head = stock('CenterHead', **{
-        name: dict(type=kind[name], reduction='none')})
-    x, batch = features('CenterHead'), instances('CenterHead', 5, 3)
-    before = state(head)
-    expected = compute_losses('CenterHead', head, head(x), batch)
+@pytest.mark.parametrize('loss', [
+    dict(loss_bbox=dict(type='mmdet.L1Loss', reduction='none')),
+    dict(loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='none'))])
+def test_a_reduction_that_does_not_fit_leaves_the_losses(losses_of, loss):
+    head = stock('CenterHead', **loss)
+    before, expected = state(head), losses_of(head)
     done = sigplug.accelerate(head)
     assert 'clip' not in str(done) and 'reduction' in str(done)
-    torch.testing.assert_close(
-        compute_losses('CenterHead', head, head(x), batch), expected,
-        rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses_of(head), expected, rtol=1e-6, atol=0)
     done.undo()
     assert state(head) == before
 

@@ -95,8 +95,7 @@ def draw_bev(points: np.ndarray,
     if bev_range is None:
         bev_range = _enclose(points, gt, pred)
     x_min, y_min, x_max, y_max = bev_range
-    gt = None if gt is None else gt.inside(bev_range)
-    pred = None if pred is None else pred.inside(bev_range)
+    gt, pred = gt.inside(bev_range), pred.inside(bev_range)
 
     figure = new_figure(size or _default_size(x_max - x_min, y_max - y_min))
     ax = figure.add_subplot()
@@ -110,27 +109,24 @@ def draw_bev(points: np.ndarray,
     ax.plot(0, 0, color=INK, linestyle='none', markersize=8, zorder=7,
             marker='+' if ego_yaw is None else
             (3, 0, np.degrees(ego_yaw) - 90), label='vehicle')
-    if gt is not None:
-        _draw_ground_truth(ax, gt)
-    colored, prefix = (gt, '') if pred is None else (pred, 'predicted ')
-    if colored is not None:
-        _draw_classes(ax, colored, class_names, prefix)
-        _draw_velocities(ax, gt, pred)
+    _draw_ground_truth(ax, gt)
+    colored, prefix = ((gt, '') if pred_bboxes is None else
+                       (pred, 'predicted '))
+    _draw_classes(ax, colored, class_names, prefix)
+    _draw_velocities(ax, gt, pred)
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1.0), borderaxespad=0,
               frameon=False, fontsize=8.5, labelcolor=INK)
-    if colored is not None:
-        # The layout engine places the axes only now.
-        figure.draw_without_rendering()
-        _label_boxes(ax, colored, class_names)
+    # The layout engine places the axes only now.
+    figure.draw_without_rendering()
+    _label_boxes(ax, colored, class_names)
     return figure
 
 
 def _enclose(points: np.ndarray,
-             *boxes: BEVBoxes | None) -> tuple[float, float, float, float]:
+             *boxes: BEVBoxes) -> tuple[float, float, float, float]:
     """Enclose points, boxes and the vehicle in a range of whole metres."""
-    places = [np.zeros((1, 2)), points[:, :2]]
-    places += [bev_corners(b.bboxes).reshape(-1, 2) for b in boxes if b]
-    xy = np.concatenate(places)
+    xy = np.concatenate([np.zeros((1, 2)), points[:, :2], *(
+        bev_corners(part.bboxes).reshape(-1, 2) for part in boxes)])
     low, high = np.floor(xy.min(0)) - 1, np.ceil(xy.max(0)) + 1
     return (*low.tolist(), *high.tolist())
 
@@ -178,9 +174,8 @@ def _add_boxes(ax: Axes, bboxes: np.ndarray, **look: Any) -> None:
 
 
 def _draw_ground_truth(ax: Axes, gt: BEVBoxes) -> None:
-    seen = np.ones(len(gt.bboxes), dtype=bool)
-    if gt.num_points is not None:
-        seen = gt.num_points > 0
+    seen = (np.full(len(gt.bboxes), True) if gt.num_points is None else
+            gt.num_points > 0)
     for chosen, style, name in (
             (seen, 'solid', 'ground truth'),
             (~seen, (0, (2, 1.5)), 'ground truth without points')):
@@ -204,12 +199,11 @@ def _draw_classes(ax: Axes, boxes: BEVBoxes, class_names: Sequence[str],
                    label=f'{prefix}{class_names[label]} ({len(chosen)})')
 
 
-def _draw_velocities(ax: Axes, gt: BEVBoxes | None,
-                     pred: BEVBoxes | None) -> None:
+def _draw_velocities(ax: Axes, gt: BEVBoxes, pred: BEVBoxes) -> None:
     """Draw arrows for moving objects; they need boxes of 9 values."""
     drawn = False
     for boxes, width, zorder in ((pred, 1.5, 5), (gt, 0.9, 6)):
-        if boxes is None or boxes.bboxes.shape[1] < 9:
+        if boxes.bboxes.shape[1] < 9:
             continue
         # The comparison is False for an unknown velocity, NaN.
         moves = np.hypot(*boxes.bboxes[:, 7:].T) > MIN_SPEED
@@ -233,24 +227,23 @@ def _label_boxes(ax: Axes, boxes: BEVBoxes,
     """
     frame = ax.get_window_extent()
     placed: list[Bbox] = []
-    order = np.arange(len(boxes.labels))
+    texts = [class_names[label] for label in boxes.labels]
+    order = np.arange(len(texts))
     if boxes.scores is not None:
+        texts = [f'{text} {score:.2f}'
+                 for text, score in zip(texts, boxes.scores)]
         order = np.argsort(-boxes.scores, kind='stable')
-    for index in order:
-        text = class_names[boxes.labels[index]]
-        if boxes.scores is not None:
-            text += f' {boxes.scores[index]:.2f}'
-        x = bev_corners(boxes.bboxes[index:index + 1])[0, :, 0]
-        for place, offset, alignment in ((x.max(), 3, 'left'),
-                                         (x.min(), -3, 'right')):
+    x = bev_corners(boxes.bboxes)[..., 0]
+    for i in order:
+        for place, offset, alignment in ((x[i].max(), 3, 'left'),
+                                         (x[i].min(), -3, 'right')):
             label = ax.annotate(
-                text, (place, boxes.bboxes[index, 1]), (offset, 0),
+                texts[i], (place, boxes.bboxes[i, 1]), (offset, 0),
                 textcoords='offset points', ha=alignment, va='center',
                 fontsize=7.5, color=INK, path_effects=[LABEL_HALO], zorder=9)
             extent = label.get_window_extent()
-            if (frame.containsx(extent.x0) and frame.containsx(extent.x1)
-                    and frame.containsy(extent.y0)
-                    and frame.containsy(extent.y1)
+            if (frame.contains(extent.x0, extent.y0)
+                    and frame.contains(extent.x1, extent.y1)
                     and not extent.count_overlaps(placed)):
                 placed.append(extent)
                 break

@@ -45,10 +45,10 @@ def bev_corners(bboxes: np.ndarray) -> np.ndarray:
 
 
 def gather_boxes(bboxes: Any, labels: Any, num_points: Any = None,
-                 scores: Any = None) -> BEVBoxes | None:
-    """Return arguments of ``draw_bev`` as arrays, None without boxes."""
+                 scores: Any = None) -> BEVBoxes:
+    """Return arguments of ``draw_bev`` as arrays, empty without boxes."""
     if bboxes is None:
-        return None
+        bboxes, labels = np.empty((0, 7)), []
     return BEVBoxes(
         np.asarray(bboxes, dtype=np.float64),
         np.asarray(labels, dtype=np.int64),

@@ -48,11 +48,7 @@ def style_axes(ax: Axes, title: str, xlabel: str, ylabel: str = '') -> None:
 def to_image(figure: Figure) -> np.ndarray:
     """Return the pixels of a figure, for mmengine's ``Visualizer.add_image``.
 
-    Args:
-        figure (Figure): The figure.
-
-    Returns:
-        np.ndarray: RGB values as uint8, shape ``(height, width, 3)``.
+    They are RGB values as uint8, shape ``(height, width, 3)``.
     """
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg), 'comes from new_figure'
@@ -63,9 +59,7 @@ def to_image(figure: Figure) -> np.ndarray:
 def save_png(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as a PNG file, whole or not at all.
 
-    Args:
-        figure (Figure): The figure.
-        path (str | PathLike): The file; its folder is made if missing.
+    The folder of ``path`` is made if missing.
 
     Raises:
         ValueError: ``path`` does not end in ``.png``.

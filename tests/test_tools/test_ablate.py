@@ -121,10 +121,9 @@ def test_order_and_what_a_failure_leaves(stages, tmp_path, run_here):
     assert results in run()[1].out and len(calls) == 9
 
 
-def test_two_files_of_the_same_name(tmp_path, run_here):
-    code, printed = run_here('analysis_tools/ablate.py', 'a.py', 'b/a.py',
-                             cwd=tmp_path)
-    assert code == 2 and 'two files have the same name' in printed.err
+def test_two_files_of_the_same_name(tmp_path, fail):
+    assert 'two files have the same name' in fail(
+        'analysis_tools/ablate.py', 'a.py', 'b/a.py', cwd=tmp_path)
 
 
 def test_names_are_what_differs(tmp_path):

@@ -145,7 +145,7 @@ def test_operation_table():
 # -- The tool ----------------------------------------------------------------
 
 
-def test_run_and_page(tmp_path, run_here, monkeypatch):
+def test_run_and_page(tmp_path, succeed, monkeypatch):
     work = timing.Work([timing.Form('stock', torch.exp),
                         timing.Form('sigplug', lambda x: x.exp())],
                        (torch.rand(8), ))
@@ -156,21 +156,19 @@ def test_run_and_page(tmp_path, run_here, monkeypatch):
         operations.Case('a', broken_case), operations.Case('b', broken_case),
         operations.Case('ab', lambda device: work)))
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', '')
-    code, printed = run_here(
+    printed = succeed(
         'analysis_tools/benchmark.py', 'ops', '--repeat', 2, '--threads', 1,
         '--filter', 'b', '--out', 'results', cwd=tmp_path)
-    assert code == 0, printed.err
     run = json.loads((tmp_path / 'results/cpu.json').read_text())['ops']
     assert run['threads'] == 1 and run['repeat'] == 2
     failed, case = run['results']
     assert failed['error'] == 'failed: RuntimeError: no such kernel'
-    assert failed['error'] in printed.out
+    assert failed['error'] in printed
     assert case['case'] == 'ab'
     assert [row['status'] for row in case['rows']] == ['ok'] * 2
-    code, printed = run_here(
+    assert succeed(
         'analysis_tools/report.py', 'performance', '--results', 'results',
-        '--out', 'new/page.md')
-    assert printed.out == 'new/page.md\n'
+        '--out', 'new/page.md') == 'new/page.md\n'
     text = (tmp_path / 'new/page.md').read_text()
     assert page.case_table(case) in text
     assert (tmp_path / 'new/images/speedups.png').is_file()
@@ -180,20 +178,18 @@ def test_run_and_page(tmp_path, run_here, monkeypatch):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['ops', '--filter', 'nothing'], "--filter 'nothing' finds none of"),
+    (['benchmark.py', 'ops', '--filter', 'nothing'],
+     "--filter 'nothing' finds none of"),
     pytest.param(
-        ['--device', 'cuda'], '--device cuda: torch finds no GPU here',
+        ['benchmark.py', '--device', 'cuda'],
+        '--device cuda: torch finds no GPU here',
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU')),
+    (['report.py', 'performance', '--out', 'page.md'],
+     'run benchmark.py first'),
 ])
-def test_usage_errors(tmp_path, monkeypatch, fail, args, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in fail('analysis_tools/benchmark.py', *args)
-
-
-def test_a_page_needs_results(tmp_path, fail):
-    assert 'run benchmark.py first' in fail(
-        'analysis_tools/report.py', 'performance', '--out', 'page.md',
-        cwd=tmp_path)
+def test_usage_errors(tmp_path, fail, args, message):
+    tool, *args = args
+    assert message in fail(f'analysis_tools/{tool}', *args, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -79,23 +79,14 @@ def check(path, x, wanted):
             found, wanted[name].numpy(), rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.fixture
-def run(tool, run_here):
-    """A function that exports the model of a folder."""
-
-    def run(folder, *options):
-        code, printed = run_here(
-            tool, folder / 'config.py', folder / 'epoch_1.pth', *options)
-        return code, printed.err
-
-    return run
+def files(folder):
+    return folder / 'config.py', folder / 'epoch_1.pth'
 
 
-def test_centerpoint(run, tmp_path):
+def test_centerpoint(tool, succeed, tmp_path):
     model = make(tmp_path, CONTEXT)
     out = tmp_path / 'new' / 'model.onnx'
-    code, error = run(tmp_path, '--out', out)
-    assert code == 0, error
+    succeed(tool, *files(tmp_path), '--out', out)
     # No folder, but one file of the dense part.
     assert list(out.parent.iterdir()) == [out]
     # The traced size, the one of the quickstart's proportions, and others.
@@ -137,11 +128,10 @@ def traced(tool, monkeypatch):
     trace(tool, monkeypatch)
 
 
-def test_centernet(traced, run, tmp_path):
+def test_centernet(tool, traced, succeed, tmp_path):
     """The stock head, whose forward has a sigmoid of its own."""
     model = make(tmp_path, CENTERNET)
-    code, error = run(tmp_path, '--heatmap', 'probability')
-    assert code == 0, error
+    succeed(tool, *files(tmp_path), '--heatmap', 'probability')
     # By default beside the checkpoint.
     x = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
@@ -155,10 +145,9 @@ def test_centernet(traced, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_levels_of_centernet_update(run, tmp_path):
+def test_levels_of_centernet_update(tool, succeed, tmp_path):
     model = make(tmp_path, PYRAMID)
-    code, error = run(tmp_path)
-    assert code == 0, error
+    succeed(tool, *files(tmp_path))
     # Of no common divisor.
     x = torch.randn(1, 3, 97, 130)
     with torch.no_grad():
@@ -171,13 +160,13 @@ def test_levels_of_centernet_update(run, tmp_path):
 
 # --- refusals -------------------------------------------------------------
 
-def test_deformable_convolution_is_refused(run, tmp_path):
+def test_deformable_convolution_is_refused(tool, run_here, tmp_path):
     make(tmp_path, SMALL.replace('dict(head_conv=16)', """dict(
         type='DCNSeparateHead', head_conv=16, dcn_config=dict(
             type='DCN', in_channels=16, out_channels=16, kernel_size=3,
             padding=1, groups=4))"""))
-    code, error = run(tmp_path)
-    assert code == 2 and 'is a deformable convolution' in error
+    code, printed = run_here(tool, *files(tmp_path))
+    assert code == 2 and 'is a deformable convolution' in printed.err
     assert not list(tmp_path.glob('*.onnx'))
 
 
@@ -238,23 +227,21 @@ def test_columns_that_are_refused(options, words):
      '--decode leaves no heatmap'),
     (['config.py', 'epoch_1.pth', '--opset', '11'], 'at least 17, got 11'),
 ])
-def test_wrong_arguments(tool, small, monkeypatch, run_here, args, words):
+def test_wrong_arguments(tool, small, monkeypatch, fail, args, words):
     folder, _ = small
     monkeypatch.chdir(folder)
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), 'foreign.pth')
     (folder / 'empty.py').write_text("default_scope = 'mmdet3d'")
-    code, printed = run_here(tool, *args)
-    assert code == 2 and words in printed.err
+    assert words in fail(tool, *args)
 
 
-def test_missing_packages_are_named(small, monkeypatch, run):
+def test_missing_packages_are_named(tool, small, monkeypatch, fail):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    code, error = run(small[0])
-    assert code == 2 and 'pip install onnx onnxruntime' in error
+    assert 'pip install onnx onnxruntime' in fail(tool, *files(small[0]))
 
 
 def test_nothing_is_left_of_a_wrong_export(
-        tool, traced, small, monkeypatch, run, tmp_path):
+        tool, traced, small, monkeypatch, fail, tmp_path):
     out = tmp_path / 'model.onnx'
     out.write_text('of an earlier run')
     export = tool.export
@@ -267,7 +254,7 @@ def test_nothing_is_left_of_a_wrong_export(
         bias.sub_(1e-3)
 
     monkeypatch.setattr(tool, 'export', wrong)
-    code, error = run(small[0], '--out', out)
-    assert code == 2 and 'task0.heatmap is off by 0.001' in error
+    assert 'task0.heatmap is off by 0.001' in fail(
+        tool, *files(small[0]), '--out', out)
     assert out.read_text() == 'of an earlier run'
     assert list(tmp_path.iterdir()) == [out]

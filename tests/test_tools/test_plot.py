@@ -45,21 +45,12 @@ def steps(records):
 def test_resumed_runs_are_joined(tmp_path):
     # Killed at iteration 130 of the third epoch; resumed after the second.
     path = write_run(tmp_path, '20260101_000000', [
-        train_record(20, 9.0),
-        train_record(40, 8.0),
-        val_record(1, 0.1),
-        train_record(70, 7.0),
-        train_record(90, 6.0),
-        val_record(2, 0.2),
-        train_record(120, 66.0),
-        train_record(130, 65.0)
-    ])
+        train_record(20, 9.0), train_record(40, 8.0), val_record(1, 0.1),
+        train_record(70, 7.0), train_record(90, 6.0), val_record(2, 0.2),
+        train_record(120, 66.0), train_record(130, 65.0)])
     path.write_text(path.read_text() + '{"loss": 8.0, "it')
     write_run(tmp_path, '20260101_010000', [
-        train_record(120, 5.0),
-        train_record(140, 4.0),
-        val_record(3, 0.3)
-    ])
+        train_record(120, 5.0), train_record(140, 4.0), val_record(3, 0.3)])
     # A test in the same work dir.
     (tmp_path / '20260101_020000' / 'vis_data').mkdir(parents=True)
     write_run(tmp_path, '20260101_030000', [{'loss': 1.0, 'step': 0}])
@@ -88,11 +79,9 @@ def log():
     """Records of a training, and of a validation after each epoch."""
     train = [
         train_record(50 * epoch, loss, **{
-            'task0.loss_heatmap': loss / 2,
-            'task1.loss_heatmap': loss / 4,
-            'task0.loss_bbox': loss / 8,
-            'task1.loss_bbox': loss / 8
-        }) for epoch, loss in enumerate([1000.0, 100.0, 10.0, 8.0], 1)]
+            'task0.loss_heatmap': loss / 2, 'task1.loss_heatmap': loss / 4,
+            'task0.loss_bbox': loss / 8, 'task1.loss_bbox': loss / 8})
+        for epoch, loss in enumerate([1000.0, 100.0, 10.0, 8.0], 1)]
     val = [dict(val_record(epoch, 0.1 * epoch), step=50 * epoch)
            for epoch in range(1, 5)]
     return train, val
@@ -127,14 +116,12 @@ def test_validations(log):
 # -- The tool ----------------------------------------------------------------
 
 
-def test_picture_of_a_training(tmp_path, run_here):
+def test_picture_of_a_training(tmp_path, succeed):
     write_run(tmp_path / 'quickstart', '20260101_000000', [
         train_record(20, 9.0), val_record(1, 0.1)])
     out = tmp_path / 'new' / 'curve.png'
-    code, printed = run_here('analysis_tools/plot.py', 'training',
-                             tmp_path / 'quickstart', '--out', out)
-    assert code == 0, printed.err
-    assert printed.out.splitlines() == [str(out)]
+    assert succeed('analysis_tools/plot.py', 'training',
+                   tmp_path / 'quickstart', '--out', out) == f'{out}\n'
     assert matplotlib.image.imread(out).shape[:2] == (600, 1500)
 
 
@@ -167,16 +154,15 @@ def test_speedups():
 # -- A moving picture --------------------------------------------------------
 
 
-def test_movie(tmp_path, run_here):
+def test_movie(tmp_path, succeed):
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     for name, color in zip('bac', colors):
         image = Image.new('RGB', (40, 30), 'white')
         image.paste(color, (5, 5, 15, 15))
         image.save(tmp_path / f'{name}.png')
     out = tmp_path / 'new' / 'movie.gif'
-    code, printed = run_here('analysis_tools/plot.py', 'movie', tmp_path,
-                             '--out', out, '--seconds', '0.5')
-    assert code == 0, printed.err
+    succeed('analysis_tools/plot.py', 'movie', tmp_path, '--out', out,
+            '--seconds', '0.5')
     movie = Image.open(out)
     assert movie.size == (40, 30) and movie.n_frames == 3
     found = []
@@ -213,16 +199,14 @@ def test_ablation():
         '0.60', '0.50', '+0.30', '-0.30']
 
 
-def test_curves_of_the_numerics(tmp_path, run_here):
-    code, printed = run_here(
-        'analysis_tools/plot.py', 'curves', '--out-dir', tmp_path)
-    assert code == 0, printed.err
-    for path in printed.out.split():
+def test_curves_of_the_numerics(tmp_path, succeed):
+    for path in succeed('analysis_tools/plot.py', 'curves', '--out-dir',
+                        tmp_path).split():
         assert matplotlib.image.imread(path).std() > 0.05
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_stages(tmp_path, run_here):
+def test_stages(tmp_path, succeed):
     groups = [dict(case='a model', rows=[
         dict(config='stock', stages=dict(
             encoder=0.15, neck=0.05, loss=0.1, total=0.3)),
@@ -236,6 +220,6 @@ def test_stages(tmp_path, run_here):
     results = tmp_path / 'cuda.json'
     results.write_text(json.dumps(dict(train=dict(results=groups))))
     out = tmp_path / 'stages.png'
-    code, _ = run_here('analysis_tools/plot.py', 'stages', results,
-                       '--filter', 'model', '--out', out)
-    assert code == 0 and out.is_file()
+    succeed('analysis_tools/plot.py', 'stages', results, '--filter', 'model',
+            '--out', out)
+    assert out.is_file()

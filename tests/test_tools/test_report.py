@@ -26,13 +26,11 @@ def read_tables(page):
 
 
 @pytest.mark.slow
-def test_the_committed_page_holds(tmp_path, run_here):
+def test_the_committed_page_holds(tmp_path, succeed):
     """Limits are the same; small sweeps find no larger errors."""
-    code, printed = run_here(
+    assert succeed(
         'analysis_tools/report.py', 'numerics', '--values', 1024, '--out',
-        'new/numerics.md', cwd=tmp_path)
-    assert code == 0, printed.err
-    assert printed.out == 'new/numerics.md\n'
+        'new/numerics.md', cwd=tmp_path) == 'new/numerics.md\n'
     measured = read_tables((tmp_path / 'new/numerics.md').read_text())
     committed, checked = read_tables(PAGE.read_text()), 0
     for ours, theirs in zip(measured, committed, strict=True):

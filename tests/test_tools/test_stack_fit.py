@@ -40,7 +40,7 @@ def test_inference_of_a_scan(synthetic_nuscenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_ema_accumulation_and_scaled_rate(folder, run_here):
+def test_ema_accumulation_and_scaled_rate(folder, succeed):
     """Four batches of one sample; the rate is meant for batches of two."""
     (folder / 'fit.py').write_text("""
 _base_ = './small.py'
@@ -53,10 +53,9 @@ train_cfg = dict(max_epochs=1)
 train_dataloader = dict(dataset=dict(indices=4))
 param_scheduler = None
 """)
-    code, printed = run_here('train.py', 'fit.py', '--work-dir', 'fit',
-                             '--auto-scale-lr', cwd=folder)
-    assert code == 0, printed.err
-    rates = re.findall(r'\blr: (\S+)', printed.out)
+    printed = succeed('train.py', 'fit.py', '--work-dir', 'fit',
+                      '--auto-scale-lr', cwd=folder)
+    rates = re.findall(r'\blr: (\S+)', printed)
     assert len(rates) == 4
     assert {float(rate) for rate in rates} == {1e-3 / 2}
     saved = load_safely(folder / 'fit/epoch_1.pth')
@@ -68,12 +67,10 @@ param_scheduler = None
     assert saved['state_dict'][power] != averaged[power]
 
 
-def test_print_config(run_here, tmp_path):
-    code, printed = run_here(
+def test_print_config(succeed, tmp_path):
+    (tmp_path / 'printed.py').write_text(succeed(
         'misc/print_config.py', QUICKSTART, '--cfg-options',
-        'model.pts_voxel_encoder.p=4.5', cwd=tmp_path)
-    assert code == 0, printed.err
-    (tmp_path / 'printed.py').write_text(printed.out)
+        'model.pts_voxel_encoder.p=4.5', cwd=tmp_path))
     cfg = Config.fromfile(tmp_path / 'printed.py')
     assert cfg.model.pts_voxel_encoder.p == 4.5
     assert cfg.train_dataloader.batch_size == 2

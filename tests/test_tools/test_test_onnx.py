@@ -57,12 +57,11 @@ def exported(tmp_path_factory, synthetic_nuscenes):
 
 
 @pytest.mark.slow
-def test_quantised_and_evaluated(exported, run_here, tmp_path):
+def test_quantised_and_evaluated(exported, succeed, tmp_path):
     config, folder = exported / 'config.py', exported / 'epoch_1'
     small = tmp_path / 'int8'
-    code, printed = run_here('deployment/quantize_onnx.py', config, folder,
-                             '--num', 3, '--out', small)
-    assert code == 0, printed.err
+    succeed('deployment/quantize_onnx.py', config, folder, '--num', 3,
+            '--out', small)
     graph = onnx.load(small / DENSE).graph
     assert {'QuantizeLinear', 'DequantizeLinear'} <= {
         node.op_type for node in graph.node}
@@ -74,9 +73,8 @@ def test_quantised_and_evaluated(exported, run_here, tmp_path):
         folder / DENSE).stat().st_size
 
     out = tmp_path / 'results.json'
-    code, printed = run_here('deployment/test_onnx.py', config, folder, small,
-                             '--out', out)
-    assert code == 0, printed.err
+    assert 'frames equal to 0.001' in succeed(
+        'deployment/test_onnx.py', config, folder, small, '--out', out)
     results = json.loads(out.read_text())['results']
     torch_result, same, other = results.values()
     # Untrained, it gives equal scores to empty places, in any order.
@@ -85,7 +83,6 @@ def test_quantised_and_evaluated(exported, run_here, tmp_path):
     assert same['mAP'] == pytest.approx(torch_result['mAP'], abs=1e-4)
     assert same['NDS'] == pytest.approx(torch_result['NDS'], abs=1e-4)
     assert 0 < same['milliseconds']['network'] < same['milliseconds']['total']
-    assert 'frames equal to 0.001' in printed.out
 
 
 def show_gate(path):
@@ -106,19 +103,15 @@ def show_gate(path):
 
 @pytest.mark.slow
 def test_gem_and_clip_sigmoid_in_smaller_models(
-        synthetic_nuscenes, run_here, tmp_path, monkeypatch):
+        synthetic_nuscenes, succeed, tmp_path, monkeypatch):
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{synthetic_nuscenes}/')
     make(tmp_path, GATED, cloud())
     config = tmp_path / 'config.py'
     for precision in ('float32', 'float16'):
-        code, printed = run_here(
-            'deployment/export_onnx.py', config, tmp_path / 'epoch_1.pth',
-            '--precision', precision, '--out', tmp_path / precision)
-        assert code == 0, printed.err
-    code, printed = run_here(
-        'deployment/quantize_onnx.py', config, tmp_path / 'float32', '--num',
-        2, '--out', tmp_path / 'int8')
-    assert code == 0, printed.err
+        succeed('deployment/export_onnx.py', config, tmp_path / 'epoch_1.pth',
+                '--precision', precision, '--out', tmp_path / precision)
+    succeed('deployment/quantize_onnx.py', config, tmp_path / 'float32',
+            '--num', 2, '--out', tmp_path / 'int8')
 
     detector = Detector(tmp_path / 'float32')
     canvas = detector.encode(cloud())
@@ -145,9 +138,7 @@ def rewrite(exported, tmp_path, **changes):
 
 def test_the_checkpoint_must_be_that_of_the_folder(exported, fail, tmp_path):
     other = tmp_path / 'other.pth'
-    other.write_bytes((exported / 'epoch_1.pth').read_bytes())
-    with other.open('ab') as file:
-        file.write(b'x')
+    other.write_bytes((exported / 'epoch_1.pth').read_bytes() + b'x')
     message = fail('deployment/test_onnx.py', exported / 'config.py',
                    exported / 'epoch_1', '--checkpoint', other)
     assert 'was exported from another checkpoint' in message
@@ -215,7 +206,7 @@ def test_same_boxes(change, same):
 
 
 # -- the files of a release -------------------------------------------------
-def test_published_checkpoint(exported, run_here, fail, tmp_path):
+def test_published_checkpoint(exported, succeed, fail, tmp_path):
     work_dir = tmp_path / 'work'
     work_dir.mkdir()
     tool = 'deployment/publish_checkpoint.py'
@@ -226,8 +217,7 @@ def test_published_checkpoint(exported, run_here, fail, tmp_path):
         metrics=dict(mAP=0.5, NDS=0.4), seed=0, amp=False, data_seed=0,
         machine={}, versions={})
     (work_dir / 'summary.json').write_text(json.dumps(summary))
-    code, printed = run_here(tool, work_dir, '--out', tmp_path / 'release')
-    assert code == 0, printed.err
+    succeed(tool, work_dir, '--out', tmp_path / 'release')
     about, weights = sorted((tmp_path / 'release').iterdir())
     about = json.loads(about.read_text())
     assert about['file'] == weights.name == f'a-{about["sha256"][:8]}.pth'

@@ -1,5 +1,4 @@
 """train.py and test.py, mostly run in this process."""
-import json
 import pickle
 import shutil
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from conftest import QUICKSTART, TOOLS, assert_same_training
 
+from sigplug.cli.results import read_nuscenes_metrics
 from sigplug.engine.checkpoint import load_safely
 
 
@@ -19,31 +19,26 @@ def trained(folder, run_tool):
     return folder / 'work_dirs/small'
 
 
-def test_resumed_training_equals_uninterrupted(folder, trained, run_here):
+def test_resumed_training_equals_uninterrupted(folder, trained, succeed):
     """From what a training leaves that is killed after its first epoch."""
     work_dir = folder / 'killed'
     work_dir.mkdir()
     shutil.copy(trained / 'epoch_1.pth', work_dir)
     (work_dir / 'last_checkpoint').write_text('killed/epoch_1.pth')
-    code, printed = run_here('train.py', 'small.py', '--work-dir', 'killed',
-                             '--resume', cwd=folder)
-    assert code == 0
-    assert '--resume: training continues from ' in printed.out
-    assert 'resumed epoch: 1, iter: 2' in printed.out
+    printed = succeed('train.py', 'small.py', '--work-dir', 'killed',
+                      '--resume', cwd=folder)
+    assert '--resume: training continues from ' in printed
+    assert 'resumed epoch: 1, iter: 2' in printed
     assert_same_training(work_dir, trained)
 
 
 def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
-                                               run_here, trained):
-    code, printed = run_here(
+                                               succeed, trained):
+    assert 'Per-class results' in succeed(
         'test.py', 'small.py', trained / 'epoch_3.pth', '--work-dir',
         'eval', '--out', 'predictions.pkl', cwd=folder)
-    assert code == 0 and 'Per-class results' in printed.out
-    metrics, = (folder / 'eval').glob('*/*.json')
-    prefix = 'NuScenes metric/pred_instances_3d_NuScenes'
-    metrics = json.loads(metrics.read_text())
-    assert 0 <= metrics[f'{prefix}/mAP'] <= 1
-    assert 0 <= metrics[f'{prefix}/NDS'] <= 1
+    metrics = read_nuscenes_metrics(folder / 'eval')
+    assert 0 <= metrics['mAP'] <= 1 and 0 <= metrics['NDS'] <= 1
     predictions = pickle.loads((folder / 'predictions.pkl').read_bytes())
     # The key frames of the two scenes of mini_val.
     infos = mmengine.load(synthetic_nuscenes / 'nuscenes_infos_val.pkl')
@@ -55,14 +50,14 @@ def test_test_evaluates_and_writes_predictions(folder, synthetic_nuscenes,
 
 
 @pytest.mark.slow
-def test_amp_trains_on_the_cpu(folder, run_here):
-    code, printed = run_here(
+def test_amp_trains_on_the_cpu(folder, succeed):
+    printed = succeed(
         'train.py', folder / 'small.py', '--amp', '--auto-scale-lr',
         '--work-dir', 'amp', '--resume', '--cfg-options',
         'train_cfg.max_epochs=1', cwd=folder)
-    assert code == 0 and 'starts from the beginning' in printed.out
+    assert 'starts from the beginning' in printed
     # base_batch_size is 2 and the batch size 1.
-    assert 'Scaling the original LR by 0.5' in printed.out
+    assert 'Scaling the original LR by 0.5' in printed
     checkpoint = load_safely(folder / 'amp/epoch_1.pth')
     losses = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
@@ -72,17 +67,15 @@ def test_amp_trains_on_the_cpu(folder, run_here):
     assert 'CPUAmpOptimWrapper' in checkpoint['meta']['cfg']
 
 
-@pytest.mark.parametrize('tool, args, words', [
-    ('train.py', ['small.py', '--new-schedule'], 'add --resume'),
-    ('train.py', ['small.py', '--cfg-options',
-                  'model.train_cfg.pts.out_size_factor=4'],
+@pytest.mark.parametrize('args, words', [
+    (['--new-schedule'], 'add --resume'),
+    (['--cfg-options', 'model.train_cfg.pts.out_size_factor=4'],
      'out_size_factor'),
-    ('train.py', ['small.py', '--cfg-options',
-                  'model.pts_voxel_encoder.p=-2'],
+    (['--cfg-options', 'model.pts_voxel_encoder.p=-2'],
      'model.pts_voxel_encoder.p: p must be above 0, but got -2'),
 ])
-def test_what_cannot_run(folder, fail, tool, args, words):
-    assert words in fail(tool, *args, cwd=folder)
+def test_what_cannot_run(folder, fail, args, words):
+    assert words in fail('train.py', 'small.py', *args, cwd=folder)
 
 
 def test_missing_data(tmp_path, monkeypatch, fail):

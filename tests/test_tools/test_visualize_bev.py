@@ -39,17 +39,16 @@ def drawn(monkeypatch, synthetic_nuscenes):
 
 
 def test_heatmap_and_predictions(tool, cfg, drawn, tmp_path_factory, tmp_path,
-                                 run_here):
+                                 succeed):
     checkpoint = tmp_path_factory.mktemp('untrained') / 'untrained.pth'
     state = MODELS.build(cfg.model).state_dict()
     save_checkpoint(dict(state_dict=state), str(checkpoint))
-    code, printed = run_here(
+    printed = succeed(
         tool, QUICKSTART, checkpoint, '--out-dir', tmp_path, '--num', 2,
         '--score-thr', 0.05, '--device', 'cpu')
-    assert code == 0, printed.err
     # Six samples: two scenes of three key frames.
     pictures = [tmp_path / 'bev_0001.png', tmp_path / 'bev_0004.png']
-    assert printed.out.splitlines()[-2:] == list(map(str, pictures))
+    assert printed.splitlines()[-2:] == list(map(str, pictures))
     assert sorted(tmp_path.iterdir()) == pictures
     for path, call in zip(pictures, drawn, strict=True):
         assert matplotlib.image.imread(path).shape[:2] == (1200, 1530)
@@ -59,12 +58,10 @@ def test_heatmap_and_predictions(tool, cfg, drawn, tmp_path_factory, tmp_path,
         assert 'score \u2265 0.05' in call['title']
 
 
-def test_data_alone(tool, drawn, tmp_path, run_here):
-    code, printed = run_here(
-        tool, QUICKSTART, '--out-dir', tmp_path, '--split', 'train',
-        '--indices', 20, 3, '--bev-range', -20, -10, 20, 10,
-        '--size', 800, 600)
-    assert code == 0, printed.err
+def test_data_alone(tool, drawn, tmp_path, succeed):
+    succeed(tool, QUICKSTART, '--out-dir', tmp_path, '--split', 'train',
+            '--indices', 20, 3, '--bev-range', -20, -10, 20, 10,
+            '--size', 800, 600)
     assert matplotlib.image.imread(
         tmp_path / 'bev_0020.png').shape[:2] == (600, 800)
     assert [call['title'] for call in drawn] == [

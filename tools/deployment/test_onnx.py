@@ -8,6 +8,7 @@ same boxes, the median time of each step, and the sizes.
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -155,28 +156,24 @@ def to_sample(like: Any, found: Detections) -> Any:
 
 
 def report(results: dict[str, dict]) -> None:
-    base = results['PyTorch']
+    """Print a table, with the differences from the first column."""
+    runs = list(results.values())
+    metrics = [dict(mAP=run['mAP'], NDS=run['NDS'], **{
+        f'AP {name}': ap for name, ap in run['class_AP'].items()})
+        for run in runs]
 
-    def row(name: str, values: list[str]) -> None:
+    def row(name: str, values: Iterable[str]) -> None:
         print(f'{name:24s}' + ''.join(f'{value:>22s}' for value in values))
 
-    def metric(name: str, read: Any) -> None:
-        row(name, [f'{read(result):.4f} ({read(result) - read(base):+.4f})'
-                   for result in results.values()])
-
-    row('', [name[-20:] for name in results])
-    for key in ('mAP', 'NDS'):
-        metric(key, lambda result, key=key: result[key])
-    for key in base['class_AP']:
-        metric(f'AP {key}', lambda result, key=key: result['class_AP'][key])
-    row(f'frames equal to {SAME:g}', [
-        f'{result["same_frames"]}/{result["frames"]}'
-        for result in results.values()])
-    for step in base['milliseconds']:
-        row(f'ms {step}', [f'{result["milliseconds"][step]:.1f}'
-                           for result in results.values()])
-    row('MiB of models', [f'{result["mib"]:.2f}'
-                          for result in results.values()])
+    row('', (name[-20:] for name in results))
+    for key, base in metrics[0].items():
+        row(key, (f'{values[key]:.4f} ({values[key] - base:+.4f})'
+                  for values in metrics))
+    row(f'frames equal to {SAME:g}', (
+        f'{run["same_frames"]}/{run["frames"]}' for run in runs))
+    for step in (*STEPS, 'total'):
+        row(f'ms {step}', (f'{run["milliseconds"][step]:.1f}' for run in runs))
+    row('MiB of models', (f'{run["mib"]:.2f}' for run in runs))
 
 
 @torch.no_grad()

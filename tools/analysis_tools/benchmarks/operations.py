@@ -9,6 +9,7 @@ from typing import Any
 import stock_forms
 import torch
 import torch.nn.functional as F
+from plots.speedups import COMPILED, OURS
 from torch import Tensor
 
 from sigplug.ops import (
@@ -27,24 +28,18 @@ from .timing import Form, Work
 EPS, GEM_EPS = 1e-4, 1e-6
 # The last value below 1 is far from it in bfloat16.
 TOLERANCES = {torch.bfloat16: 2e-2}
-OURS, EAGER, COMPILED = 'sigplug', 'sigplug eager', 'torch.compile of stock'
-MMDET, MMDET3D, MMCV = 'mmdet3d + mmdet', 'mmdet3d', 'mmcv'
-MMPRETRAIN = "mmpretrain's formula"
-TEXTBOOK = 'textbook formula'
-PYG = "PyG's formula"
-AVERAGE, AMAX = 'adaptive_avg_pool2d', 'torch scatter_reduce amax'
-EXACT = ', clip=None'
+EAGER = 'sigplug eager'
 MAP = (128, 128)
 PILLAR_CONFIG = ('mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_'
                  '8xb4-cyclic-20e_nus-3d.py')
 # Those of mmdet3d's CenterPoint.
 PILLARS = dict(
-    voxel_size=(0.2, 0.2, 8), point_cloud_range=(-51.2, -51.2, -5, 51.2, 51.2,
-                                                 3),
+    voxel_size=(0.2, 0.2, 8),
+    point_cloud_range=(-51.2, -51.2, -5, 51.2, 51.2, 3),
     max_points=20, max_voxels=30000)
 VOXELS = dict(
-    voxel_size=(0.075, 0.075, 0.2), point_cloud_range=(-54, -54, -5, 54, 54,
-                                                       3),
+    voxel_size=(0.075, 0.075, 0.2),
+    point_cloud_range=(-54, -54, -5, 54, 54, 3),
     max_points=10, max_voxels=90000)
 
 
@@ -146,7 +141,7 @@ def power(device: torch.device) -> Tensor:
 def sigmoid_case(dtype: torch.dtype, shape: tuple[int, ...],
                  device: torch.device) -> Work:
     x = heatmap_logits(shape, device, dtype)
-    return Work([*stock(MMDET3D, stock_forms.clip_sigmoid),
+    return Work([*stock('mmdet3d', stock_forms.clip_sigmoid),
                  *ours(clip_sigmoid),
                  Form('torch.sigmoid', torch.sigmoid, 'sigmoid')], (x, ),
                 TOLERANCES.get(dtype, 1e-4))
@@ -166,22 +161,24 @@ def loss_case(shape: tuple[int, ...], device: torch.device,
         return partial(
             gaussian_focal_loss_with_logits, clip=clip, avg_factor=peaks)
 
-    return Work([*stock(MMDET, composed, dtype == torch.float32),
-                 *ours(loss(EPS)), *ours(loss(None), 'exact', EXACT)], (x, t),
-                TOLERANCES.get(dtype, 1e-4))
+    return Work([*stock('mmdet3d + mmdet', composed, dtype == torch.float32),
+                 *ours(loss(EPS)), *ours(loss(None), 'exact', ', clip=None')],
+                (x, t), TOLERANCES.get(dtype, 1e-4))
 
 
 def gem_case(shape: tuple[int, ...], device: torch.device,
              **changes: Any) -> Work:
     x, p = features(shape, device, **changes), power(device)
-    average = Form(AVERAGE, lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean')
 
     def formula(x: Tensor, p: Tensor) -> Tensor:
         return stock_forms.gem(x.float(), p)
 
-    return Work([*stock(MMPRETRAIN, formula, x.dtype == torch.float32),
-                 *ours(gem_pool), average], (x, p),
-                TOLERANCES.get(x.dtype, 2e-3))
+    return Work([
+        *stock("mmpretrain's formula", formula, x.dtype == torch.float32),
+        *ours(gem_pool),
+        Form('adaptive_avg_pool2d',
+             lambda x, p: F.adaptive_avg_pool2d(x, 1), 'mean'),
+    ], (x, p), TOLERANCES.get(x.dtype, 2e-3))
 
 
 def window_case(kernel: int, stride: int, shape: tuple[int, ...],
@@ -189,7 +186,8 @@ def window_case(kernel: int, stride: int, shape: tuple[int, ...],
     x, p = features(shape, device), power(device)
     windows = dict(kernel_size=kernel, stride=stride)
     return Work([
-        *stock(TEXTBOOK, partial(stock_forms.gem, eps=GEM_EPS, **windows)),
+        *stock('textbook formula',
+               partial(stock_forms.gem, eps=GEM_EPS, **windows)),
         *ours(partial(gem_pool, **windows)),
         Form('torch avg_pool2d', lambda x, p: F.avg_pool2d(x, **windows),
              'mean'),
@@ -212,9 +210,9 @@ def segment_case(rows: int, num: int, device: torch.device) -> Work:
             0, index[:, None].expand_as(x), x, 'amax')
 
     return Work([
-        *stock(PYG, partial(stock_forms.power_mean_aggregation, index=index,
-                            num_segments=num)),
-        *ours(mean), Form(AMAX, amax, 'max')
+        *stock("PyG's formula", partial(stock_forms.power_mean_aggregation,
+                                        index=index, num_segments=num)),
+        *ours(mean), Form('torch scatter_reduce amax', amax, 'max')
     ], (x, p), tolerance=2e-3)
 
 
@@ -242,7 +240,7 @@ def voxel_case(grid: dict[str, Any], device: torch.device) -> Work:
     def mine(batch: list[Tensor]) -> tuple[Tensor, ...]:
         return hard_voxelize(batch, *arguments)
 
-    return Work([Form(MMCV, mmcv), Form(OURS, mine)], (scans(device), ))
+    return Work([Form('mmcv', mmcv), Form(OURS, mine)], (scans(device), ))
 
 
 def targets_case(num_boxes: int, device: torch.device) -> Work:
@@ -259,8 +257,8 @@ def targets_case(num_boxes: int, device: torch.device) -> Work:
         head, mine = (kind(**arguments) for kind in (StockHead, CenterHead))
     samples = [sample.gt_instances_3d.to(device) for sample in make_batch(
         4, 1, num_boxes=num_boxes)['data_samples']]
-    return Work([Form(MMDET3D, head.get_targets), *ours(mine.get_targets)],
-                (samples, ))
+    return Work([Form('mmdet3d', head.get_targets),
+                 *ours(mine.get_targets)], (samples, ))
 
 
 FP32, BF16 = torch.float32, torch.bfloat16

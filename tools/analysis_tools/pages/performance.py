@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from plots.speedups import draw_speedups
+from plots.speedups import COMPILED, OURS, draw_speedups
 
 from sigplug.errors import UserError
 from sigplug.visualization import save_png
@@ -84,20 +84,18 @@ def case_table(case: Record) -> str:
 
 
 def operation_table(results: list[Record]) -> str:
-    from benchmarks.operations import COMPILED, OURS
     header = ['operation', 'ms', 'times stock', 'times compiled']
     rows = []
     for case in results:
         forms = {row['form']: row for row in case['rows']}
-        mine = forms.get(OURS, {})
-        others = [next(iter(forms.values()), {}), forms.get(COMPILED, {})]
+        mine = forms.pop(OURS, {})
+        others = next(iter(forms.values()), {}), forms.get(COMPILED, {})
         rows.append(row := [case['case']])
         for find in (total, lambda row: row.get('device')):
-            own = find(mine)
-            row.append(ms(own and own[1]))
-            row += [sig3(theirs[1] / own[1]) if own and theirs
-                    and other is not mine else '-'
-                    for other in others for theirs in [find(other)]]
+            own, *theirs = (times and times[1]
+                            for times in map(find, (mine, *others)))
+            row += [ms(own), *(sig3(time / own if own and time else None)
+                               for time in theirs)]
         host = mine.get('host')
         row.append(sig3(host and 1e6 * host[1]))
     if any('host' in row for case in results for row in case['rows']):

@@ -56,24 +56,20 @@ def build_tables(scenes: Sequence[Scene], boxes: dict[str, list[list[Box]]],
     ``boxes`` are those of all sweeps by the scene's name.
     """
     token = partial(make_token, config.seed)
+
+    def named(table: str, names: Sequence[str]) -> Table:
+        return [dict(token=token(table, name), name=name, description='')
+                for name in names]
+
     tables: Tables = dict(
-        category=[
-            dict(token=token('category', name), name=name, description='')
-            for name in CATEGORIES
-        ],
-        attribute=[
-            dict(token=token('attribute', name), name=name, description='')
-            for name in ATTRIBUTES
-        ],
+        category=named('category', CATEGORIES),
+        attribute=named('attribute', ATTRIBUTES),
         visibility=[
             dict(token=number, level=level,
                  description=f'at least {low:.0%} of the LiDAR rays arrive')
-            for number, level, low in VISIBILITIES
-        ],
-        instance=[],
-        sensor=[
-            dict(token=token('sensor'), channel='LIDAR_TOP', modality='lidar')
-        ],
+            for number, level, low in VISIBILITIES],
+        instance=[], sensor=[dict(
+            token=token('sensor'), channel='LIDAR_TOP', modality='lidar')],
         calibrated_sensor=[], ego_pose=[], log=[], scene=[], sample=[],
         sample_data=[], sample_annotation=[], map=[])
     for scene in scenes:
