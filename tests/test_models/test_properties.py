@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from sigplug.models.dense_heads import CenterHead
 
 from .test_dense_heads.center_heads import compare_targets, config, instances
+from .test_dense_heads.stock_twins import spread_scores
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -108,10 +109,8 @@ class Setup:
         with DefaultScope.overwrite_default_scope('mmdet3d'):
             stock = self.build(StockHead)
             ours = self.build(CenterHead, self.velocity, loss)
-        # Scores all over (0, 1), apart from each other and beyond the clip.
-        for param in stock.parameters():
-            if param.dim() > 1:
-                param.data.mul_(self.scale)
+        # Apart from each other and beyond the clip.
+        spread_scores(stock, self.scale)
         state = stock.state_dict()
         ours.load_state_dict(
             {key: state[key] for key in ours.state_dict()}, strict=True)
