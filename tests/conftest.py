@@ -198,16 +198,19 @@ def run_tool() -> Callable[..., str]:
     """A function that runs a tool and returns what it printed."""
 
     def run(tool: str, *args, cwd: Path, expect: int = 0) -> str:
-        done = subprocess.run(
-            tool_command(tool, *args),
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True)
-        assert done.returncode == expect, done.stdout
-        return done.stdout
+        return run_python(TOOLS / tool, *args, cwd=cwd, expect=expect)
 
     return run
+
+
+def run_python(*args, cwd: Path, expect: int = 0, **variables: str) -> str:
+    """Run Python in a process of its own, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, text=True,
+        env=dict(os.environ, **variables),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == expect, done.stdout
+    return done.stdout
 
 
 def tool_command(tool: str, *args) -> list[str]:

@@ -9,13 +9,13 @@ from mmdet3d.registry import MODELS
 from mmengine.hooks import Hook
 from test_configs_run import load, mono_scene, random_scene, shrink
 from test_models.test_dense_heads.stock_twins import (
-    METAS,
     MONO,
-    MONO_METAS,
     build,
     compute_losses,
     features,
     instances,
+    predict,
+    spread_scores,
     stock_of,
 )
 from torch import nn
@@ -31,12 +31,7 @@ every_head = pytest.mark.parametrize('name', NAMES)
 
 def stock(name, **kwargs):
     torch.manual_seed(0)
-    head = build(name, stock_of(name), **kwargs)
-    with torch.no_grad():
-        for param in head.parameters():
-            if param.dim() > 1:
-                param.mul_(2)
-    return head
+    return spread_scores(build(name, stock_of(name), **kwargs))
 
 
 def compute(name, head, x, batch):
@@ -47,14 +42,7 @@ def compute(name, head, x, batch):
     grads = {key: param.grad.clone() for key, param in
              head.named_parameters() if param.grad is not None}
     with torch.no_grad():
-        results = (
-            head.predict_by_feat(head(x), METAS) if name == 'CenterHead' else
-            head.predict_by_feat(*head(x), MONO_METAS) if name == MONO else
-            head.predict_by_feat(*head(x), batch_img_metas=METAS,
-                                 rescale=True, with_nms=True))
-    boxes = [(r.scores_3d, r.bboxes_3d.tensor) if hasattr(r, 'scores_3d')
-             else (r.scores, r.bboxes) for r in results]
-    return losses, grads, boxes
+        return losses, grads, predict(name, head, head(x))
 
 
 def state(head):

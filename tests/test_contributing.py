@@ -1,12 +1,10 @@
 """The worked example of CONTRIBUTING.md works as it is written there."""
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 INIT = 'sigplug/models/layers/__init__.py'
@@ -44,12 +42,8 @@ def tree(tmp_path_factory):
 
 
 def run(tree, *command):
-    done = subprocess.run(
-        [sys.executable, *command], cwd=tree,
-        env=dict(os.environ, PYTHONPATH=str(tree), OMP_NUM_THREADS='1'),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return run_python(
+        *command, cwd=tree, PYTHONPATH=str(tree), OMP_NUM_THREADS='1')
 
 
 def test_its_own_test_passes(tree):

@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import shlex
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -151,16 +150,12 @@ def test_changed_config_loads(name, tmp_path):
 def help_of(tool, *command):
     """What a tool of ``tools/`` says about its options."""
     text, path = io.StringIO(), str(ROOT / 'tools' / tool)
-    before = sys.argv, sys.path[:]
-    sys.argv = [path, *command, '--help']
-    sys.path.insert(0, os.path.dirname(path))
-    try:
-        with redirect_stdout(text), redirect_stderr(text):
-            runpy.run_path(path, run_name='__main__')
-    except SystemExit as end:
-        assert not end.code, text.getvalue()
-    finally:
-        sys.argv, sys.path[:] = before
+    with (pytest.MonkeyPatch.context() as patch, redirect_stdout(text),
+          redirect_stderr(text), pytest.raises(SystemExit) as end):
+        patch.setattr('sys.argv', [path, *command, '--help'])
+        patch.syspath_prepend(os.path.dirname(path))
+        runpy.run_path(path, run_name='__main__')
+    assert not end.value.code, text.getvalue()
     return text.getvalue()
 
 

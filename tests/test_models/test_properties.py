@@ -8,13 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmdet3d.models.dense_heads import CenterHead as StockHead
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
 
 from sigplug.models.dense_heads import CenterHead
 
-from .test_dense_heads.center_heads import config
+from .test_dense_heads.center_heads import compare_targets, config, instances
+from .test_dense_heads.stock_twins import spread_scores
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -90,14 +89,8 @@ class Setup:
             labels, dtype=torch.long)
 
     def instances(self, size=9):
-        batch = []
-        for boxes, labels in self.samples:
-            gt = InstanceData()
-            gt.bboxes_3d = LiDARInstance3DBoxes(
-                boxes[:, :size].clone(), box_dim=size)
-            gt.labels_3d = labels.clone()
-            batch.append(gt)
-        return batch
+        return [instances(boxes[:, :size].clone(), labels.clone())
+                for boxes, labels in self.samples]
 
     def build(self, cls, velocity=True, loss=None):
         cfg, heads = copy.deepcopy(self.cfg), dict(self.heads)
@@ -116,10 +109,8 @@ class Setup:
         with DefaultScope.overwrite_default_scope('mmdet3d'):
             stock = self.build(StockHead)
             ours = self.build(CenterHead, self.velocity, loss)
-        # Scores all over (0, 1), apart from each other and beyond the clip.
-        for param in stock.parameters():
-            if param.dim() > 1:
-                param.data.mul_(self.scale)
+        # Apart from each other and beyond the clip.
+        spread_scores(stock, self.scale)
         state = stock.state_dict()
         ours.load_state_dict(
             {key: state[key] for key in ours.state_dict()}, strict=True)
@@ -136,19 +127,8 @@ class Setup:
 def test_targets_of_center_head(data):
     setup = Setup(data)
     stock, ours = setup.both()
-    size = 9 if setup.velocity else 7
-    actual = ours.get_targets(setup.instances(size))
-    expected = stock.get_targets(setup.instances())
-    for heatmap, other in zip(actual[0], expected[0], strict=True):
-        torch.testing.assert_close(heatmap, other, rtol=0, atol=1e-6)
-        assert heatmap.eq(1).equal(other.eq(1))
-    for boxes, other in zip(actual[1], expected[1], strict=True):
-        assert boxes[..., :3].equal(other[..., :3])
-        torch.testing.assert_close(
-            boxes, other[..., :boxes.shape[2]], rtol=1e-6, atol=1e-6)
-    for part in (2, 3):
-        for value, other in zip(actual[part], expected[part], strict=True):
-            assert value.dtype == other.dtype and value.equal(other)
+    compare_targets(ours.get_targets(setup.instances(ours.box_size)),
+                    stock.get_targets(setup.instances()))
 
 
 @given(st.data())
@@ -159,8 +139,7 @@ def test_losses_of_center_head(data):
     stock, ours = setup.both(clip and dict(
         type='GaussianFocalLossWithLogits', clip=clip))
     x = setup.features()
-    size = 9 if setup.velocity else 7
-    got = ours.loss_by_feat(ours(x), setup.instances(size))
+    got = ours.loss_by_feat(ours(x), setup.instances(ours.box_size))
     expected = stock.loss_by_feat(stock(x), setup.instances())
     # To 1e-6, and their gradients to 1e-6 of the largest.
     assert got.keys() == expected.keys()

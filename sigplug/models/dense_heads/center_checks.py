@@ -1,6 +1,8 @@
 """Checks of what CenterPoint's head is built with."""
+from functools import partial
 from typing import Any
 
+import torch
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from torch import Tensor
 
@@ -24,16 +26,18 @@ def losses_without_act(cls: type, base: type) -> list[str]:
     return found
 
 
-def check_code_weights(cfg: dict, code_size: int) -> None:
-    """Raise a ``ValueError`` unless there is a weight of each value."""
+def check_code_weights(cfg: dict, code_size: int) -> Tensor:
+    """Return a weight of each value as a tensor, or raise a ``ValueError``."""
     weights = cfg.get('code_weights')
-    if weights is not None and (
-            len(weights) != code_size
+    if weights is None:
+        return torch.ones(code_size)
+    if (len(weights) != code_size
             or not all(0 <= weight < float('inf') for weight in weights)):
         raise ValueError(
             f'train_cfg.code_weights must have {code_size} finite values of '
             f'at least 0 for these common_heads, but has {len(weights)}: '
             f'{list(weights)}')
+    return torch.tensor(weights)
 
 
 def per_task(value: Any, num_tasks: int) -> list:
@@ -45,25 +49,17 @@ def per_task(value: Any, num_tasks: int) -> list:
 def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
                    num_tasks: int, box_size: int) -> None:
     """Raise a ``ValueError`` if what only predictions read cannot work."""
-    def numbers(count: int) -> Any:
-        return lambda value: (
-            isinstance(value, (list, tuple)) and len(value) >= count
-            and all(map(is_number, value)))
-
     def check(name: str, value: Any, is_good: Any, wanted: str) -> None:
         if not is_good(value):
             raise ValueError(
                 f'{name} must be {wanted}, but is {value!r}: the first '
                 'validation would fail')
 
-    def size(value: Any) -> bool:
-        return is_integer(value, 1)
+    def check_entry(name: str, is_good: Any, wanted: str) -> None:
+        check(f'test_cfg.{name}', cfg.get(name, 'missing'), is_good, wanted)
 
-    def size_or_none(value: Any) -> bool:
-        return value is None or size(value)
-
-    limits = numbers(6), 'six numbers, (x, y, z) of the lowest and the ' \
-        'highest centre in metres'
+    limits = (partial(_are_numbers, count=6), 'six numbers, (x, y, z) of the '
+              'lowest and the highest centre in metres')
     center_range = getattr(coder, 'post_center_range', None)
     if isinstance(center_range, Tensor):
         # mmdet3d makes one of the list in its first prediction.
@@ -78,19 +74,21 @@ def check_test_cfg(cfg: dict[str, Any], coder: CenterPointBBoxCoder,
           lambda _: len(kinds) == num_tasks and {*kinds} <= {
               'circle', 'rotate'},
           f"'circle' or 'rotate', or a list of them for {num_tasks} tasks")
-    needed: dict[str, tuple] = {}
     if 'circle' in kinds:
-        needed.update(
-            min_radius=(numbers(num_tasks), 'a list of numbers, the squared '
-                        f'radius in metres of each of {num_tasks} tasks'),
-            post_max_size=(size, 'an integer of at least 1'))
+        check_entry('min_radius', partial(_are_numbers, count=num_tasks),
+                    'a list of numbers, the squared radius in metres of each '
+                    f'of {num_tasks} tasks')
+        check_entry('post_max_size', partial(is_integer, least=1),
+                    'an integer of at least 1')
     if 'rotate' in kinds:
-        needed.update(
-            nms_thr=(is_number, 'a number, the largest overlap'),
-            score_threshold=(is_number, 'a number, 0 for none'),
-            pre_max_size=(size_or_none, 'an integer of at least 1 or None'),
-            post_center_limit_range=limits)
-        needed.setdefault('post_max_size', (
-            size_or_none, 'an integer of at least 1 or None'))
-    for name, how in needed.items():
-        check(f'test_cfg.{name}', cfg.get(name, 'missing'), *how)
+        check_entry('nms_thr', is_number, 'a number, the largest overlap')
+        check_entry('score_threshold', is_number, 'a number, 0 for none')
+        for name in ('pre_max_size', 'post_max_size'):
+            check_entry(name, lambda x: x is None or is_integer(x, 1),
+                        'an integer of at least 1 or None')
+        check_entry('post_center_limit_range', *limits)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (isinstance(values, (list, tuple)) and len(values) >= count
+            and all(map(is_number, values)))

@@ -152,7 +152,8 @@ class CenterHead(_CenterHead):
         # A box is (x, y, z, dx, dy, dz, yaw[, vx, vy]); the targets encode
         # the yaw as (sin, cos).
         self.box_size = 9 if self.with_velocity else 7
-        check_code_weights(self.train_cfg or {}, self.box_size + 1)
+        code_weights = check_code_weights(
+            self.train_cfg or {}, self.box_size + 1)
         if (self.test_cfg and self._decodes_itself
                 and type(self).predict_by_feat is CenterHead.predict_by_feat):
             check_test_cfg(self.test_cfg, self.bbox_coder,
@@ -162,15 +163,11 @@ class CenterHead(_CenterHead):
                  'its loss ignores the activation that the config selects. '
                  'Let it call super() or apply self.heatmap_act to the '
                  'logits')
-        code_weights = (self.train_cfg or {}).get('code_weights')
-        if code_weights is None:
-            code_weights = [1.0] * (self.box_size + 1)
         # Buffers, as a list in a training step would wait for a GPU; no part
         # of the state_dict. A head that is accelerated may be on one already.
-        device = next((param.device for param in self.parameters()), None)
+        device = next(self.parameters()).device
         self.register_buffer(
-            '_code_weights', torch.tensor(code_weights, device=device),
-            persistent=False)
+            '_code_weights', code_weights.to(device), persistent=False)
         self.register_buffer(
             '_class_weights', None if class_weights is None else
             check_class_weights(class_weights, sum(self.num_classes)),

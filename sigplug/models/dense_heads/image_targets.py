@@ -1,4 +1,5 @@
 """Targets of heads on images, for all boxes of a batch at once."""
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,13 @@ def scale_of(feat_shape: tuple, batch_img_metas: list[dict]) -> float:
     return size[1] / image[1]
 
 
+def _to_cells(feat_shape: tuple, img_shape: tuple, x: Tensor,
+              y: Tensor) -> Tensor:
+    """Return pixels of the image in cells of the map, ``(N, 2)``."""
+    return torch.stack((x * (feat_shape[3] / img_shape[1]),
+                        y * (feat_shape[2] / img_shape[0])), 1)
+
+
 class CenterNetTargets:
     """Targets of mmdet's ``CenterNetHead`` without its loop over boxes."""
 
@@ -92,11 +100,10 @@ class CenterNetTargets:
         """
         boxes, labels = torch.cat(gt_bboxes), torch.cat(gt_labels)
         batch, _, height, width = feat_shape
-        x_scale, y_scale = width / img_shape[1], height / img_shape[0]
-        center = torch.stack(((boxes[:, 0] + boxes[:, 2]) * x_scale / 2,
-                              (boxes[:, 1] + boxes[:, 3]) * y_scale / 2), 1)
-        extent = torch.stack(((boxes[:, 2] - boxes[:, 0]) * x_scale,
-                              (boxes[:, 3] - boxes[:, 1]) * y_scale), 1)
+        x1, y1, x2, y2 = boxes.unbind(1)
+        scale = partial(_to_cells, feat_shape, img_shape)
+        center = scale((x1 + x2) / 2, (y1 + y2) / 2)
+        extent = scale(x2 - x1, y2 - y1)
         inside = ((center > -1).all(1) & (center[:, 0] < width)
                   & (center[:, 1] < height))
         cells = ImageCells(center.long(), sample_of(gt_bboxes), inside,
@@ -131,12 +138,8 @@ class CornerTargets:
         """
         boxes, labels = torch.cat(gt_bboxes), torch.cat(gt_labels)
         batch, _, height, width = feat_shape
-        x_scale, y_scale = width / img_shape[1], height / img_shape[0]
-
-        def scale(x: Tensor, y: Tensor) -> Tensor:
-            return torch.stack((x * x_scale, y * y_scale), 1)
-
         x1, y1, x2, y2 = boxes.unbind(1)
+        scale = partial(_to_cells, feat_shape, img_shape)
         corners = scale(x1, y1), scale(x2, y2)
         center = scale((x1 + x2) / 2, (y1 + y2) / 2)
         last = boxes.new_zeros(2)

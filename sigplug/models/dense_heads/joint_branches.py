@@ -107,14 +107,13 @@ def _read(task: Any, name: str) -> _Branch | None:
     if [type(layer) for layer in found[:4]] != [
             nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]:
         return None
-    conv, norm = found.conv, found.norm
-    if (conv.groups != 1 or final.groups != 1 or conv.dilation != (1, 1)
-            or final.dilation != (1, 1) or conv.padding_mode != 'zeros'
-            or final.padding_mode != 'zeros' or final.bias is None
-            or norm.momentum is None or not norm.affine
-            or not norm.track_running_stats):
-        return None
-    return found
+    norm = found.norm
+    is_plain = (
+        all((conv.groups, conv.dilation, conv.padding_mode) == (
+            1, (1, 1), 'zeros') for conv in (found.conv, final))
+        and final.bias is not None and norm.momentum is not None
+        and norm.affine and norm.track_running_stats)
+    return found if is_plain else None
 
 
 def _kind(branch: _Branch) -> tuple[Any, ...]:

@@ -87,28 +87,29 @@ class GeMNeck(GeM):
                 f'num_levels={num_levels} and channels={channels} exclude '
                 'each other: for one p per channel of each level give '
                 'channels one number for each level')
-        sizes: Any = channels
+        # The number of values of p for each level.
+        sizes: list[int] | None = None
         if num_levels is not None:
             check_integer('num_levels', num_levels, 1)
             sizes = [1] * num_levels
-        several = isinstance(sizes, (tuple, list))
-        if several:
-            _check_counts('channels', sizes)
+        elif isinstance(channels, (tuple, list)):
+            _check_counts('channels', channels)
+            sizes = list(channels)
         _check_counts('bins', bins)
         check_flag('keep_parts', keep_parts)
+        count: Any = sum(sizes) if sizes else channels
         super().__init__(
             p,
             eps,
             clamp,
             p_trainable,
-            channels=sum(sizes) if several else sizes,
+            channels=count,
             p_range=p_range)
         self.channels = channels
         self.num_levels = num_levels
         self.bins = tuple(bins)
         self.keep_parts = keep_parts
-        # The number of values of p for each level.
-        self._sizes = list(sizes) if several else None
+        self._sizes = sizes
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Any:
         """Pool each level to ``(N, C * sum(bins))``.
@@ -126,23 +127,20 @@ class GeMNeck(GeM):
                 that of ``p``.
         """
         if isinstance(inputs, Tensor):
-            return self._pool_levels((inputs, ))[0]
-        return self._pool_levels(inputs)
-
-    def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return self.forward((inputs, ))[0]
         power = self.power()
-        powers: Sequence[float | Tensor] = [power] * len(levels)
+        powers: Sequence[float | Tensor] = [power] * len(inputs)
         if self._sizes is not None:
-            if len(levels) != len(self._sizes):
+            if len(inputs) != len(self._sizes):
                 raise ValueError(f'p has values for {len(self._sizes)} '
-                                 f'levels, but inputs has {len(levels)}')
-            found = [x.shape[1] for x in levels]
+                                 f'levels, but inputs has {len(inputs)}')
+            found = [x.shape[1] for x in inputs]
             if self.channels is not None and found != self._sizes:
                 raise ValueError('inputs must have the channels='
                                  f'{self._sizes}, but has {found}')
             if isinstance(power, Tensor):
                 powers = power.split(self._sizes)
-        return tuple(map(self._pool, levels, powers))
+        return tuple(map(self._pool, inputs, powers))
 
     def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
         """Pool one level, its strips side by side."""

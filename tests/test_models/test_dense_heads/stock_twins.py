@@ -107,15 +107,18 @@ def stock_of(name):
     return f'{CASES[name].scope}.'
 
 
+def spread_scores(head, scale=2):
+    """Scale the weights, for scores all over (0, 1)."""
+    for param in head.parameters():
+        if param.dim() > 1:
+            param.data.mul_(scale)
+    return head
+
+
 def both(name, stock_loss=None, dtype=torch.float32, scale=2, **kwargs):
     """The stock head and ours, with the same weights."""
-    stock = build(name, stock_of(name), stock_loss)
+    stock = spread_scores(build(name, stock_of(name), stock_loss), scale)
     ours = build(name, **kwargs)
-    # Scores all over (0, 1).
-    with torch.no_grad():
-        for param in stock.parameters():
-            if param.dim() > 1:
-                param.mul_(scale)
     ours.load_state_dict(stock.state_dict(), strict=True)
     return stock.to(dtype), ours.to(dtype)
 

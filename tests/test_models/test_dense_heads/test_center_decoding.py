@@ -50,6 +50,12 @@ def maps(velocity, step=None, seed=0, confidence=3.0, equal_scores=True):
     return tuple(preds)
 
 
+def convert(preds, to):
+    """The predictions in another dtype, or on another device."""
+    return tuple([{name: x.to(to) for name, x in pred.items()}]
+                 for pred, in preds)
+
+
 def randomise(heads, nms_type, seed, equal_scores):
     """Give both heads the same random limits, and return maps for them."""
     rng = random.Random(seed)
@@ -182,8 +188,7 @@ def test_reads_values_at_most_twice(heads, nms_type, equal, monkeypatch):
 @NMS_TYPES
 def test_waits_at_most_twice_for_cuda(nms_type):
     stock, ours = (head.cuda() for head in both())
-    preds = tuple([{name: x.cuda() for name, x in pred.items()}]
-                  for pred, in maps(True))
+    preds = convert(maps(True), 'cuda')
     for head in (stock, ours):
         head.test_cfg['nms_type'] = nms_type
     expected = predict(stock, preds)
@@ -219,11 +224,9 @@ def test_a_type_of_nms_for_each_task(heads, way, rounds, monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_decoded_in_float32(heads, dtype, way):
     _, ours = usual(heads, 'circle')
-    preds = tuple([{name: x.to(dtype) for name, x in pred.items()}]
-                  for pred, in maps(True))
-    wide = tuple([{name: x.float() for name, x in pred.items()}]
-                 for pred, in preds)
-    assert_equal(predict(ours, preds), predict(ours, wide))
+    preds = convert(maps(True), dtype)
+    assert_equal(predict(ours, preds),
+                 predict(ours, convert(preds, torch.float32)))
 
 
 class Decoder(torch.nn.Module):

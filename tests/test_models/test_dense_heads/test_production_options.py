@@ -61,22 +61,7 @@ def test_class_weights_and_losses_by_class(loss, clip):
         assert losses.pop(f'task{task}.loss_heatmap').item() == pytest.approx(
             sum(values), rel=1e-6)
     assert losses.keys() == {f'task{i}.loss_bbox' for i in range(6)}
-
-
-@pytest.mark.parametrize('loss', LOSSES)
-def test_options_that_change_nothing(loss):
-    """Weights of 1, no region, and the losses by class that are logged."""
-    plain = build(loss)
-    head = build(loss, class_weights=[1] * 10, log_class_losses=True,
-                 ignore_label=-7)
-    preds = plain(features())
-    expected = plain.loss_by_feat(preds, BATCH)
-    losses = head.loss_by_feat(preds, BATCH)
-    for key, value in expected.items():
-        torch.testing.assert_close(losses[key], value, rtol=1e-6, atol=0)
-    # mmengine adds up what has "loss" in its name.
-    assert {key for key in losses if 'loss' in key} == set(expected)
-    assert list(head.state_dict()) == list(plain.state_dict())
+    assert head.state_dict().keys() == build().state_dict().keys()
 
 
 @pytest.mark.parametrize('loss, clip', LOSSES.items())

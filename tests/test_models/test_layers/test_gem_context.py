@@ -1,8 +1,7 @@
-"""``GeMContext`` by hand, in mmcv's plugins and around real necks."""
+"""``GeMContext`` by hand and as a plugin; as a neck: test_inner_neck.py."""
 import pytest
 import torch
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 from test_ops.pooling import reference
 from torch import nn
@@ -142,38 +141,3 @@ def test_pretrained_weights_win(tmp_path):
         model.init_weights()
         assert model.neck(x).equal(expected)
     assert not source.neck(x).equal(x)
-
-
-# --- around a neck --------------------------------------------------------
-
-STOCK = dict(
-    type='mmdet3d.SECONDFPN', in_channels=[32, 64, 128],
-    out_channels=[32] * 3, upsample_strides=[1, 2, 4],
-    use_conv_for_no_stride=True)
-
-
-def with_neck(cfg):
-    return nn.ModuleDict(dict(neck=MODELS.build(cfg))).eval()
-
-
-def test_checkpoints():
-    """Those of the stock neck, also by mmengine, and its own strictly."""
-    stock, ours = with_neck(STOCK), with_neck(
-        dict(type='GeMContext', in_channels=[96], inner=STOCK))
-    missing, unexpected = ours.load_state_dict(
-        stock.state_dict(), strict=False)
-    assert not unexpected and missing and all(
-        key.startswith('neck.contexts.0.') for key in missing)
-    levels = [features(1, c, n, n) for c, n in ((32, 8), (64, 4), (128, 2))]
-    expected = stock.neck(levels)
-    got = ours.neck(levels)
-    assert type(got) is type(expected) is list
-    assert got[0].equal(expected[0]) and expected[0].any()
-
-    saved = ours.state_dict()
-    nn.init.ones_(saved['neck.contexts.0.conv2.bias'])
-    ours.load_state_dict(saved, strict=True)
-    assert not ours.neck(levels)[0].equal(expected[0])
-    stock.neck.deblocks[0][0].weight.data.fill_(0.25)
-    load_state_dict(ours, stock.state_dict())
-    assert (ours.neck.inner.deblocks[0][0].weight == 0.25).all()

@@ -4,6 +4,8 @@ from mmdet.registry import MODELS as MMDET
 from mmdet3d.registry import MODELS as MMDET3D
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
 
 from sigplug.models import GeMContext, GeMPyramid
 from sigplug.models.layers.inner_neck import InnerNeck
@@ -42,6 +44,22 @@ def test_around_and_behind_a_neck(registry, scope, prefix):
     fixed = GeMPyramid(4, p_trainable=False, inner=FPN)
     fixed.load_state_dict(stock.state_dict(), strict=True)
     fixed.load_state_dict(fixed.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize('load', [
+    lambda model, state: model.load_state_dict(state, strict=False),
+    load_state_dict], ids=['torch', 'mmengine'])
+def test_checkpoints_of_a_model(load):
+    """That of the stock model, and its own strictly."""
+    stock, ours = (nn.ModuleDict(dict(neck=neck)) for neck in (
+        MMDET.build(FPN), GeMContext(6, inner=FPN)))
+    load(ours, stock.state_dict())
+    state = ours.state_dict()
+    for key, value in stock.state_dict().items():
+        assert state[key.replace('neck.', 'neck.inner.')].equal(value)
+    nn.init.ones_(state['neck.contexts.0.conv2.bias'])
+    ours.load_state_dict(state, strict=True)
+    assert ours.neck.contexts[0].conv2.bias.all()
 
 
 def test_init_weights_reaches_the_inner_neck():

@@ -13,6 +13,7 @@ from mmdet3d.models.voxel_encoders.voxel_encoder import DynamicVFE
 from test_ops.pooling import reference
 from torch import nn
 
+from sigplug.models import SegmentGeM
 from sigplug.models.voxel_encoders import (
     GeMDynamicPillarFeatureNet,
     GeMDynamicVFE,
@@ -54,18 +55,9 @@ def build(kind, feat_channels=(8, ), stock=False, **kwargs):
 
 def layers_of(net):
     """Linear layer and norm of each layer."""
-    if isinstance(net, (DynamicPillarFeatureNet, DynamicVFE)):
-        layers = net.vfe_layers if hasattr(net, 'vfe_layers') else (
-            net.pfn_layers)
-        return [(layer[0], layer[1]) for layer in layers]
-    return [(layer.linear, layer.norm) for layer in net.pfn_layers]
-
-
-def gems_of(net):
-    """The reduction of each layer."""
-    for name in ('pfn_scatter', 'vfe_scatter', 'pfn_layers'):
-        if hasattr(net, name):
-            return [layer.gem for layer in getattr(net, name)]
+    layers = getattr(net, 'vfe_layers', None) or net.pfn_layers
+    return [layer[:2] if isinstance(layer, nn.Sequential) else
+            (layer.linear, layer.norm) for layer in layers]
 
 
 def clouds(outside=True):
@@ -286,7 +278,7 @@ def test_fusion_layer_meets_the_points_of_its_features():
 @ALL
 def test_arguments(kind):
     net = build(kind, eps=1e-3, p=2.0, p_range=(1.5, 9.0))
-    gem, = gems_of(net)
+    gem, = (x for x in net.modules() if isinstance(x, SegmentGeM))
     assert (gem.eps, gem.p.item(), gem.p_range) == (1e-3, 2.0, (1.5, 9.0))
     assert layers_of(net)[0][1].momentum == 0.1 and 'p=[2.0]' in repr(net)
     with pytest.raises(ValueError, match="mode='max' .*GeM.*p=1 is the mean"):
