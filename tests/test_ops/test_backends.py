@@ -34,11 +34,6 @@ CALLS = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """Once is enough here, in place of once for each backend."""
-
-
 @pytest.fixture(autouse=True)
 def no_choice(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)

@@ -27,16 +27,13 @@ from sigplug.ops import (
 from .cases import CASES
 
 every_case = pytest.mark.parametrize('name', CASES)
-every_backend = pytest.mark.parametrize(
-    'backend', ['eager', 'auto'], indirect=True)
 WIDE = torch.float64
 
 
-@pytest.fixture
+@pytest.fixture(params=['eager', 'auto'])
 def backend(request, monkeypatch) -> None:
-    """Only for tests that ask for it: transformations take the plain form."""
-    if hasattr(request, 'param'):
-        monkeypatch.setenv(ops.backends.VARIABLE, request.param)
+    """Of a single test, as transformations take the plain form."""
+    monkeypatch.setenv(ops.backends.VARIABLE, request.param)
 
 
 @pytest.fixture
@@ -86,7 +83,6 @@ CLOSE = {
 }
 
 
-@every_backend
 @every_case
 @pytest.mark.parametrize('dtype', CLOSE, ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -116,7 +112,6 @@ def test_equals_the_plain_form_in_float64(name, dtype, layout, backend):
         assert_close(got.double(), slope, **close)
 
 
-@every_backend
 @every_case
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_changes_no_bit(name, dtype, backend):
@@ -129,7 +124,6 @@ def test_autocast_changes_no_bit(name, dtype, backend):
     assert all(map(torch.equal, cast_grads, grads))
 
 
-@every_backend
 @every_case
 def test_without_gradient_and_each_gradient_alone(name, backend):
     """And no input is overwritten."""

@@ -13,11 +13,8 @@ from sigplug.ops import hard_voxelize
 
 RANGE = (-4.0, -2.0, -1.0, 4.0, 2.0, 1.0)
 SIZES = [(0.5, 0.5, 2.0), (0.3, 0.7, 0.4), (8.0, 4.0, 2.0)]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """There is one form."""
+# Of the points of a voxel, and of the voxels.
+LIMITS = [(5, 4000), (1, 30), (40, 3)]
 
 
 def cloud(n, channels=4, dtype=torch.float32):
@@ -44,26 +41,17 @@ def check(points, size, max_points=5, max_voxels=4000, grid=RANGE):
     return got
 
 
-def check_clouds(seeds, size):
+@pytest.mark.parametrize('seeds', [
+    range(4), pytest.param(range(68), marks=pytest.mark.slow)])
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_equals_mmcv(size, seeds):
     for seed in seeds:
         torch.manual_seed(seed)
-        dtype = (torch.float32, torch.float32, torch.float64,
-                 torch.float16)[seed // 4 % 4]
+        dtype = (torch.float32, torch.float64, torch.float16)[seed % 3]
         for n in (0, 1, 7, 100, 2000):
             points = cloud(n, channels=3 + seed % 4, dtype=dtype)
-            for max_points, max_voxels in ((5, 4000), (1, 30), (40, 3)):
-                check(points, size, max_points, max_voxels)
-
-
-@pytest.mark.parametrize('size', SIZES, ids=str)
-def test_equals_mmcv(size):
-    check_clouds(range(0, 16, 4), size)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('size', SIZES, ids=str)
-def test_1000_clouds_equal_mmcvs(size):
-    check_clouds(range(68), size)
+            for limits in LIMITS:
+                check(points, size, *limits)
 
 
 ADVERSARIAL = dict(
@@ -84,7 +72,7 @@ ADVERSARIAL = dict(
 @pytest.mark.parametrize('name', ADVERSARIAL)
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_adversarial_clouds_equal_mmcvs(name, size):
-    for limits in ((5, 4000), (1, 30), (40, 3)):
+    for limits in LIMITS:
         check(ADVERSARIAL[name].clone(), size, *limits)
 
 
@@ -99,7 +87,7 @@ def test_equals_the_cpu_and_mmcv_on_cuda(size):
     for seed in range(20):
         torch.manual_seed(seed)
         points = cloud(2000)
-        for limits in ((5, 4000), (1, 30), (40, 3)):
+        for limits in LIMITS:
             on_cpu = hard_voxelize(points, size, RANGE, *limits)
             # There mmcv takes the cell of a NaN for the first.
             clean = points.nan_to_num(9.0).cuda()

@@ -23,11 +23,6 @@ POWERS = [1.0, 1.5, 2.0, 3.0, 4.5, 6.5, 20.0, 50.0]
 AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """Exporters take the eager form, whatever is chosen."""
-
-
 class Function(nn.Module):
     """What exporters take."""
 

@@ -21,6 +21,8 @@ from sigplug.ops import (
 from . import references, strategies
 from .references import LD, assert_within, exact
 
+pytestmark = pytest.mark.usefixtures('backend')
+
 
 def run(function, x, p=None, upstream=1.0):
     """Output, and the gradients with respect to ``x`` and a tensor ``p``."""

@@ -25,11 +25,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """The kernels themselves are called, whatever is chosen."""
-
-
 def on(sets):
     if isinstance(sets, Dims):
         mask = sets.members
