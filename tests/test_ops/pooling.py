@@ -3,9 +3,6 @@ import math
 
 import torch
 
-POWERS = (0.5, 1.0, 2.5, 3.0, 6.5, 20.0, 50.0)
-HALF = (torch.float16, torch.bfloat16)
-
 
 def reference(x, p, dims, eps=1e-6, keepdim=False):
     """Power mean in float64 by logarithms, which never overflow.

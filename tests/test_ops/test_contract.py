@@ -9,7 +9,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,7 +23,7 @@ from sigplug.ops import (
     segment_generalized_mean,
 )
 
-from .cases import CASES
+from .cases import CASES, Function
 
 every_case = pytest.mark.parametrize('name', CASES)
 WIDE = torch.float64
@@ -249,17 +248,6 @@ def dynamo():
     torch._dynamo.reset()
 
 
-class Wrapper(nn.Module):
-    """What ``torch.export`` takes."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
-
-
 @every_case
 def test_compile_and_export(name, dynamo):
     """One graph; the backward is derived by the compiler."""
@@ -270,7 +258,7 @@ def test_compile_and_export(name, dynamo):
     assert_close(value_and_grads(compiled, inputs, constants),
                  value_and_grads(case.function, inputs, constants))
     tensors = (*inputs, *constants)
-    program = torch.export.export(Wrapper(case.function), tensors)
+    program = torch.export.export(Function(case.function), tensors)
     assert_close(program.module()(*tensors), case.function(*tensors))
 
 

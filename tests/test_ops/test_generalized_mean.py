@@ -13,11 +13,6 @@ from .tolerances import assert_close
 pytestmark = pytest.mark.usefixtures('backend')
 
 
-def textbook(x, p, dims):
-    """The usual form, in the dtype of ``x``."""
-    return x.clamp(min=1e-6).pow(p).mean(dims).pow(1 / p)
-
-
 def test_one_is_the_mean_and_inf_the_maximum_exactly():
     x = random_input(3, 4, 5, 6).abs() + 1e-3
     for dims in ((-2, -1), (1, ), (0, 3)):
@@ -50,10 +45,6 @@ def test_dead_channels_have_finite_gradients(p):
     dx, dp = grads(generalized_mean, x, power)
     assert dx.isfinite().all() and (dx[:, 1:] == 0).all()
     assert dp[0] > 1e-3 and dp[1:].abs().max() < 1e-9
-    if p >= 8:
-        _, dp = grads(lambda x, p: textbook(x, p, (-2, -1)), x[:, 1],
-                      torch.tensor(p))
-        assert not dp.isfinite()
 
 
 @pytest.mark.parametrize('shape', [(2, 3, 4, 5), (2, 1, 4, 5), (4, 5),
