@@ -47,10 +47,8 @@ def value_and_grads(function, inputs, constants):
     inputs = [x.detach().requires_grad_() for x in inputs]
     y = function(*inputs, *constants)
     # Weights tell outputs apart that a sum would mix up.
-    weight = torch.linspace(0.5, 1.5, max(y.numel(), 1), dtype=y.dtype)
-    grads = torch.autograd.grad(
-        y, inputs, weight[:y.numel()].view(y.shape).to(y.device))
-    return y.detach(), grads
+    weight = torch.linspace(0.5, 1.5, y.numel()).view(y.shape).to(y)
+    return y.detach(), torch.autograd.grad(y, inputs, weight)
 
 
 def scalar(function):

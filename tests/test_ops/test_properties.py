@@ -24,14 +24,13 @@ from .references import LD, assert_within, exact
 pytestmark = pytest.mark.usefixtures('backend')
 
 
-def run(function, x, p=None, upstream=1.0):
+def run(function, x, p=None, upstream=None):
     """Output, and the gradients with respect to ``x`` and a tensor ``p``."""
     inputs = [v.detach().requires_grad_() for v in (x, p)
               if isinstance(v, torch.Tensor)]
     y = function(*inputs)
-    upstream = torch.full_like(y, upstream) if isinstance(
-        upstream, float) else upstream.to(y.dtype)
-    grads = torch.autograd.grad(y, inputs, upstream)
+    grads = torch.autograd.grad(
+        y, inputs, torch.ones_like(y) if upstream is None else upstream.to(y))
     for value, grad in zip(inputs, grads):
         assert grad.shape == value.shape and grad.dtype == value.dtype
     return (y.detach(), *grads)

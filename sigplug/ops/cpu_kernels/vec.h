@@ -153,13 +153,9 @@ SIGPLUG_INLINE void store_upto(Vec x, T* out, int64_t n) {
 
 // A mask, of n <= kWidth booleans; false behind them.
 SIGPLUG_INLINE IntVec load_mask(const bool* mask, int64_t n) {
-  int8_t bytes[kWidth] = {};
-  std::memcpy(bytes, mask, n);
-  int32_t wide[kWidth];
-  for (int i = 0; i < kWidth; ++i) wide[i] = bytes[i];
-  IntVec out;
-  std::memcpy(&out, wide, sizeof out);
-  return out != 0;
+  int8_t bytes __attribute__((vector_size(kWidth))) = {};
+  std::memcpy(&bytes, mask, n);
+  return __builtin_convertvector(bytes, IntVec) != 0;
 }
 
 // All bits set in the first n lanes.
@@ -175,9 +171,7 @@ SIGPLUG_INLINE Vec first_of(Vec x, int64_t n) {
 }
 
 SIGPLUG_INLINE bool any(IntVec x) {
-  int32_t found = 0;
-  for (int i = 0; i < kWidth; ++i) found |= x[i];
-  return found != 0;
+  return reduce(x, [](int32_t a, int32_t b) { return a | b; }) != 0;
 }
 
 // Calls function(T{}) with the type that the Python side names by a number.
