@@ -1,6 +1,7 @@
 """The clipped sigmoid of CenterPoint-style heatmap heads."""
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,22 +12,6 @@ from ._tracing import is_compiling
 from .backends import check_backend
 
 GRAD_MODES = ('zero', 'straight_through')
-
-# Significant bits and the exponent of the smallest subnormal, by dtype.
-_FLOAT_FORMATS = {
-    torch.float16: (11, -24),
-    torch.bfloat16: (8, -133),
-    torch.float32: (24, -149),
-    torch.float64: (53, -1074),
-}
-
-
-def _round_to_grid(value: float, dtype: torch.dtype, rounding) -> float:
-    """Round a positive float to a multiple of its unit in ``dtype``."""
-    bits, min_exponent = _FLOAT_FORMATS[dtype]
-    unit = max(math.frexp(value)[1] - bits, min_exponent)
-    return math.ldexp(rounding(math.ldexp(value, -unit)), unit)
-
 
 def representable_bounds(min_val: float, max_val: float,
                          dtype: torch.dtype) -> tuple[float, float]:
@@ -55,12 +40,18 @@ def _bounds(min_val: float, max_val: float,
     if min_val >= max_val:
         raise ValueError(f'min_val must be smaller than max_val, but got '
                          f'min_val={min_val} and max_val={max_val}')
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps
     half = dtype in (torch.float16, torch.bfloat16)
-    low = _round_to_grid(min_val, dtype, math.ceil if half else round)
-    high = _round_to_grid(max_val, dtype, math.floor if half else round)
-    bits, min_exponent = _FLOAT_FORMATS[dtype]
-    low = max(low, math.ldexp(1.0, min_exponent))
-    high = min(high, 1.0 - math.ldexp(1.0, -bits))
+
+    def to_grid(value: float, rounding: Callable[[float], int]) -> float:
+        # A power of two, by which a division is exact.
+        unit = max(math.ldexp(info.eps, math.frexp(value)[1] - 1), smallest)
+        return rounding(value / unit) * unit
+
+    low = max(to_grid(min_val, math.ceil if half else round), smallest)
+    high = min(to_grid(max_val, math.floor if half else round),
+               1.0 - info.eps / 2)
     if low >= high:
         raise ValueError(
             f'min_val={min_val} and max_val={max_val} cross when rounded to '

@@ -99,16 +99,9 @@ def voxelize_batch(
     first, in_voxel = order[start], inside[order]
     is_first = torch.zeros_like(inside).index_put(
         (order, ), starts & in_voxel)
-    number = is_first.cumsum(0)
-    offsets, found = [], []
-    end = 0
-    totals = torch.cat([number.new_zeros(1), number])
-    for n in lengths:
-        found.append(totals[end + n] - totals[end])
-        offsets.append(totals[end])
-        end += n
-    kept = torch.stack(found).clamp(max=max_voxels)
-    number = number - 1 - torch.stack(offsets)[sample]
+    found = torch.stack([part.sum() for part in is_first.split(lengths)])
+    kept = found.clamp(max=max_voxels)
+    number = is_first.cumsum(0) - 1 - (found.cumsum(0) - found)[sample]
     row = number + (kept.cumsum(0) - kept)[sample]
     fits = inside & (number < max_voxels)
     # This waits for a GPU.

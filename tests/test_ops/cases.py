@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigplug.ops import (
     clip_sigmoid,
@@ -37,6 +37,17 @@ def positive(*shape: int) -> Tensor:
     """Distinct, so that the maximum has no tie, and above the clamp."""
     n = torch.Size(shape).numel()
     return torch.linspace(0.2, 3.0, n)[torch.randperm(n)].view(shape)
+
+
+class Function(nn.Module):
+    """What exporters take."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(*tensors)
 
 
 @dataclass

@@ -1,17 +1,11 @@
-import os
-
 import pytest
 
 from sigplug.ops import backends
 
 
-@pytest.fixture(scope='module', params=['eager', 'auto'], autouse=True)
+@pytest.fixture(scope='module', params=['eager', 'auto'])
 def backend(request):
-    """Every test of an operation holds its plain form and its kernels."""
-    before = os.environ.get(backends.VARIABLE)
-    os.environ[backends.VARIABLE] = request.param
-    yield request.param
-    if before is None:
-        del os.environ[backends.VARIABLE]
-    else:
-        os.environ[backends.VARIABLE] = before
+    """What a test asks of an operation, of its plain form and its kernels."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(backends.VARIABLE, request.param)
+        yield

@@ -3,9 +3,6 @@ import math
 
 import torch
 
-POWERS = (0.5, 1.0, 2.5, 3.0, 6.5, 20.0, 50.0)
-HALF = (torch.float16, torch.bfloat16)
-
 
 def reference(x, p, dims, eps=1e-6, keepdim=False):
     """Power mean in float64 by logarithms, which never overflow.
@@ -29,8 +26,6 @@ def grads(function, *inputs):
     return torch.autograd.grad(function(*inputs).sum(), inputs)
 
 
-def random_input(*shape, seed=0, dtype=torch.float32):
+def random_input(*shape):
     """Positive and negative values over several orders of magnitude."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator)
-    return (x * torch.exp(torch.randn(shape, generator=generator))).to(dtype)
+    return torch.randn(shape) * torch.randn(shape).exp()

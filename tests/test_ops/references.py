@@ -8,7 +8,8 @@ Each reference returns pairs of the true value and the error that is allowed,
 which is counted in roundings of the computing dtype (float32 for the half
 types) and, once, of the output dtype.
 """
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -210,40 +211,18 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha=2.0, gamma=4.0,
 
 @dataclass
 class Sets:
-    """Which elements each output pools.
-
-    Members and powers are flat places in ``x`` and ``p``; ``counts`` differ
-    from the number of members where padding takes part in the mean.
-    """
+    """Which elements each output pools: flat places in ``x`` and ``p``."""
 
     shape: tuple[int, ...]
-    members: list[np.ndarray] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    powers: list[int] = field(default_factory=list)
-
-    def add(self, members, count, power) -> None:
-        self.members.append(members)
-        self.counts.append(count)
-        self.powers.append(int(power))
+    members: list[np.ndarray]
+    powers: list[int]
 
 
-@dataclass
-class Pooled:
-    """Output and gradients, each with its allowed errors."""
-
-    y: np.ndarray
-    y_allowed: np.ndarray
-    dx: np.ndarray
-    dx_allowed: np.ndarray
-    dp: np.ndarray
-    dp_allowed: np.ndarray
-
-
-def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
+def mean_of_set(c: np.ndarray, p: float, dtype: torch.dtype):
     """Value and derivatives of one set, each with its allowed error."""
-    u, out = rounding(dtype), wide(dtype)
+    u, out, count = rounding(dtype), wide(dtype), len(c)
     zeros = np.zeros(c.shape, dtype=LD)
-    if len(c) == 0:
+    if count == 0:
         return (LD(0), LD(0)), (zeros, zeros), (LD(0), LD(0))
     m = c.max()
     if m == 0:
@@ -275,7 +254,7 @@ def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
     if out == torch.float64:
         # Nothing is wider to sum in: a sum of n positive terms is off by
         # up to n - 1 roundings, of which the root takes the p-th part.
-        y_allowed += (len(c) - 1) * u * y / p
+        y_allowed += (count - 1) * u * y / p
     # A ratio below the smallest normal number has few bits, or none.
     lost = np.where(ratio < smallest_normal(out), ulp(ratio, out), 0)
     if p < 1:
@@ -309,15 +288,13 @@ def mean_of_set(c: np.ndarray, count: int, p: float, dtype: torch.dtype):
 
 
 def pooled(x: Tensor, p: Tensor | float, sets: Sets, eps: float | None,
-           upstream: np.ndarray) -> Pooled:
+           upstream: np.ndarray):
     """Generalised means of ``sets``, and gradients for ``upstream``."""
     dtype, out = x.dtype, wide(x.dtype)
     flat = exact(x).reshape(-1)
-    if eps is None:
-        c, passes = flat, np.ones(flat.shape, dtype=LD)
-    else:
-        limit = exact(torch.tensor(eps, dtype=out))
-        c, passes = np.maximum(flat, limit), (flat >= limit).astype(LD)
+    limit = -LD(np.inf) if eps is None else exact(
+        torch.tensor(eps, dtype=out))
+    c, passes = np.maximum(flat, limit), flat >= limit
     powers = exact(p).reshape(-1)
     upstream = np.broadcast_to(exact(upstream), sets.shape).reshape(-1)
 
@@ -325,16 +302,14 @@ def pooled(x: Tensor, p: Tensor | float, sets: Sets, eps: float | None,
     y, y_allowed = np.zeros(n, dtype=LD), np.zeros(n, dtype=LD)
     dx, dx_allowed = np.zeros_like(flat), np.zeros_like(flat)
     dp, dp_allowed = np.zeros_like(powers), np.zeros_like(powers)
-    for i, (members, count, place) in enumerate(
-            zip(sets.members, sets.counts, sets.powers)):
+    for i, (members, place) in enumerate(zip(sets.members, sets.powers)):
         (y[i], y_allowed[i]), (slope, slope_error), (by_p, by_p_error) = (
-            mean_of_set(c[members], count, powers[place], dtype))
+            mean_of_set(c[members], powers[place], dtype))
         g, size = upstream[i], abs(upstream[i])
-        open_ = passes[members] > 0
         # A closed gate is a zero, not zero times infinity.
-        dx[members] += np.where(open_, g * np.where(open_, slope, 0), 0)
-        dx_allowed[members] += np.where(
-            open_, size * np.where(open_, slope_error, 0), 0)
+        dx[members] += g * np.where(passes[members], slope, 0)
+        dx_allowed[members] += size * np.where(
+            passes[members], slope_error, 0)
         dp[place] += g * by_p
         # Sums over the sets are rounded relative to their terms.
         dp_allowed[place] += size * (
@@ -346,36 +321,31 @@ def pooled(x: Tensor, p: Tensor | float, sets: Sets, eps: float | None,
     dx_allowed += 4 * rounding(dtype) * np.abs(dx)
     if isinstance(p, Tensor):
         dp_allowed += ulp(dp, p.dtype)
-    return Pooled(
-        *(v.reshape(sets.shape) for v in (y, y_allowed)),
-        *(v.reshape(x.shape) for v in (dx, dx_allowed)),
-        *(v.reshape(getattr(p, 'shape', -1)) for v in (dp, dp_allowed)))
+    return [[v.reshape(shape) for v in pair] for shape, *pair in (
+        (sets.shape, y, y_allowed), (x.shape, dx, dx_allowed),
+        (getattr(p, 'shape', -1), dp, dp_allowed))]
 
 
 def dense_sets(shape, dims, mask=None, p_places=None) -> Sets:
     """Of ``generalized_mean``; ``p_places`` is of the kept shape."""
-    places = np.arange(int(np.prod(shape))).reshape(shape)
+    places = np.arange(math.prod(shape)).reshape(shape)
     kept = [d for d in range(len(shape)) if d not in dims]
-    rows = places.transpose(*kept, *dims).reshape(
-        -1, int(np.prod([shape[d] for d in dims])))
-    sets = Sets(tuple(shape[d] for d in kept))
-    which = np.broadcast_to(0 if p_places is None else p_places,
-                            sets.shape).reshape(-1)
-    for row, power in zip(rows, which):
-        if mask is not None:
-            row = row[mask.reshape(-1)[row]]
-        sets.add(row, len(row), power)
-    return sets
+    members = places.transpose(*kept, *dims).reshape(
+        -1, math.prod(shape[d] for d in dims))
+    if mask is not None:
+        members = [row[mask.reshape(-1)[row]] for row in members]
+    kept_shape = tuple(shape[d] for d in kept)
+    powers = np.broadcast_to(0 if p_places is None else p_places, kept_shape)
+    return Sets(kept_shape, members, powers.reshape(-1))
 
 
 def segment_sets(shape, index, num_segments, per_column) -> Sets:
     """Of ``segment_generalized_mean`` on rows of any shape."""
-    columns = int(np.prod(shape[1:]))
-    places = np.arange(int(np.prod(shape))).reshape(shape[0], columns)
-    sets = Sets((num_segments, *shape[1:]))
-    for segment in range(num_segments):
-        rows = np.flatnonzero(index == segment)
-        for column in range(columns):
-            sets.add(places[rows, column], len(rows),
-                     column if per_column else 0)
-    return sets
+    columns = math.prod(shape[1:])
+    places = np.arange(math.prod(shape)).reshape(shape[0], columns)
+    powers = range(columns) if per_column else [0] * columns
+    return Sets(
+        (num_segments, *shape[1:]),
+        [members for segment in range(num_segments)
+         for members in places[index == segment].T],
+        [*powers] * num_segments)

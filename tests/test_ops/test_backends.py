@@ -4,39 +4,30 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 
 from sigplug import ops
 from sigplug.ops import backends
-from sigplug.ops.backends import (
-    BackendError,
-    Form,
-    available_backends,
-    select,
-)
+from sigplug.ops.backends import BackendError, Form, select
 from sigplug.ops.cpu_kernels import library
 from sigplug.ops.gaussian_focal_loss import PLAIN
 
 needs_cpp = pytest.mark.skipif(
-    'cpp' not in available_backends(), reason='needs a C++ compiler')
+    'cpp' not in ops.available_backends(), reason='needs a C++ compiler')
 
 X = torch.rand(2, 3, 4, 5)
-INDEX = torch.tensor([1, 0])
 CALLS = {
-    'gaussian_focal_loss_with_logits':
-        lambda x, **k: ops.gaussian_focal_loss_with_logits(x, x, **k),
-    'generalized_mean': lambda x, **k: ops.generalized_mean(x, **k),
-    'gem_pool': lambda x, **k: ops.gem_pool(x, 3.0, **k),
-    'segment_generalized_mean': lambda x, **k: ops.segment_generalized_mean(
-        x, INDEX, 2, **k),
+    'focal loss': lambda x, **k: ops.gaussian_focal_loss_with_logits(
+        x, x, **k),
+    'generalized_mean': ops.generalized_mean,
+    'gem_pool': ops.gem_pool,
+    'segments': lambda x, **k: ops.segment_generalized_mean(
+        x, torch.tensor([1, 0]), 2, **k),
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """Once is enough here, in place of once for each backend."""
 
 
 @pytest.fixture(autouse=True)
@@ -113,13 +104,12 @@ def test_who_looks_inside_gets_the_eager_form():
 def test_tensors_on_several_devices(backend):
     """An error; a kernel would read what is no memory of its own."""
     other = torch.ones(X.shape, device='meta')
-    options = dict(backend=backend)
-    with pytest.raises(ValueError, match='on cpu .* on meta'):
-        ops.gaussian_focal_loss_with_logits(X, other, **options)
-    with pytest.raises(ValueError, match='on cpu .* on meta'):
-        ops.generalized_mean(X, 3.0, mask=other.bool(), **options)
-    with pytest.raises(ValueError, match='on cpu .* on meta'):
-        ops.generalized_mean(X, torch.ones((), device='meta'), **options)
+    for call in (
+            partial(ops.gaussian_focal_loss_with_logits, X, other),
+            partial(ops.generalized_mean, X, mask=other.bool()),
+            partial(ops.generalized_mean, X, torch.ones((), device='meta'))):
+        with pytest.raises(ValueError, match='on cpu .* on meta'):
+            call(backend=backend)
 
 
 @needs_cpp
@@ -130,31 +120,23 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
     p = torch.linspace(1.0, 9.0, 17)
     index = torch.randint(0, 500, (len(x.view(-1, 91)), ))
 
-    def everything():
-        out = []
-        for function in (
-                lambda x: ops.gaussian_focal_loss_with_logits(
-                    x, t, backend='cpp'),
-                lambda x: ops.generalized_mean(x, p, backend='cpp'),
-                lambda x: ops.generalized_mean(x, 3.0, 1, backend='cpp'),
-                lambda x: ops.segment_generalized_mean(
-                    x.reshape(-1, 91), index, 500, backend='cpp')):
-            leaf = x.to(dtype).requires_grad_()
-            y = function(leaf)
-            y.float().square().sum().backward()
-            out += [y.detach(), leaf.grad]
-        return out
-
     before = torch.get_num_threads()
-    try:
+    for function in (
+            partial(ops.gaussian_focal_loss_with_logits, target=t),
+            partial(ops.generalized_mean, p=p),
+            partial(ops.generalized_mean, dim=1),
+            lambda x, backend: ops.segment_generalized_mean(
+                x.reshape(-1, 91), index, 500, backend=backend)):
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(everything())
-    finally:
+            leaf = x.to(dtype).requires_grad_()
+            y = function(leaf, backend='cpp')
+            grad, = torch.autograd.grad(y.float().square().sum(), leaf)
+            results.append((y, grad))
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
 
 
 def test_triton_that_cannot_launch(monkeypatch):
@@ -180,12 +162,13 @@ def test_triton_that_is_too_old(monkeypatch):
 
 
 def run_python(code, **environment):
-    code = textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, '-W', 'always', '-c', code], capture_output=True,
-        text=True, timeout=300, check=True,
+    done = subprocess.run(
+        [sys.executable, '-W', 'always', '-c', textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=300,
         env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
         | environment)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 USE_TWICE = """
@@ -238,25 +221,20 @@ def test_the_library_is_built_once(tmp_path, quick_compiler):
     cache.mkdir()
     (cache / 'kernels-0.123.tmp').write_text('half a library')
     variables = dict(SIGPLUG_CACHE=str(cache), CXX=quick_compiler)
-    environment = os.environ | variables | {
-        'PYTHONPATH': os.pathsep.join(sys.path)}
     # Their imports may take longer than the compiler.
-    code = textwrap.dedent("""
-        import sys, time, sigplug.ops
-        from pathlib import Path
-        ready = Path(sys.argv[1])
-        ready.touch()
-        while len(list(ready.parent.glob('ready*'))) < 2:
-            time.sleep(0.05)
-    """) + textwrap.dedent(USE_TWICE)
-    both = [subprocess.Popen(
-        [sys.executable, '-c', code, tmp_path / f'ready{k}'], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        for k in range(2)]
-    output = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], output
+    wait_for_both = f"""
+    import os, time, sigplug.ops
+    from pathlib import Path
+    folder = Path({str(tmp_path)!r})
+    (folder / f'ready{{os.getpid()}}').touch()
+    while len(list(folder.glob('ready*'))) < 2:
+        time.sleep(0.05)
+    """
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(run_python, wait_for_both + USE_TWICE, **variables)
+                for _ in range(2)]
+    messages = ''.join(process.result().stderr for process in both)
     built, = cache.glob('*.so')
-    messages = ''.join(errors for _, errors in output)
     assert messages.count(
         f'compiles its CPU kernels with {quick_compiler} into {cache}, ') == 1
     assert messages.count('once on this machine') == 1
@@ -291,7 +269,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, quick_compiler):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 def test_a_forked_process_computes_what_torch_would():
     """A child has one thread, and waits for others that it believes in."""
-    program = textwrap.dedent("""
+    run_python("""
         import os, time, torch
         from sigplug.ops import generalized_mean
         torch.set_num_threads(2)
@@ -307,5 +285,4 @@ def test_a_forked_process_computes_what_torch_would():
         else:
             os.kill(child, 9)
             raise SystemExit('the child hangs')
-        """)
-    subprocess.run([sys.executable, '-c', program], check=True, timeout=300)
+    """)

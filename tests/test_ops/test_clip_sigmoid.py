@@ -7,10 +7,8 @@ from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 
 from sigplug.ops import clip_sigmoid
 
-from .references import exact, steps
+from .references import bounds, exact, steps
 from .tolerances import DTYPES
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def value_and_grad(function, x, **kwargs):
@@ -20,13 +18,13 @@ def value_and_grad(function, x, **kwargs):
     return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
 
-@pytest.mark.parametrize('logits, bounds, expected', [
+@pytest.mark.parametrize('logits, limits, expected', [
     ([-2., -1., 0., 1., 2.], (), [0.1192, 0.2689, 0.5, 0.7311, 0.8808]),
     ([-2., -4., 0., 6., 8.], (), [0.1192, 0.0180, 0.5, 0.9975, 0.9997]),
     ([-2., -4., 0., 6., 8.], (0.01, 0.99), [0.1192, 0.018, 0.5, 0.99, 0.99]),
 ])
-def test_worked_examples(logits, bounds, expected):
-    y = clip_sigmoid(torch.tensor(logits), *bounds)
+def test_worked_examples(logits, limits, expected):
+    y = clip_sigmoid(torch.tensor(logits), *limits)
     assert [round(value, 4) for value in y.tolist()] == expected
 
 
@@ -46,32 +44,17 @@ def test_float32_equals_mmdet3d():
     assert (slope == 0).any() and (y == y.min()).sum() > 1000
 
 
-@pytest.mark.parametrize('bounds', [
-    (1e-4, 1 - 1e-4), (1e-2, 0.99), (1e-9, 1 - 1e-9), (5e-324, 1 - 2**-53),
-    (0.2, 0.7)
-])
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_strictly_inside_zero_and_one(dtype, bounds):
-    largest = torch.finfo(dtype).max
-    x = torch.tensor([-math.inf, -largest, -1e4, -20, 20, 1e4, largest,
-                      math.inf]).to(dtype)
-    y = clip_sigmoid(x, *bounds)
-    assert (y > 0).all() and (y < 1).all()
-    # 1 - y is what the loss takes the logarithm of.
-    assert (1 - y > 0).all()
-    assert y.log().isfinite().all() and (1 - y).log().isfinite().all()
-
-
 # The nearest half value lies above some of these and below others.
-@pytest.mark.parametrize('eps', [1e-4, 1e-2, 0.011, 0.1])
-@pytest.mark.parametrize('dtype', HALF)
-def test_half_bounds_are_the_tightest_inside(dtype, eps):
-    low, high = clip_sigmoid(
-        torch.tensor([-100., 100.], dtype=dtype), eps, 1 - eps)
-    assert low.item() >= eps and high.item() <= 1 - eps
-    below = torch.nextafter(low, low.new_tensor(0.))
-    above = torch.nextafter(high, high.new_tensor(1.))
-    assert below.item() < eps and above.item() > 1 - eps
+@pytest.mark.parametrize('low, high', [
+    (1e-4, 1 - 1e-4), (1e-2, 0.99), (0.011, 0.989), (0.1, 0.9), (0.2, 0.7),
+    (1e-9, 1 - 1e-9), (5e-324, 1 - 2**-53)])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_bounds_are_the_tightest_inside(dtype, low, high):
+    y = clip_sigmoid(torch.tensor([-math.inf, math.inf], dtype=dtype),
+                     low, high)
+    assert tuple(exact(y)) == bounds(low, high, dtype)
+    # 1 - y is what the loss takes the logarithm of.
+    assert y.log().isfinite().all() and (1 - y).log().isfinite().all()
 
 
 @pytest.mark.parametrize('grad', ['zero', 'straight_through'])
@@ -84,35 +67,27 @@ def test_gradient_at_the_bounds_is_clamps():
 
     sigmoid(0) is 0.5 exactly.
     """
-    for bounds in ((0.5, 0.9), (0.1, 0.5)):
+    for low, high in ((0.5, 0.9), (0.1, 0.5)):
         _, slope = value_and_grad(
-            clip_sigmoid, torch.zeros(1), min_val=bounds[0],
-            max_val=bounds[1])
+            clip_sigmoid, torch.zeros(1), min_val=low, max_val=high)
         _, expected = value_and_grad(
-            torch.clamp, torch.full((1, ), 0.5), min=bounds[0], max=bounds[1])
+            torch.clamp, torch.full((1, ), 0.5), min=low, max=high)
         assert slope.item() == 0.25 * expected.item()
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(min_val='1e-4'), TypeError, ['min_val', 'number', "'1e-4'"]),
-    (dict(min_val=0.0), ValueError, ['min_val', '0.0']),
-    (dict(min_val=math.nan), ValueError, ['min_val', 'nan']),
-    (dict(max_val=1.0), ValueError, ['max_val', '1.0']),
+    (dict(min_val='1e-4'), TypeError, "min_val.*number.*'1e-4'"),
+    (dict(min_val=0.0), ValueError, 'min_val.*0.0'),
+    (dict(min_val=math.nan), ValueError, 'min_val.*nan'),
+    (dict(max_val=1.0), ValueError, 'max_val.*1.0'),
     (dict(min_val=0.7, max_val=0.3), ValueError,
-     ['min_val', '0.7', 'max_val', '0.3']),
-    (dict(grad='one'), ValueError, ['grad', 'one', 'straight_through']),
-    (dict(inplace='no'), TypeError, ['inplace', 'False', "'no'"]),
-    (dict(backend='fast'), ValueError, ['backend', 'fast', 'auto']),
+     'min_val=0.7 and max_val=0.3'),
+    (dict(x=torch.zeros(2).half(), min_val=0.9999, max_val=0.99995),
+     ValueError, 'min_val=0.9999 and max_val=0.99995.*float16'),
+    (dict(grad='one'), ValueError, "grad.*straight_through.*'one'"),
+    (dict(inplace='no'), TypeError, "inplace.*False.*'no'"),
+    (dict(backend='fast'), ValueError, "backend.*auto.*'fast'"),
 ])
 def test_bad_arguments(kwargs, error, words):
-    with pytest.raises(error) as info:
-        clip_sigmoid(torch.zeros(2), **kwargs)
-    assert all(word in str(info.value) for word in words)
-
-
-@pytest.mark.parametrize('dtype', HALF)
-def test_bounds_that_cross_in_half_precision(dtype):
-    with pytest.raises(ValueError) as info:
-        clip_sigmoid(torch.zeros(2, dtype=dtype), 0.99990, 0.99995)
-    for word in ('min_val', '0.9999', 'max_val', '0.99995', str(dtype)):
-        assert word in str(info.value)
+    with pytest.raises(error, match=words):
+        clip_sigmoid(**dict(x=torch.zeros(2)) | kwargs)

@@ -9,7 +9,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,19 +23,16 @@ from sigplug.ops import (
     segment_generalized_mean,
 )
 
-from .cases import CASES
+from .cases import CASES, Function
 
 every_case = pytest.mark.parametrize('name', CASES)
-every_backend = pytest.mark.parametrize(
-    'backend', ['eager', 'auto'], indirect=True)
 WIDE = torch.float64
 
 
-@pytest.fixture
+@pytest.fixture(params=['eager', 'auto'])
 def backend(request, monkeypatch) -> None:
-    """Only for tests that ask for it: transformations take the plain form."""
-    if hasattr(request, 'param'):
-        monkeypatch.setenv(ops.backends.VARIABLE, request.param)
+    """Of a single test, as transformations take the plain form."""
+    monkeypatch.setenv(ops.backends.VARIABLE, request.param)
 
 
 @pytest.fixture
@@ -51,10 +47,8 @@ def value_and_grads(function, inputs, constants):
     inputs = [x.detach().requires_grad_() for x in inputs]
     y = function(*inputs, *constants)
     # Weights tell outputs apart that a sum would mix up.
-    weight = torch.linspace(0.5, 1.5, max(y.numel(), 1), dtype=y.dtype)
-    grads = torch.autograd.grad(
-        y, inputs, weight[:y.numel()].view(y.shape).to(y.device))
-    return y.detach(), grads
+    weight = torch.linspace(0.5, 1.5, y.numel()).view(y.shape).to(y)
+    return y.detach(), torch.autograd.grad(y, inputs, weight)
 
 
 def scalar(function):
@@ -86,7 +80,6 @@ CLOSE = {
 }
 
 
-@every_backend
 @every_case
 @pytest.mark.parametrize('dtype', CLOSE, ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -116,7 +109,6 @@ def test_equals_the_plain_form_in_float64(name, dtype, layout, backend):
         assert_close(got.double(), slope, **close)
 
 
-@every_backend
 @every_case
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_changes_no_bit(name, dtype, backend):
@@ -129,7 +121,6 @@ def test_autocast_changes_no_bit(name, dtype, backend):
     assert all(map(torch.equal, cast_grads, grads))
 
 
-@every_backend
 @every_case
 def test_without_gradient_and_each_gradient_alone(name, backend):
     """And no input is overwritten."""
@@ -255,17 +246,6 @@ def dynamo():
     torch._dynamo.reset()
 
 
-class Wrapper(nn.Module):
-    """What ``torch.export`` takes."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
-
-
 @every_case
 def test_compile_and_export(name, dynamo):
     """One graph; the backward is derived by the compiler."""
@@ -276,7 +256,7 @@ def test_compile_and_export(name, dynamo):
     assert_close(value_and_grads(compiled, inputs, constants),
                  value_and_grads(case.function, inputs, constants))
     tensors = (*inputs, *constants)
-    program = torch.export.export(Wrapper(case.function), tensors)
+    program = torch.export.export(Function(case.function), tensors)
     assert_close(program.module()(*tensors), case.function(*tensors))
 
 

@@ -11,6 +11,8 @@ from sigplug.ops import gem_pool
 from .pooling import grads, random_input
 from .tolerances import assert_close
 
+pytestmark = pytest.mark.usefixtures('backend')
+
 
 def test_worked_example_of_average_pooling():
     x = torch.rand(10, 3, 4, 4)

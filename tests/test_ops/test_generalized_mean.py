@@ -10,10 +10,7 @@ from sigplug.ops import generalized_mean, segment_generalized_mean
 from .pooling import grads, random_input, reference
 from .tolerances import assert_close
 
-
-def textbook(x, p, dims):
-    """The usual form, in the dtype of ``x``."""
-    return x.clamp(min=1e-6).pow(p).mean(dims).pow(1 / p)
+pytestmark = pytest.mark.usefixtures('backend')
 
 
 def test_one_is_the_mean_and_inf_the_maximum_exactly():
@@ -48,10 +45,6 @@ def test_dead_channels_have_finite_gradients(p):
     dx, dp = grads(generalized_mean, x, power)
     assert dx.isfinite().all() and (dx[:, 1:] == 0).all()
     assert dp[0] > 1e-3 and dp[1:].abs().max() < 1e-9
-    if p >= 8:
-        _, dp = grads(lambda x, p: textbook(x, p, (-2, -1)), x[:, 1],
-                      torch.tensor(p))
-        assert not dp.isfinite()
 
 
 @pytest.mark.parametrize('shape', [(2, 3, 4, 5), (2, 1, 4, 5), (4, 5),
@@ -111,33 +104,23 @@ def test_small_powers_tend_to_the_geometric_mean(p):
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(p=0.0), ValueError, ['p', '0.0']),
-    (dict(p=math.nan), ValueError, ['p', 'nan']),
-    (dict(p='3'), ValueError, ['p', "'3'"]),
-    (dict(p=torch.ones(7)), ValueError, ['p', '(7,)', '(2, 3, 1, 1)']),
-    (dict(p=torch.ones(2, 3, 4, 1)), ValueError, ['p', '(2, 3, 4, 1)']),
-    (dict(eps=0.0), ValueError, ['eps', '0.0']),
-    (dict(eps=math.nan), ValueError, ['eps', 'nan']),
-    (dict(dim=4), ValueError, ['dim', '4']),
-    (dict(dim=(1, -3)), ValueError, ['dim', '(1, -3)']),
-    (dict(dim=()), ValueError, ['dim', '()']),
-    (dict(mask=torch.ones(2, 3, 4, 5)), TypeError, ['mask', 'float32']),
-    (dict(mask=torch.ones(7, dtype=torch.bool)), ValueError,
-     ['mask', '(7,)']),
-    (dict(x=torch.zeros(2, 3, 0, 5)), ValueError, ['x', '(2, 3, 0, 5)']),
+    (dict(p=0.0), ValueError, 'p must.*0.0'),
+    (dict(p=math.nan), ValueError, 'p must.*nan'),
+    (dict(p='3'), ValueError, "p must.*'3'"),
+    (dict(p=torch.tensor(0.0)), ValueError, 'p must be above 0.*0.0'),
+    (dict(p=torch.tensor([1, -1, 2])), ValueError, 'p must be above 0.*-1'),
+    (dict(p=torch.tensor([1, math.nan])), ValueError, 'p must be.*nan'),
+    (dict(p=torch.ones(7)), ValueError, r'p .*\(7,\).*\(2, 3, 1, 1\)'),
+    (dict(p=torch.ones(2, 3, 4, 1)), ValueError, r'p .*\(2, 3, 4, 1\)'),
+    (dict(eps=0.0), ValueError, 'eps.*0.0'),
+    (dict(eps=math.nan), ValueError, 'eps.*nan'),
+    (dict(dim=4), ValueError, 'dim.*4'),
+    (dict(dim=(1, -3)), ValueError, r'dim.*\(1, -3\)'),
+    (dict(dim=()), ValueError, r'dim.*\(\)'),
+    (dict(mask=torch.ones(2, 3, 4, 5)), TypeError, 'mask.*float32'),
+    (dict(mask=torch.ones(7).bool()), ValueError, r'mask.*\(7,\)'),
+    (dict(x=torch.zeros(2, 3, 0, 5)), ValueError, r'x .*\(2, 3, 0, 5\)'),
 ])
 def test_bad_arguments(kwargs, error, words):
-    kwargs = dict(dict(x=torch.ones(2, 3, 4, 5)), **kwargs)
-    with pytest.raises(error) as info:
-        generalized_mean(**kwargs)
-    assert all(word in str(info.value) for word in words)
-
-
-@pytest.mark.parametrize('p', [0.0, -1.0, math.nan])
-def test_values_of_a_tensor_power(p):
-    x = torch.rand(2, 3)
-    for bad in (torch.tensor(p), torch.tensor([1.0, p, 2.0])):
-        with pytest.raises(ValueError, match='p must be above 0, but got'):
-            generalized_mean(x, bad, 0)
-        with pytest.raises(ValueError, match='p must be above 0, but got'):
-            segment_generalized_mean(x, torch.tensor([0, 1]), 2, bad)
+    with pytest.raises(error, match=words):
+        generalized_mean(**dict(x=torch.ones(2, 3, 4, 5)) | kwargs)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from sigplug.models import ClipSigmoid, GeM, GeMNeck
 from sigplug.ops import generalized_mean, segment_generalized_mean
 
+from .cases import Function
 from .pooling import reference
 from .tolerances import assert_close
 
@@ -21,22 +21,6 @@ pytest.importorskip('onnxscript')
 INF = float('inf')
 POWERS = [1.0, 1.5, 2.0, 3.0, 4.5, 6.5, 20.0, 50.0]
 AXES = {0: 'batch', 2: 'height', 3: 'width'}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """Exporters take the eager form, whatever is chosen."""
-
-
-class Function(nn.Module):
-    """What exporters take."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
 
 
 def export(module, tensors, axes):
@@ -80,7 +64,7 @@ def power_mean(x, p, dims, eps=1e-6):
 
 def windows(x, p, eps=1e-6):
     """Those of 3x3 cells in steps of two, with a border of zeros."""
-    c = nn.functional.pad(x.double().clamp(min=eps), (1, ) * 4)
+    c = F.pad(x.double().clamp(min=eps), (1, ) * 4)
     c = c.unfold(2, 3, 2).unfold(3, 3, 2)
     return (c**p).mean((-2, -1))**(1 / p)
 

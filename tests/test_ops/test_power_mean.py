@@ -6,6 +6,8 @@ import torch
 
 from sigplug.ops import gem_pool, generalized_mean, segment_generalized_mean
 
+pytestmark = pytest.mark.usefixtures('backend')
+
 # The same sets, the rows of a matrix.
 FORMS = {
     'dense': lambda x, p, eps: generalized_mean(x, p, 1, eps=eps),

@@ -1,6 +1,4 @@
 """Arguments of the segments' mean; its values: test_properties.py."""
-import math
-
 import pytest
 import torch
 
@@ -8,28 +6,20 @@ from sigplug.ops import segment_generalized_mean
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
-    (dict(index=torch.zeros(4)), TypeError, ['index', 'float32']),
-    (dict(index=torch.zeros(4, dtype=torch.bool)), TypeError,
-     ['index', 'bool']),
-    (dict(index=torch.zeros(5).long()), ValueError, ['index', '(5,)']),
-    (dict(index=torch.zeros(4, 3).long()), ValueError, ['index', '(4, 3)']),
-    (dict(num_segments=-1), ValueError, ['num_segments', '-1']),
-    (dict(p=0.0), ValueError, ['p', '0.0']),
-    (dict(p=torch.ones(5)), ValueError, ['p', '(5,)']),
-    (dict(p=torch.ones(4, 1) * 2), ValueError, ['p', '(4, 1)']),
-    (dict(eps=0.0), ValueError, ['eps', '0.0']),
+    (dict(index=torch.zeros(4)), TypeError, 'index.*float32'),
+    (dict(index=torch.zeros(4).bool()), TypeError, 'index.*bool'),
+    (dict(index=torch.zeros(5).long()), ValueError, r'index.*\(5,\)'),
+    (dict(index=torch.zeros(4, 3).long()), ValueError, r'index.*\(4, 3\)'),
+    (dict(index=torch.tensor([0, -1, 1, 2])), ValueError, 'index.*-1 to 2'),
+    (dict(index=torch.tensor([0, 4, 1, 2])), ValueError, 'index.*0 to 4'),
+    (dict(num_segments=-1), ValueError, 'num_segments.*-1'),
+    (dict(p=0.0), ValueError, 'p must.*0.0'),
+    (dict(p=torch.ones(5)), ValueError, r'p of shape \(5,\)'),
+    (dict(p=torch.ones(4, 1) * 2), ValueError, r'p of shape \(4, 1\)'),
+    (dict(eps=0.0), ValueError, 'eps.*0.0'),
 ])
 def test_bad_arguments(kwargs, error, words):
     good = dict(x=torch.ones(4, 3), index=torch.zeros(4).long(),
                 num_segments=4)
-    with pytest.raises(error) as info:
-        segment_generalized_mean(**dict(good, **kwargs))
-    assert all(word in str(info.value) for word in words)
-
-
-@pytest.mark.parametrize('p', [1.0, 3.0, math.inf])
-@pytest.mark.parametrize('bad', [-1, 3])
-def test_index_out_of_range(bad, p):
-    with pytest.raises(ValueError, match=rf'index.*{bad}'):
-        segment_generalized_mean(
-            torch.ones(3, 2), torch.tensor([0, bad, 1]), 3, p)
+    with pytest.raises(error, match=words):
+        segment_generalized_mean(**good | kwargs)

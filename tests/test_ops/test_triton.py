@@ -16,11 +16,6 @@ pytest.importorskip('triton', minversion='3.0')
 FOLDER = Path(__file__).parent
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """The kernels themselves are called, whatever is chosen."""
-
-
 def run(inner_file: str, *options: str, **environment: str) -> None:
     """Run the tests of a file that pytest does not collect by itself."""
     done = subprocess.run(

@@ -37,11 +37,6 @@ class NoDevice:
         return 0
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """The kernels themselves are called, whatever is chosen."""
-
-
 @pytest.fixture(autouse=True)
 def compile_only(monkeypatch):
     run = JITFunction.run

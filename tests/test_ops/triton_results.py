@@ -3,6 +3,7 @@
 On CPU tensors the kernels are interpreted: as slow as Python, and with
 bfloat16 truncated where a GPU rounds.
 """
+import dataclasses
 import math
 import os
 
@@ -25,16 +26,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def backend():
-    """The kernels themselves are called, whatever is chosen."""
-
-
 def on(sets):
-    if isinstance(sets, Dims):
-        mask = sets.members
-        return Dims(sets.dims, None if mask is None else mask.to(DEVICE))
-    return Segments(sets.num, sets.members.to(DEVICE))
+    there = None if sets.members is None else sets.members.to(DEVICE)
+    return dataclasses.replace(sets, members=there)
 
 
 def check(x, p, sets, reference_sets, eps=1e-3):
@@ -45,19 +39,17 @@ def check(x, p, sets, reference_sets, eps=1e-3):
     upstream = torch.linspace(0.5, 1.5, y.numel()).view(y.shape)
     dx, dp = kernels.backward(upstream.to(DEVICE), x_there, p_there, on(sets),
                               eps, y, True, trained)
-    expected = references.pooled(
+    value, (slope, allowed), by_p = references.pooled(
         x, p, reference_sets, eps,
         exact(upstream).reshape(reference_sets.shape))
     assert y.dtype == torch.float32 and dx.dtype == x.dtype
-    assert_within(y.cpu().reshape(reference_sets.shape), expected.y,
-                  expected.y_allowed)
-    allowed = expected.dx_allowed
+    assert_within(y.cpu().reshape(reference_sets.shape), *value)
     if INTERPRETED and x.dtype == torch.bfloat16:
-        allowed = allowed + references.ulp(expected.dx, x.dtype)
-    assert_within(dx.cpu(), expected.dx, allowed)
+        allowed = allowed + references.ulp(slope, x.dtype)
+    assert_within(dx.cpu(), slope, allowed)
     assert (dp is not None) == trained
     if trained:
-        assert_within(dp.cpu(), expected.dp, expected.dp_allowed)
+        assert_within(dp.cpu(), *by_p)
 
 
 def features(*shape, dtype=torch.float32):

@@ -125,21 +125,6 @@ SIGPLUG_INLINE void store(Vec x, BFloat16* out) {
   std::memcpy(out, &half, sizeof half);
 }
 
-// The first n < kWidth elements of a vector; the others are 0.
-template <typename T>
-SIGPLUG_INLINE Vec load(const T* x, int64_t n) {
-  T buffer[kWidth] = {};
-  std::memcpy(buffer, x, n * sizeof(T));
-  return load(buffer);
-}
-
-template <typename T>
-SIGPLUG_INLINE void store(Vec x, T* out, int64_t n) {
-  T buffer[kWidth];
-  store(x, buffer);
-  std::memcpy(out, buffer, n * sizeof(T));
-}
-
 // Calls function(i, n) for the n <= kWidth elements from i on. The compiler
 // makes a loop of full vectors, for which n is a constant, and a rest.
 template <typename Function>
@@ -149,25 +134,28 @@ SIGPLUG_INLINE void for_each_vec(int64_t size, const Function& function) {
   if (i < size) function(i, size - i);
 }
 
+// The first n <= kWidth elements of a vector; the others are 0.
 template <typename T>
 SIGPLUG_INLINE Vec load_upto(const T* x, int64_t n) {
-  return n == kWidth ? load(x) : load(x, n);
+  if (n == kWidth) return load(x);
+  T buffer[kWidth] = {};
+  std::memcpy(buffer, x, n * sizeof(T));
+  return load(buffer);
 }
 
 template <typename T>
 SIGPLUG_INLINE void store_upto(Vec x, T* out, int64_t n) {
-  n == kWidth ? store(x, out) : store(x, out, n);
+  if (n == kWidth) return store(x, out);
+  T buffer[kWidth];
+  store(x, buffer);
+  std::memcpy(out, buffer, n * sizeof(T));
 }
 
 // A mask, of n <= kWidth booleans; false behind them.
 SIGPLUG_INLINE IntVec load_mask(const bool* mask, int64_t n) {
-  int8_t bytes[kWidth] = {};
-  std::memcpy(bytes, mask, n);
-  int32_t wide[kWidth];
-  for (int i = 0; i < kWidth; ++i) wide[i] = bytes[i];
-  IntVec out;
-  std::memcpy(&out, wide, sizeof out);
-  return out != 0;
+  int8_t bytes __attribute__((vector_size(kWidth))) = {};
+  std::memcpy(&bytes, mask, n);
+  return __builtin_convertvector(bytes, IntVec) != 0;
 }
 
 // All bits set in the first n lanes.
@@ -183,9 +171,7 @@ SIGPLUG_INLINE Vec first_of(Vec x, int64_t n) {
 }
 
 SIGPLUG_INLINE bool any(IntVec x) {
-  int32_t found = 0;
-  for (int i = 0; i < kWidth; ++i) found |= x[i];
-  return found != 0;
+  return reduce(x, [](int32_t a, int32_t b) { return a | b; }) != 0;
 }
 
 // Calls function(T{}) with the type that the Python side names by a number.
