@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -272,6 +273,20 @@ def fail(run_here) -> Callable[..., str]:
         return printed.err[printed.err.index('error: '):]
 
     return fail
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What the loaded modules of sigplug log, each text with its level."""
+    lines = []
+
+    def print_log(text, logger=None, level=logging.INFO):
+        lines.append(f'{logging.getLevelName(level)}: {text}')
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith('sigplug.') and hasattr(module, 'print_log'):
+            monkeypatch.setattr(module, 'print_log', print_log)
+    return lines
 
 
 class Call:
