@@ -239,7 +239,7 @@ def _explain_data(error: Exception, dataloader: dict | None,
     # Of list.index and tuple.index.
     if isinstance(error, ValueError) and re.search(
             'not in (list|tuple)', str(error)):
-        for text in filter(None, map(_explain_classes, nodes)):
+        if text := next(filter(None, map(_explain_classes, nodes)), None):
             return text
     if isinstance(error, ZeroDivisionError) and 'CBGSDataset' in str(
             [node.get('type') for node in nodes]):
