@@ -162,14 +162,9 @@ def damageable(tmp_path, synthetic_nuscenes) -> Path:
     is; the info files are copies.
     """
     root = tmp_path / 'data'
-    for name in ('samples', 'sweeps'):
-        (root / name / 'LIDAR_TOP').mkdir(parents=True)
-        for path in (synthetic_nuscenes / name / 'LIDAR_TOP').iterdir():
-            (root / name / 'LIDAR_TOP' / path.name).symlink_to(path)
-    for name in ('maps', 'v1.0-mini'):
-        (root / name).symlink_to(synthetic_nuscenes / name)
-    for path in synthetic_nuscenes.glob('*.pkl'):
-        shutil.copy(path, root)
+    shutil.copytree(synthetic_nuscenes, root, copy_function=os.symlink)
+    for path in root.glob('*.pkl'):
+        replace(path, path.read_bytes())
     return root
 
 

@@ -69,13 +69,13 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise UserError(f'The config {path!r} cannot be read. '
                         f'{describe(error)}{_advise_import(error)}'
                         ) from error
-    for key in options or {}:
+    options = options or {}
+    for key in options:
         _check_option(cfg, key)
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError, ValueError) as error:
-        given = ' '.join(f'{key}={value}'
-                         for key, value in (options or {}).items())
+        given = ' '.join(f'{key}={value}' for key, value in options.items())
         raise UserError(f'--cfg-options {given} does not fit the config '
                         f'{path!r}: {describe(error)}') from error
     return cfg
