@@ -37,8 +37,8 @@ class Acceleration:
             self._undo.pop()()
 
     def __str__(self) -> str:
-        lines = [f'{name or "the model"}: {words}' for part in (
-            self.replaced, self.left) for name, words in part.items()]
+        lines = [f'{name or "the model"}: {words}'
+                 for name, words in {**self.replaced, **self.left}.items()]
         return '\n'.join(lines) or 'no heatmap head was found'
 
 
@@ -187,10 +187,13 @@ def _replace(module: nn.Module, recipe: _Recipe,
         """Take back what is another one after the change, and no more."""
         module.__class__ = old
         for space, was, now in zip(spaces, before, after, strict=True):
-            for name in now.keys() - was.keys():
-                space.pop(name, None)
-            space.update({name: value for name, value in was.items()
-                          if now.get(name, ABSENT) is not value})
+            for name in {**was, **now}:
+                if was.get(name, ABSENT) is now.get(name, ABSENT):
+                    continue
+                if name in was:
+                    space[name] = was[name]
+                else:
+                    space.pop(name, None)
         module._non_persistent_buffers_set = persistence
 
     try:
@@ -205,16 +208,12 @@ def _replace(module: nn.Module, recipe: _Recipe,
 
 def _set_up(module: nn.Module, name: str | None) -> str:
     """Build what a part needs, with its loss, and return what is new."""
-    from sigplug.models.losses import GaussianFocalLossWithLogits
     words = 'targets without a loop over boxes'
     if name is None:
         return f'{words}, its loss is left'
     loss = getattr(module, name)
     if _is_focal_loss(loss):
-        # Of logits, behind the stock clip.
-        setattr(module, name, GaussianFocalLossWithLogits(
-            loss.alpha, loss.gamma, loss.reduction, loss.loss_weight,
-            loss.pos_weight, loss.neg_weight, clip=1e-4))
+        setattr(module, name, _fuse(loss))
         words = f'clip and loss in one operation, {words}'
     else:
         words = f'the clip; {type(loss).__name__} is left, {words}'
@@ -229,3 +228,11 @@ def _is_focal_loss(loss: Any) -> bool:
     return type(loss) is GaussianFocalLoss and not (
         loss._forward_hooks or loss._forward_pre_hooks
         or loss._backward_hooks)
+
+
+def _fuse(loss: Any) -> nn.Module:
+    """Return the loss behind the stock clip, of logits."""
+    from sigplug.models.losses import GaussianFocalLossWithLogits
+    return GaussianFocalLossWithLogits(
+        loss.alpha, loss.gamma, loss.reduction, loss.loss_weight,
+        loss.pos_weight, loss.neg_weight, clip=1e-4)
