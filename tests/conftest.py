@@ -192,11 +192,8 @@ def folder(tmp_path_factory, synthetic_nuscenes) -> Iterator[Path]:
 @pytest.fixture(scope='session')
 def run_tool() -> Callable[..., str]:
     """A function that runs a tool and returns what it printed."""
-
-    def run(tool: str, *args, cwd: Path, expect: int = 0) -> str:
-        return run_program(*tool_command(tool, *args), cwd=cwd, expect=expect)
-
-    return run
+    return lambda tool, *args, **kwargs: run_program(
+        *tool_command(tool, *args), **kwargs)
 
 
 def run_program(*command, cwd: Path | None = None, expect: int = 0,

@@ -175,13 +175,12 @@ def check_tables(cfg: Config, split: str, dataset: Any) -> None:
     version = (getattr(dataset, 'metainfo', None) or {}).get('version')
     section = f'{split}_evaluator'
     for key, node in iter_dicts(cfg.get(section), section):
-        if 'NuScenesMetric' not in str(node.get('type')) or not version:
-            continue
-        for name, path in _iter_data_paths(node, section):
-            tables = osp.join(path, version)
-            if name == 'data_root' and not osp.exists(tables):
+        root = dict(_iter_data_paths(node, section)).get('data_root')
+        if 'NuScenesMetric' in str(node.get('type')) and root and version:
+            tables = osp.join(root, version)
+            if not osp.exists(tables):
                 raise UserError(_explain_missing_data(
-                    f'{key}.data_root with its tables', tables, path))
+                    f'{key}.data_root with its tables', tables, root))
 
 
 def check_checkpoint(path: str, argument: str,
