@@ -192,18 +192,18 @@ def folder(tmp_path_factory, synthetic_nuscenes) -> Iterator[Path]:
 @pytest.fixture(scope='session')
 def run_tool() -> Callable[..., str]:
     """A function that runs a tool and returns what it printed."""
-    return lambda tool, *args, **kwargs: run_program(
-        *tool_command(tool, *args), **kwargs)
 
+    def run(tool: str, *args, cwd: Path, expect: int = 0) -> str:
+        done = subprocess.run(
+            tool_command(tool, *args),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True)
+        assert done.returncode == expect, done.stdout
+        return done.stdout
 
-def run_program(*command, cwd: Path | None = None, expect: int = 0,
-                **variables: str) -> str:
-    """Run a program up to the expected exit code; return what it prints."""
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, env=os.environ | variables, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == expect, done.stdout
-    return done.stdout
+    return run
 
 
 def tool_command(tool: str, *args) -> list[str]:

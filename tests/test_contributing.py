@@ -1,17 +1,20 @@
 """The worked example of CONTRIBUTING.md works as it is written there."""
+import os
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_program
 
+ROOT = Path(__file__).resolve().parents[1]
 INIT = 'sigplug/models/layers/__init__.py'
 
 
 def read_snippets():
     """Content by path, of the python snippets that begin with a path."""
-    text = (REPOSITORY / 'CONTRIBUTING.md').read_text()
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
     blocks = re.findall(r'(?ms)^```python\n# (\S+\.py)\n(.*?)^```', text)
     assert len(blocks) == len(dict(blocks))
     return dict(blocks)
@@ -22,9 +25,9 @@ def tree(tmp_path_factory):
     """A copy of the package with the example in it."""
     tree = tmp_path_factory.mktemp('example')
     for name in ('sigplug', 'configs'):
-        shutil.copytree(REPOSITORY / name, tree / name, ignore=(
+        shutil.copytree(ROOT / name, tree / name, ignore=(
             shutil.ignore_patterns('__pycache__', '.mim')))
-    shutil.copy(REPOSITORY / 'pyproject.toml', tree)
+    shutil.copy(ROOT / 'pyproject.toml', tree)
     for name, text in read_snippets().items():
         path = tree / name
         if name == INIT:
@@ -41,8 +44,12 @@ def tree(tmp_path_factory):
 
 
 def run(tree, *command):
-    return run_program(sys.executable, *command, cwd=tree,
-                       PYTHONPATH=str(tree), OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tree,
+        env=dict(os.environ, PYTHONPATH=str(tree), OMP_NUM_THREADS='1'),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def test_its_own_test_passes(tree):

@@ -1,10 +1,12 @@
 """The notebook runs from top to bottom, and was committed as it ran."""
 import json
+import os
+import subprocess
 import sys
 
 import matplotlib.image
 import pytest
-from conftest import REPOSITORY, run_program
+from conftest import REPOSITORY
 
 NOTEBOOK = REPOSITORY / 'examples/centerpoint.ipynb'
 
@@ -23,10 +25,12 @@ def test_outputs_are_those_of_one_run():
 
 @pytest.mark.slow
 def test_runs(tmp_path):
-    printed = run_program(
-        sys.executable, '-m', 'IPython', '--colors=NoColor', NOTEBOOK,
-        cwd=REPOSITORY, NOTEBOOK_OUT=str(tmp_path), PYTHONPATH=str(REPOSITORY),
-        MPLBACKEND='Agg')
-    assert 'exit code 0' in printed and 'Traceback' not in printed, printed
+    done = subprocess.run(
+        [sys.executable, '-m', 'IPython', '--colors=NoColor', NOTEBOOK],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=dict(os.environ, NOTEBOOK_OUT=str(tmp_path),
+                            PYTHONPATH=str(REPOSITORY), MPLBACKEND='Agg'))
+    assert done.returncode == 0 and 'Traceback' not in done.stdout, done.stdout
+    assert 'exit code 0' in done.stdout
     for name in ('curve', 'predictions'):
         assert matplotlib.image.imread(tmp_path / f'{name}.png').std() > 0.05

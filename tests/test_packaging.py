@@ -11,7 +11,6 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from conftest import run_program
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -138,23 +137,29 @@ def site(built, tmp_path_factory):
     (['bin/sigplug', 'doctor'], '--compile'),
 ])
 def test_tools_of_the_wheel_find_their_parts(site, tmp_path, command, option):
-    assert option in run_program(
-        sys.executable, site / command[0], *command[1:], '--help',
-        cwd=tmp_path, PYTHONPATH=str(site))
+    done = subprocess.run(
+        [sys.executable, site / command[0], *command[1:], '--help'],
+        cwd=tmp_path, text=True, env=dict(os.environ, PYTHONPATH=str(site)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0 and option in done.stdout, done.stdout
 
 
 @pytest.mark.slow
 def test_mim_makes_data_trains_and_tests_from_the_wheel(site, tmp_path):
     config = ('centerpoint_pillar04_second_secfpn_gem_1xb2-onecycle-5e_'
               'nus-mini-3d.py')
+    environment = dict(
+        os.environ, OMP_NUM_THREADS='1', SIGPLUG_DATA_ROOT='made/',
+        PYTHONPATH=str(site))
 
     def mim(*arguments):
-        printed = run_program(
-            sys.executable, '-m', 'mim', *arguments, cwd=tmp_path,
-            OMP_NUM_THREADS='1', SIGPLUG_DATA_ROOT='made/',
-            PYTHONPATH=str(site))
-        assert str(site / 'sigplug/.mim/tools') in printed
-        return printed
+        done = subprocess.run(
+            [sys.executable, '-m', 'mim', *arguments], cwd=tmp_path,
+            env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+        assert str(site / 'sigplug/.mim/tools') in done.stdout
+        return done.stdout
 
     mim('run', 'sigplug', 'create_synthetic_nuscenes', '--out', 'made',
         '--samples-per-scene', '3')

@@ -1,10 +1,10 @@
 """The command line, and what the doctor says."""
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import run_program
 
 from sigplug import __main__
 from sigplug.cli import doctor
@@ -117,7 +117,10 @@ def test_doctor_of_a_gpu_that_mmcv_cannot_use(run, healthy, monkeypatch):
 def test_doctor_with_less(missing, code, tmp_path):
     program = (f'import sys; sys.modules.update(dict.fromkeys({missing})); '
                'import sigplug.__main__; sys.exit(sigplug.__main__.main())')
-    printed = run_program(sys.executable, '-c', program, 'doctor', expect=code,
-                          PYTHONPATH=os.pathsep.join(sys.path))
-    assert 'missing; for ' in printed
-    assert ('install it: https://pytorch.org' in printed) == bool(code)
+    done = subprocess.run(
+        [sys.executable, '-c', program, 'doctor'], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    assert done.returncode == code, done.stdout
+    assert 'missing; for ' in done.stdout
+    assert ('install it: https://pytorch.org' in done.stdout) == bool(code)

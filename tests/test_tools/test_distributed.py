@@ -3,11 +3,11 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import TOOLS, run_program
 
 from sigplug.engine.checkpoint import load_safely
 
@@ -19,8 +19,12 @@ def free_port():
 
 
 def run_script(script, *args, cwd):
-    return run_program(TOOLS / script, *args, cwd=cwd, PYTHON=sys.executable,
-                       PORT=free_port())
+    done = subprocess.run(
+        [script, *map(str, args)], cwd=cwd, text=True, timeout=300,
+        env=dict(os.environ, PYTHON=sys.executable, PORT=free_port()),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def read_metrics(work_dir):
@@ -29,11 +33,16 @@ def read_metrics(work_dir):
     return json.loads(path.read_text())
 
 
+@pytest.fixture
+def tools(request):
+    return request.config.rootpath / 'tools'
+
+
 @pytest.mark.slow
-def test_dist_train_and_dist_test(folder, run_here):
+def test_dist_train_and_dist_test(folder, tools, run_here):
     """Three samples: one is drawn twice to give both processes two."""
     printed = run_script(
-        'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
+        tools / 'dist_train.sh', 'small.py', 2, '--work-dir', 'dist',
         '--cfg-options', 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.indices=3', cwd=folder)
     log, = (folder / 'dist').glob('2*/*.log')
@@ -47,7 +56,7 @@ def test_dist_train_and_dist_test(folder, run_here):
     assert not any(k.startswith('module.') for k in checkpoint['state_dict'])
 
     printed = run_script(
-        'dist_test.sh', 'small.py', 'dist/epoch_1.pth', 2,
+        tools / 'dist_test.sh', 'small.py', 'dist/epoch_1.pth', 2,
         '--work-dir', 'dist_eval', cwd=folder)
     assert printed.count('Per-class results') == 1
 
@@ -66,21 +75,25 @@ def test_dist_train_and_dist_test(folder, run_here):
     ('slurm_train.sh', 'train.py', ['--work-dir', 'd']),
     ('slurm_test.sh', 'test.py', ['d']),
 ])
-def test_slurm_command(tmp_path, script, tool, last):
+def test_slurm_command(tools, tmp_path, script, tool, last):
     """A program that poses as srun shows the command it is given."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$SIGPLUG_RESUME"\n')
     srun.chmod(0o755)
     path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
-    printed = run_program(
-        TOOLS / script, 'part', 'job', 'c.py', 'd', '--amp', 'a b', PATH=path,
-        PYTHON='python3', GPUS='16', SRUN_ARGS='--qos high')
-    assert printed.splitlines() == [
+    printed = subprocess.run(
+        [tools / script, 'part', 'job', 'c.py', 'd', '--amp', 'a b'],
+        env=dict(os.environ, PATH=path, PYTHON='python3', GPUS='16',
+                 SRUN_ARGS='--qos high'),
+        check=True,
+        capture_output=True,
+        text=True).stdout.splitlines()
+    assert printed == [
         '-p', 'part', '--job-name=job', '--gres=gpu:8', '--ntasks=16',
         '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1',
-        '--qos', 'high', 'python3', '-u', str(TOOLS / tool), 'c.py', *last,
+        '--qos', 'high', 'python3', '-u', str(tools / tool), 'c.py', *last,
         '--launcher', 'slurm', '--amp', 'a b',
         # How a training that is stopped is continued.
-        f'{TOOLS / script} part job c.py d --amp a\\ b --resume'
+        f'{tools / script} part job c.py d --amp a\\ b --resume'
         if tool == 'train.py' else ''
     ]
