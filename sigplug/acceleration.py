@@ -36,8 +36,8 @@ class Acceleration:
             self._undo.pop()()
 
     def __str__(self) -> str:
-        lines = [f'{name or "the model"}: {words}' for part in (
-            self.replaced, self.left) for name, words in part.items()]
+        lines = [f'{name or "the model"}: {words}'
+                 for name, words in {**self.replaced, **self.left}.items()]
         return '\n'.join(lines) or 'no heatmap head was found'
 
 

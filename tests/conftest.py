@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -161,14 +162,9 @@ def damageable(tmp_path, synthetic_nuscenes) -> Path:
     is; the info files are copies.
     """
     root = tmp_path / 'data'
-    for name in ('samples', 'sweeps'):
-        (root / name / 'LIDAR_TOP').mkdir(parents=True)
-        for path in (synthetic_nuscenes / name / 'LIDAR_TOP').iterdir():
-            (root / name / 'LIDAR_TOP' / path.name).symlink_to(path)
-    for name in ('maps', 'v1.0-mini'):
-        (root / name).symlink_to(synthetic_nuscenes / name)
-    for path in synthetic_nuscenes.glob('*.pkl'):
-        shutil.copy(path, root)
+    shutil.copytree(synthetic_nuscenes, root, copy_function=os.symlink)
+    for path in root.glob('*.pkl'):
+        replace(path, path.read_bytes())
     return root
 
 
@@ -287,6 +283,20 @@ def fail(run_here) -> Callable[..., str]:
         return printed.err[printed.err.index('error: '):]
 
     return fail
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What the loaded modules of sigplug log, each text with its level."""
+    lines = []
+
+    def print_log(text, logger=None, level=logging.INFO):
+        lines.append(f'{logging.getLevelName(level)}: {text}')
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith('sigplug.') and hasattr(module, 'print_log'):
+            monkeypatch.setattr(module, 'print_log', print_log)
+    return lines
 
 
 class Call:

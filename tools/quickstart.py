@@ -77,27 +77,24 @@ def main() -> None:
     hide_unusable_gpus()
 
     stages = {}
-    stages['data'] = run_stage(
-        'data', TOOLS / 'dataset_converters/create_synthetic_nuscenes.py',
+
+    def run(name: str, tool: str, *arguments: Any) -> None:
+        stages[name] = run_stage(name, TOOLS / tool, *arguments)
+
+    run('data', 'dataset_converters/create_synthetic_nuscenes.py',
         '--out', args.data_root, '--seed', DATA_SEED,
         *(['--samples-per-scene', args.samples_per_scene]
           if args.samples_per_scene else []))
-    stages['train'] = run_stage(
-        'train', TOOLS / 'train.py', config, '--work-dir', work_dir,
-        *(['--amp'] if args.amp else []),
-        *(['--resume'] if args.resume else []),
-        '--cfg-options', f'randomness.seed={args.seed}',
-        # The next stage evaluates.
-        'train_cfg.val_begin=1000')
+    # The next stage evaluates.
+    run('train', 'train.py', config, '--work-dir', work_dir,
+        *['--amp'] * args.amp, *['--resume'] * args.resume, '--cfg-options',
+        f'randomness.seed={args.seed}', 'train_cfg.val_begin=1000')
     checkpoint = relative((work_dir / 'last_checkpoint').read_text())
-    stages['test'] = run_stage(
-        'test', TOOLS / 'test.py', config, checkpoint, '--work-dir', eval_dir)
-    stages['pictures'] = run_stage(
-        'pictures', TOOLS / 'analysis_tools/visualize_bev.py', config,
-        checkpoint, '--out-dir', bev_dir, '--num', 4)
-    stages['curve'] = run_stage(
-        'curve', TOOLS / 'analysis_tools/plot.py', 'training', work_dir,
-        '--out', curve)
+    run('test', 'test.py', config, checkpoint, '--work-dir', eval_dir)
+    run('pictures', 'analysis_tools/visualize_bev.py', config, checkpoint,
+        '--out-dir', bev_dir, '--num', 4)
+    run('curve', 'analysis_tools/plot.py', 'training', work_dir, '--out',
+        curve)
 
     summary = dict(
         config=config,

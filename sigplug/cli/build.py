@@ -110,20 +110,17 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
         path = str(node.get('checkpoint'))
         weights = preflight.check_checkpoint(path, f'model.{key}.checkpoint')
         part: Any = parts.get(place.rstrip('.'))
-        kind = type(part)
-        if not weights or (getattr(kind, 'init_weights', None)
-                           is not BaseModule.init_weights):
+        own_way = getattr(type(part), 'init_weights', None) is not (
+            BaseModule.init_weights)
+        if not weights or own_way:
             continue
-        prefix = node.get('prefix') or ''
-        if prefix:
-            prefix = f'{prefix.rstrip(".")}.'
-        names = {name.removeprefix(prefix)
-                 for name in weights.get('state_dict', weights)
-                 if name.startswith(prefix)}
-        if not names & set(part.state_dict()):
+        prefix = (node.get('prefix') or '').rstrip('.')
+        names = {f'{prefix}.{name}'.removeprefix('.')
+                 for name in part.state_dict()}
+        if names.isdisjoint(weights.get('state_dict', weights)):
             raise UserError(
                 f'model.{key}: no weight in {path!r} has the name of one of '
-                f'{kind.__name__}. Weights of a whole detector need '
+                f'{type(part).__name__}. Weights of a whole detector need '
                 'prefix=..., the name of the part.')
 
 

@@ -239,7 +239,7 @@ def _explain_data(error: Exception, dataloader: dict | None,
     # Of list.index and tuple.index.
     if isinstance(error, ValueError) and re.search(
             'not in (list|tuple)', str(error)):
-        for text in filter(None, map(_explain_classes, nodes)):
+        if text := next(filter(None, map(_explain_classes, nodes)), None):
             return text
     if isinstance(error, ZeroDivisionError) and 'CBGSDataset' in str(
             [node.get('type') for node in nodes]):
@@ -270,12 +270,11 @@ def _explain_classes(node: dict) -> str | None:
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
     known = getattr(kind, 'METAINFO', {}).get('classes') or ()
-    # Others take any.
-    if not hasattr(kind, 'parse_ann_info') or not known:
-        return None
     absent = [name for name in metainfo.get('classes') or ()
               if name not in known]
+    # Others take any.
+    if not (hasattr(kind, 'parse_ann_info') and known and absent):
+        return None
     return (f'metainfo.classes of {kind.__name__} names '
             f'{", ".join(map(repr, absent))}, which it does not have.'
-            f'{did_you_mean(absent[0], known)} It has {list(known)}.'
-            ) if absent else None
+            f'{did_you_mean(absent[0], known)} It has {list(known)}.')

@@ -29,8 +29,8 @@ def describe_machine() -> dict[str, Any]:
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    release = re.match(r'[\d.]*', platform.release())
-    system = f'{platform.system()} {release[0] if release else ""}'
+    release = re.sub(r'[^\d.].*', '', platform.release())
+    system = f'{platform.system()} {release}'
     return dict(cpu=model, cores=cores, system=system.strip())
 
 

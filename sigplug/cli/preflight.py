@@ -69,13 +69,13 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise UserError(f'The config {path!r} cannot be read. '
                         f'{describe(error)}{_advise_import(error)}'
                         ) from error
-    for key in options or {}:
+    options = options or {}
+    for key in options:
         _check_option(cfg, key)
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError, ValueError) as error:
-        given = ' '.join(f'{key}={value}'
-                         for key, value in (options or {}).items())
+        given = ' '.join(f'{key}={value}' for key, value in options.items())
         raise UserError(f'--cfg-options {given} does not fit the config '
                         f'{path!r}: {describe(error)}') from error
     return cfg
@@ -175,13 +175,12 @@ def check_tables(cfg: Config, split: str, dataset: Any) -> None:
     version = (getattr(dataset, 'metainfo', None) or {}).get('version')
     section = f'{split}_evaluator'
     for key, node in iter_dicts(cfg.get(section), section):
-        if 'NuScenesMetric' not in str(node.get('type')) or not version:
-            continue
-        for name, path in _iter_data_paths(node, section):
-            tables = osp.join(path, version)
-            if name == 'data_root' and not osp.exists(tables):
+        root = dict(_iter_data_paths(node, section)).get('data_root')
+        if 'NuScenesMetric' in str(node.get('type')) and root and version:
+            tables = osp.join(root, version)
+            if not osp.exists(tables):
                 raise UserError(_explain_missing_data(
-                    f'{key}.data_root with its tables', tables, path))
+                    f'{key}.data_root with its tables', tables, root))
 
 
 def check_checkpoint(path: str, argument: str,

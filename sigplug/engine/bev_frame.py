@@ -54,17 +54,17 @@ def ground_truth(dataset: BaseDataset, info: dict) -> dict[str, Any]:
             gt_labels=annotations['gt_labels_3d'],
             gt_num_points=annotations.get('num_lidar_pts'))
     # NuScenesDataset drops the objects that no point lies on.
-    labels = [dataset.label_mapping[instance['bbox_label_3d']]
-              for instance in info['instances']]
-    known = [(label, instance) for label, instance
-             in zip(labels, info['instances']) if label >= 0]
+    known = [instance for instance in info['instances']
+             if dataset.label_mapping[instance['bbox_label_3d']] >= 0]
     return dict(
         gt_bboxes=np.array(
             [[*instance['bbox_3d'], *instance['velocity']]
-             for _, instance in known], dtype=np.float64).reshape(-1, 9),
-        gt_labels=np.array([label for label, _ in known], dtype=np.int64),
+             for instance in known], dtype=np.float64).reshape(-1, 9),
+        gt_labels=np.array(
+            [dataset.label_mapping[instance['bbox_label_3d']]
+             for instance in known], dtype=np.int64),
         gt_num_points=np.array(
-            [instance['num_lidar_pts'] for _, instance in known], dtype=int))
+            [instance['num_lidar_pts'] for instance in known], dtype=int))
 
 
 def ego_yaw(info: dict) -> float | None:

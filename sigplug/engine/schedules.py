@@ -66,20 +66,18 @@ def compare_schedules(runner: Runner, checkpoint: dict[str, Any],
 
 def _replay(schedulers: list[Any], iterations: int, length: int) -> None:
     """Step as in a training of so many iterations, ``length`` an epoch."""
-    # One that waits for a metric starts over.
-    stepped = [scheduler for scheduler in schedulers
-               if not hasattr(scheduler, 'monitor')]
+    # At the end of an epoch, those of its iterations come first; one that
+    # waits for a metric starts over.
+    stepped = sorted((scheduler for scheduler in schedulers
+                      if not hasattr(scheduler, 'monitor')),
+                     key=lambda scheduler: scheduler.by_epoch)
     with warnings.catch_warnings():
         # Of steps without those of the optimizer.
         warnings.simplefilter('ignore')
         for done in range(1, iterations + 1):
             for scheduler in stepped:
-                if not scheduler.by_epoch:
+                if not scheduler.by_epoch or done % length == 0:
                     scheduler.step()
-            if done % length == 0:
-                for scheduler in stepped:
-                    if scheduler.by_epoch:
-                        scheduler.step()
 
 
 def _short(value: Any) -> Any:

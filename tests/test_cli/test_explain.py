@@ -90,8 +90,6 @@ def build_parts(cfg):
 @pytest.mark.parametrize('key, value, message', [
     ('model.neck.p', -2, 'p must be above 0, but got -2'),
     ('model.neck.pp', 2, "GeMNeck takes no argument 'pp'. Did you mean 'p'?"),
-    ('model.act.grad', 'straight', "grad must be one of ('zero', 'straight_th"
-     "rough'), but got 'straight'"),
     ('model.act.epsilon', 1, "ClipSigmoid takes no argument 'epsilon'."),
     # One of torch's, with an error of torch's.
     ('optim_wrapper.optimizer', dict(type='SGD', lr=-1.0),
@@ -99,7 +97,6 @@ def build_parts(cfg):
     ('optim_wrapper.optimizer.lrr', 2,
      "SGD takes no argument 'lrr'. Did you mean 'lr'?"),
     ('param_scheduler.0.end', -3, 'end should be larger than begin'),
-    ('custom_hooks.0.interval', 0, 'interval must be an integer of at least'),
     ('custom_hooks.0.intervall', 5, 'HeatmapSaturationHook takes no '
      "argument 'intervall'. Did you mean 'interval'?"),
     ('model.mine.siz', 2,

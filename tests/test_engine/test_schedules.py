@@ -5,7 +5,6 @@ import pytest
 import torch
 from toy_training import make_runner, train
 
-from sigplug.engine import schedules
 from sigplug.engine.hooks import CheckpointFitHook
 
 
@@ -24,17 +23,14 @@ def begun(tmp_path_factory):
 
 
 @pytest.fixture
-def resume(begun, tmp_path, monkeypatch):
+def resume(begun, tmp_path, said):
     """A function that continues it; returns the last rate, and the texts."""
 
     def resume(epochs, param_scheduler, new_schedule=False):
-        texts = []
-        monkeypatch.setattr(schedules, 'print_log',
-                            lambda text, **_: texts.append(text))
         shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
         train(tmp_path, epochs=epochs, param_scheduler=param_scheduler,
               custom_hooks=[CheckpointFitHook(new_schedule=new_schedule)])
-        return rate(tmp_path, max(epochs, 2)), texts
+        return rate(tmp_path, max(epochs, 2)), said
 
     return resume
 
@@ -71,5 +67,5 @@ def test_equal_schedules_need_no_word(resume, new_schedule):
 @pytest.mark.parametrize('epochs', [1, 2])
 def test_nothing_is_left_to_do(resume, epochs):
     assert resume(epochs, cosine(2))[1] == [
-        f'Nothing left to do: 2 epochs are done, and train_cfg asks for '
+        f'INFO: Nothing left to do: 2 epochs are done, and train_cfg asks for '
         f'{epochs}.']

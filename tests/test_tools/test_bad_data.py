@@ -35,17 +35,13 @@ def test_malicious_checkpoint_does_not_run(folder, attack, fail, tool, args):
 
 
 # -- damaged data -----------------------------------------------------------
-def truncate(root, index, split='train'):
-    infos = pickle.loads((root / f'nuscenes_infos_{split}.pkl').read_bytes())
-    name = infos['data_list'][index]['lidar_points']['lidar_path']
-    path = root / 'samples/LIDAR_TOP' / name
-    replace(path, path.read_bytes()[:-3])
-    return name
-
-
 def test_training_names_the_bad_file(damageable, folder, monkeypatch, fail):
     """It comes from a worker, and without the traceback of that."""
-    name = truncate(damageable, 1)
+    infos = pickle.loads(
+        (damageable / 'nuscenes_infos_train.pkl').read_bytes())
+    name = infos['data_list'][1]['lidar_points']['lidar_path']
+    path = damageable / 'samples/LIDAR_TOP' / name
+    replace(path, path.read_bytes()[:-3])
     monkeypatch.setenv('SIGPLUG_DATA_ROOT', f'{damageable}/')
     message = fail(
         'train.py', 'small.py', '--work-dir', 'bad', cwd=folder)

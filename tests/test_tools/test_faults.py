@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -17,12 +18,10 @@ def family(leader):
     """All processes of a session that live."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(OSError, psutil.Error):
             if (os.getsid(process.pid) == leader.pid
                     and process.status() != psutil.STATUS_ZOMBIE):
                 found.append(process)
-        except (OSError, psutil.Error):
-            pass
     return found
 
 

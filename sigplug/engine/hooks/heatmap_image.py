@@ -36,7 +36,6 @@ class HeatmapImageHook(HeatmapObserverHook):
 
     def _measure(self, head: nn.Module, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Keep the highest score of all classes, without waiting."""
         if is_main_process():
             # An overflow that mixed precision passes over may be NaN.
             score = logits[0].sigmoid().nan_to_num()
@@ -44,7 +43,6 @@ class HeatmapImageHook(HeatmapObserverHook):
             self._maps.setdefault(prefix, []).append(pair.amax(1))
 
     def _report(self, runner: Runner) -> None:
-        """Draw the maps that were kept."""
         for prefix, tasks in self._maps.items():
             # matplotlib is imported with the first picture.
             from sigplug.visualization import draw_heatmap_pair

@@ -58,7 +58,6 @@ class HeatmapSaturationHook(HeatmapObserverHook):
 
     def _measure(self, head: Any, prefix: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
-        """Count the cells of one task, without waiting for the device."""
         low, high, stops = head.heatmap_clip or NO_CLIP
         score = logits.sigmoid()
         wrong = ((target == 1) & (score < 0.5)) | (
@@ -73,6 +72,5 @@ class HeatmapSaturationHook(HeatmapObserverHook):
                 stuck.sum() / wrong.sum().clamp(min=1))}
 
     def _report(self, runner: Runner) -> None:
-        """Hand the measured values to the message hub."""
         log_values(runner, self._shares)
         self._shares.clear()

@@ -111,14 +111,14 @@ class HeatmapObserverHook(IntervalHook, metaclass=ABCMeta):
         if not self.is_due(runner, batch_idx):
             return
         for name, head in self._heads.items():
-            prefix = f'{name}.' if len(self._heads) > 1 else ''
-            observer = partial(self._observe, name, prefix)
+            observer = partial(self._observe, name)
             head.heatmap_observers.append(observer)
             self._attached.append((head.heatmap_observers, observer))
 
-    def _observe(self, name: str, prefix: str, task: int, logits: Tensor,
+    def _observe(self, name: str, task: int, logits: Tensor,
                  target: Tensor) -> None:
         self._silent.discard(name)
+        prefix = f'{name}.' if len(self._heads) > 1 else ''
         self._measure(self._heads[name], prefix, task, logits, target)
 
     def after_train_iter(self, runner: Runner, batch_idx: int,

@@ -22,14 +22,6 @@ class Dataset(BaseDataset):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    texts = []
-    monkeypatch.setattr('sigplug.engine.hooks.bev_image.print_log',
-                        lambda text, **kwargs: texts.append(text))
-    return texts
-
-
-@pytest.fixture
 def quick(monkeypatch):
     """Empty pictures: what counts is how many."""
     monkeypatch.setattr('sigplug.visualization.draw_bev',
@@ -90,4 +82,5 @@ def test_what_cannot_be_drawn_does_not_end_the_training(said, monkeypatch):
 
     monkeypatch.setattr('sigplug.visualization.draw_bev', fail)
     assert validate(BEVImageHook(num_samples=1), Dataset()) == []
-    assert said == ['BEVImageHook: no picture of the sample 5: no colour']
+    assert said == [
+        'WARNING: BEVImageHook: no picture of the sample 5: no colour']

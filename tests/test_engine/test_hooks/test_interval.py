@@ -66,17 +66,14 @@ def test_model_without_such_a_head():
         run(nn.Linear(1, 1), [])
 
 
-def test_head_that_does_without_its_activation(monkeypatch):
+def test_head_that_does_without_its_activation(said):
     """Its own loss_by_feat calls no observer. It is said once."""
-    texts = []
-    monkeypatch.setattr(interval, 'print_log',
-                        lambda text, **_: texts.append(text))
     head = Head()
     run(head, [], length=3)
-    text, = texts
+    text, = said
     assert 'Hook has seen no heatmap of Head: the loss of this' in text
     run(head, [head], length=3)
-    assert texts == [text]
+    assert said == [text]
 
 
 def test_interval_is_a_number():

@@ -184,13 +184,8 @@ def test_each_hook_is_there_once_and_watches_no_longer(training):
     assert not head._forward_hooks
 
 
-def test_another_model_has_its_losses(tmp_path, monkeypatch):
+def test_another_model_has_its_losses(tmp_path, said):
     """A word for what it lacks, at the start and in the validation."""
-    said = []
-    for name in ('live_look', 'bev_image'):
-        monkeypatch.setattr(
-            f'sigplug.engine.hooks.{name}.print_log',
-            lambda text, *args, **kwargs: said.append(text))
     runner = make_runner(tmp_path, visualizer=dict(
         type='Visualizer', vis_backends=[
             dict(type='TensorboardVisBackend', save_dir=str(tmp_path / 'tb'))
