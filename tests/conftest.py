@@ -15,6 +15,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+# yapf writes a cache at its first import, which two processes of pytest must
+# not do at once.
+import yapf  # noqa: F401
 from hypothesis import HealthCheck, settings
 from mmengine.utils import digit_version
 
