@@ -13,6 +13,7 @@ from .backends import check_backend
 
 GRAD_MODES = ('zero', 'straight_through')
 
+
 def representable_bounds(min_val: float, max_val: float,
                          dtype: torch.dtype) -> tuple[float, float]:
     r"""Return bounds that ``dtype`` can hold, strictly between 0 and 1.

@@ -18,7 +18,8 @@ from .generalized_mean import check_power
 from .power_mean import Dims, clamp, power_mean
 
 IntOrTuple = int | Sequence[int | None] | None
-# Windows of so many cells take less time at once than dim by dim.
+# Windows of at most so many cells take kernels less time at once than dim by
+# dim.
 SMALL = 4
 # About the cells that fit into the cache of a processor several times.
 CACHED = 2**20
@@ -44,7 +45,8 @@ def gem_pool(x: Tensor,
 
     With ``p = inf`` equal maxima of a window share its gradient, where
     ``max_pool*d`` gives it to the first: by column and then within each
-    column, or evenly in small windows that do not overlap.
+    column, or evenly in small windows that do not overlap (but not within
+    ``torch.compile`` and ``torch.func``).
 
     Args:
         x (Tensor): Input of shape ``(N, C, L)``, ``(N, C, H, W)`` or
@@ -121,9 +123,7 @@ def gem_pool(x: Tensor,
         for i, (dim, size, step) in enumerate(plan.cuts):
             x = _cut_windows(x, dim + i, size, step)
         sets = tuple(range(len(plan.cuts)))
-        x, _ = _pool(x, p, (*sets, *(len(sets) + d for d in plan.whole)),
-                     eps, backend)
-        return x.squeeze(sets).to(dtype)
+        return _pool(x, p, sets, eps, backend)[0].squeeze(sets).to(dtype)
     if plan.whole:
         x, eps = _pool(x, p, plan.whole, eps, backend)
     # The mean of equal sets is the mean of their means: dim by dim, a window
@@ -204,7 +204,7 @@ def _new_plan(kernel_size: IntOrTuple, stride: IntOrTuple,
               if dim not in pooled and step != 1),
         tuple(m for m in reversed(pad) for _ in range(2)) if any(pad) else (),
         whole, cuts,
-        bool(cuts) and not overlap
+        bool(cuts) and not whole and not overlap
         and math.prod([k for _, k, _ in cuts]) <= SMALL,
         overlap)
 
@@ -226,15 +226,25 @@ def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
     if not cut:
         return _pool(x, p, whole, eps, backend)[0].to(dtype)
     for dim in cut:
-        pieces = _cut_adaptively(x, dim, counts[dim - x.dim()])
-        # The fewer dims, the smaller the sets: those are best side by side.
         joint = whole if dim == cut[-1] else ()
-        pooled = [
-            _pool(cells if joint else cells.contiguous(), p,
-                  (0, *(d + 1 for d in joint)), eps, backend)
-            for cells in pieces]
-        x, eps = torch.cat([y for y, _ in pooled], dim + 1), pooled[0][1]
-        x = x.squeeze(0)
+        size, count = x.shape[dim], counts[dim - x.dim()]
+        # An open size is not asked: the slices below fit any.
+        if isinstance(size, int) and size % count == 0:
+            cells = _cut_windows(x, dim, size // count, size // count)
+            x, eps = _pool(cells, p, (0, *(d + 1 for d in joint)), eps,
+                           backend)
+            x = x.squeeze(0)
+            continue
+        # The gradient of a cell is the sum over its windows.
+        x = upcast_half(x)
+        # No floor of a negative number: integers in ONNX round towards 0.
+        pieces = [x[(*(slice(None), ) * dim,
+                     slice(i * size // count,
+                           ((i + 1) * size + count - 1) // count))]
+                  for i in range(count)]
+        pooled = [_pool(cells, p, (dim, *joint), eps, backend)
+                  for cells in pieces]
+        x, eps = torch.cat([y for y, _ in pooled], dim), pooled[0][1]
     return x.to(dtype)
 
 
@@ -286,19 +296,6 @@ class _Windows(torch.autograd.Function):
         for k, share in enumerate(grad):
             _slice(total, dim, size, step, k).add_(share)
         return total, None, None, None
-
-
-def _cut_adaptively(x: Tensor, dim: int, count: int) -> list[Tensor]:
-    """Return views that are like ``_cut_windows``: one if it can be."""
-    size = x.shape[dim]
-    # An open size is not asked: the slices below fit any.
-    if isinstance(size, int) and size % count == 0:
-        return [x.unflatten(dim, (count, size // count)).movedim(dim + 1, 0)]
-    # The gradient of a cell is the sum over its windows.
-    x = upcast_half(x).unsqueeze(0).transpose(0, dim + 1)
-    # No floor of a negative number: integers in ONNX round towards 0.
-    return [x[i * size // count:((i + 1) * size + count - 1) // count]
-            for i in range(count)]
 
 
 def _check_extent(extent: Sequence[int], shape: torch.Size) -> None:

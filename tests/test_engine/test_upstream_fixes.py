@@ -107,6 +107,9 @@ def test_sparse_convolution_is_dense_convolution(kind, options):
         conv.weight.permute(0, 4, 1, 2, 3), **options)
     sample, *cell = out.indices.long().T
     expected = dense.permute(0, 2, 3, 4, 1)[(sample, *cell)]
+    if kind == 'SparseConv3d':
+        # Every cell that a voxel reaches.
+        assert len(expected) == dense.ne(0).any(1).sum()
     torch.testing.assert_close(out.features, expected)
     weights = torch.randn_like(expected)
     torch.testing.assert_close(

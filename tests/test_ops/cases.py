@@ -147,6 +147,8 @@ CASES = {
         (image, p_shared)),
     'gem_pool windows': Case(
         lambda x, p: gem_pool(x, p, **WINDOW), (image, p_per_channel)),
+    'gem_pool small windows': Case(
+        lambda x, p: gem_pool(x, p, 2), (image, p_per_channel)),
     'gem_pool windows 1': Case(
         lambda x: gem_pool(x, 1.0, **WINDOW), (image, )),
     'gem_pool windows inf': Case(

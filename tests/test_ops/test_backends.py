@@ -112,7 +112,16 @@ def test_tensors_on_several_devices(backend):
             call(backend=backend)
 
 
+@pytest.fixture
+def threads_after():
+    """The number of threads is that of before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @needs_cpp
+@pytest.mark.usefixtures('threads_after')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_bits_do_not_depend_on_the_number_of_threads(dtype):
     x = torch.randn(3, 17, 90, 91)
@@ -120,7 +129,6 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
     p = torch.linspace(1.0, 9.0, 17)
     index = torch.randint(0, 500, (len(x.view(-1, 91)), ))
 
-    before = torch.get_num_threads()
     for function in (
             partial(ops.gaussian_focal_loss_with_logits, target=t),
             partial(ops.generalized_mean, p=p),
@@ -134,7 +142,6 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
             y = function(leaf, backend='cpp')
             grad, = torch.autograd.grad(y.float().square().sum(), leaf)
             results.append((y, grad))
-        torch.set_num_threads(before)
         for other in results[1:]:
             assert all(map(torch.equal, results[0], other))
 

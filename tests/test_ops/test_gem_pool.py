@@ -50,6 +50,7 @@ WINDOWS = [
     ((2, 3, 9, 8), [4, 4], 1, 2),
     ((2, 3, 9, 8), None, None, 0),
     ((2, 3, 9, 8), (None, 2), None, 0),
+    ((2, 3, 9, 8), (3, 4), None, 0),
     ((2, 3, 9, 8), (3, None), (None, 1), (1, 0)),
     ((2, 3, 9, 8), 2, 5, 1),
     ((2, 3, 9, 8), (1, 3), (2, 1), 0),
@@ -149,7 +150,7 @@ def test_equals_adaptive_pools(shape, size, dims):
     (dict(output_size=2), (1 / 4, 1 / 2, 1 / 4)),
     (dict(), (1 / 3, 1 / 3, 1 / 3))])
 def test_ties_of_the_maximum_share_its_gradient(windows, shares):
-    """By column, and then within each; all at once where none overlap."""
+    """By column, and then within each; at once in small windows."""
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     places = [0, 0, 1], [0, 1, 0]
     x[0, 0][places] = 1

@@ -127,20 +127,23 @@ class GeMNeck(GeM):
                 that of ``p``.
         """
         if isinstance(inputs, Tensor):
-            return self.forward((inputs, ))[0]
+            return self._pool_levels((inputs, ))[0]
+        return self._pool_levels(inputs)
+
+    def _pool_levels(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         power = self.power()
-        powers: Sequence[float | Tensor] = [power] * len(inputs)
+        powers: Sequence[float | Tensor] = [power] * len(levels)
         if self._sizes is not None:
-            if len(inputs) != len(self._sizes):
+            if len(levels) != len(self._sizes):
                 raise ValueError(f'p has values for {len(self._sizes)} '
-                                 f'levels, but inputs has {len(inputs)}')
-            found = [x.shape[1] for x in inputs]
+                                 f'levels, but inputs has {len(levels)}')
+            found = [x.shape[1] for x in levels]
             if self.channels is not None and found != self._sizes:
                 raise ValueError('inputs must have the channels='
                                  f'{self._sizes}, but has {found}')
             if isinstance(power, Tensor):
                 powers = power.split(self._sizes)
-        return tuple(map(self._pool, inputs, powers))
+        return tuple(map(self._pool, levels, powers))
 
     def _pool(self, x: Tensor, p: float | Tensor) -> Tensor:
         """Pool one level, its strips side by side."""
