@@ -87,8 +87,10 @@ def main() -> None:
           if args.samples_per_scene else []))
     # The next stage evaluates.
     run('train', 'train.py', config, '--work-dir', work_dir,
-        *['--amp'] * args.amp, *['--resume'] * args.resume, '--cfg-options',
-        f'randomness.seed={args.seed}', 'train_cfg.val_begin=1000')
+        *(['--amp'] if args.amp else []),
+        *(['--resume'] if args.resume else []),
+        '--cfg-options', f'randomness.seed={args.seed}',
+        'train_cfg.val_begin=1000')
     checkpoint = relative((work_dir / 'last_checkpoint').read_text())
     run('test', 'test.py', config, checkpoint, '--work-dir', eval_dir)
     run('pictures', 'analysis_tools/visualize_bev.py', config, checkpoint,
