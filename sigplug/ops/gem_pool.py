@@ -238,9 +238,9 @@ def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
         # No floor of a negative number: integers in ONNX round towards 0.
-        pieces = [x[(*(slice(None), ) * dim,
-                     slice(i * size // count,
-                           ((i + 1) * size + count - 1) // count))]
+        before = (slice(None), ) * dim
+        pieces = [x[before + (slice(i * size // count,
+                                    ((i + 1) * size + count - 1) // count), )]
                   for i in range(count)]
         pooled = [_pool(cells, p, (dim, *joint), eps, backend)
                   for cells in pieces]
