@@ -17,7 +17,7 @@ fast in its plain form, which is then used.
 import functools
 import importlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +112,29 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
     return plain
 
 
-def wants_plain_backward(*tensors: Tensor) -> bool:
+def wants_plain_backward(grad: Tensor) -> bool:
     """Return whether a backward pass is itself differentiated or mapped."""
-    return torch.is_grad_enabled() or needs_plain(*tensors)
+    return torch.is_grad_enabled() or needs_plain(grad)
+
+
+def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Any],
+                    wanted: Sequence[bool],
+                    grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a plain form where they are wanted.
+
+    They can be differentiated again if that is what happens.
+    """
+    create_graph = torch.is_grad_enabled()
+    if not create_graph:
+        inputs = [x.detach().requires_grad_() if want else x
+                  for x, want in zip(inputs, wanted)]
+    with torch.enable_grad():
+        grads = iter(torch.autograd.grad(
+            function(*inputs),
+            [x for x, want in zip(inputs, wanted) if want], grad,
+            create_graph=create_graph))
+    return tuple(next(grads) if want else None
+                 for _, want in zip(inputs, wanted))
 
 
 def needs_plain(*tensors: Tensor) -> bool:

@@ -19,7 +19,13 @@ from ._checks import (
     is_number,
 )
 from ._dtypes import upcast_half
-from .backends import Form, is_traced, select, wants_plain_backward
+from .backends import (
+    Form,
+    is_traced,
+    plain_gradients,
+    select,
+    wants_plain_backward,
+)
 from .clip_sigmoid import representable_bounds
 
 REDUCTIONS = ('none', 'mean', 'sum')
@@ -224,15 +230,11 @@ class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, slopes, divisor = ctx.saved_tensors
-        if wants_plain_backward(grad, logits, target):
-            create_graph = torch.is_grad_enabled()
-            with torch.enable_grad():
-                x = logits if create_graph else (
-                    logits.detach().requires_grad_())
-                loss = focal_loss(x, target, ctx.options, ctx.by_cell,
-                                  ctx.number or divisor)
-                grad_logits = torch.autograd.grad(
-                    loss, x, grad, create_graph=create_graph)[0]
+        if wants_plain_backward(grad):
+            grad_logits, = plain_gradients(
+                lambda x: focal_loss(x, target, ctx.options, ctx.by_cell,
+                                     ctx.number or divisor),
+                (logits, ), ctx.needs_input_grad, grad)
         else:
             # In one pass, also where it rounds to half precision.
             grad_logits = torch.mul(slopes, grad, out=torch.empty_like(

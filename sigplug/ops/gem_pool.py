@@ -1,9 +1,6 @@
 """Generalised-mean pooling over windows."""
-import functools
 import math
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +10,30 @@ from torch import Tensor
 from ._checks import PowerLike, check_input
 from ._dtypes import upcast_half
 from ._tracing import is_exporting
-from .backends import is_traced, needs_plain
+from ._windows import (
+    IntOrTuple,
+    Windows,
+    check_extent,
+    check_windows,
+    num_spatial_dims,
+    plan_windows,
+    read_windows,
+)
+from .backends import (
+    Form,
+    is_traced,
+    needs_plain,
+    plain_gradients,
+    select,
+    wants_plain_backward,
+)
 from .generalized_mean import check_power
-from .power_mean import Dims, clamp, power_mean
+from .power_mean import Dims, clamp, has_inf, power_mean
 
-IntOrTuple = int | Sequence[int | None] | None
-# Windows of at most so many cells take kernels less time at once than dim by
-# dim.
-SMALL = 4
+# Windows of at most so many cells take less time at once than dim by dim, in
+# kernels for windows and as sets of cells.
+FEW = 16
+VERY_FEW = 4
 # About the cells that fit into the cache of a processor several times.
 CACHED = 2**20
 
@@ -93,20 +106,37 @@ def gem_pool(x: Tensor,
     if output_size is not None:
         check_windows(kernel_size, stride, padding, output_size)
         return _pool_adaptively(x, p, output_size, eps, backend)
-    plan = _plan(kernel_size, stride, padding, x.shape)
-    dtype = x.dtype
-    p = check_power(p, x, plan.dims)
-    if (plan.overlap and x.device.type == 'cpu' and x.numel() > CACHED
-            and x.dim() == len(plan.dims) + 2 and len(x) > 1
+    windows = plan_windows(kernel_size, stride, padding, x.shape)
+    p = check_power(p, x, windows.dims)
+    tensors = [t for t in (x, p) if isinstance(t, Tensor)]
+    form = select(PLAIN, backend, *tensors)
+    if form is PLAIN or not windows.are_small(FEW) or not (
+            isinstance(p, Tensor) or 1 < p < math.inf):
+        y = pool_dim_by_dim(x, p, windows, eps, backend)
+    else:
+        trains_p = (isinstance(p, Tensor) and p.requires_grad
+                    and torch.is_grad_enabled())
+        y = _GeMPool.apply(x, p, windows, eps, form, trains_p)
+    return y.to(x.dtype)
+
+
+def pool_dim_by_dim(x: Tensor, p: PowerLike, windows: Windows,
+                    eps: float | None, backend: str = 'eager') -> Tensor:
+    """Pool windows by means over dims; float32 for half-precision dtypes.
+
+    The mean of equal sets is the mean of their means: windows of k by k cells
+    cost 2 k in place of k^2.
+    """
+    if (windows.overlap and x.device.type == 'cpu' and x.numel() > CACHED
+            and x.dim() == len(windows.dims) + 2 and len(x) > 1
             and not is_traced()):
         # Copies of the cells for each window, of all samples, would not stay
         # in the cache of a processor.
-        return torch.cat([
-            gem_pool(sample, p, kernel_size, stride, padding, eps=eps,
-                     backend=backend) for sample in x.split(1)])
-    for dim, step in plan.slices:
+        return torch.cat([pool_dim_by_dim(sample, p, windows, eps, backend)
+                          for sample in x.split(1)])
+    for dim, step in windows.sliced:
         x = x[(slice(None), ) * dim + (slice(None, None, step), )]
-    if plan.margins:
+    if any(windows.padding):
         # Padded cells are 0 behind the clamp. That of torch passes the
         # gradient at eps before 2.14 alone, which no export needs.
         if eps is None or is_exporting():
@@ -115,110 +145,61 @@ def gem_pool(x: Tensor,
             x = clamp(x, None)
             x = torch.where(x < eps, eps, x)
         eps = None
-        x = F.pad(x, plan.margins)
-    elif plan.overlap:
+        x = F.pad(x, [m for m in reversed(windows.padding) for _ in range(2)])
+    elif windows.overlap:
         # The gradient of a cell is the sum over its windows.
         x = upcast_half(x)
-    if plan.at_once and not is_traced():
-        for i, (dim, size, step) in enumerate(plan.cuts):
+    if (windows.are_small(VERY_FEW) and not windows.overlap
+            and not is_traced()):
+        for i, (dim, size, step) in enumerate(windows.cut):
             x = _cut_windows(x, dim + i, size, step)
-        sets = tuple(range(len(plan.cuts)))
-        return _pool(x, p, sets, eps, backend)[0].squeeze(sets).to(dtype)
-    if plan.whole:
-        x, eps = _pool(x, p, plan.whole, eps, backend)
-    # The mean of equal sets is the mean of their means: dim by dim, a window
-    # of k by k cells costs 2 k in place of k^2.
-    for dim, size, step in plan.cuts:
+        sets = tuple(range(len(windows.cut)))
+        return _pool(x, p, sets, eps, backend)[0].squeeze(sets)
+    if windows.whole:
+        x, eps = _pool(x, p, windows.whole, eps, backend)
+    for dim, size, step in windows.cut:
         x, eps = _pool(_cut_windows(x, dim, size, step), p, (0, ), eps,
                        backend)
         x = x.squeeze(0)
-    return x.to(dtype)
+    return x
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is done to the spatial dims of an input of some shape.
-
-    Attributes:
-        dims (tuple[int, ...]): The spatial dims.
-        slices (tuple): Dims with windows of one cell, and their steps.
-        margins (tuple[int, ...]): Padding as of ``F.pad``, empty without.
-        whole (tuple[int, ...]): Dims of which one window takes in all.
-        cuts (tuple): The other dims, with the size and the step of windows.
-        at_once (bool): Whether windows are too small to gain from going dim
-            by dim.
-        overlap (bool): Whether a cell is in several windows.
-    """
-
-    dims: tuple[int, ...]
-    slices: tuple[tuple[int, int], ...]
-    margins: tuple[int, ...]
-    whole: tuple[int, ...]
-    cuts: tuple[tuple[int, int, int], ...]
-    at_once: bool
-    overlap: bool
+PLAIN = Form('gem_pool', pool_dim_by_dim)
 
 
-def _plan(kernel_size: IntOrTuple, stride: IntOrTuple,
-          padding: int | Sequence[int], shape: torch.Size) -> _Plan:
-    """Check the windows and plan them, once for each shape."""
-    if not is_traced():
-        try:
-            return _kept_plan(*(tuple(v) if isinstance(v, list) else v
-                                for v in (kernel_size, stride, padding)),
-                              shape)
-        except TypeError:
-            pass  # What cannot be hashed is refused below.
-    return _new_plan(kernel_size, stride, padding, shape)
+class _GeMPool(torch.autograd.Function):
+    """Small windows at once, by a kernel."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: PowerLike, windows: Windows,
+                eps: float | None, form: Form, trains_p: bool) -> Tensor:
+        y, by_p = form.forward(x, p, windows, eps, trains_p)
+        ctx.p = None if isinstance(p, Tensor) else p
+        ctx.windows, ctx.eps, ctx.form = windows, eps, form
+        ctx.save_for_backward(x, None if ctx.p else p, y, by_p)
+        return y
 
-def _new_plan(kernel_size: IntOrTuple, stride: IntOrTuple,
-              padding: int | Sequence[int], shape: torch.Size) -> _Plan:
-    spatial = _num_spatial_dims('kernel_size', kernel_size, shape)
-    extent = shape[-spatial:]
-    kernel = _window('kernel_size', kernel_size, spatial, extent)
-    steps = _window('stride', stride, spatial, kernel)
-    pad = _window('padding', padding, spatial, ())
-    _check_extent(extent, shape)
-    for k, size, margin in zip(kernel, extent, pad):
-        if 2 * margin > k:
-            raise ValueError('padding must be at most half of kernel_size, '
-                             f'but got padding={pad}, kernel_size={kernel}')
-        if k > size + 2 * margin:
-            raise ValueError(f'kernel_size {kernel} must fit into the padded '
-                             f'input, but x has the shape {tuple(shape)} '
-                             f'and padding={pad}')
-    dims = tuple(range(len(shape) - spatial, len(shape)))
-    # A window of one cell along a dim takes a slice; of all, one is left.
-    pooled = [dim for dim, k in zip(dims, kernel)
-              if not (isinstance(k, int) and k == 1)] or dims[-1:]
-    whole = tuple(
-        dim for dim, k, size, margin in zip(dims, kernel, extent, pad)
-        if dim in pooled and margin == 0 and _is_full(k, size))
-    cuts = tuple((dim, k, step) for dim, k, step in zip(dims, kernel, steps)
-                 if dim in pooled and dim not in whole)
-    overlap = any(step < k for k, step in zip(kernel, steps))
-    return _Plan(
-        dims,
-        tuple((dim, step) for dim, step in zip(dims, steps)
-              if dim not in pooled and step != 1),
-        tuple(m for m in reversed(pad) for _ in range(2)) if any(pad) else (),
-        whole, cuts,
-        bool(cuts) and not whole and not overlap
-        and math.prod([k for _, k, _ in cuts]) <= SMALL,
-        overlap)
-
-
-_kept_plan = functools.lru_cache(maxsize=1024, typed=True)(_new_plan)
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, p, y, by_p = ctx.saved_tensors
+        p = ctx.p or p
+        if has_inf(p) or wants_plain_backward(grad_y):
+            grads = plain_gradients(
+                lambda x, p: pool_dim_by_dim(x, p, ctx.windows, ctx.eps),
+                (x, p), ctx.needs_input_grad, grad_y)
+        else:
+            grads = ctx.form.backward(grad_y, x, p, ctx.windows, ctx.eps, y,
+                                      by_p, *ctx.needs_input_grad[:2])
+        return (*grads, None, None, None, None)
 
 
 def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,
                      eps: float | None, backend: str) -> Tensor:
     """Pool dim by dim, and those that are left with one cell at the end."""
-    spatial = _num_spatial_dims('output_size', output_size, x.shape)
+    spatial = num_spatial_dims('output_size', output_size, x.shape)
     extent = x.shape[-spatial:]
-    counts = _window('output_size', output_size, spatial, ())
-    _check_extent(extent, x.shape)
+    counts = read_windows('output_size', output_size, spatial, ())
+    check_extent(extent, x.shape)
     dims, dtype = tuple(range(x.dim() - spatial, x.dim())), x.dtype
     p = check_power(p, x, dims)
     whole = tuple(d for d, count in zip(dims, counts) if count == 1)
@@ -296,82 +277,3 @@ class _Windows(torch.autograd.Function):
         for k, share in enumerate(grad):
             _slice(total, dim, size, step, k).add_(share)
         return total, None, None, None
-
-
-def _check_extent(extent: Sequence[int], shape: torch.Size) -> None:
-    if min(extent) < 1:
-        raise ValueError('x must not be empty along the pooled dims, but has '
-                         f'the shape {tuple(shape)}')
-
-
-def _is_full(size: int, extent: int) -> bool:
-    """Return whether a window takes in all, as an open one of None does."""
-    if isinstance(size, int) and isinstance(extent, int):
-        return size == extent
-    return not isinstance(size, int)
-
-
-def _num_spatial_dims(name: str, value: IntOrTuple, shape: torch.Size) -> int:
-    dims = len(shape)
-    if isinstance(value, (tuple, list)):
-        spatial = len(value)
-        if 1 <= spatial <= 3 and dims in (spatial + 1, spatial + 2):
-            if dims == spatial + 2 or spatial == 2:
-                return spatial
-        raise ValueError(f'{name} {tuple(value)} has {spatial} entries, which '
-                         f'does not fit x of shape {tuple(shape)}')
-    if dims == 3:
-        return 1 if value is None else 2
-    if dims in (4, 5):
-        return dims - 2
-    raise ValueError('x must have 3, 4 or 5 dims (batch, channels and one to '
-                     f'three more), but got the shape {tuple(shape)}')
-
-
-def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
-                  padding: int | Sequence[int],
-                  output_size: int | Sequence[int] | None = None) -> None:
-    """Raise a ``ValueError`` if no input has such windows."""
-    windows = dict(kernel_size=kernel_size, stride=stride, padding=padding)
-    if output_size is not None:
-        if (kernel_size, stride, padding) != (None, None, 0):
-            raise ValueError(
-                f'output_size={output_size} excludes kernel_size, stride and '
-                f'padding, but got {windows}: leave out the one or the others')
-        windows['output_size'] = output_size
-    for name, value in windows.items():
-        if len(_entries(name, value)) > 3:
-            raise ValueError(f'{name} must have at most three entries, but '
-                             f'got {value}')
-
-
-def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
-    """One entry, or those of a sequence; only windows and steps have None."""
-    least = 0 if name == 'padding' else 1
-    optional = name in ('kernel_size', 'stride')
-    entries = tuple(value) if isinstance(value, (tuple, list)) else (value, )
-    try:
-        read = tuple(
-            entry if entry is None and optional else operator.index(entry)
-            for entry in entries)
-    except TypeError:
-        read = ()
-    if (not read or any(isinstance(entry, bool) for entry in entries)
-            or any(entry is not None and entry < least for entry in read)):
-        raise ValueError(f'{name} must consist of integers of at least '
-                         f'{least}, but got {value!r}')
-    return read
-
-
-def _window(name: str, value: IntOrTuple, spatial: int,
-            default: Sequence[int]) -> tuple[int, ...]:
-    """One int for each spatial dim, with ``default`` in place of None."""
-    entries = _entries(name, value)
-    if not isinstance(value, (tuple, list)):
-        entries *= spatial
-    if len(entries) != spatial:
-        raise ValueError(f'{name} must be one value or {spatial} values, but '
-                         f'got {value}')
-    # The extent stays as it is: a program may be exported with it open.
-    return tuple(default[i] if entry is None else entry
-                 for i, entry in enumerate(entries))

@@ -85,8 +85,8 @@ def generalized_mean(x: Tensor,
     if mask is not None:
         mask = _check_mask(mask, x)
 
-    y = power_mean(x, p, Dims(dims, mask), eps, backend)
-    return (y if keepdim else y.squeeze(dims)).to(x.dtype)
+    return power_mean(x, p, Dims(dims, mask), eps, backend,
+                      keepdim).to(x.dtype)
 
 
 def check_power(p: PowerLike, x: Tensor, dims: tuple[int, ...]) -> PowerLike:

@@ -20,7 +20,7 @@ which cannot overflow for :math:`p \ge 1`, as :math:`u_i^p \le N`. At
 :math:`c_i = 0`, which needs ``eps=None``, the first one is taken as 0 for
 every :math:`p \ne 1`.
 """
-import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -228,8 +228,11 @@ PLAIN = Form('power_mean', power_mean_forward, power_mean_backward)
 
 
 def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
-               backend: str = 'auto') -> Tensor:
-    """Compute a power mean by the best form, and make it differentiable."""
+               backend: str = 'auto', keepdim: bool = True) -> Tensor:
+    """Compute a power mean by the best form, and make it differentiable.
+
+    ``keepdim=False`` leaves out pooled dims.
+    """
     tensors = [t for t in (x, p, sets.members) if isinstance(t, Tensor)]
     form = select(PLAIN, backend, *tensors)
     if not isinstance(p, Tensor) and not 1 <= p < math.inf:
@@ -237,11 +240,13 @@ def power_mean(x: Tensor, p: PowerLike, sets: Sets, eps: float | None,
         form = PLAIN
     if form.prepare is not None:
         sets = form.prepare(sets)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    squeezed = () if keepdim or isinstance(sets, Segments) else sets.dims
+    if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
         # Compilers and transforms derive the backward of the plain form.
         if form is not PLAIN or not needs_plain(*tensors):
-            return _PowerMean.apply(x, p, sets, eps, form)
-    return form.forward(x, p, sets, eps)
+            return _PowerMean.apply(x, p, sets, eps, form, squeezed)
+    y = form.forward(x, p, sets, eps)
+    return y.squeeze(squeezed) if squeezed else y
 
 
 class _PowerMean(torch.autograd.Function):
@@ -249,31 +254,33 @@ class _PowerMean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: PowerLike, sets: Any,
-                eps: float | None, form: Form) -> Tensor:
+                eps: float | None, form: Form,
+                squeezed: tuple[int, ...]) -> Tensor:
         y = form.forward(x, p, sets, eps)
-        held = {name: value for name, value in vars(sets).items()
-                if isinstance(value, Tensor)}
-        ctx.sets = (dataclasses.replace(sets, **dict.fromkeys(held))
-                    if held else sets)
-        ctx.held = tuple(held)
+        ctx.shape = y.shape
+        if squeezed:
+            # Here, it is no step of its own in the backward pass.
+            y = y.squeeze(squeezed)
+        # All but the first field of sets are tensors, or None.
+        first, *members = vars(sets).values()
+        ctx.make_sets = functools.partial(sets.__class__, first)
         ctx.p = None if isinstance(p, Tensor) else p
         ctx.eps, ctx.form = eps, form
-        ctx.save_for_backward(x, None if ctx.p else p, y, *held.values())
+        ctx.save_for_backward(x, None if ctx.p else p, y, *members)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, p, y, *held = ctx.saved_tensors
-        sets = (dataclasses.replace(ctx.sets, **dict(zip(ctx.held, held)))
-                if held else ctx.sets)
+        x, p, y, *members = ctx.saved_tensors
         p = ctx.p or p
         form = ctx.form
-        if has_inf(p) or wants_plain_backward(grad_y, x, y):
+        if has_inf(p) or wants_plain_backward(grad_y):
             form = PLAIN
         assert form.backward is not None
-        grad_x, grad_p = form.backward(grad_y, x, p, sets, ctx.eps, y,
-                                       *ctx.needs_input_grad[:2])
-        return grad_x, grad_p, None, None, None
+        grad_x, grad_p = form.backward(
+            grad_y.reshape(ctx.shape), x, p, ctx.make_sets(*members), ctx.eps,
+            y.reshape(ctx.shape), *ctx.needs_input_grad[:2])
+        return grad_x, grad_p, None, None, None, None
 
 
 def is_float(p: PowerLike, value: float) -> bool:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from sigplug.ops.cuda_kernels import FORMS, power_mean
+from sigplug.ops._windows import plan_windows
+from sigplug.ops.cuda_kernels import FORMS, _launch, power_mean
 from sigplug.ops.gaussian_focal_loss import FocalOptions
 from sigplug.ops.power_mean import Dims, Segments
 
@@ -22,6 +24,7 @@ ARCH = int(os.environ['SIGPLUG_TEST_ARCH'])
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 POWERS = (3.0, 'shared', 'one per set')
 COMPILED = {}
+KEPT = []
 
 
 class NoDevice:
@@ -46,10 +49,21 @@ def compile_only(monkeypatch):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         name = f'{self.module}.{self.__name__}'
         COMPILED[kernel.hash] = name, kernel.asm['cubin']
+        kernel.source = self
         return kernel
+
+    def check(self, grid):
+        """A kept kernel is the one that Triton finds."""
+        def launch(*args):
+            assert len(grid) == 3
+            assert self is compile_for_device(
+                self.source, *args, grid=grid, warmup=True, **_launch.OPTIONS)
+            KEPT.append(self)
+        return launch
 
     triton.runtime.driver.set_active(NoDevice())
     monkeypatch.setattr(JITFunction, 'run', compile_for_device)
+    monkeypatch.setattr(CompiledKernel, '__getitem__', check)
 
 
 def empty(*shape, dtype=torch.float32):
@@ -78,6 +92,21 @@ def test_gaussian_heatmap(size):
     numbers = empty(5, 4, dtype=torch.int64).unbind(1)
     FORMS['gaussian_heatmap'].forward(
         empty(5, 2, dtype=torch.int64), numbers[0], numbers[1], 1, size)
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int32])
+def test_kept_kernels(dtype):
+    """Numbers and addresses that Triton compiles apart are kept apart."""
+    before = len(KEPT)
+    table = torch.zeros(49, dtype=dtype)
+    for _ in range(2):
+        for start in (0, 1):
+            numbers = table[start:start + 48].view(3, 16)
+            for size in ((1, 1), (16, 16), (17, 16), (16, 1), (2**16, 2**16),
+                         (2**31, 1), (2**31 + 1, 1)):
+                FORMS['gaussian_heatmap'].forward(
+                    empty(16, 2, dtype=dtype), *numbers[:2], 1, size)
+    assert (len(KEPT) - before >= 7) == _launch.KEEPS_COMPILED
 
 
 def pool(x, sets, result_shape, powers=POWERS, eps=1e-6):
@@ -113,9 +142,21 @@ def test_segments():
          (4, 64), (3.0, ))
 
 
+@pytest.mark.parametrize('size, step, padding', [
+    (2, 2, 0), (3, 1, 1), (4, 1, 2)])
+def test_windows(size, step, padding):
+    form = FORMS['gem_pool']
+    for shape in ((8, 64, 32, 32), (2**15, 2**16, 4, 4)):
+        x = empty(*shape, dtype=torch.bfloat16)
+        windows = plan_windows(size, step, padding, x.shape)
+        for p in (3.0, empty(), empty(1, shape[1], 1, 1)):
+            y, by_p = form.forward(x, p, windows, 1e-6, True)
+            form.backward(y, x, p, windows, 1e-6, y, by_p, True, True)
+
+
 def test_no_registers_spill(tmp_path):
     """The last test: of all that was compiled before it."""
-    assert len({name for name, _ in COMPILED.values()}) == 4
+    assert len({name for name, _ in COMPILED.values()}) == 6
     for name, cubin in COMPILED.values():
         path = tmp_path / 'kernel.cubin'
         path.write_bytes(cubin)

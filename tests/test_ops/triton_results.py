@@ -4,6 +4,7 @@ On CPU tensors the kernels are interpreted: as slow as Python, and with
 bfloat16 truncated where a GPU rounds.
 """
 import dataclasses
+import importlib
 import math
 import os
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from sigplug.ops import gaussian_heatmap
+from sigplug.ops._windows import plan_windows
 from sigplug.ops.cuda_kernels import FORMS
 from sigplug.ops.cuda_kernels import power_mean as kernels
 from sigplug.ops.gaussian_focal_loss import FocalOptions
@@ -23,6 +25,8 @@ from .references import assert_within, exact
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if INTERPRETED else 'cuda'
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LOSS, HEATMAP, WINDOW = (FORMS[name] for name in (
+    'gaussian_focal_loss', 'gaussian_heatmap', 'gem_pool'))
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')
 
 
@@ -118,6 +122,122 @@ def test_of_nothing():
     assert dx.shape == (0, 3) and dp == 0
 
 
+# --- windows ----------------------------------------------------------------
+
+
+WINDOWS = [  # Shape, sizes, steps and padding; columns are last in memory.
+    ((2, 3, 9, 8), (2, 2), (2, 2), (0, 0), False),
+    ((2, 3, 7, 9), (3, 3), (1, 1), (1, 1), True),
+    ((2, 3, 5, 13), (1, 4), (3, 3), (0, 2), False),
+    ((2, 3, 30), (3, ), (2, ), (0, ), False),
+    ((2, 3, 4, 5, 7), (2, 2, 3), (2, 1, 2), (1, 0, 0), False)]
+
+
+def window_sets(shape, sizes, steps, per_channel):
+    """Of an input with its padding."""
+    dims = tuple(range(len(shape) - len(sizes), len(shape)))
+    places = np.arange(math.prod(shape)).reshape(shape)
+    views = np.lib.stride_tricks.sliding_window_view(places, sizes, dims)
+    views = views[(..., *(slice(None, None, step) for step in steps),
+                   *(slice(None) for _ in sizes))]
+    result = views.shape[:len(shape)]
+    powers = np.arange(3).reshape(1, 3, *(1 for _ in sizes))
+    return references.Sets(
+        result, views.reshape(-1, math.prod(sizes)),
+        np.broadcast_to(powers * per_channel, result).reshape(-1))
+
+
+@pytest.mark.parametrize('dtype, p, given', [
+    (torch.float32, p, given) for given in WINDOWS
+    for p in (2.5, torch.tensor(2.5), CHANNELS)] + [
+    (dtype, CHANNELS, WINDOWS[1]) for dtype in DTYPES[1:]])
+def test_windows(dtype, p, given):
+    shape, sizes, steps, padding, columns_last = given
+    x, eps = features(*shape, dtype=dtype), 1e-3
+    if any(padding):
+        # A padded cell is 0 behind the clamp, which passes all others.
+        x, eps = x.abs() + 0.01, None
+    margins = [m for m in reversed(padding) for _ in range(2)]
+    padded = torch.nn.functional.pad(x, margins)
+    sets = window_sets(padded.shape, sizes, steps, p is CHANNELS)
+    trained = isinstance(p, torch.Tensor)
+    if columns_last:
+        x = x.to(memory_format=torch.channels_last)
+    there = p.to(DEVICE) if trained else p
+    if p is CHANNELS:
+        there = there.view(1, 3, *(1 for _ in sizes))
+    windows = plan_windows(sizes, steps, padding, x.shape)
+    y, by_p = WINDOW.forward(x.to(DEVICE), there, windows, eps, trained)
+    assert y.is_contiguous() != columns_last
+    upstream = torch.linspace(-0.5, 1.5, y.numel()).view(y.shape)
+    dx, dp = WINDOW.backward(upstream.to(DEVICE), x.to(DEVICE), there,
+                             windows, eps, y, by_p, True, trained)
+    value, (slope, allowed), dy_dp = references.pooled(
+        padded, p, sets, eps, exact(upstream))
+    assert y.dtype == torch.float32 and dx.dtype == dtype
+    assert_within(y.cpu(), *value)
+    inner = tuple(slice(m, m + n) for m, n in zip(
+        (0, 0, *padding), x.shape))
+    if INTERPRETED and dtype == torch.bfloat16:
+        allowed = allowed + references.ulp(slope, dtype)
+    assert_within(dx.cpu(), slope[inner], allowed[inner])
+    if trained:
+        assert_within(dp.cpu().view(p.shape), *dy_dp)
+
+
+@pytest.mark.parametrize('p', [3.0, 200.0, torch.tensor(1.0),
+                               torch.tensor(math.inf)])
+def test_special_values_in_windows(p):
+    x = torch.tensor([
+        [math.nan, 1, 2, 4], [math.inf, 1, 2, 0], [0, 0, 0, 0], [2, 2, 1, 2],
+        [1e-45, 3e-40, 0, 1e-39], [3e38, 3.4e38, 3e38, 1e38]])
+    there = p.to(DEVICE) if isinstance(p, torch.Tensor) else p
+    windows = plan_windows((4, ), None, 0, (1, 1, 24))
+    y, _ = WINDOW.forward(x.view(1, 1, 24).to(DEVICE), there, windows, None,
+                          False)
+    torch.testing.assert_close(
+        y.cpu().view(6, 1), power_mean_forward(x, p, Dims((1, )), None),
+        rtol=1e-6, atol=1e-45, equal_nan=True)
+
+
+@pytest.mark.parametrize('p', [2.5, math.inf])
+def test_gradients_of_windows(p, monkeypatch):
+    """Those of the plain form, and once more."""
+    pool = importlib.import_module('sigplug.ops.gem_pool')
+    monkeypatch.setattr(pool, 'select', lambda *_: WINDOW)
+    x = torch.rand(1, 2, 5, 4, device=DEVICE, requires_grad=True)
+    p = torch.tensor(p, device=DEVICE, requires_grad=p < math.inf)
+    inputs = (x, p) if p.requires_grad else (x, )
+
+    windows = plan_windows(3, 1, 1, x.shape)
+    results = (pool.gem_pool(x, p, 3, 1, 1),
+               pool.pool_dim_by_dim(x, p, windows, 1e-6))
+    torch.testing.assert_close(*results)
+    for again in (False, True):
+        grads = [torch.autograd.grad(y.square().sum(), inputs,
+                                     create_graph=again, retain_graph=True)
+                 for y in results]
+        torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*(torch.autograd.grad(
+        first.square().sum(), inputs, materialize_grads=True)
+        for first, *_ in grads))
+    half = pool.gem_pool(x.half(), p, 2)
+    assert half.dtype == torch.float16
+    half.float().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.any()
+    with torch.no_grad():
+        assert not pool.gem_pool(x, p, 2).requires_grad
+
+
+def test_windows_of_nothing():
+    x = torch.empty(0, 3, 4, 4, device=DEVICE)
+    p = torch.tensor(3.0, device=DEVICE)
+    windows = plan_windows(2, None, 0, x.shape)
+    y, by_p = WINDOW.forward(x, p, windows, 1e-6, True)
+    dx, dp = WINDOW.backward(y, x, p, windows, 1e-6, y, by_p, True, True)
+    assert y.shape == (0, 3, 2, 2) and dx.shape == x.shape and dp == 0
+
+
 # --- the focal loss ---------------------------------------------------------
 
 
@@ -140,8 +260,6 @@ FOCAL = (
     dict(alpha=1.0, gamma=1.0, clip=1e-4))
 
 
-LOSS = FORMS['gaussian_focal_loss']
-HEATMAP = FORMS['gaussian_heatmap']
 
 
 @pytest.mark.parametrize('settings', FOCAL, ids=str)

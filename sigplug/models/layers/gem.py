@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sigplug.ops import gem_pool
 from sigplug.ops._checks import check_flag
-from sigplug.ops.gem_pool import check_windows
+from sigplug.ops._windows import check_windows
 from sigplug.registry import register_everywhere
 
 from .learnable_power import LearnablePower

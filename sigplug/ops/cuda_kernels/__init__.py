@@ -11,12 +11,18 @@ if int(triton.__version__.split('.')[0]) < 3:
     raise ImportError('the kernels need Triton 3, which torch 2.4 and later '
                       f'bring along, but here is {triton.__version__}')
 
-from . import gaussian_focal_loss, gaussian_heatmap, power_mean  # noqa: E402
+from . import (  # noqa: E402
+    gaussian_focal_loss,
+    gaussian_heatmap,
+    gem_pool,
+    power_mean,
+)
 
 # The dtypes that the kernels load and store.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORMS = {form.operation: form for form in (
-    gaussian_focal_loss.FORM, gaussian_heatmap.FORM, power_mean.FORM)}
+    gaussian_focal_loss.FORM, gaussian_heatmap.FORM, gem_pool.FORM,
+    power_mean.FORM)}
 
 __all__ = ['DTYPES', 'FORMS', 'prepare']
 

@@ -4,12 +4,16 @@
 Math API, "Single Precision Mathematical Functions"). Triton's interpreter has
 none of libdevice and takes NumPy's.
 """
+import math
 import os
+from ctypes import c_float
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+INFINITY = tl.constexpr(math.inf)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
@@ -112,6 +116,27 @@ sum_pairs = _interpreted_sum if INTERPRETED else _reduce_pairs
 
 
 @triton.jit
+def sum_of_programs(sum_ptr, parts_ptr, part, programs):
+    """Store the sum of a float64 of the first programs, always in one order.
+
+    There is memory for an int64 more than these: the number of those that are
+    done, 0 at first, and the bits of each part.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    tl.store(parts_ptr + 1 + program, part.to(tl.int64, bitcast=True))
+    tl.debug_barrier()
+    if tl.atomic_add(parts_ptr, 1) == programs - 1:
+        # The last one adds up.
+        sums = tl.zeros([1024], tl.float64)
+        for done in range(0, programs, 1024):
+            k = done + tl.arange(0, 1024)
+            sums += tl.load(
+                parts_ptr + 1 + k, mask=k < programs, other=0,
+                cache_modifier='.cg').to(tl.float64, bitcast=True)
+        tl.store(sum_ptr, tl.sum(sums, 0).to(tl.float32))
+
+
+@triton.jit
 def split_log2(x):
     """Return a whole number and a number in [-0.5, 0.5], of the sum log2(x).
 
@@ -180,3 +205,52 @@ def root_of_mean(mean, share, p, p_rest):
     n, scale = round_to_whole(quotient + part)
     e = (quotient - n) + (part + left)
     return fma(exp2_minus_1(e), scale, scale)
+
+
+def split_power(p: float) -> tuple[float, float]:
+    """Return a power as the sum of two numbers of float32."""
+    if p == math.inf:
+        return p, 0.0
+    number = min(c_float(p).value, torch.finfo(torch.float32).max)
+    return number, p - number
+
+
+@triton.jit
+def clamp(x, eps):
+    """Return at least eps, and NaN for what is negative then."""
+    c = tl.where(x < eps, eps, x)
+    # All NaNs get one sign.
+    return tl.where(c >= 0.0, c, float('nan'))
+
+
+@triton.jit
+def scale_of(whole):
+    """Return a power of two and its inverse; products with them are exact."""
+    exponent = tl.minimum(tl.maximum(whole, -126.0), 126.0).to(tl.int32)
+    return (((127 + exponent) << 23).to(tl.float32, bitcast=True),
+            ((127 - exponent) << 23).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def power_mean(total, rest, n, largest, up, p, p_rest):
+    """Return the root of the mean of n powers, from the sum of two numbers.
+
+    The powers are relative to the largest number, but to ``up`` where p is 1.
+    """
+    # A quotient, and what it leaves.
+    inverse = 1.0 / n
+    mean = total * inverse
+    left = fma(-mean, n, total) + rest
+    y = largest * root_of_mean(mean, left / total, p, p_rest)
+    y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
+    # The mean is never beyond the maximum.
+    y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),
+                 largest, y)
+    return tl.where(largest > 0.0, y, largest)
+
+
+@triton.jit
+def slope_of_mean(c, u_whole, u_part, weight, p, p_rest):
+    """Return ``dy/dx = u**(p-1) / N`` from the logarithm of ``u = c / y``."""
+    slope = power_of_two((p - 1.0) + p_rest, u_whole, u_part) * weight
+    return tl.where(c == 0.0, tl.where(p == 1.0, weight, 0.0), slope)

@@ -13,7 +13,7 @@ from ..gaussian_focal_loss import (
     FocalOptions,
     focal_loss,
 )
-from ._launch import OPTIONS, on_device_of
+from ._launch import launch
 from ._math import (
     add,
     exp,
@@ -22,6 +22,7 @@ from ._math import (
     power,
     sigmoid,
     small_whole,
+    sum_of_programs,
     sum_pairs,
 )
 
@@ -53,12 +54,11 @@ def forward(logits: Tensor, target: Tensor, options: FocalOptions,
     scale = 1.0
     if divisor is not None and not isinstance(divisor, Tensor):
         scale, divisor = 1 / divisor, None
-    with on_device_of(logits):
-        _loss_of_all[(programs, )](
-            logits, target, loss, slopes, sums, divisor, size, chunk,
-            options.alpha, options.gamma, options.pos_weight * scale,
+    launch(_loss_of_all, programs,
+           (logits, target, loss, slopes, sums, divisor), (size, chunk),
+           (options.alpha, options.gamma, options.pos_weight * scale,
             options.neg_weight * scale, *_bounds(options), LOG_EPS,
-            AVG_FACTOR_EPS, BLOCK=BLOCK, **_variant(options))
+            AVG_FACTOR_EPS), _constants(options))
     return loss
 
 
@@ -71,11 +71,10 @@ def _bounds(options: FocalOptions) -> tuple[float, float]:
 
 
 @functools.cache
-def _variant(options: FocalOptions) -> dict[str, int | bool]:
-    """Return the numbers that are compiled into the kernels."""
-    return dict(ALPHA=small_whole(options.alpha),
-                GAMMA=small_whole(options.gamma),
-                CLIP=options.clip is not None, **OPTIONS)
+def _constants(options: FocalOptions) -> tuple[int | bool, ...]:
+    """Return the numbers that are compiled into the kernel."""
+    return (small_whole(options.alpha), small_whole(options.gamma),
+            options.clip is not None, BLOCK)
 
 
 @triton.jit
@@ -171,16 +170,5 @@ def _loss_of_all(logits_ptr, target_ptr, loss_ptr, slopes_ptr, sums_ptr,
     if sums_ptr is not None:
         total, rest = sum_pairs(total, rest, 0, False)
         # Of infinities nothing is left to add.
-        sum_here = total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)
-        tl.store(sums_ptr + 1 + program, sum_here.to(tl.int64, bitcast=True))
-        tl.debug_barrier()
-        programs = tl.num_programs(0)
-        if tl.atomic_add(sums_ptr, 1) == programs - 1:
-            # The last program adds up, in an order that is always the same.
-            sums = tl.zeros([BLOCK], tl.float64)
-            for done in range(0, programs, BLOCK):
-                k = done + tl.arange(0, BLOCK)
-                sums += tl.load(
-                    sums_ptr + 1 + k, mask=k < programs, other=0,
-                    cache_modifier='.cg').to(tl.float64, bitcast=True)
-            tl.store(loss_ptr, tl.sum(sums, 0).to(tl.float32))
+        total = total.to(tl.float64) + tl.where(rest == rest, rest, 0.0)
+        sum_of_programs(loss_ptr, sums_ptr, total, tl.num_programs(0))

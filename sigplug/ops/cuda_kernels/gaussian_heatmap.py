@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import Form
-from ._launch import OPTIONS, on_device_of
+from ._launch import launch
 from ._math import exp
 
 BLOCK = 256
@@ -26,11 +26,9 @@ def forward(centers: Tensor, radii: Tensor, labels: Tensor, num_classes: int,
                        device=centers.device)
     if len(centers) and bits.numel():
         slots = min(SLOTS, -(-height * width // BLOCK))
-        with on_device_of(centers):
-            _draw[(len(centers) * slots, )](
-                centers.contiguous(), radii.contiguous(),
-                labels.contiguous(), bits, num_classes, height, width, slots,
-                BLOCK, **OPTIONS)
+        launch(_draw, len(centers) * slots,
+               (centers.contiguous(), radii.contiguous(), labels.contiguous(),
+                bits), (num_classes, height, width, slots), (), (BLOCK, ))
     return bits.view(torch.float32)
 
 

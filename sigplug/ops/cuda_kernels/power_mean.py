@@ -6,10 +6,8 @@ are taken relative to the maximum, as in the plain form. Nearly all arithmetic
 is in float32, as other types are many times as slow on most devices: where it
 is not precise enough, numbers are sums of two.
 """
-import dataclasses
 import functools
 import math
-from ctypes import c_float
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +21,24 @@ from .._layout import Layout, lay_out, lay_out_dims
 from ..backends import Form
 from ..power_mean import (
     Dims,
+    Segments,
     Sets,
     is_float,
     power_mean_forward,
     root,
     sum_to_power,
 )
-from ._launch import OPTIONS, on_device_of
+from ._launch import launch
 from ._math import (
     add,
-    fma,
+    clamp,
+    power_mean,
     power_of_two,
-    root_of_mean,
+    scale_of,
+    slope_of_mean,
     split_log2,
+    split_power,
+    sum_of_programs,
     sum_pairs,
 )
 
@@ -43,9 +46,6 @@ from ._math import (
 TILE = 1024
 # Sets are cut into chunks until there are about as many programs.
 PROGRAMS = 1024
-INFINITY = tl.constexpr(math.inf)
-
-
 
 def group(sets: Sets) -> Sets:
     """Sort the rows of segments, once for both directions."""
@@ -56,7 +56,7 @@ def group(sets: Sets) -> Sets:
     index, rows = torch.sort(index, stable=True)
     offsets = torch.searchsorted(index, torch.arange(
         sets.num + 1, dtype=index.dtype, device=index.device))
-    return dataclasses.replace(sets, rows=rows, offsets=offsets)
+    return Segments(sets.num, sets.members, rows, offsets)
 
 
 def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
@@ -66,25 +66,24 @@ def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
         return power_mean_forward(x, p, sets, eps)
     layout, tiling = _plan(x, sets)
     x = layout.arrange(x)
-    arguments = _arguments(layout, tiling, x, p, sets, eps)
+    tensors, *rest = _arguments(layout, tiling, x, p, sets, eps)
     y = x.new_empty(layout.memory_shape, dtype=torch.float32)
     tops = totals = None
     if tiling.chunks > 1:
         tops = y.new_empty((tiling.chunks, layout.groups, layout.columns))
         totals = torch.empty_like(tops, dtype=torch.float64)
     if y.numel():
-        with on_device_of(x):
-            _forward[tiling.grid](y, tops, totals, *arguments, **OPTIONS)
+        launch(_forward, tiling.programs, (y, tops, totals, *tensors), *rest)
     if tops is not None and totals is not None:
-        y = _merge(tops, totals, layout, p, arguments).view(
+        y = _merge(tops, totals, layout, p, *tensors[1:]).view(
             layout.memory_shape)
     return layout.put_back(y)
 
 
 def _merge(tops: Tensor, totals: Tensor, layout: Layout, p: PowerLike,
-           arguments: tuple[Any, ...]) -> Tensor:
+           power: Tensor | None, _mask: Tensor | None, rows: Tensor | None,
+           counts: Tensor | None) -> Tensor:
     """Return the results of sets in chunks."""
-    _, power, _, _, _, rows, counts, *_ = arguments
     if power is not None:
         p = power if power.numel() == 1 else power.view(-1, layout.columns)
     largest = tops.amax(0)
@@ -110,18 +109,22 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, sets: Sets,
     """
     layout, tiling = _plan(x, sets)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
-    grad_x = by_p = None
+    grad_x = grad_p = by_p = parts = None
     if wants_x:
         # No program comes to rows of segments that do not exist.
         grad_x = (torch.empty_like if layout.members else torch.zeros_like)(x)
-    if wants_p:
-        by_p = y.new_empty((tiling.chunks, *y.shape))
+    if wants_p and isinstance(p, Tensor):
+        if p.numel() == 1 and y.numel():
+            grad_p = torch.empty_like(p, device=x.device)
+            parts = torch.zeros(tiling.programs + 1, dtype=torch.int64,
+                                device=x.device)
+        else:
+            by_p = y.new_empty((tiling.chunks, *y.shape))
     if y.numel():
-        with on_device_of(x):
-            _backward[tiling.grid](
-                grad_y, y, grad_x, by_p,
-                *_arguments(layout, tiling, x, p, sets, eps), **OPTIONS)
-    grad_p = None
+        tensors, *rest = _arguments(layout, tiling, x, p, sets, eps)
+        launch(_backward, tiling.programs,
+               (grad_y, y, grad_x, by_p if parts is None else grad_p, parts,
+                *tensors), *rest)
     if by_p is not None and isinstance(p, Tensor):
         by_p = by_p.sum(0) if len(by_p) > 1 else by_p[0]
         grad_p = sum_to_power(layout.put_back(by_p), p)
@@ -140,14 +143,14 @@ class _Tiling:
         width (int): Columns of a tile.
         members (int): Members of a tile.
         chunks (int): Programs that share the members of a tile of sets.
-        grid (tuple[int]): Number of programs.
+        programs (int): Number of programs.
     """
 
     groups: int
     width: int
     members: int
     chunks: int
-    grid: tuple[int]
+    programs: int
 
 
 def _plan(x: Tensor, sets: Sets) -> tuple[Layout, _Tiling]:
@@ -189,7 +192,7 @@ def _tile(groups: int, columns: int, members: int, length: int) -> _Tiling:
     chunks = 1
     if 0 < programs <= PROGRAMS // 2:
         chunks = max(1, min(-(-length // (4 * depth)), PROGRAMS // programs))
-    return _Tiling(several, width, depth, chunks, (programs * chunks, ))
+    return _Tiling(several, width, depth, chunks, programs * chunks)
 
 
 def _power_of_two(n: int) -> int:
@@ -197,15 +200,15 @@ def _power_of_two(n: int) -> int:
 
 
 def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
-               sets: Sets, eps: float | None) -> tuple[Any, ...]:
-    """Return those of a kernel behind its results."""
+               sets: Sets, eps: float | None) -> tuple[tuple[Any, ...], ...]:
+    """Return those of a kernel behind its results, as `launch` takes them."""
     power = mask = rows = counts = None
     number = rest = 0.0
     p_group = p_column = 0
     if isinstance(p, Tensor):
         power, p_group, p_column = layout.power(p, x.device)
     else:
-        number, rest = _split(p)
+        number, rest = split_power(p)
     sets = group(sets)
     if isinstance(sets, Dims):
         if sets.members is not None:
@@ -214,20 +217,12 @@ def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
     else:
         rows, counts = sets.rows, sets.offsets
     wide = max(x.numel(), layout.groups * layout.columns) >= 2**31
-    return (x, power, number, rest, mask, rows, counts, layout.groups,
-            layout.columns, layout.members, tiling.chunks, p_group, p_column,
-            -math.inf if eps is None else float(eps),
-            tl.int64 if wide else tl.int32, tiling.groups, tiling.width,
-            tiling.members)
-
-
-@functools.lru_cache(maxsize=64)
-def _split(p: float) -> tuple[float, float]:
-    """Return a power as the sum of two numbers of float32."""
-    if p == math.inf:
-        return p, 0.0
-    number = min(c_float(p).value, torch.finfo(torch.float32).max)
-    return number, p - number
+    return ((x, power, mask, rows, counts),
+            (layout.groups, layout.columns, layout.members, tiling.chunks,
+             p_group, p_column),
+            (number, rest, -math.inf if eps is None else float(eps)),
+            (tl.int64 if wide else tl.int32, tiling.groups, tiling.width,
+             tiling.members))
 
 
 @triton.jit
@@ -286,17 +281,13 @@ def _load(x_ptr, mask_ptr, rows_ptr, group, column, j, inside, columns,
     if mask_ptr is not None:
         kept = tl.load(mask_ptr + place, mask=inside, other=0) != 0
     x = tl.load(x_ptr + place, mask=kept, other=0.0).to(tl.float32)
-    low = x < eps
-    c = tl.where(low, eps, x)
-    # There is no power of a negative number; all NaNs get one sign.
-    c = tl.where(c >= 0.0, c, float('nan'))
-    return place, tl.where(kept, c, 0.0), kept & (low == 0)
+    return place, tl.where(kept, clamp(x, eps), 0.0), kept & ((x < eps) == 0)
 
 
 @triton.jit
-def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
-             mask_ptr, rows_ptr, counts_ptr, groups, columns, members, chunks,
-             p_group, p_column, eps, INDEX: tl.constexpr,
+def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, mask_ptr, rows_ptr,
+             counts_ptr, groups, columns, members, chunks, p_group, p_column,
+             p_number, p_rest, eps, INDEX: tl.constexpr,
              GROUPS: tl.constexpr, WIDTH: tl.constexpr,
              MEMBERS: tl.constexpr):
     """The result, or the maximum and the sum of powers of each chunk."""
@@ -312,10 +303,7 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         tops = tl.maximum(tops, c.to(tl.int32, bitcast=True))
     largest = tl.max(tops, 1, keep_dims=True).to(tl.float32, bitcast=True)
     whole, part = split_log2(largest)
-    # Where p is 1, the scale is a power of two, and the products are exact.
-    exponent = tl.minimum(tl.maximum(whole, -126.0), 126.0).to(tl.int32)
-    up = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
-    down = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    up, down = scale_of(whole)
 
     # The second time, the members come from the cache.
     sums = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
@@ -331,17 +319,8 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
         sums, rests = add(sums, rests, tl.where(c > 0.0, power, 0.0))
     total, rest = sum_pairs(sums, rests, 1, True)
     if tops_ptr is None:
-        # A quotient, and what it leaves.
-        inverse = 1.0 / n
-        mean = total * inverse
-        left = fma(-mean, n, total) + rest
-        y = largest * root_of_mean(mean, left / total, p, p_rest)
-        y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
-        # The mean is never beyond the maximum.
-        y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),
-                     largest, y)
-        tl.store(y_ptr + result, tl.where(largest > 0.0, y, largest),
-                 mask=valid)
+        y = power_mean(total, rest, n, largest, up, p, p_rest)
+        tl.store(y_ptr + result, y, mask=valid)
     else:
         # The number of results may have more than 31 bits with the chunks.
         place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
@@ -352,12 +331,12 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, p_number, p_rest,
 
 
 @triton.jit
-def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
-              p_rest, mask_ptr, rows_ptr, counts_ptr, groups, columns,
-              members, chunks, p_group, p_column, eps, INDEX: tl.constexpr,
-              GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, parts_ptr, x_ptr,
+              p_ptr, mask_ptr, rows_ptr, counts_ptr, groups, columns, members,
+              chunks, p_group, p_column, p_number, p_rest, eps,
+              INDEX: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
               MEMBERS: tl.constexpr):
-    """The gradient of x, the share of each set in that of p, or both."""
+    """The gradient of x, that of p or the share of each set in it."""
     group, column, valid, result, start, stop, n, p, p_rest = _program(
         p_ptr, p_number, p_rest, rows_ptr, counts_ptr, groups, columns,
         members, chunks, p_group, p_column, INDEX, GROUPS, WIDTH, MEMBERS)
@@ -367,8 +346,6 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
     weight = tl.div_rn(1.0, n)
     whole, part = split_log2(y)
     part = tl.where(y == y, part, float('nan'))
-    exponent = (p - 1.0) + p_rest
-    at_zero = tl.where(p == 1.0, weight, 0.0)
     sums = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
     rests = tl.zeros([GROUPS * WIDTH, MEMBERS], tl.float32)
     for first in range(start, stop, MEMBERS):
@@ -381,17 +358,21 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, by_p_ptr, x_ptr, p_ptr, p_number,
         u_whole, u_part = split_log2(c)
         u_whole, u_part = u_whole - whole, u_part - part
         if grad_x_ptr is not None:
-            # dy/dx = u^(p-1) / N.
-            slope = power_of_two(exponent, u_whole, u_part) * weight
-            slope = tl.where(c == 0.0, at_zero, slope)
+            slope = slope_of_mean(c, u_whole, u_part, weight, p, p_rest)
             tl.store(grad_x_ptr + place, tl.where(passes, grad_y * slope, 0.0),
                      mask=inside)
-        if by_p_ptr is not None:
+        if grad_p_ptr is not None:
             value = power_of_two(p, u_whole, u_part) * (u_whole + u_part)
             sums, rests = add(sums, rests, tl.where(c == 0.0, 0.0, value))
-    if by_p_ptr is not None:
+    if grad_p_ptr is not None:
         # dy/dp = (y/p) mean(u^p ln u).
         total, rest = sum_pairs(sums, rests, 1, True)
         share = (total + rest) * (0.6931472 * weight / p)
-        place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
-        tl.store(by_p_ptr + place + result, grad_y * (y * share), mask=valid)
+        by_p = grad_y * (y * share)
+        if parts_ptr is None:
+            place = (tl.program_id(0) % chunks).to(tl.int64) * groups * columns
+            tl.store(grad_p_ptr + place + result, by_p, mask=valid)
+        else:
+            by_p = tl.where(valid, by_p, 0.0).to(tl.float64)
+            sum_of_programs(grad_p_ptr, parts_ptr, tl.sum(tl.sum(by_p, 1), 0),
+                            tl.num_programs(0))
