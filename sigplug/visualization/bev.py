@@ -116,8 +116,10 @@ def draw_bev(points: np.ndarray,
     _draw_velocities(ax, gt, pred)
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1.0), borderaxespad=0,
               frameon=False, fontsize=8.5, labelcolor=INK)
-    # The layout engine places the axes only now.
-    figure.draw_without_rendering()
+    # The layout engine places the axes only now, and those of equal scales
+    # step by step.
+    for _ in range(2):
+        figure.draw_without_rendering()
     _label_boxes(ax, colored, class_names)
     return figure
 

@@ -143,6 +143,17 @@ def test_points_are_drawn_inside_the_range_alone():
     assert '1 LiDAR points\n(darker = higher)' in legend_texts(ax)
 
 
+@pytest.mark.parametrize('length', [3, 14, 40])
+def test_nothing_is_cut_at_the_edges(length):
+    figure = draw_bev(
+        POINTS, pred_bboxes=PRED[:1], pred_labels=[0], pred_scores=[0.5],
+        class_names=['x' * length], bev_range=(-51, -51, 51, 51))
+    figure.draw_without_rendering()
+    (left, low), (right, high) = figure.get_tightbbox().get_points()
+    width, height = figure.get_size_inches()
+    assert 0 <= left < right <= width and 0 <= low < high <= height
+
+
 @pytest.mark.parametrize('yaw', [0.0, -2.0])
 def test_the_vehicle_points_ahead(yaw):
     marker, = (line._marker for line in draw(ego_yaw=yaw).lines
