@@ -4,14 +4,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_float_tensor, check_integer, is_number
+from ._checks import check_flag, check_float_tensor, check_integer, is_number
 from ._dtypes import upcast_half
 
 
 def hard_voxelize(
         points: Tensor | Sequence[Tensor], voxel_size: Sequence[float],
-        point_cloud_range: Sequence[float], max_points: int,
-        max_voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+        point_cloud_range: Sequence[float], max_points: int, max_voxels: int,
+        *, pad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Gather the points of each voxel, at most ``max_points`` of them.
 
     The result is that of mmcv's deterministic hard voxelisation, bit for bit
@@ -19,8 +19,9 @@ def hard_voxelize(
     first ``max_voxels`` are kept, and in each its first ``max_points``
     points. A stable sort replaces the loop over the points (on CUDA mmcv
     numbers the voxels in a single thread). It waits once for the device, for
-    the number of voxels. A point with a NaN is in no voxel, as on mmcv's CPU;
-    on CUDA mmcv takes its cell along that axis for the first.
+    the number of voxels, unless the result is padded. A point with a NaN is
+    in no voxel, as on mmcv's CPU; on CUDA mmcv takes its cell along that axis
+    for the first.
 
     Args:
         points (Tensor | Sequence[Tensor]): Points ``(x, y, z, ...)`` in
@@ -30,6 +31,9 @@ def hard_voxelize(
             y_max, z_max)`` in metres.
         max_points (int): Points that are kept of a voxel.
         max_voxels (int): Voxels that are kept of a sample.
+        pad (bool): Return ``max_voxels`` rows for each sample; those without
+            a voxel have the coordinates -1 and no points. Nothing waits for
+            the device then, as the shape is known. Defaults to False.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: The points of the voxels, shape
@@ -53,7 +57,7 @@ def hard_voxelize(
     """
     batch = [points] if isinstance(points, Tensor) else list(points)
     voxels, coordinates, counts, _ = voxelize_batch(
-        batch, voxel_size, point_cloud_range, max_points, max_voxels)
+        batch, voxel_size, point_cloud_range, max_points, max_voxels, pad)
     if isinstance(points, Tensor):
         coordinates = coordinates[:, 1:]
     return voxels, coordinates, counts
@@ -61,9 +65,9 @@ def hard_voxelize(
 
 def voxelize_batch(
         batch: list[Tensor], voxel_size: Sequence[float],
-        point_cloud_range: Sequence[float], max_points: int, max_voxels: int
-) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Return what :func:`hard_voxelize` does, and the voxels per sample."""
+        point_cloud_range: Sequence[float], max_points: int, max_voxels: int,
+        pad: bool = False) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Return what :func:`hard_voxelize` does, and the rows per sample."""
     if not batch:
         raise ValueError('points must hold at least one sample, but is empty')
     for points in batch:
@@ -73,6 +77,7 @@ def voxelize_batch(
                              f'z) first, but got {tuple(points.shape)}')
     check_integer('max_points', max_points, 1)
     check_integer('max_voxels', max_voxels, 1)
+    check_flag('pad', pad)
     x = torch.cat(batch)
     grid, origin, size = _read_grid(voxel_size, point_cloud_range, x)
     cells, inside = _find_cells(x, grid, origin, size)
@@ -100,16 +105,20 @@ def voxelize_batch(
     is_first = torch.zeros_like(inside).index_put(
         (order, ), starts & in_voxel)
     found = torch.stack([part.sum() for part in is_first.split(lengths)])
-    kept = found.clamp(max=max_voxels)
     number = is_first.cumsum(0) - 1 - (found.cumsum(0) - found)[sample]
-    row = number + (kept.cumsum(0) - kept)[sample]
     fits = inside & (number < max_voxels)
-    # This waits for a GPU.
-    num_voxels = kept.tolist()
+    if pad:
+        num_voxels = [max_voxels] * len(batch)
+        before = sample * max_voxels
+    else:
+        kept = found.clamp(max=max_voxels)
+        before = (kept.cumsum(0) - kept)[sample]
+        # This waits for a GPU.
+        num_voxels = kept.tolist()
     count = sum(num_voxels)
 
     # Points that are not kept go to one more row, which is cut off.
-    row = torch.where(fits, row, count)
+    row = torch.where(fits, number + before, count)
     voxel = row[first]
     in_voxel = fits[first] & in_voxel
     slot = torch.where(in_voxel & (rank < max_points),
@@ -118,7 +127,7 @@ def voxelize_batch(
     voxels[slot] = x[order]
     coordinates = torch.cat(
         [sample.unsqueeze(1), cells.flip(1)], dim=1).int()
-    result = coordinates.new_zeros(count + 1, 4)
+    result = coordinates.new_full((count + 1, 4), -1)
     result[torch.where(is_first, row, count)] = coordinates
     counts = torch.zeros(count + 1, dtype=torch.int32, device=x.device)
     counts.index_add_(0, torch.where(in_voxel, voxel, count),

@@ -131,6 +131,24 @@ def test_a_batch_is_its_samples(channels):
                  tuple(map(torch.cat, zip(*each))))
 
 
+@pytest.mark.parametrize('max_voxels', [7, 60])
+def test_padded_to_a_known_shape(max_voxels):
+    batch = [cloud(n) for n in (50, 0, 400)]
+    arguments = SIZES[0], RANGE, 3, max_voxels
+    padded = hard_voxelize(batch, *arguments, pad=True)
+    sample, counts = padded[1][:, 0], padded[2]
+    assert_equal([x[sample >= 0] for x in padded],
+                 [*hard_voxelize(batch, *arguments)])
+    assert sample.view(3, -1).amax(1).tolist() == [0, -1, 2]
+    rest = sample < 0
+    assert (padded[1][rest] == -1).all()
+    assert not padded[0][rest].any() and not counts[rest].any()
+    # Nothing is read, so nothing waits: here there is nothing to read.
+    nowhere = hard_voxelize([x.to('meta') for x in batch], *arguments,
+                            pad=True)
+    assert [x.shape for x in nowhere] == [x.shape for x in padded]
+
+
 @pytest.mark.parametrize('change, error, match', [
     (dict(points=torch.zeros(3, 2)), ValueError, r'points.*\(3, 2\)'),
     (dict(points=torch.zeros(3, 4).long()), TypeError, 'points.*int64'),
@@ -139,6 +157,7 @@ def test_a_batch_is_its_samples(channels):
     (dict(voxel_size=(99.0, 0.5, 0.5)), ValueError, 'voxel_size.*grid'),
     (dict(max_points=0), ValueError, 'max_points.*0'),
     (dict(max_voxels=-1), ValueError, 'max_voxels.*-1'),
+    (dict(pad=1), TypeError, 'pad.*1'),
 ])
 def test_bad_arguments(change, error, match):
     good = dict(points=torch.zeros(3, 4), voxel_size=SIZES[0],
