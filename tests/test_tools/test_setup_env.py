@@ -78,9 +78,14 @@ def test_builds_once(tool, repo, tmp_path, monkeypatch):
     tool.install()
     text = calls(tool)
     steps = [text.index(part) for part in (
-        'build.txt', ' torch numpy', ' wheel ', WHEEL, 'mminstall.txt',
-        f'-e {repo}', 'mmdet3d.models')]
+        'build.txt', ' torch numpy', ' wheel ', WHEEL, f'-e {repo}',
+        'mmdet3d.models')]
     assert steps == sorted(steps)
+    # At the same time as mmcv is compiled, the rest.
+    assert steps[1] < text.index('stack.txt') < steps[3]
+    stack = (tool.VENV / 'stack.txt').read_text().splitlines()
+    assert {'mmdet>=3.0.0,<3.4.0', 'matplotlib', 'pytest'} < {*stack}
+    assert not [line for line in stack if line.startswith('mmcv')]
     wheel, = (line for line in text.splitlines() if ' wheel ' in line)
     # pip's own cache of wheels does not know torch.
     assert '--no-cache-dir' in wheel and wheel.endswith('/joined')

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from join_mmcv import join_sources
@@ -126,7 +127,9 @@ def pip(what, *arguments):
     constraints = VENV / 'constraints.txt'
     constraints.write_text(read_constraints())
     print(f'env: {what}', flush=True)
-    run(what, PYTHON, '-m', 'pip', 'install', '-c', constraints, *arguments)
+    # Most of it is never imported: Python compiles what is.
+    run(what, PYTHON, '-m', 'pip', 'install', '--no-compile', '-c',
+        constraints, *arguments)
 
 
 def pip_lists(what, *names):
@@ -143,6 +146,26 @@ def install_devkit():
     for path in VENV.glob('lib/*/site-packages/nuscenes_devkit*/METADATA'):
         path.write_text(re.sub(r'(?m)^(Requires-Dist: numpy)<.*', r'\1',
                                path.read_text()))
+
+
+def install_stack(cuda):
+    """Install all that needs torch but mmcv and sigplug."""
+    install_devkit()
+    names = ['onedl' if ONEDL else 'mminstall', 'runtime', 'optional', 'tests']
+    if not cuda:
+        # Beside a GPU it would take the place of mmcv's CUDA operators.
+        names.append('spconv')
+    lists = ''.join((REQUIREMENTS / f'{name}.txt').read_text()
+                    for name in names)
+    stack = VENV / 'stack.txt'
+    stack.write_text(re.sub(rf'(?m)^{MMCV}\b.*\n', '', lists))
+    pip('OpenMMLab stack', '-r', stack)
+    if ONEDL:
+        # Which its metadata allows, and SIGPLUG_MMDET3D_BESIDE_ONEDL.
+        pip('mmdet3d', 'mmdet3d')
+    if cuda:
+        run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
+            'spconv')
 
 
 def mmcv_sources(folder, version):
@@ -282,18 +305,14 @@ def install():
     STATE.write_text(json.dumps(dict(wanted=wanted, busy=True)))
     pip_lists('build tools', 'build')
     pip('torch', 'torch', 'numpy')
-    wheel = mmcv_wheel(wanted['cuda'])
+    with ThreadPoolExecutor() as pool:
+        # Here, where Ctrl-C arrives, the longer one. For CUDA it uses pip.
+        stack = pool.submit(install_stack, wanted['cuda'])
+        if wanted['cuda']:
+            stack.result()
+        wheel = mmcv_wheel(wanted['cuda'])
+        stack.result()
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
-    install_devkit()
-    pip_lists('OpenMMLab stack', 'onedl' if ONEDL else 'mminstall', 'runtime',
-              'optional', 'tests', *([] if wanted['cuda'] else ['spconv']))
-    if ONEDL:
-        # Which its metadata allows, and SIGPLUG_MMDET3D_BESIDE_ONEDL.
-        pip('mmdet3d', 'mmdet3d')
-    if wanted['cuda']:
-        # Its CPU build would take the place of mmcv's CUDA operators.
-        run('removal of spconv', PYTHON, '-m', 'pip', 'uninstall', '-y',
-            'spconv')
     pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
     check_stack(wheel)
     if wanted['docs']:
