@@ -84,7 +84,6 @@ def _check_classes(head: str, names: list[str], split: str,
             'of the head.')
 
 
-
 def _iter_grids(model: Any, name: str, head: Any,
                 training: bool) -> Iterator[tuple[str, str, Any]]:
     """Yield a quantity, its place and its value, for what is used of it."""

@@ -11,15 +11,16 @@ from .backends import is_traced
 
 IntOrTuple = int | Sequence[int | None] | None
 
+
 @dataclass(frozen=True)
 class Windows:
     """Windows along the spatial dims of an input of some shape.
 
     Attributes:
-        dims (tuple[int, ...]): The spatial dims; for each of them:
-        sizes (tuple[int, ...]): the cells of a window,
-        steps (tuple[int, ...]): from one to the next,
-        padding (tuple[int, ...]): and on both sides.
+        dims (tuple[int, ...]): The spatial dims.
+        sizes (tuple[int, ...]): Cells of a window along each of them.
+        steps (tuple[int, ...]): Cells from one window to the next.
+        padding (tuple[int, ...]): Cells added on both sides.
         sliced (tuple): Dims with windows of one cell, and their steps.
         whole (tuple[int, ...]): Dims of which one window takes in all.
         cut (tuple): The other dims, with the size and the step of windows.
@@ -139,7 +140,7 @@ def check_windows(kernel_size: IntOrTuple, stride: IntOrTuple,
 
 
 def _entries(name: str, value: IntOrTuple) -> tuple[int | None, ...]:
-    """One entry, or those of a sequence; only windows and steps have None."""
+    """Return the entries as a tuple; only windows and steps may have None."""
     least = 0 if name == 'padding' else 1
     optional = name in ('kernel_size', 'stride')
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value, )

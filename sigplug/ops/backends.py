@@ -114,7 +114,9 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
 def wants_plain_backward(grad: Tensor) -> bool:
     """Return whether a backward pass is itself differentiated or mapped."""
-    return torch.is_grad_enabled() or needs_plain(grad)
+    # torch has no public way to ask for gradients of is_grads_batched.
+    return (torch.is_grad_enabled() or needs_plain(grad)
+            or torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Any],
@@ -124,15 +126,14 @@ def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Any],
 
     They can be differentiated again if that is what happens.
     """
-    create_graph = torch.is_grad_enabled()
-    if not create_graph:
-        inputs = [x.detach().requires_grad_() if want else x
-                  for x, want in zip(inputs, wanted)]
     with torch.enable_grad():
-        grads = iter(torch.autograd.grad(
-            function(*inputs),
-            [x for x, want in zip(inputs, wanted) if want], grad,
-            create_graph=create_graph))
+        # Views: one input may have been computed from another.
+        inputs = [x.view_as(x) if want else x
+                  for x, want in zip(inputs, wanted)]
+        y = function(*inputs)
+    grads = iter(torch.autograd.grad(
+        y, [x for x, want in zip(inputs, wanted) if want], grad,
+        create_graph=torch.is_grad_enabled()))
     return tuple(next(grads) if want else None
                  for _, want in zip(inputs, wanted))
 

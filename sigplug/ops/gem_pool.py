@@ -1,5 +1,4 @@
 """Generalised-mean pooling over windows."""
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +29,8 @@ from .backends import (
 from .generalized_mean import check_power
 from .power_mean import Dims, clamp, has_inf, power_mean
 
-# Windows of at most so many cells take less time at once than dim by dim, in
-# kernels for windows and as sets of cells.
+# Up to so many cells, windows take less time at once than dim by dim: by a
+# kernel for windows, and as sets of cells.
 FEW = 16
 VERY_FEW = 4
 # About the cells that fit into the cache of a processor several times.
@@ -110,13 +109,15 @@ def gem_pool(x: Tensor,
     p = check_power(p, x, windows.dims)
     tensors = [t for t in (x, p) if isinstance(t, Tensor)]
     form = select(PLAIN, backend, *tensors)
-    if form is PLAIN or not windows.are_small(FEW) or not (
-            isinstance(p, Tensor) or 1 < p < math.inf):
+    trains = torch.is_grad_enabled() and any(
+        [t.requires_grad for t in tensors])
+    if (form is PLAIN or not windows.are_small(FEW)
+            or not isinstance(p, Tensor) and p <= 1 or trains and has_inf(p)):
         y = pool_dim_by_dim(x, p, windows, eps, backend)
+    elif trains:
+        y = _GeMPool.apply(x, p, windows, eps, form)
     else:
-        trains_p = (isinstance(p, Tensor) and p.requires_grad
-                    and torch.is_grad_enabled())
-        y = _GeMPool.apply(x, p, windows, eps, form, trains_p)
+        y, _ = form.forward(x, p, windows, eps, False)
     return y.to(x.dtype)
 
 
@@ -172,8 +173,8 @@ class _GeMPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: PowerLike, windows: Windows,
-                eps: float | None, form: Form, trains_p: bool) -> Tensor:
-        y, by_p = form.forward(x, p, windows, eps, trains_p)
+                eps: float | None, form: Form) -> Tensor:
+        y, by_p = form.forward(x, p, windows, eps, ctx.needs_input_grad[1])
         ctx.p = None if isinstance(p, Tensor) else p
         ctx.windows, ctx.eps, ctx.form = windows, eps, form
         ctx.save_for_backward(x, None if ctx.p else p, y, by_p)
@@ -183,14 +184,14 @@ class _GeMPool(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, p, y, by_p = ctx.saved_tensors
         p = ctx.p or p
-        if has_inf(p) or wants_plain_backward(grad_y):
+        if wants_plain_backward(grad_y):
             grads = plain_gradients(
                 lambda x, p: pool_dim_by_dim(x, p, ctx.windows, ctx.eps),
                 (x, p), ctx.needs_input_grad, grad_y)
         else:
             grads = ctx.form.backward(grad_y, x, p, ctx.windows, ctx.eps, y,
                                       by_p, *ctx.needs_input_grad[:2])
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None)
 
 
 def _pool_adaptively(x: Tensor, p: PowerLike, output_size: IntOrTuple,

@@ -260,7 +260,7 @@ class _PowerMean(torch.autograd.Function):
         ctx.shape = y.shape
         if squeezed:
             # Here, it is no step of its own in the backward pass.
-            y = y.squeeze(squeezed)
+            y.squeeze_(squeezed)
         # All but the first field of sets are tensors, or None.
         first, *members = vars(sets).values()
         ctx.make_sets = functools.partial(sets.__class__, first)

@@ -150,3 +150,22 @@ def test_segments_give_equal_bits_in_every_run(p, columns, restore):
         torch.set_num_threads(threads)
         first, second = run(), run()
         assert all(map(torch.equal, first, second))
+
+
+def test_many_gradients_at_once():
+    x = torch.rand(2, 3, 4, 5, requires_grad=True)
+    p = torch.tensor(2.5, requires_grad=True)
+    y = generalized_mean(x, p)
+    many = torch.rand(4, *y.shape)
+    expected = [torch.autograd.grad(y, (x, p), one, retain_graph=True)
+                for one in many]
+    torch.testing.assert_close(
+        torch.autograd.grad(y, (x, p), many, is_grads_batched=True),
+        tuple(map(torch.stack, zip(*expected))))
+
+
+def test_a_result_can_be_changed_in_place():
+    x = torch.rand(2, 3, 4, 5, requires_grad=True)
+    y = generalized_mean(x, backend='eager')
+    expected = 2 * y
+    assert y.mul_(2).equal(expected)

@@ -73,7 +73,9 @@ def empty(*shape, dtype=torch.float32):
 # The number 1 and those beyond int32 are compiled apart.
 @pytest.mark.parametrize('alpha, gamma, clip, rows, cells', [
     (2.0, 4.0, None, 2, 2**31), (2.0, 4.0, 1e-4, 1, 1),
-    (1.5, 0.0, None, 3, 100), (2.0, 2.5, 1e-4, 3, 100)])
+    (1.5, 0.0, None, 3, 100), (2.0, 2.5, 1e-4, 3, 100),
+    # Whole numbers are compiled as floats.
+    (2, 4, 1e-4, 3, 100), (2.0, 4.0, 1e-4, 3, 100)])
 def test_gaussian_focal_loss(alpha, gamma, clip, rows, cells):
     logits, target = empty(rows, cells, dtype=torch.bfloat16), empty(
         rows, cells)

@@ -200,33 +200,106 @@ def test_special_values_in_windows(p):
         rtol=1e-6, atol=1e-45, equal_nan=True)
 
 
-@pytest.mark.parametrize('p', [2.5, math.inf])
-def test_gradients_of_windows(p, monkeypatch):
-    """Those of the plain form, and once more."""
-    pool = importlib.import_module('sigplug.ops.gem_pool')
-    monkeypatch.setattr(pool, 'select', lambda *_: WINDOW)
-    x = torch.rand(1, 2, 5, 4, device=DEVICE, requires_grad=True)
-    p = torch.tensor(p, device=DEVICE, requires_grad=p < math.inf)
-    inputs = (x, p) if p.requires_grad else (x, )
+@pytest.fixture
+def pool(monkeypatch):
+    """The module, whose function takes the kernels."""
+    module = importlib.import_module('sigplug.ops.gem_pool')
+    monkeypatch.setattr(module, 'select', lambda *_: WINDOW)
+    return module
 
+
+def inputs(*shape):
+    return (torch.rand(shape, device=DEVICE).requires_grad_(),
+            torch.tensor(2.5, device=DEVICE).requires_grad_())
+
+
+@pytest.mark.parametrize('again', [False, True])
+@pytest.mark.parametrize('stacked', [False, True])
+def test_gradients_of_windows(stacked, again, pool):
+    """Those of the plain form, also where the input depends on the power."""
+    x, p = inputs(1, 2, 6, 5)
     windows = plan_windows(3, 1, 1, x.shape)
-    results = (pool.gem_pool(x, p, 3, 1, 1),
-               pool.pool_dim_by_dim(x, p, windows, 1e-6))
+    cells = x * p if stacked else x
+    results = (pool.gem_pool(cells, p, 3, 1, 1),
+               pool.pool_dim_by_dim(cells, p, windows, 1e-6))
+    assert results[0].grad_fn.name() == '_GeMPoolBackward'
     torch.testing.assert_close(*results)
-    for again in (False, True):
-        grads = [torch.autograd.grad(y.square().sum(), inputs,
-                                     create_graph=again, retain_graph=True)
-                 for y in results]
-        torch.testing.assert_close(*grads)
-    torch.testing.assert_close(*(torch.autograd.grad(
-        first.square().sum(), inputs, materialize_grads=True)
-        for first, *_ in grads))
+    grads = [torch.autograd.grad(y.square().sum(), (x, p), create_graph=again,
+                                 retain_graph=True) for y in results]
+    torch.testing.assert_close(*grads)
+    if again:
+        torch.testing.assert_close(*(torch.autograd.grad(
+            dx.square().sum() + dp, (x, p), retain_graph=True)
+            for dx, dp in grads))
+
+
+def test_windows_of_each_kind(pool):
+    """By the kernel or dim by dim, as the windows and the power want it."""
+    x, p = inputs(1, 2, 8, 8)
+    for size, power, kernel in (
+            (2, p, True), (2, 2.5, True), ((4, 4), p, True), (5, p, False),
+            ((2, None), p, False), (2, 1.0, False), (2, 0.5, False),
+            (2, math.inf, False), (2, torch.tensor(math.inf), False)):
+        y = pool.gem_pool(x, power, size)
+        assert ('_GeMPool' in str(y.grad_fn)) == kernel, (size, power)
+        expected = pool.pool_dim_by_dim(
+            x, power, plan_windows(size, None, 0, x.shape), 1e-6)
+        torch.testing.assert_close(y, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(pool.gem_pool(x, power, size), y)
     half = pool.gem_pool(x.half(), p, 2)
     assert half.dtype == torch.float16
     half.float().sum().backward()
     assert x.grad.isfinite().all() and x.grad.any()
-    with torch.no_grad():
-        assert not pool.gem_pool(x, p, 2).requires_grad
+
+
+def test_many_gradients_of_windows_at_once(pool):
+    x, p = inputs(1, 2, 6, 4)
+    y = pool.gem_pool(x, p, 2)
+    many = torch.rand(3, *y.shape, device=DEVICE)
+    expected = [torch.autograd.grad(y, (x, p), one, retain_graph=True)
+                for one in many]
+    expected = tuple(map(torch.stack, zip(*expected)))
+    torch.testing.assert_close(torch.autograd.grad(
+        y, (x, p), many, retain_graph=True, is_grads_batched=True), expected)
+    torch.testing.assert_close(torch.func.vmap(
+        lambda one: torch.autograd.grad(y, (x, p), one, retain_graph=True))(
+            many), expected)
+
+
+def test_saved_tensors_may_lose_their_strides(pool):
+    x, p = inputs(2, 3, 6, 4)
+    last = x.contiguous(memory_format=torch.channels_last)
+    grads = []
+    for pack in (lambda t: t, lambda t: t.contiguous()):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = pool.gem_pool(last, p, 2)
+        weight = torch.linspace(-1, 2, y.numel(), device=DEVICE).view_as(y)
+        grads.append(torch.autograd.grad(
+            (y * weight).sum(), (x, p), retain_graph=True))
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize('value', [math.nan, 0.0])
+def test_gradients_of_special_values_in_windows(value, pool):
+    x, p = inputs(1, 1, 8)
+    x.data[..., :2] = value
+    windows = plan_windows((2, ), None, 0, x.shape)
+    results = (pool.gem_pool(x, p, (2, ), eps=None),
+               pool.pool_dim_by_dim(x, p, windows, None))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y.sum(), (x, p)) for y in results),
+        equal_nan=True)
+
+
+def test_infinite_gradients_of_windows(pool):
+    x, p = inputs(1, 1, 8)
+    y = pool.gem_pool(x, p, (2, ))
+    grad = torch.ones_like(y)
+    grad[..., 0] = math.inf
+    dx, dp = torch.autograd.grad(y, (x, p), grad)
+    assert dp == math.inf and dx[0, 0, :2].isinf().all()
+    assert dx[0, 0, 2:].isfinite().all()
 
 
 def test_windows_of_nothing():
@@ -258,8 +331,6 @@ FOCAL = (
     dict(), dict(clip=1e-4), dict(alpha=1.5, gamma=0.0, pos_weight=2.0),
     dict(alpha=0.0, gamma=2.5), dict(gamma=0.0, clip=1e-2, neg_weight=0.5),
     dict(alpha=1.0, gamma=1.0, clip=1e-4))
-
-
 
 
 @pytest.mark.parametrize('settings', FOCAL, ids=str)

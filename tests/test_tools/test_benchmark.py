@@ -149,6 +149,7 @@ def test_run_and_page(tmp_path, succeed, monkeypatch):
     work = timing.Work([timing.Form('stock', torch.exp),
                         timing.Form('sigplug', lambda x: x.exp())],
                        (torch.rand(8), ))
+
     def broken_case(device):
         raise RuntimeError('no such kernel')
 

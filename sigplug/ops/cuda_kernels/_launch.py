@@ -7,8 +7,10 @@ from torch import Tensor
 
 # Fused multiply-adds are written out; no version of Triton may add others.
 OPTIONS = dict(enable_fp_fusion=False)
-# What is compiled takes the arguments of the kernel since Triton 3.3.
-KEEPS_COMPILED = tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
+# What is compiled takes the arguments of the kernel since Triton 3.3. For
+# ROCm, Triton also looks at the size of tensors.
+KEEPS_COMPILED = (torch.version.hip is None and tuple(
+    map(int, triton.__version__.split('.')[:2])) >= (3, 3))
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -17,15 +19,17 @@ def launch(kernel: Any, programs: int, tensors: tuple[Tensor | None, ...],
            constants: tuple[Any, ...]) -> None:
     """Launch a kernel whose parameters come in this order.
 
-    Triton looks at each argument to find what it has compiled for the like,
-    which takes it longer than all the rest of a launch. Here that is kept by
-    what it compiles for: the dtypes, integers that are 1 or divisible by 16,
+    Triton inspects every argument to find the kernel that it has compiled for
+    the like, which takes longer than the rest of a launch. Here kernels are
+    kept by what it compiles for: dtypes, integers that are 1, divisible by 16
     or wide, and constants. Addresses that are not divisible by 16 are rare
-    and go its own way.
+    and left to Triton.
     """
     first = tensors[0]
     assert first is not None
     device, address = first.device, 0
+    # An integer among them would be compiled apart.
+    floats = tuple(map(float, floats))
     if device.type == 'cuda' and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch(kernel, programs, tensors, integers, floats,
@@ -46,6 +50,7 @@ def launch(kernel: Any, programs: int, tensors: tuple[Tensor | None, ...],
         return None
     compiled = kernel[(programs, )](*tensors, *integers, *floats, *constants,
                                     **OPTIONS)
-    if KEEPS_COMPILED and address % 16 == 0:
+    if (KEEPS_COMPILED and address % 16 == 0
+            and isinstance(compiled, triton.compiler.CompiledKernel)):
         _compiled[place] = compiled
     return None

@@ -117,10 +117,10 @@ sum_pairs = _interpreted_sum if INTERPRETED else _reduce_pairs
 
 @triton.jit
 def sum_of_programs(sum_ptr, parts_ptr, part, programs):
-    """Store the sum of a float64 of the first programs, always in one order.
+    """Add up a float64 of each program, always in the same order.
 
-    There is memory for an int64 more than these: the number of those that are
-    done, 0 at first, and the bits of each part.
+    ``parts_ptr`` has one int64 more than there are programs: how many are
+    done, 0 at first, and then the bits of each part.
     """
     program = tl.program_id(0).to(tl.int64)
     tl.store(parts_ptr + 1 + program, part.to(tl.int64, bitcast=True))

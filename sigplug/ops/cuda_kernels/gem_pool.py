@@ -27,10 +27,9 @@ from ._math import (
     scale_of,
     slope_of_mean,
     split_log2,
-    split_power,
     sum_of_programs,
-    sum_pairs,
 )
+from .power_mean import arguments_of_power
 
 BLOCK = 256
 
@@ -43,19 +42,16 @@ def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
     y = x.new_empty(shape, dtype=torch.float32)
     by_p = torch.empty_like(y) if wants_by_p else None
     if y.numel():
-        power, integers, floats = _powers(layout, x, p, eps)
+        power, steps, floats = arguments_of_power(layout, x, p, eps)
         launch(_forward, -(-y.numel() // BLOCK), (y, by_p, x, power),
-               (*sizes, *integers), floats, constants)
-    return layout.put_back(y), by_p
+               (*sizes, *steps), floats, constants)
+    return layout.put_back(y), None if by_p is None else layout.put_back(by_p)
 
 
 def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
              eps: float | None, y: Tensor, by_p: Tensor | None, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of ``x`` and ``p``, which is finite.
-
-    ``by_p`` is in the order of memory, as :func:`forward` gives it.
-    """
+    """Return the gradients of ``x`` and ``p``, which is finite."""
     layout, _, sizes, constants = _plan(x.shape, x.stride(), windows)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
     grad_x = torch.empty_like(x) if wants_x else None
@@ -63,17 +59,19 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
     if by_p is None or not wants_p or not isinstance(p, Tensor):
         by_p = None
     elif p.numel() == 1 and y.numel():
+        by_p = layout.arrange(by_p)
         grad_p = torch.empty_like(p, device=x.device)
         parts = torch.zeros(-(-y.numel() // BLOCK) + 1, dtype=torch.int64,
                             device=x.device)
     else:
-        grad_p, by_p = sum_to_power(layout.put_back(grad_y * by_p), p), None
+        grad_p, by_p = sum_to_power(
+            layout.put_back(grad_y) * by_p, p), None
     if y.numel() and (wants_x or parts is not None):
-        power, integers, floats = _powers(layout, x, p, eps)
+        power, steps, floats = arguments_of_power(layout, x, p, eps)
         # Each program takes some cells, and as many windows.
         launch(_backward, -(-max(y.numel(), x.numel()) // BLOCK),
                (grad_y, y, grad_x, None if parts is None else grad_p, by_p,
-                parts, x, power), (*sizes, *integers), floats, constants)
+                parts, x, power), (*sizes, *steps), floats, constants)
     return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
@@ -105,18 +103,6 @@ def _plan(shape: torch.Size, strides: tuple[int, ...],
             (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, BLOCK))
 
 
-def _powers(layout: Layout, x: Tensor, p: PowerLike,
-            eps: float | None) -> tuple[Any, ...]:
-    """Return a tensor of them, and the integers and floats of a kernel."""
-    power, group, column, number, rest = None, 0, 0, 0.0, 0.0
-    if isinstance(p, Tensor):
-        power, group, column = layout.power(p, x.device)
-    else:
-        number, rest = split_power(p)
-    return power, (group, column), (
-        number, rest, -math.inf if eps is None else float(eps))
-
-
 @triton.jit
 def _place(i, first, second, third, columns):
     """The group, the cell along three dims, and the column of a number."""
@@ -135,7 +121,7 @@ def _load_power(p_ptr, group, column, p_group, p_column, p_number, valid):
         return tl.load(p_ptr + group * p_group + column * p_column,
                        mask=valid, other=1.0)
     else:
-        return group.to(tl.float32) * 0.0 + p_number
+        return tl.zeros_like(group) + p_number
 
 
 @triton.jit
@@ -185,8 +171,9 @@ def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
         # dy/dp = (y/p) (r - ln y), both logarithms relative to the maximum.
         total = tl.where(p == 1.0, total * (up / largest), total)
         whole, part = split_log2(total / n)
-        by_p = (y * (0.6931472 / p)) * (logs / total - (whole + part) / p)
-        tl.store(by_p_ptr + i, tl.where(largest > 0.0, by_p, 0.0), mask=valid)
+        by_p = y * ((logs / total - (whole + part) / p) * (0.6931472 / p))
+        tl.store(by_p_ptr + i, tl.where(largest == 0.0, 0.0, by_p),
+                 mask=valid)
 
 
 @triton.jit
@@ -237,10 +224,9 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
             valid = i < windows
             value = (tl.load(grad_y_ptr + i, mask=valid, other=0.0)
                      * tl.load(by_p_ptr + i, mask=valid, other=0.0))
-            total, rest = sum_pairs(value, tl.zeros_like(value), 0, False)
             sum_of_programs(grad_p_ptr, parts_ptr,
-                            total.to(tl.float64) + rest,
-                            tl.cdiv(windows, BLOCK))
+                            tl.sum(value.to(tl.float64), 0),
+                            (windows - 1) // BLOCK + 1)
 
 
 @triton.jit

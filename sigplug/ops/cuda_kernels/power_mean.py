@@ -47,6 +47,7 @@ TILE = 1024
 # Sets are cut into chunks until there are about as many programs.
 PROGRAMS = 1024
 
+
 def group(sets: Sets) -> Sets:
     """Sort the rows of segments, once for both directions."""
     if isinstance(sets, Dims) or sets.rows is not None:
@@ -75,17 +76,17 @@ def forward(x: Tensor, p: PowerLike, sets: Sets, eps: float | None) -> Tensor:
     if y.numel():
         launch(_forward, tiling.programs, (y, tops, totals, *tensors), *rest)
     if tops is not None and totals is not None:
-        y = _merge(tops, totals, layout, p, *tensors[1:]).view(
-            layout.memory_shape)
+        _, power, _, rows, counts = tensors
+        y = _merge(tops, totals, layout, p if power is None else power, rows,
+                   counts).view(layout.memory_shape)
     return layout.put_back(y)
 
 
 def _merge(tops: Tensor, totals: Tensor, layout: Layout, p: PowerLike,
-           power: Tensor | None, _mask: Tensor | None, rows: Tensor | None,
-           counts: Tensor | None) -> Tensor:
+           rows: Tensor | None, counts: Tensor | None) -> Tensor:
     """Return the results of sets in chunks."""
-    if power is not None:
-        p = power if power.numel() == 1 else power.view(-1, layout.columns)
+    if isinstance(p, Tensor) and p.numel() > 1:
+        p = p.view(-1, layout.columns)
     largest = tops.amax(0)
     scale, scales = (t.clamp(1e-45, torch.finfo(t.dtype).max).double()
                      for t in (largest, tops))
@@ -202,13 +203,8 @@ def _power_of_two(n: int) -> int:
 def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
                sets: Sets, eps: float | None) -> tuple[tuple[Any, ...], ...]:
     """Return those of a kernel behind its results, as `launch` takes them."""
-    power = mask = rows = counts = None
-    number = rest = 0.0
-    p_group = p_column = 0
-    if isinstance(p, Tensor):
-        power, p_group, p_column = layout.power(p, x.device)
-    else:
-        number, rest = split_power(p)
+    mask = rows = counts = None
+    power, steps, floats = arguments_of_power(layout, x, p, eps)
     sets = group(sets)
     if isinstance(sets, Dims):
         if sets.members is not None:
@@ -219,10 +215,24 @@ def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
     wide = max(x.numel(), layout.groups * layout.columns) >= 2**31
     return ((x, power, mask, rows, counts),
             (layout.groups, layout.columns, layout.members, tiling.chunks,
-             p_group, p_column),
-            (number, rest, -math.inf if eps is None else float(eps)),
+             *steps), floats,
             (tl.int64 if wide else tl.int32, tiling.groups, tiling.width,
              tiling.members))
+
+
+def arguments_of_power(layout: Layout, x: Tensor, p: PowerLike,
+                       eps: float | None) -> tuple[Any, ...]:
+    """Return a tensor, its steps to a group and a column, and three floats.
+
+    The latter are a number in two parts, and the lower bound.
+    """
+    power, group, column, number, rest = None, 0, 0, 0.0, 0.0
+    if isinstance(p, Tensor):
+        power, group, column = layout.power(p, x.device)
+    else:
+        number, rest = split_power(p)
+    return power, (group, column), (
+        number, rest, -math.inf if eps is None else eps)
 
 
 @triton.jit
