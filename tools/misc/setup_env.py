@@ -127,7 +127,7 @@ def pip(what, *arguments):
     constraints = VENV / 'constraints.txt'
     constraints.write_text(read_constraints())
     print(f'env: {what}', flush=True)
-    # Most of it is never imported: Python compiles what is.
+    # Most of it is never imported: Python compiles what is, when it is.
     run(what, PYTHON, '-m', 'pip', 'install', '--no-compile', '-c',
         constraints, *arguments)
 
@@ -268,6 +268,9 @@ def check_stack(wheel):
         # lack; the headless build of the same version does not.
         pip('headless OpenCV', '--force-reinstall', '--no-deps',
             'opencv-python-headless')
+    # Of these, Python would warn of escape sequences at the first import.
+    run('byte code', PYTHON, '-W', 'ignore', '-m', 'compileall', '-q', '-j0',
+        *VENV.glob('lib/*/site-packages/mm*/'))
     try:
         run('check of the stack', PYTHON, '-c', CHECK)
     except SetupError as error:
