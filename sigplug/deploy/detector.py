@@ -142,7 +142,7 @@ class Detector:
         if bad.any():
             raise UserError(
                 f'points must be finite, but {bad.sum()} of {len(points)} '
-                f'are not, first row {bad.argmax()}: pass '
+                f'are not, first row {np.argmax(bad)}: pass '
                 'points[np.isfinite(points).all(axis=1)].')
         voxels, cells, counts = pillars.voxelize(points, self.about['voxels'])
         if not len(cells):
