@@ -114,9 +114,14 @@ def select(plain: Form, backend: str, *tensors: Tensor) -> Form:
 
 def wants_plain_backward(grad: Tensor) -> bool:
     """Return whether a backward pass is itself differentiated or mapped."""
-    # torch has no public way to ask for gradients of is_grads_batched.
-    return (torch.is_grad_enabled() or needs_plain(grad)
-            or torch._C._functorch.is_legacy_batchedtensor(grad))
+    if torch.is_grad_enabled() or needs_plain(grad):
+        return True
+    try:
+        grad.untyped_storage()
+    except RuntimeError:
+        # One for many, of torch.autograd.grad(..., is_grads_batched=True).
+        return True
+    return False
 
 
 def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Any],
