@@ -118,7 +118,7 @@ def draw_bev(points: np.ndarray,
               frameon=False, fontsize=8.5, labelcolor=INK)
     # The layout engine places the axes only now, and those of equal scales
     # step by step.
-    for _ in range(2):
+    for _ in range(3):
         figure.draw_without_rendering()
     _label_boxes(ax, colored, class_names)
     return figure
