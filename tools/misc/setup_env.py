@@ -268,9 +268,6 @@ def check_stack(wheel):
         # lack; the headless build of the same version does not.
         pip('headless OpenCV', '--force-reinstall', '--no-deps',
             'opencv-python-headless')
-    # Of these, Python would warn of escape sequences at the first import.
-    run('byte code', PYTHON, '-W', 'ignore', '-m', 'compileall', '-q', '-j0',
-        *VENV.glob('lib/*/site-packages/mm*/'))
     try:
         run('check of the stack', PYTHON, '-c', CHECK)
     except SetupError as error:
@@ -309,7 +306,8 @@ def install():
     pip_lists('build tools', 'build')
     pip('torch', 'torch', 'numpy')
     with ThreadPoolExecutor() as pool:
-        # Here, where Ctrl-C arrives, the longer one. For CUDA it uses pip.
+        # The compilation stays in this thread, which Ctrl-C stops: one that
+        # fails is tried in another way. For CUDA it needs pip itself.
         stack = pool.submit(install_stack, wanted['cuda'])
         if wanted['cuda']:
             stack.result()
@@ -317,6 +315,9 @@ def install():
         stack.result()
     pip('mmcv', '--force-reinstall', '--no-deps', wheel)
     pip('sigplug', '--no-deps', '--no-build-isolation', '-e', ROOT)
+    # Python would warn of their escape sequences at the first import.
+    run('byte code', PYTHON, '-W', 'ignore', '-m', 'compileall', '-q', '-j0',
+        *VENV.glob('lib/*/site-packages/mm*/'))
     check_stack(wheel)
     if wanted['docs']:
         pip_lists('documentation', 'docs')

@@ -222,9 +222,10 @@ def _arguments(layout: Layout, tiling: _Tiling, x: Tensor, p: PowerLike,
 
 def arguments_of_power(layout: Layout, x: Tensor, p: PowerLike,
                        eps: float | None) -> tuple[Any, ...]:
-    """Return a tensor, its steps to a group and a column, and three floats.
+    """Return the powers as a kernel takes them, and the lower bound.
 
-    The latter are a number in two parts, and the lower bound.
+    They are a tensor, with its steps to the next group and column, or a
+    number in two parts: the first two of the three floats.
     """
     power, group, column, number, rest = None, 0, 0, 0.0, 0.0
     if isinstance(p, Tensor):
