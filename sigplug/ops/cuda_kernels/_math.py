@@ -144,7 +144,14 @@ def split_log2(x):
     infinity it is 128.
     """
     small = x < 1.1754944e-38
-    bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    whole, part = split_log2_of_normal(tl.where(small, x * 16777216.0, x))
+    return tl.where(small, whole - 24.0, whole), part
+
+
+@triton.jit
+def split_log2_of_normal(x):
+    """Return :func:`split_log2` of a number of at least 2**-126."""
+    bits = x.to(tl.int32, bitcast=True)
     # The bits of sqrt(0.5): the mantissa is between that and sqrt(2).
     whole = (bits - 0x3F3504F3) >> 23
     s = (bits - (whole << 23)).to(tl.float32, bitcast=True) - 1.0
@@ -157,7 +164,7 @@ def split_log2(x):
     q = fma(s, q, 0.48092064)
     q = fma(s, q, -0.72134715)
     q = fma(s, q, 1.4426949)
-    return tl.where(small, whole - 24, whole).to(tl.float32), s * q
+    return whole.to(tl.float32), s * q
 
 
 @triton.jit
@@ -182,12 +189,18 @@ def round_to_whole(x):
 @triton.jit
 def power_of_two(p, whole, part):
     """Return ``2 ** (p * (whole + part))``, 0 below normal numbers."""
-    x = tl.minimum(p * (whole + part), 127.0)
+    x = p * (whole + part)
+    y = normal_power_of_two(p, whole, part, tl.minimum(x, 127.0))
+    return tl.where(x < -126.0, 0.0, y)
+
+
+@triton.jit
+def normal_power_of_two(p, whole, part, x):
+    """Return ``2 ** (p * (whole + part))``, where x is about the exponent."""
     n, scale = round_to_whole(x)
     # Rounded where it is small, not where it is large.
     e = fma(p, part, fma(p, whole, -n))
-    y = fma(exp2_minus_1(e), scale, scale)
-    return tl.where(x < -126.0, 0.0, y)
+    return fma(exp2_minus_1(e), scale, scale)
 
 
 @triton.jit
@@ -232,16 +245,16 @@ def scale_of(whole):
 
 
 @triton.jit
-def power_mean(total, rest, n, largest, up, p, p_rest):
+def power_mean(total, rest, n, base, up, largest, p, p_rest):
     """Return the root of the mean of n powers, from the sum of two numbers.
 
-    The powers are relative to the largest number, but to ``up`` where p is 1.
+    The powers are relative to ``base``, but to ``up`` where p is 1.
     """
     # A quotient, and what it leaves.
     inverse = 1.0 / n
     mean = total * inverse
     left = fma(-mean, n, total) + rest
-    y = largest * root_of_mean(mean, left / total, p, p_rest)
+    y = base * root_of_mean(mean, left / total, p, p_rest)
     y = tl.where(p == 1.0, fma(left, inverse, mean) * up, y)
     # The mean is never beyond the maximum.
     y = tl.where((p == INFINITY) | (y > largest) | (largest == INFINITY),

@@ -22,28 +22,33 @@ from ._launch import launch
 from ._math import (
     add,
     clamp,
+    fma,
+    normal_power_of_two,
     power_mean,
     power_of_two,
     scale_of,
-    slope_of_mean,
     split_log2,
+    split_log2_of_normal,
     sum_of_programs,
 )
 from .power_mean import arguments_of_power
 
 BLOCK = 256
+# Overlapping windows above each other that a thread works on.
+STRIP = 8
 
 
 def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
             wants_by_p: bool) -> tuple[Tensor, Tensor | None]:
     """Return the pooled windows, float32, and the derivative of each by p."""
-    layout, shape, sizes, constants = _plan(x.shape, x.stride(), windows)
+    layout, shape, programs, sizes, constants = _plan(
+        x.shape, x.stride(), windows)
     x = layout.arrange(x)
     y = x.new_empty(shape, dtype=torch.float32)
     by_p = torch.empty_like(y) if wants_by_p else None
     if y.numel():
         power, steps, floats = arguments_of_power(layout, x, p, eps)
-        launch(_forward, -(-y.numel() // BLOCK), (y, by_p, x, power),
+        launch(_forward, programs, (y, by_p, x, power),
                (*sizes, *steps), floats, constants)
     return layout.put_back(y), None if by_p is None else layout.put_back(by_p)
 
@@ -52,7 +57,8 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
              eps: float | None, y: Tensor, by_p: Tensor | None, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and ``p``, which is finite."""
-    layout, _, sizes, constants = _plan(x.shape, x.stride(), windows)
+    layout, _, programs, sizes, constants = _plan(
+        x.shape, x.stride(), windows)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
     grad_x = torch.empty_like(x) if wants_x else None
     grad_p = parts = None
@@ -61,7 +67,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
     elif p.numel() == 1 and y.numel():
         by_p = layout.arrange(by_p)
         grad_p = torch.empty_like(p, device=x.device)
-        parts = torch.zeros(-(-y.numel() // BLOCK) + 1, dtype=torch.int64,
+        parts = torch.zeros(programs + 1, dtype=torch.int64,
                             device=x.device)
     else:
         grad_p, by_p = sum_to_power(
@@ -69,7 +75,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
     if y.numel() and (wants_x or parts is not None):
         power, steps, floats = arguments_of_power(layout, x, p, eps)
         # Each program takes some cells, and as many windows.
-        launch(_backward, -(-max(y.numel(), x.numel()) // BLOCK),
+        launch(_backward, programs,
                (grad_y, y, grad_x, None if parts is None else grad_p, by_p,
                 parts, x, power), (*sizes, *steps), floats, constants)
     return None if grad_x is None else layout.put_back(grad_x), grad_p
@@ -79,9 +85,8 @@ FORM = Form('gem_pool', forward, backward)
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(shape: torch.Size, strides: tuple[int, ...],
-          windows: Windows) -> tuple[Layout, list[int], tuple[int, ...],
-                                     tuple[Any, ...]]:
+def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
+          ) -> tuple[Layout, list[int], int, tuple[int, ...], tuple[Any, ...]]:
     """Return the layout, the shape of the windows in memory, and arguments.
 
     There are three dims of windows; those that are missing have one cell.
@@ -92,15 +97,68 @@ def _plan(shape: torch.Size, strides: tuple[int, ...],
     pooled, laid_out = [], []
     for dim in layout.order or range(len(shape)):
         size, step, margin = by_dim.get(dim, (1, 1, 0))
-        if dim in by_dim:
-            pooled.append((shape[dim], size, step, margin))
         laid_out.append((shape[dim] + 2 * margin - size) // step + 1)
-    cells, sizes, steps, margins = zip(
-        *[(1, 1, 1, 0)] * (3 - len(pooled)), *pooled)
-    wide = max(math.prod(shape), math.prod(laid_out)) + BLOCK >= 2**31
-    return (layout, laid_out,
+        if dim in by_dim:
+            pooled.append((shape[dim], size, step, margin, laid_out[-1]))
+    cells, sizes, steps, margins, counts = zip(
+        *[(1, 1, 1, 0, 1)] * (3 - len(pooled)), *pooled)
+    # Windows above each other share the powers of their cells.
+    strip = min(STRIP, triton.next_power_of_2(counts[1])) if (
+        sizes[1] > steps[1]) else 1
+    block = BLOCK // min(strip, 2)
+    shared = layout.groups * layout.columns
+    work = shared * max(
+        -(-n[1] // strip) * n[0] * n[2] for n in (counts, cells))
+    wide = max(math.prod(shape), math.prod(laid_out)) + strip * BLOCK >= 2**31
+    return (layout, laid_out, -(-work // block),
             (layout.groups, *cells, layout.columns, math.prod(laid_out)),
-            (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, BLOCK))
+            (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, strip,
+             block))
+
+
+@triton.jit
+def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
+             p_group, p_column, p_number, p_rest, eps, INDEX: tl.constexpr,
+             KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+             SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+             PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+             STRIP: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    r = tl.arange(0, STRIP)[:, None]
+    windows_d = (d + 2 * PD - KD) // SD + 1
+    windows_h = (h + 2 * PH - KH) // SH + 1
+    windows_w = (w + 2 * PW - KW) // SW + 1
+    group, a, b, c, column = _place(
+        i, windows_d, (windows_h + STRIP - 1) // STRIP, windows_w, columns)
+    row = b * STRIP + r
+    valid = (group < groups) & (row < windows_h)
+    group = tl.minimum(group, groups - 1)
+    place = (((group * windows_d + a) * windows_h + row) * windows_w
+             + c) * columns + column
+    p = _load_power(p_ptr, group, column, p_group, p_column, p_number)
+    a, b, c = a * SD - PD, b * (STRIP * SH) - PH, c * SW - PW
+    zero = tl.zeros([STRIP, BLOCK], tl.float32)
+    PADDED: tl.constexpr = PD + PH + PW > 0
+    SIZE: tl.constexpr = KD * KH * KW
+    near = False
+    if STRIP > 1:
+        ROWS: tl.constexpr = (STRIP - 1) * SH + KH
+        sample = _load(x_ptr, group, a + KD // 2, b + ROWS // 2, c + KW // 2,
+                       column, d, h, w, columns, eps, PADDED)
+        middle = _middle(sample.to(tl.int32, bitcast=True))
+        low, high, top, total, rest, logs = _sums_of_strip(
+            x_ptr, group, a, b, c, column, d, h, w, columns, p, eps, middle,
+            zero, r, KD, KH, KW, SH, ROWS, PADDED)
+        near = _are_near(low, high, middle, p, 110.0)
+        if near:
+            _store(y_ptr, by_p_ptr, place, valid, total, rest, logs,
+                   scale_of(middle)[0], top, p, p_rest, SIZE)
+    if not near:
+        largest, total, rest, logs = _sums_of_windows(
+            x_ptr, group, a, b + r * SH, c, column, d, h, w, columns, p, eps,
+            zero, KD, KH, KW, PADDED)
+        _store(y_ptr, by_p_ptr, place, valid, total, rest, logs, largest,
+               largest, p, p_rest, SIZE)
 
 
 @triton.jit
@@ -116,63 +174,135 @@ def _place(i, first, second, third, columns):
 
 
 @triton.jit
-def _load_power(p_ptr, group, column, p_group, p_column, p_number, valid):
+def _load_power(p_ptr, group, column, p_group, p_column, p_number):
     if p_ptr is not None:
-        return tl.load(p_ptr + group * p_group + column * p_column,
-                       mask=valid, other=1.0)
+        return tl.load(p_ptr + group * p_group + column * p_column)
     else:
-        return tl.zeros_like(group) + p_number
+        return tl.zeros_like(group).to(tl.float32) + p_number
 
 
 @triton.jit
-def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
-             p_group, p_column, p_number, p_rest, eps, INDEX: tl.constexpr,
-             KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-             SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-             PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-             BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    group, a, b, c, column = _place(
-        i, (d + 2 * PD - KD) // SD + 1, (h + 2 * PH - KH) // SH + 1,
-        (w + 2 * PW - KW) // SW + 1, columns)
-    valid = i < windows
-    p = _load_power(p_ptr, group, column, p_group, p_column, p_number, valid)
-    a, b, c = a * SD - PD, b * SH - PH, c * SW - PW
+def _load(x_ptr, group, a, b, c, column, d, h, w, columns, eps,
+          PADDED: tl.constexpr):
+    """The clamped value of a cell, 0 beyond the borders.
+
+    Without padding, only windows that do not exist are beyond the last row.
+    """
+    if PADDED:
+        inside = ((a >= 0) & (a < d) & (b >= 0) & (b < h) & (c >= 0) & (c < w))
+        place = (((group * d + a) * h + b) * w + c) * columns + column
+        x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        return tl.where(inside, clamp(x, eps), 0.0)
+    else:
+        b = tl.minimum(b, h - 1)
+        place = (((group * d + a) * h + b) * w + c) * columns + column
+        return clamp(tl.load(x_ptr + place).to(tl.float32), eps)
+
+
+@triton.jit
+def _middle(bits):
+    """A power of two amid numbers, which come as bits; its logarithm."""
+    low = tl.min(tl.min(tl.where(bits > 0, bits, 0x7F000000), 1), 0)
+    high = tl.max(tl.max(bits, 1), 0)
+    return (((low >> 23) + (high >> 23)) // 2 - 127).to(tl.float32)
+
+
+@triton.jit
+def _are_near(low, high, middle, power, room):
+    """Whether all powers relative to the middle are within so many bits.
+
+    So the numbers, which come as bits, have to be normal.
+    """
+    low = tl.min(tl.min(low, 1), 0) >> 23
+    high = tl.max(tl.max(high, 1), 0) >> 23
+    power = tl.max(tl.max(tl.abs(power), 1), 0)
+    middle += 127.0
+    far = tl.maximum(middle - low, high + 1 - middle)
+    return (low > 0) & (high < 255) & (power * far < room)
+
+
+@triton.jit
+def _sums_of_strip(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
+                   middle, zero, r, KD: tl.constexpr, KH: tl.constexpr,
+                   KW: tl.constexpr, SH: tl.constexpr, ROWS: tl.constexpr,
+                   PADDED: tl.constexpr):
+    """The range of all cells; for each window, the largest and the sums.
+
+    Powers are relative to the middle, once for all windows with the cell.
+    """
+    low = tl.zeros_like(p).to(tl.int32) + 0x7FFFFFFF
+    high = tl.zeros_like(low)
+    tops, total, rest, logs = zero.to(tl.int32), zero, zero, zero
+    for j in tl.static_range(ROWS):
+        row_total = tl.zeros_like(p)
+        row_rest = tl.zeros_like(p)
+        row_logs = tl.zeros_like(p)
+        row_tops = tl.zeros_like(low)
+        for k in range(KD * KW):
+            value = _load(x_ptr, group, a + k // KW, b + j, c + k % KW, column,
+                          d, h, w, columns, eps, PADDED)
+            bits = value.to(tl.int32, bitcast=True)
+            whole, part = split_log2_of_normal(value)
+            whole -= middle
+            log = whole + part
+            power = normal_power_of_two(p, whole, part, p * log)
+            if PADDED:
+                low = tl.where(bits == 0, low, tl.minimum(low, bits))
+                power = tl.where(bits == 0, 0.0, power)
+            else:
+                low = tl.minimum(low, bits)
+            row_tops = tl.maximum(row_tops, bits)
+            row_total, row_rest = add(row_total, row_rest, power)
+            row_logs = fma(power, log, row_logs)
+        high = tl.maximum(high, row_tops)
+        # Which windows of the strip have this row.
+        here = (j >= r * SH) & (j < r * SH + KH)
+        tops = tl.where(here, tl.maximum(tops, row_tops), tops)
+        new, new_rest = add(total, rest, row_total)
+        total = tl.where(here, new, total)
+        rest = tl.where(here, new_rest + row_rest, rest)
+        logs = tl.where(here, logs + row_logs, logs)
+    return low, high, tops.to(tl.float32, bitcast=True), total, rest, logs
+
+
+@triton.jit
+def _sums_of_windows(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
+                     zero, KD: tl.constexpr, KH: tl.constexpr,
+                     KW: tl.constexpr, PADDED: tl.constexpr):
+    """For each window, the largest cell and the sums relative to it."""
     # Numbers of at least 0 are ordered like their bits, NaN above all.
-    tops = tl.zeros([BLOCK], tl.int32)
-    for k in tl.static_range(KD * KH * KW):
+    tops = zero.to(tl.int32)
+    for k in range(KD * KH * KW):
         value = _load(x_ptr, group, a + k // (KH * KW), b + k // KW % KH,
-                      c + k % KW, column, d, h, w, columns, eps, valid,
-                      PD + PH + PW > 0)
+                      c + k % KW, column, d, h, w, columns, eps, PADDED)
         tops = tl.maximum(tops, value.to(tl.int32, bitcast=True))
     largest = tops.to(tl.float32, bitcast=True)
     whole, part = split_log2(largest)
-    up, down = scale_of(whole)
-    total = tl.zeros([BLOCK], tl.float32)
-    rest = tl.zeros([BLOCK], tl.float32)
-    logs = tl.zeros([BLOCK], tl.float32)
-    for k in tl.static_range(KD * KH * KW):
+    total, rest, logs = zero, zero, zero
+    for k in range(KD * KH * KW):
         value = _load(x_ptr, group, a + k // (KH * KW), b + k // KW % KH,
-                      c + k % KW, column, d, h, w, columns, eps, valid,
-                      PD + PH + PW > 0)
+                      c + k % KW, column, d, h, w, columns, eps, PADDED)
         v_whole, v_part = split_log2(value)
         v_whole, v_part = v_whole - whole, v_part - part
         power = power_of_two(p, v_whole, v_part)
         power = tl.where(value > 0.0, power, 0.0)
-        if by_p_ptr is not None:
-            logs += tl.where(value > 0.0, power * (v_whole + v_part), 0.0)
-        if p_ptr is not None:
-            power = tl.where(p == 1.0, value * down, power)
         total, rest = add(total, rest, power)
-    n = tl.zeros([BLOCK], tl.float32) + KD * KH * KW
-    y = power_mean(total, rest, n, largest, up, p, p_rest)
-    tl.store(y_ptr + i, y, mask=valid)
+        logs += tl.where(value > 0.0, power * (v_whole + v_part), 0.0)
+    return largest, total, rest, logs
+
+
+@triton.jit
+def _store(y_ptr, by_p_ptr, place, valid, total, rest, logs, base, largest, p,
+           p_rest, SIZE: tl.constexpr):
+    """Store the mean of each window and its derivative by the power."""
+    n = tl.zeros_like(total) + SIZE
+    y = power_mean(total, rest, n, base, base, largest, p, p_rest)
+    tl.store(y_ptr + place, y, mask=valid)
     if by_p_ptr is not None:
-        # dy/dp = (y/p) (r - ln y), both logarithms relative to the maximum.
-        total = tl.where(p == 1.0, total * (up / largest), total)
-        whole, part = split_log2(total / n)
+        # dy/dp = (y/p) (r - ln y), both logarithms relative to the base.
+        whole, part = split_log2(total * (1.0 / n))
         by_p = y * ((logs / total - (whole + part) / p) * (0.6931472 / p))
-        tl.store(by_p_ptr + i, tl.where(largest == 0.0, 0.0, by_p),
+        tl.store(by_p_ptr + place, tl.where(largest == 0.0, 0.0, by_p),
                  mask=valid)
 
 
@@ -183,65 +313,138 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
               KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
               SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
               PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-              BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    windows_d = (d + 2 * PD - KD) // SD + 1
-    windows_h = (h + 2 * PH - KH) // SH + 1
-    windows_w = (w + 2 * PW - KW) // SW + 1
+              STRIP: tl.constexpr, BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(INDEX)
     if grad_x_ptr is not None:
-        group, a, b, c, column = _place(i, d, h, w, columns)
-        valid = group < groups
-        p = _load_power(p_ptr, group, column, p_group, p_column, p_number,
-                        valid)
-        x = tl.load(x_ptr + i, mask=valid, other=1.0).to(tl.float32)
+        windows_d = (d + 2 * PD - KD) // SD + 1
+        windows_h = (h + 2 * PH - KH) // SH + 1
+        windows_w = (w + 2 * PW - KW) // SW + 1
+        i = program * BLOCK + tl.arange(0, BLOCK)[None, :]
+        r = tl.arange(0, STRIP)[:, None]
+        group, a, b, c, column = _place(i, d, (h + STRIP - 1) // STRIP, w,
+                                        columns)
+        row = b * STRIP + r
+        valid = (group < groups) & (row < h)
+        group = tl.minimum(group, groups - 1)
+        place = (((group * d + a) * h + row) * w + c) * columns + column
+        p = _load_power(p_ptr, group, column, p_group, p_column, p_number)
+        x = tl.load(x_ptr + place, mask=valid, other=1.0).to(tl.float32)
         value = clamp(x, eps)
-        v_whole, v_part = split_log2(value)
+        whole, part = split_log2(value)
+        power = (p - 1.0) + p_rest
+        grad = tl.zeros([STRIP, BLOCK], tl.float32)
+        a, b, c = a + PD, b * STRIP + PH, c + PW
+        near = False
+        if STRIP > 1:
+            bits = tl.where(valid, value.to(tl.int32, bitcast=True), 0)
+            middle = _middle(bits)
+            low, high, shares = _shares_of_strip(
+                grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
+                windows_h, windows_w, columns, power, middle, grad, r, KD, KH,
+                KW, SD, SH, SW, STRIP)
+            low = tl.minimum(low, tl.where(valid, bits, 0x7F000000))
+            near = _are_near(low, tl.maximum(high, bits), middle, power, 80.0)
+            if near:
+                grad = shares * power_of_two(power, whole - middle, part)
+        if not near:
+            grad = _shares_of_windows(
+                grad_y_ptr, y_ptr, group, a, b + r, c, column, windows_d,
+                windows_h, windows_w, columns, power, whole, part, grad, KD,
+                KH, KW, SD, SH, SW)
         weight = 1.0 / (KD * KH * KW)
-        grad = tl.zeros([BLOCK], tl.float32)
-        # The windows that a cell may be in.
-        ND: tl.constexpr = (KD + SD - 1) // SD
-        NH: tl.constexpr = (KH + SH - 1) // SH
-        NW: tl.constexpr = (KW + SW - 1) // SW
-        for k in tl.static_range(ND * NH * NW):
-            of_d = (a + PD) // SD - k // (NH * NW)
-            of_h = (b + PH) // SH - k // NW % NH
-            of_w = (c + PW) // SW - k % NW
-            inside = (valid & _covers(a + PD, of_d, windows_d, KD, SD)
-                      & _covers(b + PH, of_h, windows_h, KH, SH)
-                      & _covers(c + PW, of_w, windows_w, KW, SW))
-            place = (((group * windows_d + of_d) * windows_h + of_h)
-                     * windows_w + of_w) * columns + column
-            y = tl.load(y_ptr + place, mask=inside, other=1.0)
-            grad_y = tl.load(grad_y_ptr + place, mask=inside, other=0.0)
-            whole, part = split_log2(y)
-            part = tl.where(y == y, part, float('nan'))
-            slope = slope_of_mean(value, v_whole - whole, v_part - part,
-                                  weight, p, p_rest)
-            grad += tl.where(inside, grad_y * slope, 0.0)
-        tl.store(grad_x_ptr + i, tl.where(x < eps, 0.0, grad), mask=valid)
+        stopped = (x < eps) | ((value == 0.0) & (p != 1.0))
+        tl.store(grad_x_ptr + place, tl.where(stopped, 0.0, grad * weight),
+                 mask=valid)
     if by_p_ptr is not None:
-        if tl.program_id(0).to(INDEX) * BLOCK < windows:
-            valid = i < windows
-            value = (tl.load(grad_y_ptr + i, mask=valid, other=0.0)
-                     * tl.load(by_p_ptr + i, mask=valid, other=0.0))
+        if program * (STRIP * BLOCK) < windows:
+            k = program * (STRIP * BLOCK) + tl.arange(0, STRIP * BLOCK)
+            share = (tl.load(grad_y_ptr + k, mask=k < windows, other=0.0)
+                     * tl.load(by_p_ptr + k, mask=k < windows, other=0.0))
             sum_of_programs(grad_p_ptr, parts_ptr,
-                            tl.sum(value.to(tl.float64), 0),
-                            (windows - 1) // BLOCK + 1)
+                            tl.sum(share.to(tl.float64), 0),
+                            (windows - 1) // (STRIP * BLOCK) + 1)
+
+
+@triton.jit
+def _load_window(grad_y_ptr, y_ptr, group, a, b, c, column, of_d, of_h, of_w,
+                 windows_d, windows_h, windows_w, columns, KD: tl.constexpr,
+                 KH: tl.constexpr, KW: tl.constexpr, SD: tl.constexpr,
+                 SH: tl.constexpr, SW: tl.constexpr):
+    """The result of a window and, if it has the cell, its gradient.
+
+    Instead of a window that does not exist, the one beside it.
+    """
+    there = (_covers(a, of_d, windows_d, KD, SD)
+             & _covers(b, of_h, windows_h, KH, SH)
+             & _covers(c, of_w, windows_w, KW, SW))
+    of_d = tl.minimum(tl.maximum(of_d, 0), windows_d - 1)
+    of_h = tl.minimum(tl.maximum(of_h, 0), windows_h - 1)
+    of_w = tl.minimum(tl.maximum(of_w, 0), windows_w - 1)
+    place = (((group * windows_d + of_d) * windows_h + of_h) * windows_w
+             + of_w) * columns + column
+    return (tl.load(y_ptr + place),
+            tl.load(grad_y_ptr + place, mask=there, other=0.0), there)
 
 
 @triton.jit
 def _covers(i, window, windows, SIZE: tl.constexpr, STEP: tl.constexpr):
-    """Whether a window is there and holds a cell."""
+    """Whether a window is there and has a cell."""
     return (window >= 0) & (window < windows) & (i - window * STEP < SIZE)
 
 
 @triton.jit
-def _load(x_ptr, group, a, b, c, column, d, h, w, columns, eps, inside,
-          PADDED: tl.constexpr):
-    """The clamped value of a cell, 0 beyond the borders."""
-    if PADDED:
-        inside = (inside & (a >= 0) & (a < d) & (b >= 0) & (b < h) & (c >= 0)
-                  & (c < w))
-    place = (((group * d + a) * h + b) * w + c) * columns + column
-    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, clamp(x, eps), 0.0)
+def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
+                     windows_h, windows_w, columns, power, middle, total, r,
+                     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+                     SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+                     STRIP: tl.constexpr):
+    """The range of all windows; for each cell, the sum over its windows.
+
+    That is of the gradients by powers relative to the middle, which are taken
+    once for all cells of the window.
+    """
+    ND: tl.constexpr = (KD + SD - 1) // SD
+    NW: tl.constexpr = (KW + SW - 1) // SW
+    low = tl.zeros_like(power).to(tl.int32) + 0x7FFFFFFF
+    high = tl.zeros_like(low)
+    last = (b + (STRIP - 1)) // SH
+    for j in tl.static_range((STRIP + KH - 2) // SH + 1):
+        shares = tl.zeros_like(power)
+        for k in range(ND * NW):
+            y, grad_y, _ = _load_window(
+                grad_y_ptr, y_ptr, group, a, (last - j) * SH, c, column,
+                a // SD - k // NW, last - j, c // SW - k % NW, windows_d,
+                windows_h, windows_w, columns, KD, KH, KW, SD, SH, SW)
+            bits = y.to(tl.int32, bitcast=True)
+            low, high = tl.minimum(low, bits), tl.maximum(high, bits)
+            whole, part = split_log2_of_normal(y)
+            whole = middle - whole
+            shares = fma(grad_y, normal_power_of_two(
+                power, whole, -part, power * (whole - part)), shares)
+        # How far a cell is into the windows of this row.
+        far = (b - last * SH) + (r + j * SH)
+        total += tl.where((far >= 0) & (far < KH), shares, 0.0)
+    return low, high, total
+
+
+@triton.jit
+def _shares_of_windows(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
+                       windows_h, windows_w, columns, power, whole, part,
+                       total, KD: tl.constexpr, KH: tl.constexpr,
+                       KW: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr,
+                       SW: tl.constexpr):
+    """For each cell, the sum over its windows of gradients by slopes."""
+    ND: tl.constexpr = (KD + SD - 1) // SD
+    NH: tl.constexpr = (KH + SH - 1) // SH
+    NW: tl.constexpr = (KW + SW - 1) // SW
+    for k in range(ND * NH * NW):
+        y, grad_y, there = _load_window(
+            grad_y_ptr, y_ptr, group, a, b, c, column,
+            a // SD - k // (NH * NW), b // SH - k // NW % NH,
+            c // SW - k % NW, windows_d, windows_h, windows_w, columns, KD, KH,
+            KW, SD, SH, SW)
+        y_whole, y_part = split_log2(y)
+        y_part = tl.where(y == y, y_part, float('nan'))
+        slope = power_of_two(power, whole - y_whole, part - y_part)
+        total += tl.where(there, grad_y * slope, 0.0)
+    return total

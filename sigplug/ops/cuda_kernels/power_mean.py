@@ -330,7 +330,7 @@ def _forward(y_ptr, tops_ptr, totals_ptr, x_ptr, p_ptr, mask_ptr, rows_ptr,
         sums, rests = add(sums, rests, tl.where(c > 0.0, power, 0.0))
     total, rest = sum_pairs(sums, rests, 1, True)
     if tops_ptr is None:
-        y = power_mean(total, rest, n, largest, up, p, p_rest)
+        y = power_mean(total, rest, n, largest, up, largest, p, p_rest)
         tl.store(y_ptr + result, y, mask=valid)
     else:
         # The number of results may have more than 31 bits with the chunks.
