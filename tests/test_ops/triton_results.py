@@ -128,6 +128,7 @@ def test_of_nothing():
 WINDOWS = [  # Shape, sizes, steps and padding; columns are last in memory.
     ((2, 3, 9, 8), (2, 2), (2, 2), (0, 0), False),
     ((2, 3, 7, 9), (3, 3), (1, 1), (1, 1), True),
+    ((2, 3, 11, 5), (3, 2), (2, 1), (1, 0), False),
     ((2, 3, 5, 13), (1, 4), (3, 3), (0, 2), False),
     ((2, 3, 30), (3, ), (2, ), (0, ), False),
     ((2, 3, 4, 5, 7), (2, 2, 3), (2, 1, 2), (1, 0, 0), False)]

@@ -1,8 +1,11 @@
 """Generalised-mean pooling over small windows, which may overlap.
 
-Forward, a thread works on a window, whose cells come from the cache after the
-first time; backward, on a cell and the windows that it is in. The arithmetic
-is that of the power mean of sets.
+Forward, a thread works on a window; backward, on a cell and the windows that
+it is in. The arithmetic is that of the power mean of sets. Windows that
+overlap from row to row are worked on in strips, of some above each other: the
+power of a cell is taken once for all of them, and so cannot be relative to the
+largest cell of each. It is relative to a power of two amid the numbers of the
+program; where these are too far from it, windows are pooled one by one.
 """
 import functools
 import math
@@ -34,22 +37,22 @@ from ._math import (
 from .power_mean import arguments_of_power
 
 BLOCK = 256
-# Overlapping windows above each other that a thread works on.
+# Windows, or cells, of a strip.
 STRIP = 8
 
 
 def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
             wants_by_p: bool) -> tuple[Tensor, Tensor | None]:
     """Return the pooled windows, float32, and the derivative of each by p."""
-    layout, shape, programs, sizes, constants = _plan(
-        x.shape, x.stride(), windows)
+    layout, shape, programs, sizes, constants = _plan(x.shape, x.stride(),
+                                                      windows)
     x = layout.arrange(x)
     y = x.new_empty(shape, dtype=torch.float32)
     by_p = torch.empty_like(y) if wants_by_p else None
     if y.numel():
         power, steps, floats = arguments_of_power(layout, x, p, eps)
-        launch(_forward, programs, (y, by_p, x, power),
-               (*sizes, *steps), floats, constants)
+        launch(_forward, programs, (y, by_p, x, power), (*sizes, *steps),
+               floats, constants)
     return layout.put_back(y), None if by_p is None else layout.put_back(by_p)
 
 
@@ -57,8 +60,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
              eps: float | None, y: Tensor, by_p: Tensor | None, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and ``p``, which is finite."""
-    layout, _, programs, sizes, constants = _plan(
-        x.shape, x.stride(), windows)
+    layout, _, programs, sizes, constants = _plan(x.shape, x.stride(), windows)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
     grad_x = torch.empty_like(x) if wants_x else None
     grad_p = parts = None
@@ -67,8 +69,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
     elif p.numel() == 1 and y.numel():
         by_p = layout.arrange(by_p)
         grad_p = torch.empty_like(p, device=x.device)
-        parts = torch.zeros(programs + 1, dtype=torch.int64,
-                            device=x.device)
+        parts = torch.zeros(programs + 1, dtype=torch.int64, device=x.device)
     else:
         grad_p, by_p = sum_to_power(
             layout.put_back(grad_y) * by_p, p), None
@@ -102,7 +103,6 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
             pooled.append((shape[dim], size, step, margin, laid_out[-1]))
     cells, sizes, steps, margins, counts = zip(
         *[(1, 1, 1, 0, 1)] * (3 - len(pooled)), *pooled)
-    # Windows above each other share the powers of their cells.
     strip = min(STRIP, triton.next_power_of_2(counts[1])) if (
         sizes[1] > steps[1]) else 1
     block = BLOCK // min(strip, 2)
