@@ -57,7 +57,8 @@ def compile_only(monkeypatch):
         def launch(*args):
             assert len(grid) == 3
             assert self is compile_for_device(
-                self.source, *args, grid=grid, warmup=True, **_launch.OPTIONS)
+                self.source, *args, grid=grid, warmup=True,
+                num_warps=self.metadata.num_warps, **_launch.OPTIONS)
             KEPT.append(self)
         return launch
 
@@ -139,9 +140,9 @@ def test_in_chunks():
 
 def test_segments():
     pool(empty(5000, 64), Segments(900, empty(5000, dtype=torch.int64)),
-         (900, 64), ('one per set', ))
-    pool(empty(100000, 64), Segments(4, empty(100000, dtype=torch.int64)),
-         (4, 64), (3.0, ))
+         (900, 64), (3.0, empty(64)))
+    pool(empty(2**25, 64), Segments(4, empty(2**25, dtype=torch.int64)),
+         (4, 64), ('shared', ))
 
 
 @pytest.mark.parametrize('size, step, padding', [
@@ -158,7 +159,7 @@ def test_windows(size, step, padding):
 
 def test_no_registers_spill(tmp_path):
     """The last test: of all that was compiled before it."""
-    assert len({name for name, _ in COMPILED.values()}) == 6
+    assert len({name for name, _ in COMPILED.values()}) == 7
     for name, cubin in COMPILED.values():
         path = tmp_path / 'kernel.cubin'
         path.write_bytes(cubin)

@@ -92,13 +92,23 @@ def test_long_sets_in_chunks():
           references.dense_sets((2, 6000), (1, )))
 
 
-@pytest.mark.parametrize('count, p', [
-    (40, 20.0), (40, CHANNELS), (400, torch.tensor(3.0))])
-def test_segments(count, p):
-    """Also few and long ones, in chunks."""
-    index = torch.randint(0, 2 if count > 40 else 7, (count, ))
-    check(features(count, 3), p, Segments(9, index), references.segment_sets(
-        (count, 3), index.numpy(), 9, p is CHANNELS))
+@pytest.mark.parametrize('dtype, shape, p, eps', [
+    (torch.float32, (40, ), 20.0, 1e-3), (torch.float32, (400, 3), 3.0, 1e-3),
+    (torch.float32, (400, 3), CHANNELS, 1e-3),
+    (torch.float32, (400, 3), torch.tensor(3.0), 1e-3),
+    (torch.bfloat16, (40, 70), torch.tensor(2.5), 1e-3),
+    (torch.float16, (40, 2, 35), torch.linspace(1, 9, 35), None),
+    (torch.float32, (40, 3), torch.tensor(1.0), None)])
+def test_segments(dtype, shape, p, eps):
+    """Also few and long ones, in chunks, and rows of none that exists."""
+    x = features(*shape, dtype=dtype)
+    # Its memory has gaps.
+    index = torch.randint(0, 2 if len(x) > 40 else 7, (len(x), 2))[:, 0]
+    index[:4] = torch.tensor([-1, 9, 2**31 - 1, -2**31])
+    sets = references.segment_sets(shape, index.numpy(), 9, False)
+    if isinstance(p, torch.Tensor) and p.numel() > 1:
+        sets.powers = [*range(p.numel())] * (len(sets.powers) // p.numel())
+    check(x.relu() if eps is None else x, p, Segments(9, index), sets, eps)
 
 
 @pytest.mark.parametrize('p', [3.0, 200.0, torch.tensor(math.inf)])
@@ -113,13 +123,15 @@ def test_special_values_as_in_the_plain_form(p):
         atol=1e-45, equal_nan=True)
 
 
-def test_of_nothing():
-    sets = Segments(2, torch.empty(0, dtype=torch.long, device=DEVICE))
-    x, p = torch.empty(0, 3, device=DEVICE), torch.tensor(3.0, device=DEVICE)
+@pytest.mark.parametrize('rows, segments', [(0, 2), (3, 0)])
+@pytest.mark.parametrize('p', [torch.tensor(3.0), CHANNELS])
+def test_of_nothing(rows, segments, p):
+    sets = on(Segments(segments, torch.zeros(rows, dtype=torch.long)))
+    x, p = torch.ones(rows, 3, device=DEVICE), p.to(DEVICE)
     y = kernels.forward(x, p, sets, 1e-6)
-    assert y.equal(torch.zeros_like(y)) and y.shape == (2, 3)
+    assert y.equal(torch.zeros_like(y)) and y.shape == (segments, 3)
     dx, dp = kernels.backward(y, x, p, sets, 1e-6, y, True, True)
-    assert dx.shape == (0, 3) and dp == 0
+    assert dx.equal(0 * x) and dp.equal(0 * p)
 
 
 # --- windows ----------------------------------------------------------------

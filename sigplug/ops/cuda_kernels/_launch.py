@@ -16,14 +16,14 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 
 def launch(kernel: Any, programs: int, tensors: tuple[Tensor | None, ...],
            integers: tuple[int, ...], floats: tuple[float, ...],
-           constants: tuple[Any, ...]) -> None:
+           constants: tuple[Any, ...], warps: int = 4) -> None:
     """Launch a kernel whose parameters come in this order.
 
     Triton inspects every argument to find the kernel that it has compiled for
     the like, which takes longer than the rest of a launch. Here kernels are
     kept by what it compiles for: dtypes, integers that are 1, divisible by 16
-    or wide, and constants. Addresses that are not divisible by 16 are rare
-    and left to Triton.
+    or wide, constants and warps. Addresses that are not divisible by 16 are
+    rare and left to Triton.
     """
     first = tensors[0]
     assert first is not None
@@ -33,8 +33,8 @@ def launch(kernel: Any, programs: int, tensors: tuple[Tensor | None, ...],
     if device.type == 'cuda' and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch(kernel, programs, tensors, integers, floats,
-                          constants)
-    key = [id(kernel), device, constants]
+                          constants, warps)
+    key = [id(kernel), device, constants, warps]
     for x in tensors:
         if x is None:
             key.append(None)
@@ -49,7 +49,7 @@ def launch(kernel: Any, programs: int, tensors: tuple[Tensor | None, ...],
         compiled[programs, 1, 1](*tensors, *integers, *floats, *constants)
         return None
     compiled = kernel[(programs, )](*tensors, *integers, *floats, *constants,
-                                    **OPTIONS)
+                                    num_warps=warps, **OPTIONS)
     if (KEEPS_COMPILED and address % 16 == 0
             and isinstance(compiled, triton.compiler.CompiledKernel)):
         _compiled[place] = compiled
