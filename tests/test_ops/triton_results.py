@@ -17,6 +17,7 @@ from sigplug.ops._windows import plan_windows
 from sigplug.ops.cuda_kernels import FORMS
 from sigplug.ops.cuda_kernels import power_mean as kernels
 from sigplug.ops.gaussian_focal_loss import FocalOptions
+from sigplug.ops.gem_pool import pool_dim_by_dim
 from sigplug.ops.power_mean import Dims, Segments, power_mean_forward
 
 from . import references
@@ -211,6 +212,41 @@ def test_special_values_in_windows(p):
     torch.testing.assert_close(
         y.cpu().view(6, 1), power_mean_forward(x, p, Dims((1, )), None),
         rtol=1e-6, atol=1e-45, equal_nan=True)
+
+
+@pytest.mark.parametrize('value', [
+    0.7, 1e-30, 1e30, 1e-39, 0.0, math.inf, math.nan])
+def test_windows_in_strips(value):
+    """Whose numbers are near each other, or one is far from all others."""
+    x = torch.rand(1, 1, 9, 6) + 0.5
+    x[0, 0, 3, 2] = value
+    results = []
+    for device, dtype, form in ((DEVICE, torch.float32, WINDOW),
+                                ('cpu', torch.float64, None)):
+        there = x.to(device, dtype).requires_grad_()
+        p = torch.tensor(4.0, device=device, dtype=dtype).requires_grad_()
+        windows = plan_windows(3, 1, 1, x.shape)
+        if form is None:
+            y = pool_dim_by_dim(there, p, windows, None)
+            grads = torch.autograd.grad(y, (there, p), torch.ones_like(y))
+        else:
+            y, by_p = form.forward(there, p, windows, None, True)
+            grads = form.backward(torch.ones_like(y), there, p, windows, None,
+                                  y, by_p, True, True)
+        # Gradients of inf are 0 or NaN.
+        grads = () if value == math.inf else grads
+        results.append([t.detach().cpu().float() for t in (y, *grads)])
+    torch.testing.assert_close(*results, rtol=3e-6, atol=1e-37, equal_nan=True)
+
+
+def test_the_mean_of_equal_cells_in_strips():
+    """It is not above them, not even by a rounding."""
+    x = (torch.rand(40, 1, 1) + 0.5).expand(40, 9, 6).contiguous()[None]
+    x[..., 8, 5] = 2
+    y, _ = WINDOW.forward(x.to(DEVICE), 2.3, plan_windows(3, 1, 0, x.shape),
+                          None, False)
+    y, x = y.cpu()[..., :6, :3], x[..., :6, :3]
+    assert (y <= x).all() and torch.allclose(y, x, rtol=3e-7)
 
 
 @pytest.fixture
