@@ -44,8 +44,8 @@ STRIP = 8
 def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
             wants_by_p: bool) -> tuple[Tensor, Tensor | None]:
     """Return the pooled windows, float32, and the derivative of each by p."""
-    layout, shape, programs, sizes, constants = _plan(x.shape, x.stride(),
-                                                      windows)
+    layout, shape, (programs, _), sizes, constants = _plan(
+        x.shape, x.stride(), windows)
     x = layout.arrange(x)
     y = x.new_empty(shape, dtype=torch.float32)
     by_p = torch.empty_like(y) if wants_by_p else None
@@ -60,7 +60,8 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
              eps: float | None, y: Tensor, by_p: Tensor | None, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and ``p``, which is finite."""
-    layout, _, programs, sizes, constants = _plan(x.shape, x.stride(), windows)
+    layout, _, (_, programs), sizes, constants = _plan(
+        x.shape, x.stride(), windows)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
     grad_x = torch.empty_like(x) if wants_x else None
     grad_p = parts = None
@@ -87,7 +88,8 @@ FORM = Form('gem_pool', forward, backward)
 
 @functools.lru_cache(maxsize=1024)
 def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
-          ) -> tuple[Layout, list[int], int, tuple[int, ...], tuple[Any, ...]]:
+          ) -> tuple[Layout, list[int], tuple[int, int], tuple[int, ...],
+                     tuple[Any, ...]]:
     """Return the layout, the shape of the windows in memory, and arguments.
 
     There are three dims of windows; those that are missing have one cell.
@@ -106,11 +108,12 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
     strip = min(STRIP, triton.next_power_of_2(counts[1])) if (
         sizes[1] > steps[1]) else 1
     block = BLOCK // min(strip, 2)
-    shared = layout.groups * layout.columns
-    work = shared * max(
-        -(-n[1] // strip) * n[0] * n[2] for n in (counts, cells))
+    # For windows, and for cells.
+    programs = [triton.cdiv(layout.groups * n[0] * triton.cdiv(n[1], strip)
+                            * n[2] * layout.columns, block)
+                for n in (counts, cells)]
     wide = max(math.prod(shape), math.prod(laid_out)) + strip * BLOCK >= 2**31
-    return (layout, laid_out, -(-work // block),
+    return (layout, laid_out, (programs[0], max(programs)),
             (layout.groups, *cells, layout.columns, math.prod(laid_out)),
             (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, strip,
              block))
@@ -123,42 +126,45 @@ def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
              SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
              PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
              STRIP: tl.constexpr, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    r = tl.arange(0, STRIP)[:, None]
+    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     windows_d = (d + 2 * PD - KD) // SD + 1
     windows_h = (h + 2 * PH - KH) // SH + 1
     windows_w = (w + 2 * PW - KW) // SW + 1
-    group, a, b, c, column = _place(
+    group, of_d, of_h, of_w, column = _place(
         i, windows_d, (windows_h + STRIP - 1) // STRIP, windows_w, columns)
-    row = b * STRIP + r
-    valid = (group < groups) & (row < windows_h)
+    of_h *= STRIP
+    valid = group < groups
     group = tl.minimum(group, groups - 1)
-    place = (((group * windows_d + a) * windows_h + row) * windows_w
-             + c) * columns + column
+    place = ((group * windows_d + of_d) * windows_h * windows_w
+             + of_w) * columns + column
+    step = windows_w * columns
     p = _load_power(p_ptr, group, column, p_group, p_column, p_number)
-    a, b, c = a * SD - PD, b * (STRIP * SH) - PH, c * SW - PW
-    zero = tl.zeros([STRIP, BLOCK], tl.float32)
+    a, b, c = of_d * SD - PD, of_h * SH - PH, of_w * SW - PW
     PADDED: tl.constexpr = PD + PH + PW > 0
-    SIZE: tl.constexpr = KD * KH * KW
     near = False
     if STRIP > 1:
         ROWS: tl.constexpr = (STRIP - 1) * SH + KH
         sample = _load(x_ptr, group, a + KD // 2, b + ROWS // 2, c + KW // 2,
                        column, d, h, w, columns, eps, PADDED)
-        middle = _middle(sample.to(tl.int32, bitcast=True))
+        bits = sample.to(tl.int32, bitcast=True)
+        middle = _middle(tl.where(bits == 0, 0x7F000000, bits), bits)
+        r = tl.arange(0, STRIP)[:, None]
         low, high, top, total, rest, logs = _sums_of_strip(
-            x_ptr, group, a, b, c, column, d, h, w, columns, p, eps, middle,
-            zero, r, KD, KH, KW, SH, ROWS, PADDED)
+            x_ptr, group, a, b, c, column, d, h, w, columns, p, eps, middle, r,
+            tl.zeros([STRIP, BLOCK], tl.float32), KD, KH, KW, SH, ROWS, PADDED)
         near = _are_near(low, high, middle, p, 110.0)
         if near:
-            _store(y_ptr, by_p_ptr, place, valid, total, rest, logs,
-                   scale_of(middle)[0], top, p, p_rest, SIZE)
+            rows = of_h[None, :] + r
+            _store(y_ptr, by_p_ptr, place[None, :] + rows * step,
+                   valid[None, :] & (rows < windows_h), total, rest, logs,
+                   scale_of(middle)[0], top, p[None, :], p_rest, KD * KH * KW)
     if not near:
-        largest, total, rest, logs = _sums_of_windows(
-            x_ptr, group, a, b + r * SH, c, column, d, h, w, columns, p, eps,
-            zero, KD, KH, KW, PADDED)
-        _store(y_ptr, by_p_ptr, place, valid, total, rest, logs, largest,
-               largest, p, p_rest, SIZE)
+        for row in range(STRIP):
+            _pool_windows(
+                y_ptr, by_p_ptr, place + (of_h + row) * step,
+                valid & (of_h + row < windows_h), x_ptr, group, a,
+                b + row * SH, c, column, d, h, w, columns, p, p_rest, eps, KD,
+                KH, KW, PADDED)
 
 
 @triton.jit
@@ -200,10 +206,10 @@ def _load(x_ptr, group, a, b, c, column, d, h, w, columns, eps,
 
 
 @triton.jit
-def _middle(bits):
+def _middle(low, high):
     """A power of two amid numbers, which come as bits; its logarithm."""
-    low = tl.min(tl.min(tl.where(bits > 0, bits, 0x7F000000), 1), 0)
-    high = tl.max(tl.max(bits, 1), 0)
+    low = tl.min(low, 0)
+    high = tl.max(high, 0)
     return (((low >> 23) + (high >> 23)) // 2 - 127).to(tl.float32)
 
 
@@ -213,9 +219,9 @@ def _are_near(low, high, middle, power, room):
 
     So the numbers, which come as bits, have to be normal.
     """
-    low = tl.min(tl.min(low, 1), 0) >> 23
-    high = tl.max(tl.max(high, 1), 0) >> 23
-    power = tl.max(tl.max(tl.abs(power), 1), 0)
+    low = tl.min(low, 0) >> 23
+    high = tl.max(high, 0) >> 23
+    power = tl.max(tl.abs(power), 0)
     middle += 127.0
     far = tl.maximum(middle - low, high + 1 - middle)
     return (low > 0) & (high < 255) & (power * far < room)
@@ -223,7 +229,7 @@ def _are_near(low, high, middle, power, room):
 
 @triton.jit
 def _sums_of_strip(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
-                   middle, zero, r, KD: tl.constexpr, KH: tl.constexpr,
+                   middle, r, zero, KD: tl.constexpr, KH: tl.constexpr,
                    KW: tl.constexpr, SH: tl.constexpr, ROWS: tl.constexpr,
                    PADDED: tl.constexpr):
     """The range of all cells; for each window, the largest and the sums.
@@ -257,29 +263,31 @@ def _sums_of_strip(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
         high = tl.maximum(high, row_tops)
         # Which windows of the strip have this row.
         here = (j >= r * SH) & (j < r * SH + KH)
-        tops = tl.where(here, tl.maximum(tops, row_tops), tops)
-        new, new_rest = add(total, rest, row_total)
+        tops = tl.where(here, tl.maximum(tops, row_tops[None, :]), tops)
+        new, new_rest = add(total, rest, row_total[None, :])
         total = tl.where(here, new, total)
-        rest = tl.where(here, new_rest + row_rest, rest)
-        logs = tl.where(here, logs + row_logs, logs)
+        rest = tl.where(here, new_rest + row_rest[None, :], rest)
+        logs = tl.where(here, logs + row_logs[None, :], logs)
     return low, high, tops.to(tl.float32, bitcast=True), total, rest, logs
 
 
 @triton.jit
-def _sums_of_windows(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
-                     zero, KD: tl.constexpr, KH: tl.constexpr,
-                     KW: tl.constexpr, PADDED: tl.constexpr):
-    """For each window, the largest cell and the sums relative to it."""
+def _pool_windows(y_ptr, by_p_ptr, place, inside, x_ptr, group, a, b, c,
+                  column, d, h, w, columns, p, p_rest, eps, KD: tl.constexpr,
+                  KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr):
+    """Pool windows, each relative to its largest cell."""
     # Numbers of at least 0 are ordered like their bits, NaN above all.
-    tops = zero.to(tl.int32)
-    for k in range(KD * KH * KW):
+    tops = tl.zeros_like(p).to(tl.int32)
+    for k in tl.static_range(KD * KH * KW):
         value = _load(x_ptr, group, a + k // (KH * KW), b + k // KW % KH,
                       c + k % KW, column, d, h, w, columns, eps, PADDED)
         tops = tl.maximum(tops, value.to(tl.int32, bitcast=True))
     largest = tops.to(tl.float32, bitcast=True)
     whole, part = split_log2(largest)
-    total, rest, logs = zero, zero, zero
-    for k in range(KD * KH * KW):
+    total = tl.zeros_like(p)
+    rest = tl.zeros_like(p)
+    logs = tl.zeros_like(p)
+    for k in tl.static_range(KD * KH * KW):
         value = _load(x_ptr, group, a + k // (KH * KW), b + k // KW % KH,
                       c + k % KW, column, d, h, w, columns, eps, PADDED)
         v_whole, v_part = split_log2(value)
@@ -288,7 +296,8 @@ def _sums_of_windows(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
         power = tl.where(value > 0.0, power, 0.0)
         total, rest = add(total, rest, power)
         logs += tl.where(value > 0.0, power * (v_whole + v_part), 0.0)
-    return largest, total, rest, logs
+    _store(y_ptr, by_p_ptr, place, inside, total, rest, logs, largest, largest,
+           p, p_rest, KD * KH * KW)
 
 
 @triton.jit
@@ -319,42 +328,56 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
         windows_d = (d + 2 * PD - KD) // SD + 1
         windows_h = (h + 2 * PH - KH) // SH + 1
         windows_w = (w + 2 * PW - KW) // SW + 1
-        i = program * BLOCK + tl.arange(0, BLOCK)[None, :]
-        r = tl.arange(0, STRIP)[:, None]
+        i = program * BLOCK + tl.arange(0, BLOCK)
         group, a, b, c, column = _place(i, d, (h + STRIP - 1) // STRIP, w,
                                         columns)
-        row = b * STRIP + r
-        valid = (group < groups) & (row < h)
+        b *= STRIP
+        valid = group < groups
         group = tl.minimum(group, groups - 1)
-        place = (((group * d + a) * h + row) * w + c) * columns + column
+        place = ((group * d + a) * h * w + c) * columns + column
+        step = w * columns
         p = _load_power(p_ptr, group, column, p_group, p_column, p_number)
-        x = tl.load(x_ptr + place, mask=valid, other=1.0).to(tl.float32)
-        value = clamp(x, eps)
-        whole, part = split_log2(value)
         power = (p - 1.0) + p_rest
-        grad = tl.zeros([STRIP, BLOCK], tl.float32)
-        a, b, c = a + PD, b * STRIP + PH, c + PW
+        weight = 1.0 / (KD * KH * KW)
         near = False
         if STRIP > 1:
-            bits = tl.where(valid, value.to(tl.int32, bitcast=True), 0)
-            middle = _middle(bits)
+            r = tl.arange(0, STRIP)[:, None]
+            sample = _load(x_ptr, group, a, b + STRIP // 2, c, column, d, h, w,
+                           columns, eps, False)
+            bits = sample.to(tl.int32, bitcast=True)
+            middle = _middle(bits, bits)
             low, high, shares = _shares_of_strip(
-                grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
-                windows_h, windows_w, columns, power, middle, grad, r, KD, KH,
-                KW, SD, SH, SW, STRIP)
-            low = tl.minimum(low, tl.where(valid, bits, 0x7F000000))
-            near = _are_near(low, tl.maximum(high, bits), middle, power, 80.0)
+                grad_y_ptr, y_ptr, group, a + PD, b + PH, c + PW, column,
+                windows_d, windows_h, windows_w, columns, power, middle, r,
+                tl.zeros([STRIP, BLOCK], tl.float32), KD, KH, KW, SD, SH, SW,
+                STRIP)
+            rows = b[None, :] + r
+            inside = valid[None, :] & (rows < h)
+            of_rows = place[None, :] + rows * step
+            x, value = _load_cell(x_ptr, of_rows, inside, eps)
+            bits = tl.where(inside, value, sample[None, :]).to(
+                tl.int32, bitcast=True)
+            near = _are_near(tl.minimum(low, tl.min(bits, 0)),
+                             tl.maximum(high, tl.max(bits, 0)), middle, power,
+                             80.0)
             if near:
-                grad = shares * power_of_two(power, whole - middle, part)
+                whole, part = split_log2(value)
+                shares *= weight * power_of_two(
+                    power[None, :], whole - middle, part)
+                tl.store(grad_x_ptr + of_rows, tl.where(x < eps, 0.0, shares),
+                         mask=inside)
         if not near:
-            grad = _shares_of_windows(
-                grad_y_ptr, y_ptr, group, a, b + r, c, column, windows_d,
-                windows_h, windows_w, columns, power, whole, part, grad, KD,
-                KH, KW, SD, SH, SW)
-        weight = 1.0 / (KD * KH * KW)
-        stopped = (x < eps) | ((value == 0.0) & (p != 1.0))
-        tl.store(grad_x_ptr + place, tl.where(stopped, 0.0, grad * weight),
-                 mask=valid)
+            for row in range(STRIP):
+                here = valid & (b + row < h)
+                of_row = place + (b + row) * step
+                x_row, c_row = _load_cell(x_ptr, of_row, here, eps)
+                grad = _shares_of_windows(
+                    grad_y_ptr, y_ptr, group, a + PD, b + (row + PH), c + PW,
+                    column, windows_d, windows_h, windows_w, columns, power, c_row, KD,
+                    KH, KW, SD, SH, SW)
+                stopped = (x_row < eps) | ((c_row == 0.0) & (p != 1.0))
+                tl.store(grad_x_ptr + of_row,
+                         tl.where(stopped, 0.0, grad * weight), mask=here)
     if by_p_ptr is not None:
         if program * (STRIP * BLOCK) < windows:
             k = program * (STRIP * BLOCK) + tl.arange(0, STRIP * BLOCK)
@@ -366,23 +389,23 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
 
 
 @triton.jit
-def _load_window(grad_y_ptr, y_ptr, group, a, b, c, column, of_d, of_h, of_w,
-                 windows_d, windows_h, windows_w, columns, KD: tl.constexpr,
-                 KH: tl.constexpr, KW: tl.constexpr, SD: tl.constexpr,
-                 SH: tl.constexpr, SW: tl.constexpr):
-    """The result of a window and, if it has the cell, its gradient.
+def _load_cell(x_ptr, place, inside, eps):
+    x = tl.load(x_ptr + place, mask=inside, other=1.0).to(tl.float32)
+    return x, clamp(x, eps)
 
-    Instead of a window that does not exist, the one beside it.
-    """
+
+@triton.jit
+def _load_window(grad_y_ptr, y_ptr, group, a, b, c, column, of_d, of_h, of_w,
+                 windows_d, windows_h, windows_w, columns, other,
+                 KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+                 SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr):
+    """The result of a window and its gradient, if it has the cell."""
     there = (_covers(a, of_d, windows_d, KD, SD)
              & _covers(b, of_h, windows_h, KH, SH)
              & _covers(c, of_w, windows_w, KW, SW))
-    of_d = tl.minimum(tl.maximum(of_d, 0), windows_d - 1)
-    of_h = tl.minimum(tl.maximum(of_h, 0), windows_h - 1)
-    of_w = tl.minimum(tl.maximum(of_w, 0), windows_w - 1)
     place = (((group * windows_d + of_d) * windows_h + of_h) * windows_w
              + of_w) * columns + column
-    return (tl.load(y_ptr + place),
+    return (tl.load(y_ptr + place, mask=there, other=other),
             tl.load(grad_y_ptr + place, mask=there, other=0.0), there)
 
 
@@ -394,7 +417,7 @@ def _covers(i, window, windows, SIZE: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
-                     windows_h, windows_w, columns, power, middle, total, r,
+                     windows_h, windows_w, columns, power, middle, r, total,
                      KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
                      SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
                      STRIP: tl.constexpr):
@@ -408,13 +431,14 @@ def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
     low = tl.zeros_like(power).to(tl.int32) + 0x7FFFFFFF
     high = tl.zeros_like(low)
     last = (b + (STRIP - 1)) // SH
+    center = scale_of(middle)[0]
     for j in tl.static_range((STRIP + KH - 2) // SH + 1):
         shares = tl.zeros_like(power)
         for k in range(ND * NW):
             y, grad_y, _ = _load_window(
                 grad_y_ptr, y_ptr, group, a, (last - j) * SH, c, column,
                 a // SD - k // NW, last - j, c // SW - k % NW, windows_d,
-                windows_h, windows_w, columns, KD, KH, KW, SD, SH, SW)
+                windows_h, windows_w, columns, center, KD, KH, KW, SD, SH, SW)
             bits = y.to(tl.int32, bitcast=True)
             low, high = tl.minimum(low, bits), tl.maximum(high, bits)
             whole, part = split_log2_of_normal(y)
@@ -422,27 +446,28 @@ def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
             shares = fma(grad_y, normal_power_of_two(
                 power, whole, -part, power * (whole - part)), shares)
         # How far a cell is into the windows of this row.
-        far = (b - last * SH) + (r + j * SH)
-        total += tl.where((far >= 0) & (far < KH), shares, 0.0)
+        far = (b - last * SH)[None, :] + (r + j * SH)
+        total += tl.where((far >= 0) & (far < KH), shares[None, :], 0.0)
     return low, high, total
 
 
 @triton.jit
 def _shares_of_windows(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
-                       windows_h, windows_w, columns, power, whole, part,
-                       total, KD: tl.constexpr, KH: tl.constexpr,
-                       KW: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr,
-                       SW: tl.constexpr):
+                       windows_h, windows_w, columns, power, value,
+                       KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+                       SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr):
     """For each cell, the sum over its windows of gradients by slopes."""
     ND: tl.constexpr = (KD + SD - 1) // SD
     NH: tl.constexpr = (KH + SH - 1) // SH
     NW: tl.constexpr = (KW + SW - 1) // SW
-    for k in range(ND * NH * NW):
+    whole, part = split_log2(value)
+    total = tl.zeros_like(power)
+    for k in tl.static_range(ND * NH * NW):
         y, grad_y, there = _load_window(
             grad_y_ptr, y_ptr, group, a, b, c, column,
             a // SD - k // (NH * NW), b // SH - k // NW % NH,
-            c // SW - k % NW, windows_d, windows_h, windows_w, columns, KD, KH,
-            KW, SD, SH, SW)
+            c // SW - k % NW, windows_d, windows_h, windows_w, columns, 1.0,
+            KD, KH, KW, SD, SH, SW)
         y_whole, y_part = split_log2(y)
         y_part = tl.where(y == y, y_part, float('nan'))
         slope = power_of_two(power, whole - y_whole, part - y_part)
