@@ -373,8 +373,8 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
                 x_row, c_row = _load_cell(x_ptr, of_row, here, eps)
                 grad = _shares_of_windows(
                     grad_y_ptr, y_ptr, group, a + PD, b + (row + PH), c + PW,
-                    column, windows_d, windows_h, windows_w, columns, power, c_row, KD,
-                    KH, KW, SD, SH, SW)
+                    column, windows_d, windows_h, windows_w, columns, power,
+                    c_row, KD, KH, KW, SD, SH, SW)
                 stopped = (x_row < eps) | ((c_row == 0.0) & (p != 1.0))
                 tl.store(grad_x_ptr + of_row,
                          tl.where(stopped, 0.0, grad * weight), mask=here)

@@ -442,7 +442,8 @@ def _backward_of_rows(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, parts_ptr,
     whole, part = split_log2(y)
     part = tl.where(y == y, part, float('nan'))
     place = row * columns + column
-    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    # Not by what is inside, for which it would have to wait.
+    x = tl.load(x_ptr + place, mask=valid, other=0.0).to(tl.float32)
     c = clamp(x, eps)
     u_whole, u_part = split_log2(c)
     u_whole, u_part = u_whole - whole, u_part - part
@@ -455,10 +456,9 @@ def _backward_of_rows(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, parts_ptr,
         value = power_of_two(p, u_whole, u_part) * (u_whole + u_part)
         by_p = grad_y * (y * (value * weight * (0.6931472 / p)))
         by_p = tl.where(inside & (c != 0.0), by_p, 0.0).to(tl.float64)
-        by_p = tl.sum(by_p, 0, keep_dims=True)
         if parts_ptr is None:
-            tl.store(grad_p_ptr + chunk * columns + column, by_p,
-                     mask=column < columns)
+            tl.store(grad_p_ptr + chunk * columns + column,
+                     tl.sum(by_p, 0, keep_dims=True), mask=column < columns)
         else:
             sum_of_programs(grad_p_ptr, parts_ptr, tl.sum(tl.sum(by_p, 1), 0),
                             tl.num_programs(0))
