@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._checks import PowerLike
-from .._layout import Layout, lay_out_dims
+from .._layout import lay_out_dims
 from .._windows import Windows
 from ..backends import Form
 from ..power_mean import sum_to_power
@@ -44,7 +44,7 @@ STRIP = 8
 def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
             wants_by_p: bool) -> tuple[Tensor, Tensor | None]:
     """Return the pooled windows, float32, and the derivative of each by p."""
-    layout, shape, (programs, _), sizes, constants = _plan(
+    layout, shape, (programs, _), sizes, *rest = _plan(
         x.shape, x.stride(), windows)
     x = layout.arrange(x)
     y = x.new_empty(shape, dtype=torch.float32)
@@ -52,7 +52,7 @@ def forward(x: Tensor, p: PowerLike, windows: Windows, eps: float | None,
     if y.numel():
         power, steps, floats = arguments_of_power(layout, x, p, eps)
         launch(_forward, programs, (y, by_p, x, power), (*sizes, *steps),
-               floats, constants)
+               floats, *rest)
     return layout.put_back(y), None if by_p is None else layout.put_back(by_p)
 
 
@@ -60,7 +60,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
              eps: float | None, y: Tensor, by_p: Tensor | None, wants_x: bool,
              wants_p: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and ``p``, which is finite."""
-    layout, _, (_, programs), sizes, constants = _plan(
+    layout, _, (_, programs), sizes, *rest = _plan(
         x.shape, x.stride(), windows)
     x, y, grad_y = map(layout.arrange, (x, y, grad_y))
     grad_x = torch.empty_like(x) if wants_x else None
@@ -79,7 +79,7 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
         # Each program takes some cells, and as many windows.
         launch(_backward, programs,
                (grad_y, y, grad_x, None if parts is None else grad_p, by_p,
-                parts, x, power), (*sizes, *steps), floats, constants)
+                parts, x, power), (*sizes, *steps), floats, *rest)
     return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
@@ -88,8 +88,7 @@ FORM = Form('gem_pool', forward, backward)
 
 @functools.lru_cache(maxsize=1024)
 def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
-          ) -> tuple[Layout, list[int], tuple[int, int], tuple[int, ...],
-                     tuple[Any, ...]]:
+          ) -> tuple[Any, ...]:
     """Return the layout, the shape of the windows in memory, and arguments.
 
     There are three dims of windows; those that are missing have one cell.
@@ -107,7 +106,7 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
         *[(1, 1, 1, 0, 1)] * (3 - len(pooled)), *pooled)
     strip = min(STRIP, triton.next_power_of_2(counts[1])) if (
         sizes[1] > steps[1]) else 1
-    block = BLOCK // min(strip, 2)
+    block, warps = (BLOCK, 4) if strip == 1 else (BLOCK // 4, 2)
     # For windows, and for cells.
     programs = [triton.cdiv(layout.groups * n[0] * triton.cdiv(n[1], strip)
                             * n[2] * layout.columns, block)
@@ -116,7 +115,7 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
     return (layout, laid_out, (programs[0], max(programs)),
             (layout.groups, *cells, layout.columns, math.prod(laid_out)),
             (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, strip,
-             block))
+             block), warps)
 
 
 @triton.jit
