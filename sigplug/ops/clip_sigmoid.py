@@ -9,7 +9,7 @@ from torch import Tensor
 from ._checks import check_between, check_flag, check_float_tensor
 from ._dtypes import upcast_half
 from ._tracing import is_compiling
-from .backends import check_backend
+from .backends import check_backend, is_traced
 
 GRAD_MODES = ('zero', 'straight_through')
 
@@ -113,7 +113,10 @@ def clip_sigmoid(x: Tensor,
     check_flag('inplace', inplace)
     check_backend(backend)
     low, high = representable_bounds(min_val, max_val, x.dtype)
-    y = torch.sigmoid(upcast_half(x)).clamp(low, high)
+    trained = torch.is_grad_enabled() and x.requires_grad
+    # Rounding before the clip gives the same, but not the same gradient.
+    exact = upcast_half(x) if trained or is_traced() else x
+    y = torch.sigmoid(exact).clamp(low, high)
     # An ONNX model takes no gradient.
     if grad == 'straight_through' and not torch.onnx.is_in_onnx_export():
         y = _with_gradient_of_sigmoid(y, upcast_half(x))

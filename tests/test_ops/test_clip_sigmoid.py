@@ -6,6 +6,7 @@ import torch
 from mmdet3d.models.utils import clip_sigmoid as stock_clip_sigmoid
 
 from sigplug.ops import clip_sigmoid
+from sigplug.ops.clip_sigmoid import representable_bounds
 
 from .references import bounds, exact, steps
 from .tolerances import DTYPES
@@ -55,6 +56,17 @@ def test_bounds_are_the_tightest_inside(dtype, low, high):
     assert tuple(exact(y)) == bounds(low, high, dtype)
     # 1 - y is what the loss takes the logarithm of.
     assert y.log().isfinite().all() and (1 - y).log().isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype):
+    """Also without a gradient, where it takes another way: all numbers."""
+    x = torch.arange(-2**15, 2**15, dtype=torch.int16).view(dtype)
+    expected = torch.sigmoid(x.float()).clamp(
+        *representable_bounds(1e-4, 1 - 1e-4, dtype)).to(dtype)
+    for logits in (x, x.clone().requires_grad_()):
+        torch.testing.assert_close(clip_sigmoid(logits), expected, rtol=0,
+                                   atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize('grad', ['zero', 'straight_through'])
