@@ -12,11 +12,13 @@ import os
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 
 from sigplug.ops import gaussian_heatmap
 from sigplug.ops._windows import plan_windows
 from sigplug.ops.cuda_kernels import FORMS
 from sigplug.ops.cuda_kernels import power_mean as kernels
+from sigplug.ops.cuda_kernels.gem_pool import _plan as windows_plan
 from sigplug.ops.gaussian_focal_loss import FocalOptions
 from sigplug.ops.gem_pool import pool_dim_by_dim
 from sigplug.ops.power_mean import Dims, Segments, power_mean_forward
@@ -217,10 +219,10 @@ def test_special_values_in_windows(p):
 
 @pytest.mark.parametrize('value, scale', [
     (0.7, 1), (1e-30, 1), (1e30, 1), (0.0, 1), (1e-39, 3e-38),
-    (math.inf, 1e38), (math.nan, 1e38)])
+    (math.inf, 1e38), (math.nan, 1e38), (2.5e38, 2.5e38)])
 def test_windows_in_strips(value, scale):
     """Whose numbers are near each other, or one is far from all others."""
-    x = (torch.rand(1, 1, 9, 6) + 0.5) * scale
+    x = (torch.rand(1, 1, 9, 6) / 2 + 0.75) * scale
     x[0, 0, 3, 2] = value
     results = []
     for device, dtype, form in ((DEVICE, torch.float32, WINDOW),
@@ -243,6 +245,43 @@ def test_windows_in_strips(value, scale):
     # Those of inf are 0 or NaN; small slopes become 0.
     for both in grads if value != math.inf else ():
         same(*both, atol=2e-38)
+
+
+@pytest.mark.parametrize('p', [1.05, 2.3, 5.3])
+def test_numbers_that_float32_does_not_hold_in_strips(p):
+    x = torch.rand(1, 1, 18, 6) + 0.5
+    x[..., :9, :] *= 1e-6
+    windows = plan_windows(3, 1, 0, x.shape)
+    y, _ = WINDOW.forward(x.to(DEVICE), p, windows, None, False)
+    expected = pool_dim_by_dim(x.double(), p, windows, None)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=2.4e-7, atol=0)
+
+
+@pytest.mark.parametrize('size', [1e20, 1e-20, 1e-30])
+def test_extreme_gradients_of_strips(size):
+    x = torch.rand(1, 1, 18, 6) + 0.5
+    x[..., :9, :] *= 1e-6
+    windows = plan_windows(3, 1, 0, x.shape)
+    p = torch.tensor(6.5, device=DEVICE)
+    there = x.to(DEVICE)
+    y, by_p = WINDOW.forward(there, p, windows, None, True)
+    dx, _ = WINDOW.backward(torch.full_like(y, size), there, p, windows, None,
+                            y, by_p, True, True)
+    x = x.double().requires_grad_()
+    y = pool_dim_by_dim(x, 6.5, windows, None)
+    expected, = torch.autograd.grad(y, x, torch.full_like(y, size))
+    torch.testing.assert_close(dx.cpu().double(), expected, rtol=3e-6,
+                               atol=2e-38)
+
+
+@pytest.mark.parametrize('rows, wide', [(9, True), (8, False)])
+def test_strips_beyond_31_bits(rows, wide):
+    """Strips of 8 rows count as whole ones, here 2**31 cells and more."""
+    shape = torch.Size((2**17, 512, rows, 3))
+    *_, constants, _ = windows_plan(
+        shape, (512 * 3 * rows, 3 * rows, 3, 1),
+        plan_windows(3, 1, 1, shape))
+    assert (constants[0] == tl.int64) == wide
 
 
 def test_the_mean_of_equal_cells_in_strips():

@@ -8,7 +8,6 @@ largest cell of each. It is relative to a power of two amid the numbers of the
 program; where these are too far from it, windows are pooled one by one.
 """
 import functools
-import math
 from typing import Any
 
 import torch
@@ -76,10 +75,10 @@ def backward(grad_y: Tensor, x: Tensor, p: PowerLike, windows: Windows,
             layout.put_back(grad_y) * by_p, p), None
     if y.numel() and (wants_x or parts is not None):
         power, steps, floats = arguments_of_power(layout, x, p, eps)
-        # Each program takes some cells, and as many windows.
+        # Each program takes some cells, and about as many windows.
         launch(_backward, programs,
                (grad_y, y, grad_x, None if parts is None else grad_p, by_p,
-                parts, x, power), (*sizes, *steps), floats, *rest)
+                parts, x, power), (*sizes, y.numel(), *steps), floats, *rest)
     return None if grad_x is None else layout.put_back(grad_x), grad_p
 
 
@@ -91,7 +90,9 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
           ) -> tuple[Any, ...]:
     """Return the layout, the shape of the windows in memory, and arguments.
 
-    There are three dims of windows; those that are missing have one cell.
+    These are the numbers of programs, forward and backward, the integers, the
+    constants and the warps. There are three dims of windows; those that are
+    missing have one cell.
     """
     layout = lay_out_dims(shape, strides, windows.dims)
     by_dim = dict(zip(windows.dims, zip(windows.sizes, windows.steps,
@@ -111,16 +112,17 @@ def _plan(shape: torch.Size, strides: tuple[int, ...], windows: Windows
     programs = [triton.cdiv(layout.groups * n[0] * triton.cdiv(n[1], strip)
                             * n[2] * layout.columns, block)
                 for n in (counts, cells)]
-    wide = max(math.prod(shape), math.prod(laid_out)) + strip * BLOCK >= 2**31
+    # Strips reach beyond the end.
+    wide = max(programs) * strip * block >= 2**31
     return (layout, laid_out, (programs[0], max(programs)),
-            (layout.groups, *cells, layout.columns, math.prod(laid_out)),
+            (layout.groups, *cells, layout.columns),
             (tl.int64 if wide else tl.int32, *sizes, *steps, *margins, strip,
              block), warps)
 
 
 @triton.jit
-def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
-             p_group, p_column, p_number, p_rest, eps, INDEX: tl.constexpr,
+def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, p_group,
+             p_column, p_number, p_rest, eps, INDEX: tl.constexpr,
              KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
              SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
              PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
@@ -142,21 +144,21 @@ def _forward(y_ptr, by_p_ptr, x_ptr, p_ptr, groups, d, h, w, columns, windows,
     PADDED: tl.constexpr = PD + PH + PW > 0
     near = False
     if STRIP > 1:
-        ROWS: tl.constexpr = (STRIP - 1) * SH + KH
-        sample = _load(x_ptr, group, a + KD // 2, b + ROWS // 2, c + KW // 2,
-                       column, d, h, w, columns, eps, PADDED)
+        sample = _load(x_ptr, group, a + KD // 2,
+                       b + ((STRIP - 1) * SH + KH) // 2, c + KW // 2, column,
+                       d, h, w, columns, eps, PADDED)
         bits = sample.to(tl.int32, bitcast=True)
         middle = _middle(tl.where(bits == 0, 0x7F000000, bits), bits)
-        r = tl.arange(0, STRIP)[:, None]
         low, high, top, total, rest, logs = _sums_of_strip(
-            x_ptr, group, a, b, c, column, d, h, w, columns, p, eps, middle, r,
-            tl.zeros([STRIP, BLOCK], tl.float32), KD, KH, KW, SH, ROWS, PADDED)
+            x_ptr, group, a, b, c, column, d, h, w, columns, p, eps, middle,
+            KD, KH, KW, SH, STRIP, PADDED)
         near = _are_near(low, high, middle, p, 110.0)
         if near:
-            rows = of_h[None, :] + r
+            rows = of_h[None, :] + tl.arange(0, STRIP)[:, None]
+            # The powers were taken without the rest of p, and so is the root.
             _store(y_ptr, by_p_ptr, place[None, :] + rows * step,
                    valid[None, :] & (rows < windows_h), total, rest, logs,
-                   scale_of(middle)[0], top, p[None, :], p_rest, KD * KH * KW)
+                   scale_of(middle)[0], top, p[None, :], 0.0, KD * KH * KW)
     if not near:
         for row in range(STRIP):
             _pool_windows(
@@ -209,14 +211,16 @@ def _middle(low, high):
     """A power of two amid numbers, which come as bits; its logarithm."""
     low = tl.min(low, 0)
     high = tl.max(high, 0)
-    return (((low >> 23) + (high >> 23)) // 2 - 127).to(tl.float32)
+    # The largest power of two whose inverse is a normal number.
+    return tl.minimum(((low >> 23) + (high >> 23)) // 2 - 127,
+                      126).to(tl.float32)
 
 
 @triton.jit
 def _are_near(low, high, middle, power, room):
     """Whether all powers relative to the middle are within so many bits.
 
-    So the numbers, which come as bits, have to be normal.
+    The numbers, which come as bits, must be normal as well.
     """
     low = tl.min(low, 0) >> 23
     high = tl.max(high, 0) >> 23
@@ -228,8 +232,8 @@ def _are_near(low, high, middle, power, room):
 
 @triton.jit
 def _sums_of_strip(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
-                   middle, r, zero, KD: tl.constexpr, KH: tl.constexpr,
-                   KW: tl.constexpr, SH: tl.constexpr, ROWS: tl.constexpr,
+                   middle, KD: tl.constexpr, KH: tl.constexpr,
+                   KW: tl.constexpr, SH: tl.constexpr, STRIP: tl.constexpr,
                    PADDED: tl.constexpr):
     """The range of all cells; for each window, the largest and the sums.
 
@@ -237,8 +241,12 @@ def _sums_of_strip(x_ptr, group, a, b, c, column, d, h, w, columns, p, eps,
     """
     low = tl.zeros_like(p).to(tl.int32) + 0x7FFFFFFF
     high = tl.zeros_like(low)
-    tops, total, rest, logs = zero.to(tl.int32), zero, zero, zero
-    for j in tl.static_range(ROWS):
+    r = tl.arange(0, STRIP)[:, None]
+    tops = tl.zeros([STRIP, p.shape[0]], tl.int32)
+    total = tl.zeros([STRIP, p.shape[0]], tl.float32)
+    rest = tl.zeros([STRIP, p.shape[0]], tl.float32)
+    logs = tl.zeros([STRIP, p.shape[0]], tl.float32)
+    for j in tl.static_range((STRIP - 1) * SH + KH):
         row_total = tl.zeros_like(p)
         row_rest = tl.zeros_like(p)
         row_logs = tl.zeros_like(p)
@@ -340,17 +348,15 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
         weight = 1.0 / (KD * KH * KW)
         near = False
         if STRIP > 1:
-            r = tl.arange(0, STRIP)[:, None]
             sample = _load(x_ptr, group, a, b + STRIP // 2, c, column, d, h, w,
                            columns, eps, False)
             bits = sample.to(tl.int32, bitcast=True)
             middle = _middle(bits, bits)
-            low, high, shares = _shares_of_strip(
+            low, high, room, shares = _shares_of_strip(
                 grad_y_ptr, y_ptr, group, a + PD, b + PH, c + PW, column,
-                windows_d, windows_h, windows_w, columns, power, middle, r,
-                tl.zeros([STRIP, BLOCK], tl.float32), KD, KH, KW, SD, SH, SW,
-                STRIP)
-            rows = b[None, :] + r
+                windows_d, windows_h, windows_w, columns, power, middle, KD,
+                KH, KW, SD, SH, SW, STRIP)
+            rows = b[None, :] + tl.arange(0, STRIP)[:, None]
             inside = valid[None, :] & (rows < h)
             of_rows = place[None, :] + rows * step
             x, value = _load_cell(x_ptr, of_rows, inside, eps)
@@ -358,9 +364,9 @@ def _backward(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, by_p_ptr, parts_ptr,
                 tl.int32, bitcast=True)
             near = _are_near(tl.minimum(low, tl.min(bits, 0)),
                              tl.maximum(high, tl.max(bits, 0)), middle, power,
-                             80.0)
+                             tl.min(room, 0))
             if near:
-                whole, part = split_log2(value)
+                whole, part = split_log2_of_normal(value)
                 shares *= weight * power_of_two(
                     power[None, :], whole - middle, part)
                 tl.store(grad_x_ptr + of_rows, tl.where(x < eps, 0.0, shares),
@@ -416,19 +422,23 @@ def _covers(i, window, windows, SIZE: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
-                     windows_h, windows_w, columns, power, middle, r, total,
+                     windows_h, windows_w, columns, power, middle,
                      KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
                      SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
                      STRIP: tl.constexpr):
     """The range of all windows; for each cell, the sum over its windows.
 
     That is of the gradients by powers relative to the middle, which are taken
-    once for all cells of the window.
+    once for all cells above each other. Before the sums, the room that the
+    gradients leave to the powers, in bits; none if a sum is not finite.
     """
     ND: tl.constexpr = (KD + SD - 1) // SD
     NW: tl.constexpr = (KW + SW - 1) // SW
     low = tl.zeros_like(power).to(tl.int32) + 0x7FFFFFFF
     high = tl.zeros_like(low)
+    least = tl.zeros_like(power) + 1.0
+    r = tl.arange(0, STRIP)[:, None]
+    total = tl.zeros([STRIP, power.shape[0]], tl.float32)
     last = (b + (STRIP - 1)) // SH
     center = scale_of(middle)[0]
     for j in tl.static_range((STRIP + KH - 2) // SH + 1):
@@ -440,6 +450,8 @@ def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
                 windows_h, windows_w, columns, center, KD, KH, KW, SD, SH, SW)
             bits = y.to(tl.int32, bitcast=True)
             low, high = tl.minimum(low, bits), tl.maximum(high, bits)
+            least = tl.minimum(
+                least, tl.where(grad_y == 0.0, 1.0, tl.abs(grad_y)))
             whole, part = split_log2_of_normal(y)
             whole = middle - whole
             shares = fma(grad_y, normal_power_of_two(
@@ -447,7 +459,9 @@ def _shares_of_strip(grad_y_ptr, y_ptr, group, a, b, c, column, windows_d,
         # How far a cell is into the windows of this row.
         far = (b - last * SH)[None, :] + (r + j * SH)
         total += tl.where((far >= 0) & (far < KH), shares[None, :], 0.0)
-    return low, high, total
+    room = tl.minimum((least.to(tl.int32, bitcast=True) >> 23) - 2, 100)
+    most = tl.max(tl.abs(total).to(tl.int32, bitcast=True), 0)
+    return low, high, tl.where(most < 0x7F800000, room, -1), total
 
 
 @triton.jit

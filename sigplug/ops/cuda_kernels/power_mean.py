@@ -304,7 +304,9 @@ def _load(x_ptr, mask_ptr, rows_ptr, group, column, j, inside, columns,
     """The members of a tile: place, clamped value, and what passes."""
     kept = inside
     if rows_ptr is not None:
-        row = tl.load(rows_ptr + j, mask=inside, other=0)
+        # Triton 3.0 does not broadcast an address to its mask.
+        row = tl.load(tl.broadcast_to(rows_ptr + j, inside.shape), mask=inside,
+                      other=0)
         place = row.to(INDEX) * columns + column
     else:
         place = group * members * columns + column + j.to(INDEX) * columns
@@ -414,7 +416,7 @@ def _backward_of_rows(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, parts_ptr,
                       rows, chunks, p_group, p_column, p_number, p_rest, eps,
                       INDEX: tl.constexpr, GROUPS: tl.constexpr,
                       WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Return the gradient of x, and that of p or the tile's share in each.
+    """The gradient of x, and that of p, or the tile's share in each column's.
 
     The arguments are those of :func:`_backward`.
     """
@@ -442,7 +444,7 @@ def _backward_of_rows(grad_y_ptr, y_ptr, grad_x_ptr, grad_p_ptr, parts_ptr,
     whole, part = split_log2(y)
     part = tl.where(y == y, part, float('nan'))
     place = row * columns + column
-    # Not by what is inside, for which it would have to wait.
+    # Masked by what is valid alone: the rest has to wait for the index.
     x = tl.load(x_ptr + place, mask=valid, other=0.0).to(tl.float32)
     c = clamp(x, eps)
     u_whole, u_part = split_log2(c)
