@@ -1,4 +1,4 @@
-"""The CUDA kernels: interpreted, compiled without a GPU, and on one.
+"""The CUDA kernels, interpreted and on a GPU.
 
 Whether Triton interprets is settled when its kernels are imported, and which
 device it compiles for is a setting of the process: each has its own.
@@ -34,13 +34,3 @@ def test_interpreted():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu():
     run('triton_results.py', TRITON_INTERPRET='0')
-
-
-# Where only the numbers differ, one architecture tells.
-@pytest.mark.parametrize('arch, options', [
-    pytest.param(80, ('-k', 'not segments'), marks=pytest.mark.slow),
-    (90, ())])
-def test_compiles_without_a_gpu(arch, options, tmp_path):
-    """From scratch, as another cache may hold what no longer compiles."""
-    run('triton_compiled.py', *options, TRITON_INTERPRET='0',
-        SIGPLUG_TEST_ARCH=str(arch), TRITON_CACHE_DIR=str(tmp_path))

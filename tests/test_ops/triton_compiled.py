@@ -1,4 +1,4 @@
-"""Compiles what the CUDA functions launch; run by ``test_triton.py``.
+"""Compiles what the CUDA functions launch; run by ``test_triton_compiled.py``.
 
 The functions get tensors without data, so that nothing can wait for a value,
 and their launches only compile.
