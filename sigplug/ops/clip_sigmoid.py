@@ -115,8 +115,8 @@ def clip_sigmoid(x: Tensor,
     low, high = representable_bounds(min_val, max_val, x.dtype)
     trained = torch.is_grad_enabled() and x.requires_grad
     # Rounding before the clip gives the same, but not the same gradient.
-    exact = upcast_half(x) if trained or is_traced() else x
-    y = torch.sigmoid(exact).clamp(low, high)
+    y = torch.sigmoid(upcast_half(x) if trained or is_traced() else x)
+    y = y.clamp(low, high)
     # An ONNX model takes no gradient.
     if grad == 'straight_through' and not torch.onnx.is_in_onnx_export():
         y = _with_gradient_of_sigmoid(y, upcast_half(x))
